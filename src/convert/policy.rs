@@ -33,7 +33,7 @@ pub enum Action {
 }
 
 /// `--on-unsupported`: one action for each kind.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Policy {
     /// Overrides by kind, in the order given.
     pub by_kind: Vec<(Kind, Action)>,

@@ -1,1 +1,3 @@
-//! (being built)
+//! Control plane, workers, windows in flight, phases.
+
+pub mod settings;

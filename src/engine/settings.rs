@@ -1,0 +1,86 @@
+//! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
+
+use crate::convert::Policy;
+use crate::uring::RingSettings;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A password or the like. Never printed: `Debug` and `Serialize` show only whether it is set.
+#[derive(Clone, Default)]
+pub struct Secret(Option<String>);
+
+impl Secret {
+    pub fn new(text: Option<String>) -> Self {
+        Self(text)
+    }
+    /// The secret itself, for AUTH only.
+    pub fn expose(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "(set)" } else { "(none)" })
+    }
+}
+
+impl serde::Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(if self.0.is_some() { "(set)" } else { "(none)" })
+    }
+}
+
+/// One side's address and access.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Endpoint {
+    pub host: String,
+    pub port: u16,
+    pub user: Secret,
+    pub password: Secret,
+}
+
+/// What to do with a target that holds keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExisting {
+    /// Do not start.
+    Refuse,
+    /// Overwrite keys that the source has too; leave the others.
+    Replace,
+    /// FLUSHALL first.
+    Flush,
+    /// Keys that the target holds at the start are left as they are; whatever the source says about them is counted.
+    Skip,
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct MigrateSettings {
+    pub source: Endpoint,
+    pub target: Endpoint,
+    pub on_existing: OnExisting,
+    pub on_unsupported: Policy,
+    /// Number of workers, each with its own ring; flows are spread over them.
+    pub cores: usize,
+    /// Pin worker i to the i-th of these CPUs (empty: not pinned).
+    pub pin_cpus: Vec<usize>,
+    /// All data memory: slabs of all workers and heap buffers for large values.
+    pub memory_bytes: usize,
+    /// Connections of each worker to each target node, at most one a flow.
+    pub connections: usize,
+    /// A batch closes at this size.
+    pub batch_bytes: usize,
+    /// Most unacknowledged bytes on one connection.
+    pub window_bytes: usize,
+    /// Values of at least this size are sent from where they were received instead of being copied.
+    pub borrow_bytes_min: usize,
+    /// Objects up to this size go as one RESTORE; larger ones as chunked commands.
+    pub restore_bytes_max: usize,
+    /// Size of a receive chunk (None: derived from memory and flows).
+    pub rx_chunk_bytes: Option<usize>,
+    pub ring: RingSettings,
+    /// Give up on connecting, and on answers of the control connections, after this time.
+    pub connect_timeout: Duration,
+    /// Where to write the report files.
+    pub report_dir: Option<PathBuf>,
+}
