@@ -1,3 +1,35 @@
 //! Control plane, workers, windows in flight, phases.
+//!
+//! ```text
+//! migrate   one full sync from handshake to end          control thread, tokio-uring
+//!   source, target, link   control connections
+//!   crew    workers started, listened to, reconnected, stopped
+//! worker    one ring, one slab: flows in, lanes out       one thread a core
+//!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
+//!   lane    writer -> batches -> linked sends -> replies
+//! ```
+//!
+//! Invariants: what the report calls done was proven by positions on both sides; a command is sent again only after a
+//! lost connection, and only if the target is known not to have applied it, or if applying it twice in order changes
+//! nothing.
 
+mod batch;
+mod crew;
+pub mod error;
+mod errors;
+mod flow;
+mod handle;
+mod input;
+mod lane;
+mod link;
+mod migrate;
+mod rows;
 pub mod settings;
+mod sizes;
+mod source;
+mod target;
+mod worker;
+mod writer;
+
+pub use error::EngineError;
+pub use migrate::run_migrate;

@@ -1,0 +1,100 @@
+//! One batch of encoded commands: its bytes as segments, and what must be known until its last reply.
+//!
+//! In: bytes, copied into send chunks or referenced where they were received. Out: segments for one `SENDMSG`.
+//! Invariants: `replied <= commands`, `sent_bytes <= bytes`; each `Segment::Chunk` stands for one hold on its chunk, given
+//! back by [`Batch::release`]; a guard group (MULTI .. marker, EXEC) reaches from its first command to the batch's end.
+//! A batch is never changed once closed: what must be found again in it (the k-th command) is found by re-reading.
+
+use crate::ids::DbIndex;
+use crate::uring::{ChunkId, Segment, Slab};
+use bytes::Bytes;
+
+/// The commands that must not be applied twice: everything from `first_command` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// Index of the MULTI.
+    pub first_command: u32,
+    /// Position written to the lane's marker inside the same MULTI.
+    pub sequence: u64,
+}
+
+#[derive(Debug)]
+pub struct Batch {
+    pub segments: Vec<Segment>,
+    pub bytes: usize,
+    /// Bytes that the kernel took so far; what follows goes out first after a short write.
+    pub sent_bytes: usize,
+    /// Commands = replies expected.
+    pub commands: u32,
+    pub replied: u32,
+    pub guard: Option<Guard>,
+    /// Database selected where the batch begins.
+    pub db_at_start: DbIndex,
+    /// When the bytes of its first command were read from the source.
+    pub first_read_ns: u64,
+    /// When it was first submitted to the kernel.
+    pub submitted_ns: u64,
+}
+
+impl Batch {
+    pub fn new(segments: Vec<Segment>, db_at_start: DbIndex) -> Self {
+        Self {
+            segments,
+            bytes: 0,
+            sent_bytes: 0,
+            commands: 0,
+            replied: 0,
+            guard: None,
+            db_at_start,
+            first_read_ns: 0,
+            submitted_ns: 0,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.commands == 0 && self.bytes == 0
+    }
+
+    /// The batch's bytes, in order.
+    pub fn slices<'a>(&'a self, slab: &'a Slab) -> impl Iterator<Item = &'a [u8]> + Clone {
+        self.segments.iter().map(|segment| match segment {
+            Segment::Chunk { chunk, start, len } => {
+                let filled = slab.filled(*chunk);
+                filled.get(*start as usize..(*start + *len) as usize).unwrap_or(&[])
+            }
+            Segment::Heap(bytes) => &bytes[..],
+        })
+    }
+
+    /// Gives every hold back; returns the emptied segment list for reuse.
+    pub fn release(mut self, slab: &mut Slab) -> Vec<Segment> {
+        for segment in self.segments.drain(..) {
+            if let Segment::Chunk { chunk, .. } = segment {
+                slab.release(chunk);
+            }
+        }
+        self.segments
+    }
+
+    /// Appends `len` bytes at `start` of a chunk, extending the last segment where they follow it. Takes a hold if a
+    /// segment is added.
+    pub fn push_chunk(&mut self, slab: &mut Slab, chunk: ChunkId, start: u32, len: u32) {
+        self.bytes += len as usize;
+        if let Some(Segment::Chunk { chunk: last, start: last_start, len: last_len }) = self.segments.last_mut()
+            && *last == chunk
+            && *last_start + *last_len == start
+        {
+            *last_len += len;
+            return;
+        }
+        slab.hold(chunk);
+        self.segments.push(Segment::Chunk { chunk, start, len });
+    }
+
+    pub fn push_heap(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.bytes += bytes.len();
+            self.segments.push(Segment::Heap(bytes));
+        }
+    }
+}

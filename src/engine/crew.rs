@@ -1,0 +1,290 @@
+//! The workers of one full sync: started, listened to, reconnected, stopped.
+//!
+//! In: the flows, opened. Out: the workers' events. Invariants: no thread outlives `stop`; a connection that a worker
+//! lost is made again only to the same server process (a restarted one may have forgotten acknowledged writes).
+
+use super::error::EngineError;
+use super::handle::Existing;
+use super::migrate::{owner_rule, plan_of};
+use super::settings::MigrateSettings;
+use super::sizes::Sizes;
+use super::target::{self, OWN_PREFIX, TargetLink};
+use super::worker::{self, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use crate::ids::DbIndex;
+use crate::redis::Capabilities;
+use crate::report::document::RingFeature;
+use crate::uring::{self, Features, Waker};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+pub struct CrewPlan {
+    pub settings: Arc<MigrateSettings>,
+    pub capabilities: Arc<Capabilities>,
+    pub existing: Arc<Existing>,
+    pub run_id: String,
+    /// Begin of the run on the monotonic clock.
+    pub started_ns: u64,
+}
+
+struct Member {
+    commands: mpsc::Sender<WorkerCommand>,
+    waker: Option<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+pub struct Crew {
+    plan: CrewPlan,
+    members: Vec<Member>,
+    events: UnboundedReceiver<WorkerEvent>,
+    features: Option<Box<Features>>,
+    reconnected: UnboundedReceiver<Reconnected>,
+    reconnected_tx: UnboundedSender<Reconnected>,
+    summaries: Vec<WorkerSummary>,
+}
+
+struct Reconnected {
+    worker: usize,
+    lane: usize,
+    generation: u16,
+    result: Result<Again, EngineError>,
+}
+
+/// A connection made again.
+struct Again {
+    socket: OwnedFd,
+    client_id: i64,
+    /// Position of the last guarded group that the target applied.
+    applied: u64,
+}
+
+/// What must be known of a lost connection to replace it.
+struct Lost {
+    client_id: i64,
+    marker: Vec<u8>,
+    marked_dbs: Vec<DbIndex>,
+}
+
+/// How long a worker may take to set up its ring (registering pins memory, which is slow) and to stop.
+const WORKER_PATIENCE: Duration = Duration::from_secs(60);
+const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+const RECONNECT_LAST: Duration = Duration::from_secs(2);
+
+impl Crew {
+    /// Spreads the flows over the workers, connects their lanes and waits until every ring stands.
+    pub async fn start(plan: CrewPlan, flows: Vec<FlowStart>) -> Result<Self, EngineError> {
+        let settings = plan.settings.clone();
+        let flows_count = flows.len();
+        let workers = settings.cores.clamp(1, flows_count.max(1));
+        let flows_max = flows_count.div_ceil(workers);
+        let lanes_of = |flows: usize| settings.connections.clamp(1, flows.max(1));
+        let sizes = Sizes::derive(&settings, workers, flows_max, lanes_of(flows_max))?;
+        let convert_plan = plan_of(&settings, plan.capabilities.clone(), sizes.set_bytes_max)?;
+        let owner = owner_rule(flows_count as u32);
+        let job = format!("{:x}{:x}", std::process::id(), uring::clock::realtime_ms());
+
+        let mut shares: Vec<Vec<FlowStart>> = (0..workers).map(|_| Vec::new()).collect();
+        for (i, flow) in flows.into_iter().enumerate() {
+            shares[i % workers].push(flow);
+        }
+        let (events_tx, events) = unbounded_channel();
+        let (reconnected_tx, reconnected) = unbounded_channel();
+        let mut crew =
+            Self { plan, members: Vec::new(), events, features: None, reconnected, reconnected_tx, summaries: Vec::new() };
+        for (index, share) in shares.into_iter().enumerate() {
+            let mut lanes = Vec::new();
+            for lane in 0..lanes_of(share.len()) {
+                let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+                let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
+                lanes.push(LaneStart { node: 0, client_id: target::client_id(&mut link).await?, socket: link.hand_over()?, marker });
+            }
+            let (commands, receiver) = mpsc::channel();
+            let start = WorkerStart {
+                index,
+                cpu: settings.pin_cpus.get(index % settings.pin_cpus.len().max(1)).copied(),
+                settings: settings.clone(),
+                sizes,
+                plan: convert_plan.clone(),
+                owner: owner.clone(),
+                existing: crew.plan.existing.clone(),
+                flows: share,
+                lanes,
+                started_ns: crew.plan.started_ns,
+                events: events_tx.clone(),
+                commands: receiver,
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || worker::run(start))
+                .map_err(|e| EngineError::System(format!("worker {index} cannot be started: {e}")))?;
+            crew.members.push(Member { commands, waker: None, thread: Some(thread) });
+        }
+        drop(events_tx);
+        if let Err(error) = crew.wait_ready().await {
+            crew.stop().await;
+            return Err(error);
+        }
+        Ok(crew)
+    }
+
+    async fn wait_ready(&mut self) -> Result<(), EngineError> {
+        let mut ready = 0;
+        while ready < self.members.len() {
+            match tokio::time::timeout(WORKER_PATIENCE, self.events.recv()).await {
+                Ok(Some(WorkerEvent::Ready { worker, features, waker })) => {
+                    ready += 1;
+                    self.features = Some(features);
+                    if let Some(member) = self.members.get_mut(worker) {
+                        member.waker = Some(waker);
+                    }
+                }
+                Ok(Some(WorkerEvent::Failed { error, .. })) => return Err(error),
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(EngineError::Internal("a worker ended without a word".into())),
+                Err(_) => {
+                    return Err(EngineError::System(format!("a worker's ring did not stand within {WORKER_PATIENCE:?}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn workers(&self) -> usize {
+        self.members.len()
+    }
+
+    pub fn features(&self) -> Vec<RingFeature> {
+        self.features.as_ref().map(|features| super::rows::ring_features(features)).unwrap_or_default()
+    }
+
+    /// The next event that is not the crew's own business.
+    pub async fn event(&mut self) -> Result<WorkerEvent, EngineError> {
+        loop {
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(WorkerEvent::Failed { error, .. }) => return Err(error),
+                    Some(WorkerEvent::LaneLost { worker, lane, generation, client_id, marker, marked_dbs, .. }) => {
+                        self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs });
+                    }
+                    Some(event) => return Ok(event),
+                    None => return Err(EngineError::Internal("all workers ended without a word".into())),
+                },
+                Some(again) = self.reconnected.recv() => {
+                    let Again { socket, client_id, applied } = again.result?;
+                    let command =
+                        WorkerCommand::Resume { lane: again.lane, generation: again.generation, socket, client_id, applied };
+                    self.tell(again.worker, command);
+                }
+            }
+        }
+    }
+
+    fn tell(&self, worker: usize, command: WorkerCommand) {
+        if let Some(member) = self.members.get(worker) {
+            // A worker that is gone has said why through its event.
+            let _ = member.commands.send(command);
+            if let Some(waker) = &member.waker {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Connects again in the background, with growing pauses, for as long as the connect timeout.
+    fn reconnect(&self, worker: usize, lane: usize, generation: u16, lost: Lost) {
+        let (settings, run_id) = (self.plan.settings.clone(), self.plan.run_id.clone());
+        let done = self.reconnected_tx.clone();
+        tokio_uring::spawn(async move {
+            let result = connect_again(&settings, &run_id, &lost).await;
+            let _ = done.send(Reconnected { worker, lane, generation, result });
+        });
+    }
+
+    /// Stops every worker and waits for it. Returns their summaries and the first failure among them.
+    pub async fn stop(&mut self) -> (Vec<WorkerSummary>, Result<(), EngineError>) {
+        for worker in 0..self.members.len() {
+            self.tell(worker, WorkerCommand::Stop);
+        }
+        let mut outcome = Ok(());
+        let deadline = tokio::time::Instant::now() + WORKER_PATIENCE;
+        loop {
+            match tokio::time::timeout_at(deadline, self.events.recv()).await {
+                Ok(Some(WorkerEvent::Finished { summary, .. })) => self.summaries.push(*summary),
+                Ok(Some(WorkerEvent::Failed { error, .. })) => {
+                    if outcome.is_ok() {
+                        outcome = Err(error);
+                    }
+                }
+                Ok(Some(WorkerEvent::Ready { worker, waker, .. })) => {
+                    waker.wake();
+                    if let Some(member) = self.members.get_mut(worker) {
+                        member.waker = Some(waker);
+                    }
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => {
+                    outcome = outcome.and(Err(EngineError::Internal("a worker did not stop".into())));
+                    break;
+                }
+            }
+        }
+        for member in &mut self.members {
+            if let Some(thread) = member.thread.take()
+                && thread.is_finished()
+            {
+                let _ = thread.join();
+            }
+        }
+        (std::mem::take(&mut self.summaries), outcome)
+    }
+}
+
+async fn connect_again(
+    settings: &MigrateSettings,
+    run_id: &str,
+    lost: &Lost,
+) -> Result<Again, EngineError> {
+    let deadline = tokio::time::Instant::now() + settings.connect_timeout;
+    let mut pause = RECONNECT_FIRST;
+    loop {
+        match try_again(settings, run_id, lost).await {
+            Ok(done) => return Ok(done),
+            Err(error @ EngineError::Refused(_)) => return Err(EngineError::Target(error.to_string())),
+            Err(error) if tokio::time::Instant::now() + pause >= deadline => {
+                return Err(EngineError::Target(format!(
+                    "the connection was lost and could not be made again within {:?}: {error}",
+                    settings.connect_timeout
+                )));
+            }
+            Err(error) => {
+                tracing::warn!(%error, ?pause, "connecting to the target again failed");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RECONNECT_LAST);
+            }
+        }
+    }
+}
+
+async fn try_again(
+    settings: &MigrateSettings,
+    run_id: &str,
+    lost: &Lost,
+) -> Result<Again, EngineError> {
+    let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+    let now = target::run_id(&mut link).await?;
+    if now != run_id {
+        return Err(EngineError::Refused(
+            "the target server was restarted during the run, so writes that it had acknowledged may be lost; run again \
+             with --on-existing flush"
+                .into(),
+        ));
+    }
+    // Bytes of the lost connection may still wait at the target: it must never execute them after what comes now.
+    target::end_client(&mut link, lost.client_id).await?;
+    let applied = target::applied(&mut link, &lost.marker, &lost.marked_dbs).await?;
+    let client_id = target::client_id(&mut link).await?;
+    Ok(Again { socket: link.hand_over()?, client_id, applied })
+}

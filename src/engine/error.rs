@@ -1,0 +1,51 @@
+//! Why a run ended without reaching its goal, by class. The class decides the exit code.
+
+use crate::dragonfly::DecodeError;
+
+/// Exit classes (README.md lists the codes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The run was refused: nothing was written, or it stopped at the first key that the target cannot hold.
+    Refused,
+    Source,
+    Target,
+    CorruptStream,
+    System,
+    Interrupted,
+    Internal,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("source: {0}")]
+    Source(String),
+    #[error("target: {0}")]
+    Target(String),
+    #[error("corrupt stream from the source: {0}; nothing after this point can be read. Run again; if it stays, please report it with the source's version")]
+    Corrupt(#[from] DecodeError),
+    #[error("{0}")]
+    System(String),
+    #[error("interrupted")]
+    Interrupted,
+    /// The source was emptied (FLUSHALL, FLUSHDB) while its snapshot was being read: the sync begins anew.
+    #[error("flow {flow}: the source ran {command} during the full sync, which voids the snapshot (dragonfly-wire.md 4.8)")]
+    SyncVoided { flow: u32, command: String },
+    #[error("internal error: {0}; please report it")]
+    Internal(String),
+}
+
+impl EngineError {
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Refused(_) => Class::Refused,
+            Self::Source(_) | Self::SyncVoided { .. } => Class::Source,
+            Self::Target(_) => Class::Target,
+            Self::Corrupt(_) => Class::CorruptStream,
+            Self::System(_) => Class::System,
+            Self::Interrupted => Class::Interrupted,
+            Self::Internal(_) => Class::Internal,
+        }
+    }
+}

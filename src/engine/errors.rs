@@ -1,0 +1,56 @@
+//! Error replies of the target: which are expected, and what the others mean for the operator.
+
+use super::batch::Batch;
+use super::error::EngineError;
+use crate::redis::request;
+use crate::uring::Slab;
+
+/// Looks at the error reply `text` to command `index` of `batch`. `Ok` where the reply is no sign of divergence.
+/// `resent`: the lane was connected again, so a command may have been applied already.
+pub fn judge(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8], resent: bool) -> Result<(), EngineError> {
+    let head = request::nth_command(batch.slices(slab), index as usize)
+        .map_err(|e| EngineError::Internal(format!("a batch cannot be read again after an error reply: {e}")))?;
+    let name = head.name.to_ascii_uppercase();
+    if is_expected(&name, text, resent) {
+        tracing::debug!(node, command = %name.escape_ascii(), key = %head.first_arg.escape_ascii(),
+            reply = %text.escape_ascii(), "expected error reply");
+        return Ok(());
+    }
+    Err(EngineError::Target(format!(
+        "node {node} answered \"{}\" to {} {}; {}",
+        text.escape_ascii(),
+        name.escape_ascii(),
+        head.first_arg.escape_ascii(),
+        remedy(text)
+    )))
+}
+
+fn is_expected(name: &[u8], text: &[u8], resent: bool) -> bool {
+    match name {
+        // The key was left out (its type cannot be held) or has expired at the target.
+        b"RENAME" | b"RENAMENX" => text.starts_with(b"ERR no such key"),
+        b"XADD" | b"XSETID" => resent && find(text, b"equal or smaller"),
+        b"XGROUP" => resent && text.starts_with(b"BUSYGROUP"),
+        _ => false,
+    }
+}
+
+fn find(text: &[u8], part: &[u8]) -> bool {
+    memchr::memmem::find(text, part).is_some()
+}
+
+/// What the operator can do about an error class.
+fn remedy(text: &[u8]) -> &'static str {
+    let code = text.split(|b| *b == b' ').next().unwrap_or(text);
+    match code {
+        b"OOM" => "the target is out of memory: raise its maxmemory and run again",
+        b"READONLY" => "the target is a replica: give the address of its primary",
+        b"MISCONF" => "the target cannot persist and refuses writes: free its disk or see its stop-writes-on-bgsave-error",
+        b"LOADING" => "the target is still loading its data: run again when it is ready",
+        b"NOAUTH" | b"WRONGPASS" => "check the target's user and password",
+        b"NOPERM" => "the target's user lacks a permission (README.md lists the least that is needed)",
+        b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => "the target is a cluster, which this version does not load",
+        b"EXECABORT" => "a command inside MULTI was refused (see the error before it in the target's log)",
+        _ => "the run stops here, because going on would leave a wrong value behind",
+    }
+}

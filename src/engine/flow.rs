@@ -1,0 +1,414 @@
+//! One flow: its socket, decoder and handler, and how received bytes become commands.
+//!
+//! In: completed reads. Out: commands on the flow's lane, phase events to the control plane. Invariants: bytes are parsed
+//! in stream order, a compressed blob's content in the place of the blob; while the lane or the slab is full nothing is
+//! decoded, and reading goes on until the chunk is full; the end is the token, never a closed socket.
+
+use super::error::EngineError;
+use super::handle::FlowHandler;
+use super::input::{Cursor, HeapBudget, Room, Window};
+use super::lane::Lane;
+use super::settings::MigrateSettings;
+use super::sizes::Sizes;
+use super::worker::{FlowStart, WorkerEvent, has_room};
+use super::writer::{Encoder, Source, Writer};
+use crate::dragonfly::blob::BlobReader;
+use crate::dragonfly::journal::JournalDecoder;
+use crate::dragonfly::stream::{Progress, StreamDecoder};
+use crate::dragonfly::{Codec, Event, ObjectType};
+use crate::ids::{FlowId, Lsn};
+use crate::uring::{Slab, Socket};
+use bytes::Bytes;
+use std::rc::Rc;
+use tokio::sync::mpsc::UnboundedSender;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowState {
+    Snapshot,
+    /// FULLSYNC_END came; journal blobs may follow.
+    SnapshotEnded,
+    /// Offset, EOF and the right token came. What follows is stable journal, read and dropped.
+    Complete,
+}
+
+impl FlowState {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::SnapshotEnded => "snapshot ended",
+            Self::Complete => "complete",
+        }
+    }
+}
+
+/// Why `pump` returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pumped {
+    /// Enough for this turn; there is more.
+    Budget,
+    /// Until a read, an acknowledgement or free memory.
+    Waiting,
+}
+
+/// A compressed blob whose content is being parsed.
+struct Blob {
+    reader: BlobReader,
+    cursor: Cursor,
+}
+
+pub struct Flow {
+    pub id: FlowId,
+    pub socket: Rc<Socket>,
+    /// Index of the worker's lane that takes this flow's commands.
+    pub lane: usize,
+    pub state: FlowState,
+    pub reading: bool,
+    pub bytes_in: u64,
+    /// Longest time between the end of a read and the begin of the next.
+    pub unread_ns_max: u64,
+    pub input: Cursor,
+    pub handler: FlowHandler,
+    decoder: StreamDecoder,
+    journal: JournalDecoder,
+    blob: Option<Blob>,
+    /// The command of a large string that is still being received.
+    staged: Option<Box<Encoder>>,
+    eof_token: [u8; 40],
+    next_lsn: Option<Lsn>,
+    read_ns: u64,
+}
+
+/// Bytes of one flow decoded in one turn.
+const PUMP_BYTES: usize = 1 << 20;
+
+/// Pieces of a large string are at least this long, unless the chunk or the string ends.
+const PIECE_BYTES_MIN: u64 = 64 * 1024;
+
+/// What the inner loop stopped for.
+enum Stop {
+    Need(usize),
+    Blob(Codec, Bytes),
+    Full,
+    Budget,
+    Complete,
+}
+
+impl Flow {
+    pub fn new(
+        start: FlowStart,
+        lane: usize,
+        handler: FlowHandler,
+        sizes: &Sizes,
+        slab: &mut Slab,
+        heap: &HeapBudget,
+    ) -> Result<Self, EngineError> {
+        let FlowStart { id, socket, eof_token, early } = start;
+        let mut input = Cursor::default();
+        if input.make_room(slab, heap, 1, sizes.layout.rx_chunk_bytes) == Room::Wait {
+            return Err(EngineError::Internal("the slab has no chunk for a new flow".into()));
+        }
+        if let Some(chunk) = input.chunk()
+            && slab.append(chunk, &early) < early.len()
+        {
+            return Err(EngineError::Source(format!(
+                "flow {id}: {} bytes came before DFLY SYNC was sent; this is not how a Dragonfly behaves",
+                early.len()
+            )));
+        }
+        Ok(Self {
+            id,
+            socket: Rc::new(Socket::from(socket)),
+            lane,
+            state: FlowState::Snapshot,
+            reading: false,
+            bytes_in: early.len() as u64,
+            unread_ns_max: 0,
+            input,
+            handler,
+            decoder: StreamDecoder::new(id, sizes.limits),
+            journal: JournalDecoder::new(id, sizes.limits.atom_bytes_max),
+            blob: None,
+            staged: None,
+            eof_token,
+            next_lsn: None,
+            read_ns: 0,
+        })
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.state == FlowState::Complete
+    }
+
+    pub fn wants_read(&self, slab: &Slab) -> bool {
+        !self.reading && self.input.chunk().is_some_and(|chunk| slab.room(chunk) > 0)
+    }
+
+    /// A read begins now.
+    pub fn read_begins(&mut self, now_ns: u64) {
+        self.reading = true;
+        if self.read_ns > 0 {
+            self.unread_ns_max = self.unread_ns_max.max(now_ns.saturating_sub(self.read_ns));
+        }
+    }
+
+    /// A read completed. Returns the number of bytes.
+    pub fn read_done(&mut self, result: Result<u32, i32>, now_ns: u64) -> Result<usize, EngineError> {
+        self.reading = false;
+        match result {
+            Ok(0) if self.is_complete() => Err(EngineError::Source(format!(
+                "flow {}: the source closed the connection right after the full sync, before its end was confirmed on all flows",
+                self.id
+            ))),
+            Ok(0) => Err(EngineError::Source(format!(
+                "the source closed the connection of flow {} in the middle of the full sync ({}). Its log says why \
+                 (replication_timeout, shutdown, memory); the target holds a part of the data",
+                self.id,
+                self.decoder.closed(&[])
+            ))),
+            Ok(n) => {
+                self.bytes_in += u64::from(n);
+                self.read_ns = now_ns;
+                Ok(n as usize)
+            }
+            Err(libc::EINTR | libc::EAGAIN | libc::ENOBUFS) => Ok(0),
+            Err(errno) => Err(EngineError::Source(format!(
+                "flow {}, offset {}: reading failed: {}",
+                self.id,
+                self.decoder.offset_bytes(),
+                std::io::Error::from_raw_os_error(errno)
+            ))),
+        }
+    }
+
+    /// Decodes and converts what was received, as far as the lane and the slab have room.
+    #[allow(clippy::too_many_arguments)] // one call site; a struct would only rename them
+    pub fn pump(
+        &mut self,
+        slab: &mut Slab,
+        lane: &mut Lane,
+        heap: &HeapBudget,
+        settings: &MigrateSettings,
+        sizes: &Sizes,
+        now_ms: i64,
+        events: &UnboundedSender<WorkerEvent>,
+    ) -> Result<Pumped, EngineError> {
+        let chunk_bytes = sizes.layout.rx_chunk_bytes;
+        let mut consumed_bytes = 0;
+        if !self.reading {
+            self.input.filled(slab, heap);
+        }
+        loop {
+            if self.is_complete() {
+                return Ok(self.drop_stable(slab, heap, chunk_bytes));
+            }
+            if !has_room(slab, lane, settings.window_bytes) {
+                return Ok(Pumped::Waiting);
+            }
+            let stop = self.decode(slab, lane, settings, now_ms, events, &mut consumed_bytes)?;
+            match stop {
+                Stop::Full => return Ok(Pumped::Waiting),
+                Stop::Budget => return Ok(Pumped::Budget),
+                Stop::Complete => {}
+                Stop::Blob(codec, frame) => {
+                    self.decoder.enter_blob()?;
+                    let reader = BlobReader::new(codec, frame).map_err(|e| self.decoder.blob_error(e))?;
+                    self.blob = Some(Blob { reader, cursor: Cursor::default() });
+                }
+                Stop::Need(need) if self.blob.is_some() => {
+                    if self.unpack(slab, heap, need, chunk_bytes)? == Room::Wait {
+                        return Ok(Pumped::Waiting);
+                    }
+                }
+                Stop::Need(need) => {
+                    if self.reading {
+                        return Ok(Pumped::Waiting);
+                    }
+                    if self.input.make_room(slab, heap, need, chunk_bytes) == Room::Wait {
+                        return Ok(Pumped::Waiting);
+                    }
+                    // A jumbo may have become complete with bytes that were there already.
+                    let available = self.input.window(slab).map_or(0, |(window, from)| window.bytes().len() - from);
+                    if available < need {
+                        return Ok(Pumped::Waiting);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Decodes from the current window until something is missing.
+    fn decode(
+        &mut self,
+        slab: &mut Slab,
+        lane: &mut Lane,
+        settings: &MigrateSettings,
+        now_ms: i64,
+        events: &UnboundedSender<WorkerEvent>,
+        consumed_bytes: &mut usize,
+    ) -> Result<Stop, EngineError> {
+        let Self { blob, input, decoder, journal, handler, staged, state, .. } = self;
+        let cursor = match blob {
+            Some(blob) => &mut blob.cursor,
+            None => input,
+        };
+        let Some((window, mut position)) = cursor.window(slab) else { return Ok(Stop::Need(1)) };
+        let window_is_last = match &window {
+            Window::Chunk(chunk, _) => slab.room(*chunk) == 0,
+            Window::Heap(_) => true,
+        };
+        let source = match &window {
+            Window::Chunk(chunk, view) => Source::Chunk(*chunk, view.clone()),
+            Window::Heap(bytes) => Source::Heap(bytes.clone()),
+        };
+        let bytes = window.bytes();
+        let stop = loop {
+            let rest = &bytes[position..];
+            if rest.is_empty() {
+                break Stop::Need(1);
+            }
+            let raw_left = decoder.raw_bytes_left();
+            if raw_left > 0 && !window_is_last {
+                let wanted = raw_left.min(PIECE_BYTES_MIN) as usize;
+                if rest.len() < wanted {
+                    break Stop::Need(wanted);
+                }
+            }
+            let (event, consumed) = match decoder.next(rest)? {
+                Progress::NeedMore { at_least } => break Stop::Need(at_least),
+                Progress::Event { event, consumed } => (event, consumed),
+            };
+            position += consumed;
+            *consumed_bytes += consumed;
+            match event {
+                Event::FullSyncEnd => {
+                    *state = FlowState::SnapshotEnded;
+                    let _ = events.send(WorkerEvent::FullSyncEnd { flow: self.id });
+                    continue;
+                }
+                Event::JournalOffset(lsn) => {
+                    self.next_lsn = Some(lsn);
+                    continue;
+                }
+                Event::Eof { token } => {
+                    if token != self.eof_token {
+                        return Err(EngineError::Source(format!(
+                            "flow {}: the token at the end of the full sync is not the one promised ({} instead of {}); \
+                             the stream cannot be trusted",
+                            self.id,
+                            token.escape_ascii(),
+                            self.eof_token.escape_ascii()
+                        )));
+                    }
+                    let next_lsn = self.next_lsn.ok_or_else(|| {
+                        EngineError::Internal("the decoder let an EOF without JOURNAL_OFFSET pass".into())
+                    })?;
+                    *state = FlowState::Complete;
+                    let _ = events.send(WorkerEvent::Complete { flow: self.id, next_lsn });
+                    break Stop::Complete;
+                }
+                Event::Compressed { codec, frame } => {
+                    let frame = match &window {
+                        Window::Chunk(..) => Bytes::copy_from_slice(frame),
+                        Window::Heap(heap) => heap.slice_ref(frame),
+                    };
+                    break Stop::Blob(codec, frame);
+                }
+                Event::Skipped { opcode } => {
+                    tracing::debug!(flow = %self.id, opcode, "read over");
+                    continue;
+                }
+                _ => {}
+            }
+            if let Event::Begin { meta, .. } = &event
+                && meta.object_type == ObjectType::String
+            {
+                *staged = Some(Box::new(Encoder::new()));
+            }
+            let ends = matches!(event, Event::End { .. });
+            {
+                let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
+                let mut writer = Writer {
+                    encoder: staged.as_deref_mut().unwrap_or(encoder),
+                    slab: &mut *slab,
+                    guard: if staged_is(staged) { None } else { Some(guard) },
+                    source: &source,
+                    borrow_bytes_min: settings.borrow_bytes_min,
+                    batch_bytes: settings.batch_bytes,
+                    closed,
+                    spare_segments,
+                    read_ns: self.read_ns,
+                };
+                match &event {
+                    Event::JournalBlob { record } => handler.journal_blob(journal, record, now_ms, &mut writer)?,
+                    event => handler.snapshot(event, now_ms, &mut writer)?,
+                }
+            }
+            if staged.is_some() {
+                commit_staged(staged, ends, slab, lane, settings.batch_bytes);
+            } else if !lane.closed.is_empty() {
+                lane.queue_closed();
+            }
+            if !has_room(slab, lane, settings.window_bytes) {
+                break Stop::Full;
+            }
+            if *consumed_bytes > PUMP_BYTES {
+                break Stop::Budget;
+            }
+        };
+        cursor.consumed_to(position);
+        Ok(stop)
+    }
+
+    /// Unpacks more of the blob's content, or leaves the blob at its end.
+    fn unpack(&mut self, slab: &mut Slab, heap: &HeapBudget, need: usize, chunk_bytes: usize) -> Result<Room, EngineError> {
+        let Some(blob) = &mut self.blob else { return Ok(Room::Ready) };
+        if blob.cursor.make_room(slab, heap, need, chunk_bytes) == Room::Wait {
+            return Ok(Room::Wait);
+        }
+        let Some(chunk) = blob.cursor.chunk() else { return Ok(Room::Ready) };
+        let unpacked = blob.reader.read(slab.spare(chunk)).map_err(|e| self.decoder.blob_error(e))?;
+        if unpacked > 0 {
+            slab.advance(chunk, unpacked);
+            return Ok(blob.cursor.filled(slab, heap));
+        }
+        if slab.room(chunk) == 0 {
+            return Ok(Room::Ready);
+        }
+        let left_over = blob.cursor.unparsed_bytes(slab);
+        self.decoder.leave_blob(left_over)?;
+        blob.cursor.clear(slab);
+        self.blob = None;
+        Ok(Room::Ready)
+    }
+
+    /// What follows the token belongs to no full sync: it is read, so that the source never waits, and dropped.
+    fn drop_stable(&mut self, slab: &mut Slab, heap: &HeapBudget, chunk_bytes: usize) -> Pumped {
+        if !self.reading {
+            self.input.clear(slab);
+            self.input.make_room(slab, heap, 1, chunk_bytes);
+        }
+        Pumped::Waiting
+    }
+}
+
+fn staged_is(staged: &Option<Box<Encoder>>) -> bool {
+    staged.is_some()
+}
+
+/// Queues the staged command(s) once none is open.
+fn commit_staged(staged: &mut Option<Box<Encoder>>, ends: bool, slab: &mut Slab, lane: &mut Lane, batch_bytes: usize) {
+    let Some(encoder) = staged else { return };
+    if !encoder.in_command && encoder.batch.commands > 0 {
+        let db = encoder.db;
+        let mut batch = encoder.take_batch(slab, Vec::new());
+        encoder.tail.finish(&mut batch, slab);
+        lane.close_open(slab, batch_bytes);
+        lane.queue_staged(slab, batch, db);
+    }
+    if ends {
+        let mut unused = encoder.take_batch(slab, Vec::new());
+        encoder.tail.finish(&mut unused, slab);
+        unused.release(slab);
+        *staged = None;
+    }
+}

@@ -1,0 +1,231 @@
+//! What becomes of one flow's events: filters before the conversion, and the conversion itself.
+//!
+//! In: events and journal records of one flow. Out: commands through a `Writer`, and what must be known at the end
+//! (suspects, strays, skipped keys). Invariants: a key that this flow does not own is dropped only when the source's rule
+//! is known (wire 1.1); a key that the target held before and that is to be kept is never written; the order of the flow
+//! is the order of the commands.
+
+use super::error::EngineError;
+use super::writer::Writer;
+use crate::convert::journal::{JournalTranslator, Outcome, keys, suspects::Suspects};
+use crate::convert::{Converter, Plan};
+use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
+use crate::dragonfly::owner::{OwnerRule, Verdict};
+use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
+use crate::ids::{DbIndex, FlowId};
+use smallvec::SmallVec;
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+/// Keys that the target held before the run and that `--on-existing skip` leaves as they are, as 128-bit hashes.
+pub struct Existing {
+    hashes: HashSet<u128>,
+    seeds: [RandomState; 2],
+}
+
+impl Existing {
+    pub fn new() -> Self {
+        Self { hashes: HashSet::new(), seeds: [RandomState::new(), RandomState::new()] }
+    }
+
+    pub fn insert(&mut self, db: DbIndex, key: &[u8]) {
+        let hash = self.hash(db, key);
+        self.hashes.insert(hash);
+    }
+
+    pub fn contains(&self, db: DbIndex, key: &[u8]) -> bool {
+        self.hashes.contains(&self.hash(db, key))
+    }
+
+    pub fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    fn hash(&self, db: DbIndex, key: &[u8]) -> u128 {
+        let [low, high] = &self.seeds;
+        u128::from(low.hash_one((db, key))) | (u128::from(high.hash_one((db, key))) << 64)
+    }
+}
+
+/// Keys of each flow whose owner is looked at unconditionally, to learn the source's rule.
+const OBSERVED_KEYS: u32 = 4096;
+
+/// Memory that the suspects of one flow may take.
+const SUSPECTS_BYTES_MAX: usize = 64 << 20;
+
+/// Counts that belong to no type of value.
+#[derive(Clone, Debug, Default)]
+pub struct FlowCounts {
+    pub strays_dropped: u64,
+    /// HyperLogLog keys whose owner could not be told.
+    pub owner_unknown: u64,
+    pub existing_skipped: u64,
+    pub journal_records: u64,
+}
+
+pub struct FlowHandler {
+    pub flow: FlowId,
+    pub converter: Converter,
+    pub translator: JournalTranslator,
+    pub suspects: Suspects,
+    pub counts: FlowCounts,
+    owner: Arc<OwnerRule>,
+    existing: Arc<Existing>,
+    observe_left: u32,
+    /// Split objects whose key is not to be written.
+    dropped_objects: SmallVec<[ObjectId; 4]>,
+}
+
+impl FlowHandler {
+    pub fn new(flow: FlowId, plan: Arc<Plan>, owner: Arc<OwnerRule>, existing: Arc<Existing>) -> Self {
+        Self {
+            flow,
+            converter: Converter::new(flow, plan.clone()),
+            translator: JournalTranslator::new(flow, plan),
+            suspects: Suspects::new(SUSPECTS_BYTES_MAX),
+            counts: FlowCounts::default(),
+            owner,
+            existing,
+            observe_left: OBSERVED_KEYS,
+            dropped_objects: SmallVec::new(),
+        }
+    }
+
+    /// An object of the snapshot, or a part of one, or an AUX field.
+    pub fn snapshot(&mut self, event: &Event<'_>, now_ms: i64, out: &mut Writer<'_>) -> Result<(), EngineError> {
+        match event {
+            Event::Whole { meta, body } => {
+                if !self.admits(meta, Some(body)) {
+                    return Ok(());
+                }
+            }
+            Event::Begin { object, meta, .. } => {
+                self.dropped_objects.retain(|id| id != object);
+                if !self.admits(meta, None) {
+                    self.dropped_objects.push(*object);
+                    return Ok(());
+                }
+            }
+            Event::Run { object, .. } if self.dropped_objects.contains(object) => return Ok(()),
+            Event::End { object } if self.dropped_objects.contains(object) => {
+                self.dropped_objects.retain(|id| id != object);
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.converter.event(event, now_ms, out).map_err(EngineError::from)
+    }
+
+    /// Whether the object is to be written. Learns the owner rule on the way.
+    fn admits(&mut self, meta: &KeyMeta<'_>, body: Option<&[u8]>) -> bool {
+        self.suspects.settled(meta.db, meta.key);
+        let is_hyll = meta.object_type == ObjectType::String && body.is_some_and(|body| is_hyll(meta, body));
+        if self.observe_left > 0 || memchr::memchr(b'{', meta.key).is_some() {
+            self.observe_left = self.observe_left.saturating_sub(1);
+            self.owner.observe(self.flow, meta.key, is_hyll);
+        }
+        if is_hyll && self.is_stray(meta.key) {
+            return false;
+        }
+        self.admits_existing(meta.db, meta.key)
+    }
+
+    fn is_stray(&mut self, key: &[u8]) -> bool {
+        match self.owner.verdict(self.flow, key) {
+            Verdict::Own => false,
+            Verdict::Stray => {
+                self.counts.strays_dropped += 1;
+                true
+            }
+            Verdict::Unknown => {
+                self.counts.owner_unknown += 1;
+                tracing::warn!(flow = %self.flow, key = %key.escape_ascii(),
+                    "the source's rule for the owner of a key is not known: this HyperLogLog may be a stale copy");
+                false
+            }
+        }
+    }
+
+    fn admits_existing(&mut self, db: DbIndex, key: &[u8]) -> bool {
+        if !self.existing.is_empty() && self.existing.contains(db, key) {
+            self.counts.existing_skipped += 1;
+            return false;
+        }
+        true
+    }
+
+    /// The records of one journal blob of the full sync.
+    pub fn journal_blob(
+        &mut self,
+        decoder: &mut JournalDecoder,
+        blob: &[u8],
+        now_ms: i64,
+        out: &mut Writer<'_>,
+    ) -> Result<(), EngineError> {
+        let mut outcome = Ok(());
+        decoder.decode_blob(blob, |event| {
+            if let JournalEvent::Command(command) = event
+                && outcome.is_ok()
+            {
+                outcome = self.journal_command(&command, now_ms, out);
+            }
+            Ok(())
+        })?;
+        outcome
+    }
+
+    fn journal_command(
+        &mut self,
+        command: &Command<'_>,
+        now_ms: i64,
+        out: &mut Writer<'_>,
+    ) -> Result<(), EngineError> {
+        let args: SmallVec<[&[u8]; 16]> = command.args().collect();
+        self.counts.journal_records += 1;
+        if let Some(key) = keys::stray_candidate(&args)
+            && self.is_stray(key)
+        {
+            return Ok(());
+        }
+        if !self.existing.is_empty() {
+            for key in keys::keys_of(&args) {
+                if !self.admits_existing(command.db, key) {
+                    return Ok(());
+                }
+            }
+        }
+        let suspicious = [&b"MSET"[..], b"MSETNX", b"SETNX", b"GETSET"].iter().any(|n| command.name().eq_ignore_ascii_case(n));
+        if suspicious {
+            for key in keys::keys_of(&args) {
+                self.suspects.written(command.db, key).map_err(|e| EngineError::Refused(e.to_string()))?;
+            }
+        } else if !self.suspects.is_empty() {
+            for key in keys::keys_of(&args) {
+                self.suspects.settled(command.db, key);
+            }
+        }
+        match self.translator.command(command.db, command.txid, &args, now_ms, out).map_err(EngineError::from)? {
+            Outcome::Global(_) => Err(EngineError::SyncVoided {
+                flow: self.flow.0,
+                command: String::from_utf8_lossy(command.name()).into_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a whole string value is a HyperLogLog: it begins with `HYLL`.
+fn is_hyll(meta: &KeyMeta<'_>, body: &[u8]) -> bool {
+    // Length byte(s) first: a HyperLogLog has at least 16 bytes, so its form is raw or LZF, whose first literal run
+    // holds the magic.
+    match value::string_value(meta, body) {
+        Ok(Text::Raw(text)) => text.starts_with(b"HYLL"),
+        Ok(Text::Lzf { packed, .. }) => packed.get(1..5) == Some(b"HYLL"),
+        _ => false,
+    }
+}

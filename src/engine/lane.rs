@@ -1,0 +1,355 @@
+//! One connection to a target node: batches waiting, sent and acknowledged.
+//!
+//! In: closed batches, completions of sends, reply bytes. Out: chains of whole batches to send, acknowledged batches,
+//! and the command that an error reply belongs to. Invariants: at most one chain is in the kernel; batches leave in the
+//! order in which they were closed; a batch is kept until its last reply; after a short or broken chain the tail of the
+//! first unfinished batch goes first; after a lost connection nothing is sent again that is known to be applied.
+
+use super::batch::Batch;
+use super::error::EngineError;
+use super::worker::LaneStart;
+use super::writer::{Encoder, GuardState, Source, Writer};
+use crate::ids::DbIndex;
+use crate::redis::reply::{Reply, ReplyScanner};
+use crate::redis::request;
+use crate::uring::{ChunkId, Outgoing, Ring, Segment, Slab, Socket};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// What a lane tells the worker about acknowledged batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Acked {
+    pub commands: u32,
+    pub bytes: usize,
+    pub first_read_ns: u64,
+    pub submitted_ns: u64,
+}
+
+/// Where a lane's connection stands.
+pub enum Link {
+    Up(Rc<Socket>),
+    /// Waiting for the control plane to connect again.
+    Down,
+}
+
+pub struct Lane {
+    pub index: usize,
+    pub node: u16,
+    pub link: Link,
+    /// The connection's id at the target (0: unknown), so that a lost one can be ended there.
+    pub client_id: i64,
+    /// Counts connections, so that completions of an earlier one are told apart.
+    pub generation: u16,
+    pub encoder: Encoder,
+    pub guard: GuardState,
+    /// Closed, not given to the kernel.
+    pub ready: VecDeque<Batch>,
+    /// Given to the kernel, not fully answered. The last `in_kernel` of them are the running chain.
+    pub sent: VecDeque<Batch>,
+    /// Batches of the running chain that the kernel has not completed.
+    pub in_kernel: usize,
+    /// The running chain was cut short: what remains goes back to `ready`.
+    chain_broken: bool,
+    pub closed: Vec<Batch>,
+    pub spare_segments: Vec<Vec<Segment>>,
+    /// Bytes in `ready` and `sent`.
+    pub unacked_bytes: usize,
+    pub unacked_commands: u64,
+    scanner: ReplyScanner,
+    pub reply_chunk: Option<ChunkId>,
+    pub reading: bool,
+    pub reconnects: u64,
+}
+
+/// Most segment lists kept for reuse.
+const SPARE_SEGMENTS_MAX: usize = 64;
+
+impl Lane {
+    pub fn new(index: usize, start: LaneStart) -> Self {
+        let LaneStart { node, socket, marker, client_id } = start;
+        Self {
+            index,
+            node,
+            link: Link::Up(Rc::new(Socket::from(socket))),
+            client_id,
+            generation: 0,
+            encoder: Encoder::new(),
+            guard: GuardState { marker, sequence: 0, marked_dbs: Vec::new() },
+            ready: VecDeque::new(),
+            sent: VecDeque::new(),
+            in_kernel: 0,
+            chain_broken: false,
+            closed: Vec::new(),
+            spare_segments: Vec::new(),
+            unacked_bytes: 0,
+            unacked_commands: 0,
+            scanner: ReplyScanner::new(),
+            reply_chunk: None,
+            reading: false,
+            reconnects: 0,
+        }
+    }
+
+    /// Everything encoded was answered.
+    pub fn is_idle(&self) -> bool {
+        self.encoder.batch.is_empty() && self.closed.is_empty() && self.ready.is_empty() && self.sent.is_empty()
+    }
+
+    /// Nothing is on the way to the kernel: an open batch should go out now.
+    pub fn wire_is_idle(&self) -> bool {
+        self.in_kernel == 0 && self.ready.is_empty()
+    }
+
+    /// Closes the open batch, if it holds anything.
+    pub fn close_open(&mut self, slab: &mut Slab, batch_bytes: usize) {
+        if self.encoder.batch.is_empty() {
+            return;
+        }
+        Writer {
+            encoder: &mut self.encoder,
+            slab,
+            guard: Some(&mut self.guard),
+            source: &Source::None,
+            borrow_bytes_min: usize::MAX,
+            batch_bytes,
+            closed: &mut self.closed,
+            spare_segments: &mut self.spare_segments,
+            read_ns: 0,
+        }
+        .close();
+        self.queue_closed();
+    }
+
+    /// Moves the batches closed by a writer to the queue.
+    pub fn queue_closed(&mut self) {
+        for batch in self.closed.drain(..) {
+            self.unacked_bytes += batch.bytes;
+            self.unacked_commands += u64::from(batch.commands);
+            self.ready.push_back(batch);
+        }
+    }
+
+    /// Queues a staged batch (one long command) behind everything closed so far, with the SELECT it needs.
+    pub fn queue_staged(&mut self, slab: &mut Slab, staged: Batch, db: DbIndex) {
+        debug_assert!(self.encoder.batch.is_empty());
+        if self.encoder.db != db {
+            self.encoder.batch.first_read_ns = staged.first_read_ns;
+            self.encoder.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
+            self.encoder.db = db;
+            let segments = self.spare_segments.pop().unwrap_or_default();
+            let mut select = self.encoder.take_batch(slab, segments);
+            select.first_read_ns = staged.first_read_ns;
+            self.closed.push(select);
+        }
+        self.encoder.batch.db_at_start = db;
+        self.closed.push(staged);
+        self.queue_closed();
+    }
+
+    /// Submits the next chain if the wire is free. Returns the number of batches submitted.
+    pub fn submit(&mut self, ring: &mut Ring, batches_max: usize, token: u64, now_ns: u64) -> Result<usize, EngineError> {
+        let Link::Up(socket) = &self.link else { return Ok(0) };
+        if self.in_kernel > 0 || self.ready.is_empty() {
+            return Ok(0);
+        }
+        let count = self.ready.len().min(batches_max);
+        for batch in self.ready.iter_mut().take(count) {
+            if batch.submitted_ns == 0 {
+                batch.submitted_ns = now_ns;
+            }
+        }
+        {
+            let chain: smallvec::SmallVec<[Outgoing<'_>; 16]> = self
+                .ready
+                .iter()
+                .take(count)
+                .map(|batch| Outgoing { segments: &batch.segments, skip_bytes: batch.sent_bytes, token })
+                .collect();
+            ring.send(socket, &chain).map_err(|e| EngineError::System(e.to_string()))?;
+        }
+        for _ in 0..count {
+            if let Some(batch) = self.ready.pop_front() {
+                self.sent.push_back(batch);
+            }
+        }
+        self.in_kernel = count;
+        self.chain_broken = false;
+        Ok(count)
+    }
+
+    /// One batch of the running chain completed with `result`. Returns an errno that means the connection is lost.
+    pub fn sent_completion(&mut self, result: Result<u32, i32>) -> Option<i32> {
+        let position = self.sent.len().checked_sub(self.in_kernel)?;
+        self.in_kernel -= 1;
+        let mut lost = None;
+        if let Some(batch) = self.sent.get_mut(position) {
+            match result {
+                Ok(n) => {
+                    batch.sent_bytes += n as usize;
+                    self.chain_broken |= batch.sent_bytes < batch.bytes;
+                }
+                Err(libc::ECANCELED | libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => {
+                    self.chain_broken = true;
+                }
+                Err(errno) => {
+                    self.chain_broken = true;
+                    lost = Some(errno);
+                }
+            }
+        }
+        if self.in_kernel == 0 && self.chain_broken {
+            // Completions come in chain order, so the unfinished batches are the last ones.
+            while self.sent.back().is_some_and(|batch| batch.sent_bytes < batch.bytes) {
+                if let Some(batch) = self.sent.pop_back() {
+                    self.ready.push_front(batch);
+                }
+            }
+            self.chain_broken = false;
+        }
+        lost
+    }
+
+    /// Scans reply bytes; calls `acked` for each batch whose last reply came and `failed` for each error reply.
+    pub fn replies(
+        &mut self,
+        bytes: &[u8],
+        mut acked: impl FnMut(Batch),
+        mut failed: impl FnMut(&Batch, u32, &[u8]) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let Self { scanner, sent, unacked_bytes, unacked_commands, node, .. } = self;
+        let mut outcome = Ok(());
+        let scanned = scanner.feed(bytes, |reply| {
+            if outcome.is_err() {
+                return;
+            }
+            let mut count = 1u64;
+            match reply {
+                Reply::Ok { count: oks } => count = oks as u64,
+                Reply::Error(text) => {
+                    if let Some(batch) = sent.front() {
+                        outcome = failed(batch, batch.replied, text);
+                    }
+                }
+                Reply::ArrayError { index, text } => {
+                    // An element of EXEC's array: it belongs to a command of the group, and is no reply of its own.
+                    if let Some(batch) = sent.front() {
+                        let first = batch.guard.map_or(batch.replied, |guard| guard.first_command + 1);
+                        outcome = failed(batch, first.saturating_add(index as u32), text);
+                    }
+                    return;
+                }
+                _ => {}
+            }
+            while count > 0 {
+                let Some(batch) = sent.front_mut() else {
+                    outcome = Err(EngineError::Target(format!(
+                        "node {node} sent a reply that nobody asked for; is there a proxy in between that mixes connections?"
+                    )));
+                    return;
+                };
+                let step = count.min(u64::from(batch.commands - batch.replied));
+                batch.replied += step as u32;
+                count -= step;
+                if batch.replied == batch.commands {
+                    if let Some(batch) = sent.pop_front() {
+                        *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
+                        *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
+                        acked(batch);
+                    }
+                }
+            }
+        });
+        outcome?;
+        scanned.map_err(|e| EngineError::Target(format!("node {}: bad reply stream: {e}", self.node)))
+    }
+
+    /// The connection is gone: everything unanswered waits for the next one, in order.
+    pub fn lose(&mut self) {
+        self.link = Link::Down;
+        self.generation = self.generation.wrapping_add(1);
+        self.in_kernel = 0;
+        self.chain_broken = false;
+        self.reading = false;
+        self.scanner = ReplyScanner::new();
+        while let Some(batch) = self.sent.pop_back() {
+            self.ready.push_front(batch);
+        }
+    }
+
+    /// A new connection is up, and the target says that guarded groups up to `applied` were applied. Batches known to
+    /// be applied are handed to `acked`; the rest is prepared to be sent again from its first unanswered command.
+    pub fn resume(
+        &mut self,
+        slab: &mut Slab,
+        socket: Socket,
+        applied: u64,
+        mut acked: impl FnMut(Batch),
+    ) -> Result<(), EngineError> {
+        self.link = Link::Up(Rc::new(socket));
+        self.reconnects += 1;
+        // What stands before an applied group was applied too: one connection, in order.
+        if let Some(last) = self.ready.iter().rposition(|b| b.guard.is_some_and(|guard| guard.sequence <= applied)) {
+            for batch in self.ready.drain(..=last) {
+                self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
+                self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
+                acked(batch);
+            }
+        }
+        let mut db = None;
+        if let Some(batch) = self.ready.front_mut() {
+            let mut from = batch.replied;
+            if let Some(guard) = batch.guard
+                && from > guard.first_command
+            {
+                from = guard.first_command;
+            }
+            let (offset, current) = position_of(batch, slab, from)?;
+            batch.replied = from;
+            batch.sent_bytes = offset;
+            db = Some(current);
+        }
+        for batch in self.ready.iter_mut().skip(1) {
+            batch.replied = 0;
+            batch.sent_bytes = 0;
+        }
+        // A new connection starts in database 0.
+        let db = db.unwrap_or(self.encoder.batch.db_at_start);
+        if db != DbIndex(0) {
+            let mut select = Encoder::new();
+            select.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
+            let mut batch = select.take_batch(slab, Vec::new());
+            select.tail.finish(&mut batch, slab);
+            self.unacked_bytes += batch.bytes;
+            self.unacked_commands += 1;
+            self.ready.push_front(batch);
+        }
+        Ok(())
+    }
+
+    /// Keeps an acknowledged batch's segment list for reuse.
+    pub fn recycle(&mut self, segments: Vec<Segment>) {
+        if self.spare_segments.len() < SPARE_SEGMENTS_MAX {
+            self.spare_segments.push(segments);
+        }
+    }
+}
+
+/// Byte offset of command `index` in the batch and the database selected there.
+fn position_of(batch: &Batch, slab: &Slab, index: u32) -> Result<(usize, DbIndex), EngineError> {
+    let mut db = batch.db_at_start;
+    let mut offset = 0;
+    let mut walker = request::Walker::new(batch.slices(slab));
+    for _ in 0..index {
+        let head = walker
+            .next()
+            .ok_or_else(|| EngineError::Internal("a batch holds fewer commands than it counted".into()))?
+            .map_err(|e| EngineError::Internal(format!("a batch cannot be read again: {e}")))?;
+        if head.name.eq_ignore_ascii_case(b"SELECT")
+            && let Some(selected) = std::str::from_utf8(&head.first_arg).ok().and_then(|t| t.parse().ok())
+        {
+            db = DbIndex(selected);
+        }
+        offset = head.offset_bytes + head.len_bytes;
+    }
+    Ok((offset, db))
+}

@@ -1,0 +1,68 @@
+//! How the memory of a run is divided. Everything is decided here, once, so that the sum is bounded by construction.
+
+use super::error::EngineError;
+use super::settings::MigrateSettings;
+use crate::dragonfly::stream::Limits;
+use crate::uring::SlabLayout;
+
+/// Memory of one worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub layout: SlabLayout,
+    /// Heap for values longer than a receive chunk that must be contiguous (JSON, long elements, journal records).
+    pub heap_bytes_max: usize,
+    pub limits: Limits,
+    /// Strings up to this length go as one SET, longer ones in pieces.
+    pub set_bytes_max: u64,
+}
+
+/// The kernel registers at most this much as one buffer.
+const ARENA_BYTES_MAX: usize = 1 << 30;
+const RX_CHUNK_BYTES_MAX: usize = 256 * 1024;
+const RX_CHUNK_BYTES_MIN: usize = 64 * 1024;
+const TX_CHUNK_BYTES: usize = 32 * 1024;
+/// A string is sent whole up to here, whatever the memory: longer ones would hold up the other flows of a connection.
+const SET_BYTES_MAX: usize = 4 << 20;
+/// Receive memory that suffices for one flow at full speed; more would only cool the caches.
+const RX_BYTES_PER_FLOW: usize = 32 << 20;
+const PAGE_BYTES: usize = 4096;
+
+impl Sizes {
+    /// Divides `memory_bytes` among `workers` of which the busiest has `flows` flows and `lanes` connections.
+    pub fn derive(settings: &MigrateSettings, workers: usize, flows: usize, lanes: usize) -> Result<Self, EngineError> {
+        let flows = flows.max(1);
+        let share = settings.memory_bytes / workers.max(1);
+        let arena = (share / 2).min(ARENA_BYTES_MAX);
+        // Send chunks: what the windows can hold, the reserve of an event, and a reply chunk for each lane.
+        let tx_wanted = lanes * (2 * settings.window_bytes / TX_CHUNK_BYTES + 4) + 48;
+        let tx_chunks = tx_wanted.min(arena / 3 / TX_CHUNK_BYTES);
+        let rx_bytes = arena.saturating_sub(tx_chunks * TX_CHUNK_BYTES).min(flows * RX_BYTES_PER_FLOW);
+        let rx_chunk_bytes = match settings.rx_chunk_bytes {
+            Some(bytes) => bytes.next_multiple_of(PAGE_BYTES),
+            None => (rx_bytes / (flows * 8)).clamp(RX_CHUNK_BYTES_MIN, RX_CHUNK_BYTES_MAX) / PAGE_BYTES * PAGE_BYTES,
+        };
+        let rx_chunks = rx_bytes / rx_chunk_bytes;
+        // Each flow may hold two chunks and a blob's chunk besides a string that is being received.
+        if rx_chunks < flows * 4 || tx_chunks < 64 {
+            return Err(EngineError::Refused(format!(
+                "--memory {} is too little for {flows} flows on one of {workers} worker(s) with chunks of {rx_chunk_bytes} bytes; \
+                 give more memory or smaller chunks (--rx-chunk)",
+                settings.memory_bytes
+            )));
+        }
+        let string_room = (rx_chunks - flows * 3) * rx_chunk_bytes / (2 * flows);
+        let heap_bytes_max = share / 4;
+        Ok(Self {
+            layout: SlabLayout { rx_chunk_bytes, rx_chunks, tx_chunk_bytes: TX_CHUNK_BYTES, tx_chunks },
+            heap_bytes_max,
+            limits: Limits {
+                whole_bytes_max: (rx_chunk_bytes / 2).min(settings.restore_bytes_max),
+                run_bytes_max: 16 * 1024,
+                atom_bytes_max: heap_bytes_max.max(rx_chunk_bytes),
+                key_bytes_max: rx_chunk_bytes / 2,
+                open_objects_max: 1024,
+            },
+            set_bytes_max: string_room.min(SET_BYTES_MAX) as u64,
+        })
+    }
+}

@@ -1,0 +1,287 @@
+//! The target before the run: what it is, what it holds, and what must be true before the first write.
+//!
+//! In: the target's address and the operator's choices. Out: its capabilities, the keys to be left alone, connections
+//! for the workers. Nothing is written here except by `--on-existing flush`.
+
+use super::error::EngineError;
+use super::handle::Existing;
+use super::link::{Link, LinkError};
+use super::settings::{Endpoint, MigrateSettings, OnExisting};
+use crate::ids::DbIndex;
+use crate::redis::capabilities::Capabilities;
+use crate::redis::info::Info;
+use crate::redis::value::{self, Value};
+use std::collections::HashSet;
+use std::time::Duration;
+
+/// All keys of the tool at the target begin with this; they are removed when the job is finished.
+pub const OWN_PREFIX: &str = "df2redis:";
+
+/// What the target said of itself.
+pub struct Target {
+    pub capabilities: Capabilities,
+    pub make: String,
+    pub version: String,
+    pub run_id: String,
+    /// Keys by database before the run.
+    pub keyspace: Vec<(DbIndex, u64)>,
+    pub cpu_at_start: Option<crate::report::counters::CpuSample>,
+}
+
+/// Most keys that `--on-existing skip` remembers for each MiB of `--memory`.
+const EXISTING_PER_MIB: usize = 8192;
+
+/// A control connection to the target.
+pub struct TargetLink {
+    link: Link,
+}
+
+fn target_error(e: LinkError) -> EngineError {
+    EngineError::Target(e.to_string())
+}
+
+impl TargetLink {
+    /// Connects and authenticates.
+    pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, EngineError> {
+        let link = Link::connect(&endpoint.host, endpoint.port, timeout).await.map_err(target_error)?;
+        let mut this = Self { link };
+        if let Some(password) = endpoint.password.expose() {
+            let user = endpoint.user.expose();
+            let args: Vec<&[u8]> = match user {
+                Some(user) => vec![b"AUTH", user.as_bytes(), password.as_bytes()],
+                None => vec![b"AUTH", password.as_bytes()],
+            };
+            this.ok("AUTH", &args).await?;
+        }
+        Ok(this)
+    }
+
+    /// One request and its reply; an error reply is an `Err` that names the command.
+    pub async fn call(&mut self, args: &[&[u8]]) -> Result<Value, EngineError> {
+        let what = String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned();
+        match self.call_raw(&what, args).await? {
+            Value::Error(text) => Err(EngineError::Target(format!(
+                "{} answered {what} with \"{}\"",
+                self.link.addr(),
+                text.escape_ascii()
+            ))),
+            value => Ok(value),
+        }
+    }
+
+    async fn ok(&mut self, what: &str, args: &[&[u8]]) -> Result<(), EngineError> {
+        match self.call_raw(what, args).await? {
+            Value::Error(text) => Err(EngineError::Target(format!(
+                "{} answered {what} with \"{}\"; check the target's user and password",
+                self.link.addr(),
+                text.escape_ascii()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// One request and its reply, error replies included.
+    pub async fn call_raw(&mut self, what: &str, args: &[&[u8]]) -> Result<Value, EngineError> {
+        let mut request = Vec::new();
+        crate::redis::resp::command(&mut request, args);
+        self.link.request(what, request, value::parse).await.map_err(target_error)
+    }
+
+    pub fn hand_over(self) -> Result<std::os::fd::OwnedFd, EngineError> {
+        let (fd, early) = self.link.hand_over().map_err(target_error)?;
+        if early.is_empty() {
+            Ok(fd)
+        } else {
+            Err(EngineError::Target("the target sent a reply that nobody asked for".into()))
+        }
+    }
+
+    async fn info(&mut self, section: &str) -> Result<String, EngineError> {
+        match self.call(&[b"INFO", section.as_bytes()]).await? {
+            Value::Bulk(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
+            other => Err(EngineError::Target(format!("{} answered INFO with {other:?}", self.link.addr()))),
+        }
+    }
+}
+
+/// The run id of the server behind a connection: another one means that the server was restarted.
+pub async fn run_id(link: &mut TargetLink) -> Result<String, EngineError> {
+    let info = link.info("server").await?;
+    Ok(Info::parse(&info).get("run_id").unwrap_or_default().to_string())
+}
+
+/// The target's CPU time so far, where INFO gives it.
+pub async fn cpu(link: &mut TargetLink) -> Option<crate::report::counters::CpuSample> {
+    let info = link.info("cpu").await.ok()?;
+    crate::report::counters::CpuSample::from_info(&info)
+}
+
+/// Learns what the target is and can do. Writes nothing.
+pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
+    let text = link.info("everything").await?;
+    let info = Info::parse(&text);
+    let names = command_names(link).await?;
+    let bulk_bytes_max = match link.call_raw("CONFIG", &[b"CONFIG", b"GET", b"proto-max-bulk-len"]).await? {
+        Value::Array(pair) => match pair.get(1) {
+            Some(Value::Bulk(text)) => std::str::from_utf8(text).ok().and_then(|t| t.parse().ok()),
+            _ => None,
+        },
+        _ => None,
+    };
+    let capabilities =
+        Capabilities::from_probe(&text, names, bulk_bytes_max).map_err(|e| EngineError::Refused(e.to_string()))?;
+    if capabilities.cluster {
+        return Err(EngineError::Refused(
+            "the target runs in cluster mode, which this version does not load; give a standalone server".into(),
+        ));
+    }
+    if info.get("role") == Some("slave") {
+        return Err(EngineError::Refused(format!(
+            "the target is a replica of {}:{}; give the address of its primary",
+            info.get("master_host").unwrap_or("?"),
+            info.get("master_port").unwrap_or("?")
+        )));
+    }
+    if info.get("loading").is_some_and(|loading| loading != "0") {
+        return Err(EngineError::Target("the target is still loading its data; run again when it is ready".into()));
+    }
+    Ok(Target {
+        make: format!("{:?}", capabilities.make),
+        version: format!(
+            "{}.{}.{}",
+            capabilities.version.major, capabilities.version.minor, capabilities.version.patch
+        ),
+        run_id: info.get("run_id").unwrap_or_default().to_string(),
+        keyspace: info.keyspace(),
+        cpu_at_start: crate::report::counters::CpuSample::from_info(&text),
+        capabilities,
+    })
+}
+
+/// Names of all commands, upper case.
+async fn command_names(link: &mut TargetLink) -> Result<HashSet<String>, EngineError> {
+    let upper = |name: &[u8]| String::from_utf8_lossy(name).to_ascii_uppercase();
+    // COMMAND LIST exists from Redis 7.0; COMMAND lists everything with details.
+    if let Value::Array(names) = link.call_raw("COMMAND", &[b"COMMAND", b"LIST"]).await? {
+        return Ok(names.iter().filter_map(|v| if let Value::Bulk(n) = v { Some(upper(n)) } else { None }).collect());
+    }
+    match link.call(&[b"COMMAND"]).await? {
+        Value::Array(rows) => Ok(rows
+            .iter()
+            .filter_map(|row| match row {
+                Value::Array(fields) => match fields.first() {
+                    Some(Value::Bulk(name)) => Some(upper(name)),
+                    _ => None,
+                },
+                _ => None,
+            })
+            .collect()),
+        other => Err(EngineError::Target(format!("the target answered COMMAND with {other:?}"))),
+    }
+}
+
+/// Applies `--on-existing`. Returns the keys that must not be written.
+pub async fn prepare(link: &mut TargetLink, target: &Target, settings: &MigrateSettings) -> Result<Existing, EngineError> {
+    let held: u64 = target.keyspace.iter().map(|(_, keys)| keys).sum();
+    let mut existing = Existing::new();
+    if held == 0 {
+        return Ok(existing);
+    }
+    match settings.on_existing {
+        OnExisting::Refuse => {
+            return Err(EngineError::Refused(format!(
+                "the target {}:{} holds {held} keys; say what to do with them: --on-existing replace (overwrite keys that \
+                 the source has, leave the others), flush (delete everything first) or skip (leave them as they are)",
+                settings.target.host, settings.target.port
+            )));
+        }
+        OnExisting::Replace => {}
+        OnExisting::Flush => {
+            link.call(&[b"FLUSHALL", b"ASYNC"]).await?;
+        }
+        OnExisting::Skip => {
+            let keys_max = (settings.memory_bytes >> 20) * EXISTING_PER_MIB;
+            if held > keys_max as u64 {
+                return Err(EngineError::Refused(format!(
+                    "the target holds {held} keys; to remember them for --on-existing skip takes more memory than \
+                     --memory allows (about {keys_max} keys)"
+                )));
+            }
+            for (db, _) in &target.keyspace {
+                scan(link, *db, &mut existing).await?;
+            }
+        }
+    }
+    Ok(existing)
+}
+
+async fn scan(link: &mut TargetLink, db: DbIndex, existing: &mut Existing) -> Result<(), EngineError> {
+    link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+    let mut cursor = b"0".to_vec();
+    loop {
+        let Value::Array(reply) = link.call(&[b"SCAN", &cursor, b"COUNT", b"1000"]).await? else {
+            return Err(EngineError::Target("the target answered SCAN with no array".into()));
+        };
+        let (Some(Value::Bulk(next)), Some(Value::Array(keys))) = (reply.first(), reply.get(1)) else {
+            return Err(EngineError::Target("the target answered SCAN with an unknown shape".into()));
+        };
+        for key in keys {
+            if let Value::Bulk(key) = key {
+                existing.insert(db, key);
+            }
+        }
+        if next.as_slice() == b"0" {
+            break;
+        }
+        cursor = next.to_vec();
+    }
+    link.call(&[b"SELECT", b"0"]).await?;
+    Ok(())
+}
+
+/// Position of the last guarded group that was applied on a lost connection: the largest of the marker's values.
+pub async fn applied(link: &mut TargetLink, marker: &[u8], dbs: &[DbIndex]) -> Result<u64, EngineError> {
+    let mut largest = 0;
+    for db in dbs {
+        link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+        if let Value::Bulk(text) = link.call(&[b"GET", marker]).await? {
+            let position = std::str::from_utf8(&text).ok().and_then(|t| t.parse().ok()).ok_or_else(|| {
+                EngineError::Target(format!("the marker {} holds \"{}\"", marker.escape_ascii(), text.escape_ascii()))
+            })?;
+            largest = largest.max(position);
+        }
+    }
+    if !dbs.is_empty() {
+        link.call(&[b"SELECT", b"0"]).await?;
+    }
+    Ok(largest)
+}
+
+/// Deletes one key if it exists.
+pub async fn delete(link: &mut TargetLink, db: DbIndex, key: &[u8]) -> Result<bool, EngineError> {
+    link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+    Ok(matches!(link.call(&[b"DEL", key]).await?, Value::Integer(1..)))
+}
+
+/// Id of this connection at the target; 0 where it does not say.
+pub async fn client_id(link: &mut TargetLink) -> Result<i64, EngineError> {
+    match link.call_raw("CLIENT", &[b"CLIENT", b"ID"]).await? {
+        Value::Integer(id) => Ok(id),
+        _ => Ok(0),
+    }
+}
+
+/// Ends a connection of ours that was lost, so that nothing it still holds is executed.
+pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), EngineError> {
+    if client_id == 0 {
+        return Ok(());
+    }
+    match link.call_raw("CLIENT", &[b"CLIENT", b"KILL", b"ID", client_id.to_string().as_bytes()]).await? {
+        Value::Error(text) if text.starts_with(b"NOPERM") => Err(EngineError::Refused(
+            "after a lost connection the target's user needs the permission +client|kill: without it the target might \
+             still execute what the lost connection had sent"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
+}

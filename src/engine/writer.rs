@@ -1,0 +1,292 @@
+//! Where `convert` writes: the open batch of a lane, or the staged command of a flow's large string.
+//!
+//! In: one RESP command at a time. Out: bytes in send chunks (copied) or segments that point into the received chunk
+//! (borrowed). Invariants: a batch holds whole commands only; SELECT is inserted when the database changes; a guarded
+//! command stands in a MULTI that ends with its position (design.md, "Exactly once"). Writing never fails: when the slab
+//! has no send chunk left, bytes go to the heap (the worker stops decoding long before that).
+
+use super::batch::{Batch, Guard};
+use crate::convert::{Class, CommandMeta, Out};
+use crate::ids::DbIndex;
+use crate::uring::{ChunkId, Class as ChunkClass, Segment, Slab};
+use bytes::Bytes;
+use std::io::Write;
+
+/// Segments after which a batch closes, well under the kernel's 1024 parts a message.
+const SEGMENTS_MAX: usize = 512;
+
+/// The bytes that the event being converted borrows from.
+#[derive(Clone)]
+pub enum Source {
+    /// A slab chunk: its id and the view that pins it.
+    Chunk(ChunkId, crate::uring::ChunkView),
+    Heap(Bytes),
+    /// Nothing may be borrowed.
+    None,
+}
+
+/// The end of the encoded bytes of a lane (or of a staged command).
+#[derive(Debug, Default)]
+pub struct Tail {
+    chunk: Option<ChunkId>,
+    /// Used when the slab is empty.
+    heap: Vec<u8>,
+    /// Where the last `space` on the heap began.
+    heap_mark: usize,
+}
+
+impl Tail {
+    /// Gives the chunk back and turns heap bytes into a segment.
+    pub fn finish(&mut self, batch: &mut Batch, slab: &mut Slab) {
+        self.flush_heap(batch);
+        if let Some(chunk) = self.chunk.take() {
+            slab.release(chunk);
+        }
+    }
+
+    fn flush_heap(&mut self, batch: &mut Batch) {
+        if !self.heap.is_empty() {
+            batch.push_heap(Bytes::from(std::mem::take(&mut self.heap)));
+        }
+    }
+
+    /// Makes room for `len` contiguous bytes.
+    fn room(&mut self, batch: &mut Batch, slab: &mut Slab, len: usize) {
+        if let Some(chunk) = self.chunk {
+            if slab.room(chunk) >= len {
+                return;
+            }
+            slab.release(chunk);
+            self.chunk = None;
+        }
+        if self.heap.is_empty() {
+            self.chunk = slab.take(ChunkClass::Tx);
+        }
+        if self.chunk.is_none() && self.heap.capacity() - self.heap.len() < len {
+            self.flush_heap(batch);
+            self.heap.reserve_exact(len.max(32 * 1024));
+        }
+    }
+
+    fn copy(&mut self, batch: &mut Batch, slab: &mut Slab, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            self.room(batch, slab, 1);
+            match self.chunk {
+                Some(chunk) => {
+                    let start = slab.filled_len(chunk);
+                    let copied = slab.append(chunk, bytes);
+                    batch.push_chunk(slab, chunk, start, copied as u32);
+                    bytes = &bytes[copied..];
+                }
+                None => {
+                    let copied = bytes.len().min(self.heap.capacity() - self.heap.len());
+                    self.heap.extend_from_slice(&bytes[..copied]);
+                    bytes = &bytes[copied..];
+                }
+            }
+        }
+    }
+}
+
+/// The batch under construction with all that goes with it.
+pub struct Encoder {
+    pub batch: Batch,
+    pub tail: Tail,
+    /// Database selected at the end of what was encoded so far.
+    pub db: DbIndex,
+    /// A command was begun and not ended.
+    pub in_command: bool,
+}
+
+impl Encoder {
+    pub fn new() -> Self {
+        Self {
+            batch: Batch::new(Vec::new(), DbIndex(0)),
+            tail: Tail::default(),
+            db: DbIndex(0),
+            in_command: false,
+        }
+    }
+
+    /// Takes the batch out, closed, leaving an empty one that uses `segments`.
+    pub fn take_batch(&mut self, slab: &mut Slab, segments: Vec<Segment>) -> Batch {
+        self.tail.flush_heap(&mut self.batch);
+        let _ = slab;
+        std::mem::replace(&mut self.batch, Batch::new(segments, self.db))
+    }
+
+    /// Writes a complete command of short arguments.
+    pub fn command(&mut self, slab: &mut Slab, args: &[&[u8]]) {
+        let mut text = Vec::with_capacity(128);
+        let _ = write!(text, "*{}\r\n", args.len());
+        for arg in args {
+            let _ = write!(text, "${}\r\n", arg.len());
+            text.extend_from_slice(arg);
+            text.extend_from_slice(b"\r\n");
+        }
+        self.tail.copy(&mut self.batch, slab, &text);
+        self.batch.commands += 1;
+    }
+
+    fn select(&mut self, slab: &mut Slab, db: DbIndex) {
+        if self.db != db {
+            self.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
+            self.db = db;
+        }
+    }
+}
+
+/// The lane's side of guarded commands.
+pub struct GuardState {
+    /// Key that holds the position of the last guarded group applied.
+    pub marker: Vec<u8>,
+    /// Position of the last group begun.
+    pub sequence: u64,
+    /// Databases in which the marker was written (it is written to the database current at the group's end).
+    pub marked_dbs: Vec<DbIndex>,
+}
+
+/// One event's access to the encoder.
+pub struct Writer<'a> {
+    pub encoder: &'a mut Encoder,
+    pub slab: &'a mut Slab,
+    /// None: a staged command, whose SELECT is written when it is committed, and which is always blind.
+    pub guard: Option<&'a mut GuardState>,
+    pub source: &'a Source,
+    pub borrow_bytes_min: usize,
+    pub batch_bytes: usize,
+    /// Batches closed by this writer, to be queued by the lane.
+    pub closed: &'a mut Vec<Batch>,
+    pub spare_segments: &'a mut Vec<Vec<Segment>>,
+    pub read_ns: u64,
+}
+
+impl Writer<'_> {
+    /// Ends the guard group, if one is open, and moves the batch to `closed`.
+    pub fn close(&mut self) {
+        if self.encoder.batch.is_empty() {
+            return;
+        }
+        if let (Some(guard), Some(state)) = (self.encoder.batch.guard, self.guard.as_deref_mut()) {
+            let mut text = [0u8; 20];
+            let digits = decimal(guard.sequence, &mut text);
+            self.encoder.command(self.slab, &[b"SET", &state.marker, digits]);
+            self.encoder.command(self.slab, &[b"EXEC"]);
+            if !state.marked_dbs.contains(&self.encoder.db) {
+                state.marked_dbs.push(self.encoder.db);
+            }
+        }
+        let segments = self.spare_segments.pop().unwrap_or_default();
+        let batch = self.encoder.take_batch(self.slab, segments);
+        self.closed.push(batch);
+    }
+}
+
+/// Decimal text of `n` in `buffer`.
+fn decimal(n: u64, buffer: &mut [u8; 20]) -> &[u8] {
+    let mut rest: &mut [u8] = buffer;
+    let _ = write!(rest, "{n}");
+    let left = rest.len();
+    &buffer[..20 - left]
+}
+
+impl Out for Writer<'_> {
+    fn begin(&mut self, meta: CommandMeta) {
+        if self.encoder.batch.is_empty() {
+            self.encoder.batch.first_read_ns = self.read_ns;
+        }
+        match self.guard.as_deref_mut() {
+            Some(state) => {
+                self.encoder.select(self.slab, meta.db);
+                if meta.class == Class::Guarded && self.encoder.batch.guard.is_none() {
+                    state.sequence += 1;
+                    self.encoder.batch.guard =
+                        Some(Guard { first_command: self.encoder.batch.commands, sequence: state.sequence });
+                    self.encoder.command(self.slab, &[b"MULTI"]);
+                }
+            }
+            None => {
+                self.encoder.db = meta.db;
+                self.encoder.batch.db_at_start = meta.db;
+            }
+        }
+        self.encoder.in_command = true;
+    }
+
+    fn space(&mut self, len: usize) -> &mut [u8] {
+        let Encoder { batch, tail, .. } = &mut *self.encoder;
+        tail.room(batch, self.slab, len);
+        match tail.chunk {
+            Some(chunk) => self.slab.spare(chunk),
+            None => {
+                // Zeroed on this rare path, so that the caller gets plain initialized bytes.
+                tail.heap_mark = tail.heap.len();
+                tail.heap.resize(tail.heap_mark + len, 0);
+                &mut tail.heap[tail.heap_mark..]
+            }
+        }
+    }
+
+    fn advance(&mut self, len: usize) {
+        let Encoder { batch, tail, .. } = &mut *self.encoder;
+        match tail.chunk {
+            Some(chunk) => {
+                let start = self.slab.filled_len(chunk);
+                self.slab.advance(chunk, len);
+                batch.push_chunk(self.slab, chunk, start, len as u32);
+            }
+            None => {
+                // `space` grew the vector by the length asked for; only `len` of it counts.
+                let asked = tail.heap.len() - tail.heap_mark;
+                debug_assert!(len <= asked);
+                tail.heap.truncate(tail.heap_mark + len);
+            }
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        if bytes.len() >= self.borrow_bytes_min {
+            match self.source {
+                Source::Chunk(chunk, view) => {
+                    if let Some(start) = view.offset_of(bytes) {
+                        self.encoder.tail.flush_heap(&mut self.encoder.batch);
+                        self.encoder.batch.push_chunk(self.slab, *chunk, start, bytes.len() as u32);
+                        return;
+                    }
+                }
+                Source::Heap(heap) => {
+                    let heap_range = heap.as_ptr_range();
+                    let range = bytes.as_ptr_range();
+                    if range.start >= heap_range.start && range.end <= heap_range.end {
+                        self.encoder.tail.flush_heap(&mut self.encoder.batch);
+                        self.encoder.batch.push_heap(heap.slice_ref(bytes));
+                        return;
+                    }
+                }
+                Source::None => {}
+            }
+        }
+        let Encoder { batch, tail, .. } = &mut *self.encoder;
+        tail.copy(batch, self.slab, bytes);
+    }
+
+    fn put_owned(&mut self, bytes: Bytes) {
+        if bytes.len() >= self.borrow_bytes_min {
+            self.encoder.tail.flush_heap(&mut self.encoder.batch);
+            self.encoder.batch.push_heap(bytes);
+        } else {
+            let Encoder { batch, tail, .. } = &mut *self.encoder;
+            tail.copy(batch, self.slab, &bytes);
+        }
+    }
+
+    fn end(&mut self) {
+        self.encoder.in_command = false;
+        self.encoder.batch.commands += 1;
+        if self.guard.is_some()
+            && (self.encoder.batch.bytes >= self.batch_bytes || self.encoder.batch.segments.len() >= SEGMENTS_MAX)
+        {
+            self.close();
+        }
+    }
+}
