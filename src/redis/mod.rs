@@ -1,5 +1,23 @@
-//! What the target is told and answers: requests, replies, DUMP payloads, capabilities. No I/O.
+//! What the target is told and answers: requests, replies, DUMP payloads, slots, capabilities. No I/O.
+//!
+//! - [`resp`]: writing requests. [`request`]: walking over requests already written.
+//! - [`reply`]: scanning a stream of replies at full speed. [`value`]: one whole reply of a control connection.
+//! - [`payload`]: the footer of a DUMP payload; [`reencode`]: value bodies that a target takes in another type.
+//! - [`slot`]: the hash slot of a key.
+//! - [`info`], [`capabilities`]: what the target says it is, and what that means.
+//!
+//! Bytes from the target are hostile: every length is checked and bounded, and nothing is allocated for what was only
+//! announced.
 
 pub mod capabilities;
+pub mod info;
+pub mod payload;
+pub mod reencode;
+pub mod reply;
+pub mod request;
+pub mod resp;
+pub mod slot;
+pub mod value;
 
-pub use capabilities::Capabilities;
+pub use capabilities::{Capabilities, Make, ProbeError, Version};
+pub use reply::{Reply, ReplyError, ReplyScanner};
