@@ -1,0 +1,383 @@
+//! Translates Dragonfly's recorded commands (wire 4.4, 4.9) into commands of one given target.
+//!
+//! In: the strings of one record, its db and txid, the time of its receipt. Out: RESP commands in an [`Out`], or an
+//! [`Outcome`] that says why there are none. Used for the journal blobs of a full sync and for stable sync alike.
+//!
+//! Invariants:
+//! - An error means that nothing of the record was written.
+//! - Of the commands made from one record at most one in each cluster slot is [`Class::Guarded`], and it is the last one
+//!   of its slot: a marker behind it covers the whole record.
+//! - Names and options are compared without regard to letter case; relative times become absolute at receipt.
+//! - Common commands (SET, INCR, HSET, LPUSH ...) allocate nothing.
+//!
+//! It does not: know which flow owns a key (see [`stray_candidate`]), apply global commands, read replies (see
+//! [`replies`]), map databases.
+
+mod error;
+mod hashes;
+mod keys;
+mod modules;
+mod notes;
+mod payload;
+mod record;
+pub mod replies;
+mod streams;
+mod strings;
+mod suspects;
+pub mod table;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{TranslateError, TranslateReason};
+pub use keys::{Args, KeyIter, keys_of, stray_candidate};
+pub use notes::{Doubt, Note, NoteKind, Notes};
+pub use payload::{RestorePayload, Restored};
+pub use suspects::{Suspects, SuspectsOverflow};
+
+use super::out::{Class, CommandMeta, Out};
+use super::policy::{Action, Kind, Policy};
+use crate::ids::{DbIndex, FlowId, Slot};
+use crate::redis::Capabilities;
+use crate::redis::capabilities::{Make, Version};
+use record::Record;
+use std::sync::Arc;
+use table::{How, Keys};
+use write::{Request, slot_of};
+
+/// What became of one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// So many commands were written.
+    Written { commands: u32 },
+    /// Nothing to send.
+    Dropped(DropReason),
+    /// Left out by policy, and noted. `commands` (0 or 1) were written all the same: a DEL where the source replaced the key.
+    LeftOut { kind: Kind, commands: u32 },
+    /// The engine must act: restart a full sync, or keep a barrier over all flows.
+    Global(GlobalCommand),
+    /// Needs an answer from a peer before anything can be sent.
+    NotCarried { kind: NotCarriedKind },
+}
+
+/// Why nothing had to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DropReason {
+    /// Changes nothing: SORT without STORE, BITFIELD with only GET ...
+    Read,
+    /// Has no meaning outside Dragonfly: STICK, SHRINK, SCRIPT FLAGS, PING.
+    NoMeaning,
+    /// Changes what the target was never given (HGETEX PERSIST where fields have no expiry).
+    NoEffect,
+    /// FT.*: flow 0 says it too, or this flow said it already under the same txid.
+    Duplicate,
+    /// FT.*: the target has no search module; noted.
+    NoModule,
+    /// The record lost its operands (wire 6.19); noted as doubtful.
+    Truncated,
+}
+
+/// One record on every flow, with the same txid (wire 4.5, 4.8).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GlobalCommand {
+    FlushAll,
+    FlushDb(DbIndex),
+    /// DFLYCLUSTER FLUSHSLOTS: first and last slot of each range.
+    FlushSlots(Box<[(Slot, Slot)]>),
+}
+
+/// What the target cannot do in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NotCarriedKind {
+    /// The keys of a RENAME, SORT STORE, LMOVE ... lie in different slots of the target's cluster.
+    CrossSlot,
+    /// MOVE on a cluster that has only database 0.
+    MoveInCluster,
+}
+
+/// How often a command name was seen, by what became of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NameCounts {
+    pub written: u64,
+    pub dropped: u64,
+    /// Left out by policy.
+    pub left_out: u64,
+    pub not_carried: u64,
+    pub global: u64,
+    /// Ended in an error.
+    pub refused: u64,
+}
+
+/// Name under which [`JournalTranslator::by_name`] counts names that are not known.
+pub const OTHER_NAME: &str = "(unknown)";
+
+/// State of one flow's journal translation.
+#[derive(Debug)]
+pub struct JournalTranslator {
+    flow: FlowId,
+    capabilities: Arc<Capabilities>,
+    policy: Arc<Policy>,
+    /// By row of the table: the target knows a command of this name.
+    present: Box<[bool]>,
+    /// By row of the table, the last one for names not known.
+    counts: Box<[NameCounts]>,
+    /// Transaction of the last FT.* record.
+    search_txid: Option<u64>,
+    /// Added to every absolute expiry (wire 6.34).
+    expiry_shift_ms: i64,
+    notes: Notes,
+}
+
+impl JournalTranslator {
+    /// `notes_bytes_max`: most memory for keys to be listed in the report.
+    pub fn new(flow: FlowId, capabilities: Arc<Capabilities>, policy: Arc<Policy>, notes_bytes_max: usize) -> Self {
+        let present = table::TABLE.iter().map(|row| capabilities.commands.contains(row.name)).collect();
+        Self {
+            flow,
+            capabilities,
+            policy,
+            present,
+            counts: vec![NameCounts::default(); table::TABLE.len() + 1].into(),
+            search_txid: None,
+            expiry_shift_ms: 0,
+            notes: Notes::new(notes_bytes_max),
+        }
+    }
+
+    /// Translates one recorded command; `args[0]` is the name; `now_ms`: Unix time of receipt. `payloads` writes what a
+    /// RESTORE holds.
+    pub fn command<O: Out, P: RestorePayload>(
+        &mut self,
+        db: DbIndex,
+        txid: u64,
+        args: &[&[u8]],
+        now_ms: i64,
+        payloads: &mut P,
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        let found = args.first().and_then(|name| table::find(name));
+        let result = match found {
+            Some((position, row)) => {
+                let record =
+                    Record { flow: self.flow, db, txid, args, now_ms, row, present: self.is_present(position) };
+                self.translate(&record, payloads, out)
+            }
+            None => self.unknown(db, args),
+        };
+        let position = found.map_or(table::TABLE.len(), |(position, _)| position);
+        if let Some(counts) = self.counts.get_mut(position) {
+            counts.add(&result);
+        }
+        result
+    }
+
+    /// A constant that is added to every absolute expiry from now on, so that the target expires nothing that the source
+    /// may have renewed (wire 6.34). Whoever sets it takes it off again at the end.
+    pub fn set_expiry_shift_ms(&mut self, shift_ms: i64) {
+        self.expiry_shift_ms = shift_ms;
+    }
+
+    /// Names that were seen, with their counts.
+    pub fn by_name(&self) -> impl Iterator<Item = (&'static str, NameCounts)> {
+        let names = table::TABLE.iter().map(|row| row.name).chain([OTHER_NAME]);
+        names.zip(self.counts.iter().copied()).filter(|(_, counts)| *counts != NameCounts::default())
+    }
+
+    /// What the report must list by key.
+    pub fn notes(&mut self) -> &mut Notes {
+        &mut self.notes
+    }
+
+    fn is_present(&self, position: usize) -> bool {
+        self.present.get(position).copied().unwrap_or(false)
+    }
+
+    fn translate<O: Out, P: RestorePayload>(
+        &mut self,
+        record: &Record<'_>,
+        payloads: &mut P,
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        let row = record.row;
+        if record.args.len() < row.args_min {
+            let reason = TranslateReason::WrongArity { given: record.args.len(), least: row.args_min };
+            return Err(record.error(reason));
+        }
+        // What a RESTORE holds is taken apart, so its payload may be longer.
+        let bulk_bytes_max = self.capabilities.bulk_bytes_max;
+        if row.how != How::Restore && record.args.iter().any(|arg| arg.len() as u64 > bulk_bytes_max) {
+            return self.too_large(record, out);
+        }
+        match row.how {
+            How::Blind => self.pass(record, Class::Blind, out),
+            How::Guarded => self.pass(record, Class::Guarded, out),
+            How::Drop => Ok(Outcome::Dropped(DropReason::NoMeaning)),
+            How::Set => self.set(record, out),
+            How::SetEx(unit_ms) => self.set_ex(record, unit_ms, out),
+            How::MSet => self.mset(record, out),
+            How::GetSet => self.get_set(record, out),
+            How::Del => Ok(self.del(record, record.from(1), out)),
+            How::GetEx => self.get_ex(record, out),
+            How::PExpireAt => self.pexpire_at(record, out),
+            How::Expire(unit_ms, relative) => self.expire(record, unit_ms, relative, out),
+            How::Prepend => self.prepend(record, out),
+            How::DelEx => self.del_ex(record, out),
+            How::BitField => self.bit_field(record, out),
+            How::ZAdd => self.flagged_add(record, &["NX", "XX", "GT", "LT", "INCR"], 2, out),
+            How::GeoAdd => self.flagged_add(record, &["NX", "XX"], 3, out),
+            How::Restore => self.restore(record, payloads, out),
+            How::Move => self.move_db(record, out),
+            How::Sort => self.sort(record, out),
+            How::GeoRadius(options_at) => self.geo_radius(record, options_at, out),
+            How::Unblock(name) => self.unblock(record, name, out),
+            How::HExpire => self.hexpire(record, out),
+            How::FieldExpire => self.field_expire(record, out),
+            How::HSetEx => self.hset_ex(record, out),
+            How::HGetEx => self.hget_ex(record, out),
+            How::SAddEx => self.sadd_ex(record, out),
+            How::XAdd => self.xadd(record, out),
+            How::XClaim => self.xclaim(record, out),
+            How::XAutoClaim => self.xautoclaim(record, out),
+            How::XGroup => self.xgroup(record, out),
+            How::XSetId => self.xsetid(record, out),
+            How::JsonSet => self.json_set(record, out),
+            How::JsonMSet => self.json_mset(record, out),
+            How::JsonDel => self.json_del(record, out),
+            How::JsonMerge => self.json_merge(record, out),
+            How::Json => self.json(record, out),
+            How::Filters(filter) => self.filters(record, filter, out),
+            How::CmsMerge => self.cms_merge(record, out),
+            How::Throttle => self.throttle(record, out),
+            How::Search => self.search(record, out),
+            How::Script => self.script(record, out),
+            How::DflyCluster => self.dfly_cluster(record),
+            How::FlushAll => Ok(Outcome::Global(GlobalCommand::FlushAll)),
+            How::FlushDb => Ok(Outcome::Global(GlobalCommand::FlushDb(record.db))),
+        }
+    }
+
+    /// The record as it is, under its canonical name.
+    fn pass<O: Out>(&mut self, record: &Record<'_>, class: Class, out: &mut O) -> Result<Outcome, TranslateError> {
+        if self.is_cross_slot(record) {
+            return Ok(Outcome::NotCarried { kind: NotCarriedKind::CrossSlot });
+        }
+        let key = keys::keys_in(record.row, record.args).next().unwrap_or_default();
+        let mut request = Request::open(out, self.meta(record, key, class), record.args.len());
+        request.word(record.row.name);
+        request.texts(record.from(1));
+        request.close();
+        Ok(Outcome::Written { commands: 1 })
+    }
+
+    /// Whether the keys lie in different slots of the target's cluster.
+    fn is_cross_slot(&self, record: &Record<'_>) -> bool {
+        if !self.capabilities.cluster || record.row.keys == Keys::First {
+            return false;
+        }
+        let mut slots = keys::keys_in(record.row, record.args).map(slot_of);
+        slots.next().is_some_and(|first| slots.any(|other| other != first))
+    }
+
+    fn meta(&self, record: &Record<'_>, key: &[u8], class: Class) -> CommandMeta {
+        CommandMeta { slot: self.slot(key), db: record.db, class, all_nodes: false }
+    }
+
+    /// A single server needs no slots.
+    fn slot(&self, key: &[u8]) -> Slot {
+        if self.capabilities.cluster { slot_of(key) } else { Slot(0) }
+    }
+
+    /// An absolute expiry as the target is told it. Never below 1, which has the same effect as any time in the past, and
+    /// which every command accepts.
+    fn expiry_ms(&self, at_ms: i64) -> i64 {
+        at_ms.saturating_add(self.expiry_shift_ms).max(1)
+    }
+
+    fn is_at_least(&self, make: Make, major: u32, minor: u32) -> bool {
+        self.capabilities.make == make && self.capabilities.version >= Version { major, minor, patch: 0 }
+    }
+
+    /// Redis before 7.0: no ENTRIESREAD, no conditions of PEXPIREAT.
+    fn is_before_7(&self) -> bool {
+        self.capabilities.make == Make::Redis && !self.is_at_least(Make::Redis, 7, 0)
+    }
+
+    fn action(&self, kind: Kind) -> Action {
+        let default = if self.policy.skip_all { Action::Skip } else { Action::Refuse };
+        self.policy.by_kind.iter().rev().find(|(of, _)| *of == kind).map_or(default, |(_, action)| *action)
+    }
+
+    /// The target cannot hold this: refuse, or leave it out and note its keys.
+    #[cold]
+    fn leave_out(&mut self, record: &Record<'_>, kind: Kind, what: &'static str) -> Result<Outcome, TranslateError> {
+        if self.action(kind) == Action::Refuse {
+            return Err(record.error(TranslateReason::Unsupported { kind, what }));
+        }
+        self.note_all(record, NoteKind::Skipped(kind));
+        Ok(Outcome::LeftOut { kind, commands: 0 })
+    }
+
+    /// The target cannot hold this expiry: refuse, or note it and go on without.
+    #[cold]
+    fn drop_expiry(&mut self, record: &Record<'_>, kind: Kind, what: &'static str) -> Result<(), TranslateError> {
+        if self.action(kind) == Action::Refuse {
+            return Err(record.error(TranslateReason::Unsupported { kind, what }));
+        }
+        self.note_all(record, NoteKind::ExpiryDropped(kind));
+        Ok(())
+    }
+
+    fn doubt(&mut self, record: &Record<'_>, doubt: Doubt) {
+        self.note_all(record, NoteKind::Doubtful(doubt));
+    }
+
+    #[cold]
+    fn note_all(&mut self, record: &Record<'_>, kind: NoteKind) {
+        let mut keys = keys::keys_in(record.row, record.args).peekable();
+        if keys.peek().is_none() {
+            self.notes.add(record.db, b"", record.row.name, kind);
+        }
+        keys.for_each(|key| self.notes.add(record.db, key, record.row.name, kind));
+    }
+
+    #[cold]
+    fn unknown(&mut self, db: DbIndex, args: &[&[u8]]) -> Result<Outcome, TranslateError> {
+        let key = args.get(1).copied();
+        if self.action(Kind::Command) == Action::Refuse {
+            return Err(record::error_of(self.flow, db, args, key, TranslateReason::UnknownCommand));
+        }
+        self.notes.add(db, key.unwrap_or_default(), "", NoteKind::Skipped(Kind::Command));
+        Ok(Outcome::LeftOut { kind: Kind::Command, commands: 0 })
+    }
+
+    /// A string that the target's protocol does not take. Where it would have replaced the value, the old one must go.
+    #[cold]
+    fn too_large<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        self.leave_out(record, Kind::LargeString, "a string longer than its proto-max-bulk-len")?;
+        let replaces = matches!(record.row.how, How::Set | How::SetEx(_) | How::GetSet | How::MSet);
+        let mut commands = 0;
+        if replaces {
+            for key in keys::keys_in(record.row, record.args) {
+                if key.len() as u64 <= self.capabilities.bulk_bytes_max {
+                    commands += self.del_keys(record, &[key], out);
+                }
+            }
+        }
+        Ok(Outcome::LeftOut { kind: Kind::LargeString, commands })
+    }
+}
+
+impl NameCounts {
+    fn add(&mut self, result: &Result<Outcome, TranslateError>) {
+        let count = match result {
+            Ok(Outcome::Written { .. }) => &mut self.written,
+            Ok(Outcome::Dropped(_)) => &mut self.dropped,
+            Ok(Outcome::LeftOut { .. }) => &mut self.left_out,
+            Ok(Outcome::Global(_)) => &mut self.global,
+            Ok(Outcome::NotCarried { .. }) => &mut self.not_carried,
+            Err(_) => &mut self.refused,
+        };
+        *count += 1;
+    }
+}

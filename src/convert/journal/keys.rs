@@ -1,0 +1,161 @@
+//! The keys of a recorded command: needed for strays, suspects, cluster slots and reports.
+//!
+//! In: the strings of a record, name first. Out: the keys, in their order, borrowed from it. A name that is not known has
+//! no keys here; a record that is too short has as many as are present. Nothing is allocated.
+
+use super::table::{self, Keys, Row};
+use smallvec::SmallVec;
+
+/// The strings of a record as a slice-like value. Records of up to 16 strings need no memory of their own.
+pub type Args<'a> = SmallVec<[&'a [u8]; 16]>;
+
+/// The keys of a record.
+pub fn keys_of<'r, 'a>(args: &'r [&'a [u8]]) -> KeyIter<'r, 'a> {
+    match args.first().and_then(|name| table::find(name)) {
+        Some((_, row)) => keys_in(row, args),
+        None => KeyIter { args: &[], step: 1, extra: None },
+    }
+}
+
+/// The key of a record that might be a stray (wire 1.1): PFMERGE stores its result on every shard that holds one of its
+/// keys and records a SET of a HyperLogLog there. The caller computes the owner and drops what the flow does not own.
+pub fn stray_candidate<'a>(args: &[&'a [u8]]) -> Option<&'a [u8]> {
+    match args {
+        [name, key, value, ..] if name.eq_ignore_ascii_case(b"SET") && value.starts_with(b"HYLL") => Some(key),
+        _ => None,
+    }
+}
+
+/// Walks over a record's keys.
+#[derive(Clone, Debug)]
+pub struct KeyIter<'r, 'a> {
+    /// Begins at the next key.
+    args: &'r [&'a [u8]],
+    step: usize,
+    /// A key that stands apart (STORE).
+    extra: Option<&'a [u8]>,
+}
+
+impl<'a> Iterator for KeyIter<'_, 'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        match self.args.split_first() {
+            Some((key, _)) => {
+                self.args = self.args.get(self.step..).unwrap_or_default();
+                Some(key)
+            }
+            None => self.extra.take(),
+        }
+    }
+}
+
+pub(super) fn keys_in<'r, 'a>(row: &Row, args: &'r [&'a [u8]]) -> KeyIter<'r, 'a> {
+    let range = |from: usize, to: usize| args.get(from..to.min(args.len())).unwrap_or_default();
+    let (front, step, extra) = match row.keys {
+        Keys::Nothing => (range(0, 0), 1, None),
+        Keys::First => (range(1, 2), 1, None),
+        Keys::Second => (range(2, 3), 1, None),
+        Keys::FirstTwo => (range(1, 3), 1, None),
+        Keys::All => (range(1, args.len()), 1, None),
+        Keys::Twos => (range(1, args.len()), 2, None),
+        Keys::Triples => (range(1, args.len()), 3, None),
+        Keys::Sort => (range(1, 2), 1, sort_store(args)),
+        Keys::Geo => (range(1, 2), 1, geo_store(args)),
+        Keys::Merge => match merge_sources(args) {
+            Some(sources) => (sources, 1, args.get(1).copied()),
+            None => (range(1, args.len()), 1, None),
+        },
+    };
+    KeyIter { args: front, step, extra }
+}
+
+/// The destination of `SORT key [BY p] [LIMIT o n] [GET p]... [ASC|DESC] [ALPHA] [STORE key]`.
+pub(super) fn sort_store<'a>(args: &[&'a [u8]]) -> Option<&'a [u8]> {
+    let mut rest = args.get(2..)?;
+    while let Some((option, after)) = rest.split_first() {
+        if option.eq_ignore_ascii_case(b"STORE") {
+            return after.first().copied();
+        }
+        let values = if option.eq_ignore_ascii_case(b"LIMIT") {
+            2
+        } else {
+            usize::from(option.eq_ignore_ascii_case(b"BY") || option.eq_ignore_ascii_case(b"GET"))
+        };
+        rest = after.get(values..)?;
+    }
+    None
+}
+
+/// The destination of `GEORADIUS[BYMEMBER] key ... STORE key | STOREDIST key`: the last of them counts. A member or key
+/// that is itself called STORE can only stand before the options.
+pub(super) fn geo_store<'a>(args: &[&'a [u8]]) -> Option<&'a [u8]> {
+    let by_member = args.first()?.len() == "GEORADIUSBYMEMBER".len();
+    let mut rest = args.get(if by_member { 5 } else { 6 }..)?;
+    let mut found = None;
+    while let Some((option, after)) = rest.split_first() {
+        let stores = option.eq_ignore_ascii_case(b"STORE") || option.eq_ignore_ascii_case(b"STOREDIST");
+        if stores {
+            found = after.first().copied();
+        }
+        rest = after.get(usize::from(stores || option.eq_ignore_ascii_case(b"COUNT"))..)?;
+    }
+    found
+}
+
+/// The source keys of `CMS.MERGE key n key... [WEIGHTS w...]`; `None` if the count is missing, as in truncated records.
+pub(super) fn merge_sources<'r, 'a>(args: &'r [&'a [u8]]) -> Option<&'r [&'a [u8]]> {
+    let count = super::record::parse_int(args.get(2)?)?;
+    let end = usize::try_from(count).ok().filter(|count| *count > 0)?.checked_add(3)?;
+    let whole = match args.get(end) {
+        None => args.len() == end,
+        Some(option) => option.eq_ignore_ascii_case(b"WEIGHTS"),
+    };
+    if whole { args.get(3..end) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(line: &str) -> String {
+        let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        keys_of(&args).map(|key| String::from_utf8_lossy(key).into_owned()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn every_layout_of_keys_is_read() {
+        assert_eq!(keys("SET k v PXAT 5"), "k");
+        assert_eq!(keys("mset a 1 b 2 c"), "a b c");
+        assert_eq!(keys("DEL a b c"), "a b c");
+        assert_eq!(keys("RENAME a b"), "a b");
+        assert_eq!(keys("RENAME a"), "a");
+        assert_eq!(keys("XGROUP SETID s g 0"), "s");
+        assert_eq!(keys("JSON.MSET a $ 1 b $ 2"), "a b");
+        assert_eq!(keys("SORT a BY store LIMIT 0 1 GET store DESC store d"), "a d");
+        assert_eq!(keys("SORT a ALPHA"), "a");
+        assert_eq!(keys("SORT a STORE"), "a");
+        assert_eq!(keys("SORT a LIMIT 0"), "a");
+        assert_eq!(keys("GEORADIUS a 1 2 3 km COUNT 5 ANY STORE x STOREDIST y"), "a y");
+        assert_eq!(keys("GEORADIUSBYMEMBER a STORE 3 km STORE x"), "a x");
+        assert_eq!(keys("GEORADIUS a"), "a");
+        assert_eq!(keys("CMS.MERGE d 2 a b WEIGHTS 1 2"), "a b d");
+        assert_eq!(keys("CMS.MERGE a b"), "a b");
+        assert_eq!(keys("CMS.MERGE a 9 b"), "a 9 b");
+        assert_eq!(keys("CMS.MERGE a -1 b"), "a -1 b");
+        assert_eq!(keys("CMS.MERGE a 9223372036854775807 b"), "a 9223372036854775807 b");
+        assert_eq!(keys("FLUSHALL"), "");
+        assert_eq!(keys("NOSUCH a"), "");
+        assert_eq!(keys(""), "");
+        assert_eq!(keys_of(&[]).count(), 0);
+    }
+
+    #[test]
+    fn only_a_set_of_a_hyperloglog_may_be_a_stray() {
+        assert_eq!(stray_candidate(&[b"SET", b"k", b"HYLL\x01"]), Some(b"k".as_slice()));
+        assert_eq!(stray_candidate(&[b"set", b"k", b"HYL"]), None);
+        assert_eq!(stray_candidate(&[b"SETNX", b"k", b"HYLL"]), None);
+        assert_eq!(stray_candidate(&[b"SET", b"k"]), None);
+        assert_eq!(stray_candidate(&[]), None);
+    }
+}

@@ -1,0 +1,214 @@
+//! What needs a module at the target (JSON, filters, search, throttling), and scripts and cluster commands.
+
+use super::error::{TranslateError, TranslateReason};
+use super::record::Record;
+use super::table::Filter;
+use super::write::Request;
+use super::{Doubt, DropReason, GlobalCommand, JournalTranslator, NoteKind, Outcome, keys};
+use crate::convert::out::{Class, CommandMeta, Out};
+use crate::convert::policy::{Action, Kind};
+use crate::ids::Slot;
+use std::collections::HashSet;
+
+const NO_JSON: &str = "JSON documents, which need the JSON module";
+const NO_FILTERS: &str =
+    "Bloom, cuckoo, count-min and top-k filters, which need a module (and whose snapshot state is Dragonfly's own)";
+
+impl JournalTranslator {
+    /// `JSON.SET k path text [NX|XX]`
+    pub(super) fn json_set<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        let whole = is_root(record.arg(2)?) && record.args.len() == 4;
+        if record.present {
+            return self.pass(record, if whole { Class::Blind } else { Class::Guarded }, out);
+        }
+        if !whole || self.action(Kind::Json) != Action::AsString {
+            return self.json_in_part(record);
+        }
+        Ok(self.json_text(record, record.key()?, record.arg(3)?, out))
+    }
+
+    /// `JSON.MSET (k path text)...`: one command where the target can take it, else a JSON.SET for each document.
+    pub(super) fn json_mset<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        let triples = record.grouped(1, 3)?;
+        let all_whole = triples.chunks_exact(3).all(|triple| triple.get(1).is_some_and(|path| is_root(path)));
+        if record.present && !self.capabilities.cluster {
+            return self.pass(record, if all_whole { Class::Blind } else { Class::Guarded }, out);
+        }
+        if self.capabilities.commands.contains("JSON.SET") {
+            return Ok(self.json_mset_split(record, triples, all_whole, out));
+        }
+        if !all_whole || self.action(Kind::Json) != Action::AsString {
+            return self.json_in_part(record);
+        }
+        let mut commands = 0;
+        for triple in triples.chunks_exact(3) {
+            if let [key, _path, text] = triple {
+                self.json_text(record, key, text, out);
+                commands += 1;
+            }
+        }
+        Ok(Outcome::Written { commands })
+    }
+
+    /// A JSON.SET for each triple; unless all are whole documents, the last one in each slot is Guarded.
+    fn json_mset_split<O: Out>(
+        &mut self,
+        record: &Record<'_>,
+        triples: &[&[u8]],
+        all_whole: bool,
+        out: &mut O,
+    ) -> Outcome {
+        let mut guarded: HashSet<usize> = HashSet::new();
+        if !all_whole {
+            let mut seen: HashSet<Slot> = HashSet::new();
+            for (at, triple) in triples.chunks_exact(3).enumerate().rev() {
+                let key = triple.first().copied().unwrap_or_default();
+                if seen.insert(self.slot(key)) {
+                    guarded.insert(at);
+                }
+            }
+        }
+        let mut commands = 0;
+        for (at, triple) in triples.chunks_exact(3).enumerate() {
+            let class = if guarded.contains(&at) { Class::Guarded } else { Class::Blind };
+            let key = triple.first().copied().unwrap_or_default();
+            let mut request = Request::open(out, self.meta(record, key, class), 4);
+            request.word("JSON.SET");
+            request.texts(triple);
+            request.close();
+            commands += 1;
+        }
+        Outcome::Written { commands }
+    }
+
+    /// JSON.DEL, JSON.FORGET: at the root the key goes.
+    pub(super) fn json_del<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        if record.present {
+            return self.pass(record, Class::Guarded, out);
+        }
+        let whole = record.args.get(2).is_none_or(|path| is_root(path));
+        if whole && self.action(Kind::Json) == Action::AsString {
+            return Ok(self.del(record, &[record.key()?], out));
+        }
+        self.json_in_part(record)
+    }
+
+    /// `JSON.MERGE k path text`: below the root the two servers differ (wire 4.9).
+    pub(super) fn json_merge<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        if record.present && !is_root(record.arg(2)?) {
+            self.doubt(record, Doubt::JsonMergePath);
+        }
+        self.json(record, out)
+    }
+
+    pub(super) fn json<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        if record.present {
+            return self.pass(record, Class::Guarded, out);
+        }
+        self.json_in_part(record)
+    }
+
+    /// A change that cannot be made without the module.
+    fn json_in_part(&mut self, record: &Record<'_>) -> Result<Outcome, TranslateError> {
+        if self.action(Kind::Json) == Action::AsString {
+            self.doubt(record, Doubt::JsonAsString);
+            return Ok(Outcome::LeftOut { kind: Kind::Json, commands: 0 });
+        }
+        self.leave_out(record, Kind::Json, NO_JSON)
+    }
+
+    /// The text of a document as a string.
+    fn json_text<O: Out>(&mut self, record: &Record<'_>, key: &[u8], text: &[u8], out: &mut O) -> Outcome {
+        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 3);
+        request.word("SET");
+        request.text(key);
+        request.text(text);
+        request.close();
+        Outcome::Written { commands: 1 }
+    }
+
+    pub(super) fn filters<O: Out>(
+        &mut self,
+        record: &Record<'_>,
+        filter: Filter,
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        if !record.present || filter == Filter::Opaque {
+            return self.leave_out(record, Kind::Filters, NO_FILTERS);
+        }
+        if filter == Filter::Change {
+            self.doubt(record, Doubt::FilterBase);
+        }
+        self.pass(record, Class::Guarded, out)
+    }
+
+    /// `CMS.MERGE dst n src...`; over several shards the count is missing and RedisBloom refuses it (wire 4.9).
+    pub(super) fn cms_merge<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        if keys::merge_sources(record.args).is_none() && record.present {
+            self.doubt(record, Doubt::Truncated);
+            return Ok(Outcome::Dropped(DropReason::Truncated));
+        }
+        self.filters(record, Filter::Change, out)
+    }
+
+    pub(super) fn throttle<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        if record.present {
+            return self.pass(record, Class::Guarded, out);
+        }
+        self.leave_out(record, Kind::Command, "CL.THROTTLE, which needs the redis-cell module")
+    }
+
+    /// FT.*: on every flow with the same txid, without a barrier; one of them is enough.
+    pub(super) fn search<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        let repeated = record.txid != 0 && self.search_txid.replace(record.txid) == Some(record.txid);
+        if self.flow.0 != 0 || repeated {
+            return Ok(Outcome::Dropped(DropReason::Duplicate));
+        }
+        if !record.present {
+            self.notes.add(record.db, record.arg(1)?, record.row.name, NoteKind::IndexNotCarried);
+            return Ok(Outcome::Dropped(DropReason::NoModule));
+        }
+        Ok(self.write_to_all_nodes(record, out))
+    }
+
+    /// `SCRIPT LOAD body` on every node; `SCRIPT FLAGS` is Dragonfly's own.
+    pub(super) fn script<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        if record.is(1, "FLAGS") {
+            return Ok(Outcome::Dropped(DropReason::NoMeaning));
+        }
+        if !record.is(1, "LOAD") || record.args.len() != 3 {
+            return Err(record.unknown_option(1));
+        }
+        Ok(self.write_to_all_nodes(record, out))
+    }
+
+    fn write_to_all_nodes<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Outcome {
+        let meta = CommandMeta { slot: Slot(0), db: record.db, class: Class::Blind, all_nodes: true };
+        let mut request = Request::open(out, meta, record.args.len());
+        request.word(record.row.name);
+        request.texts(record.from(1));
+        request.close();
+        Outcome::Written { commands: 1 }
+    }
+
+    /// `DFLYCLUSTER FLUSHSLOTS start end [start end ...]`
+    pub(super) fn dfly_cluster(&mut self, record: &Record<'_>) -> Result<Outcome, TranslateError> {
+        if !record.is(1, "FLUSHSLOTS") {
+            return Err(record.unknown_option(1));
+        }
+        record.grouped(2, 2)?;
+        let slot = |position: usize| {
+            let bad = || record.error(TranslateReason::BadArgument { position, expected: "a slot from 0 to 16383" });
+            let number = u16::try_from(record.int(position)?).map_err(|_| bad())?;
+            if number < 16384 { Ok(Slot(number)) } else { Err(bad()) }
+        };
+        let ranges = (2..record.args.len()).step_by(2);
+        let ranges: Result<Vec<_>, TranslateError> = ranges.map(|at| Ok((slot(at)?, slot(at + 1)?))).collect();
+        Ok(Outcome::Global(GlobalCommand::FlushSlots(ranges?.into())))
+    }
+}
+
+/// The path of a whole document.
+fn is_root(path: &[u8]) -> bool {
+    matches!(path, b"$" | b"." | b"")
+}

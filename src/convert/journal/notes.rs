@@ -1,0 +1,114 @@
+//! What the report must list by key: expiries dropped, values left out, and records after which source and target may
+//! differ although nothing failed (defects of the recorded journal, wire 6.19 to 6.21).
+//!
+//! Bounded in bytes: what no longer fits is counted, never silently forgotten.
+
+use crate::convert::policy::Kind;
+use crate::ids::DbIndex;
+
+/// One thing to list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    pub db: DbIndex,
+    /// The key; of an FT command, the index.
+    pub key: Box<[u8]>,
+    /// Canonical name of the recorded command; empty if it is not known.
+    pub command: &'static str,
+    pub kind: NoteKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoteKind {
+    /// The value was written, its expiry (or a member's, a field's) was not.
+    ExpiryDropped(Kind),
+    /// The record was left out by policy: the key may differ from now on.
+    Skipped(Kind),
+    /// The target has no search module: the index is not carried over.
+    IndexNotCarried,
+    /// Written, but the key should be verified.
+    Doubtful(Doubt),
+}
+
+/// Why a key may differ although every record was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Doubt {
+    /// XADD with `*` (masters <= 1.26): the target made another id.
+    GeneratedId,
+    /// The record of a command over several shards lost its operands (SORT STORE, CMS.MERGE, GEORADIUS STORE).
+    Truncated,
+    /// XAUTOCLAIM chooses by idle time, and counts it, from the moment of application.
+    IdleTime,
+    /// A filter whose base may have been left out of the snapshot (no filter can be carried).
+    FilterBase,
+    /// JSON.MERGE below the root creates in RedisJSON what Dragonfly leaves alone.
+    JsonMergePath,
+    /// A document stored as a string was changed in part: its text is now out of date.
+    JsonAsString,
+    /// An immediate expiry with a condition on a TTL that the target does not have.
+    ConditionalExpiry,
+}
+
+/// Collects notes up to a bound.
+#[derive(Debug)]
+pub struct Notes {
+    list: Vec<Note>,
+    bytes_used: usize,
+    bytes_max: usize,
+    left_out: u64,
+}
+
+impl Notes {
+    pub fn new(bytes_max: usize) -> Self {
+        Self { list: Vec::new(), bytes_used: 0, bytes_max, left_out: 0 }
+    }
+
+    /// The same thing about the same key twice in a row is kept once.
+    #[cold]
+    pub fn add(&mut self, db: DbIndex, key: &[u8], command: &'static str, kind: NoteKind) {
+        if self.list.last().is_some_and(|last| last.db == db && *last.key == *key && last.kind == kind) {
+            return;
+        }
+        let bytes_used = self.bytes_used.saturating_add(key.len()).saturating_add(size_of::<Note>());
+        if bytes_used > self.bytes_max {
+            self.left_out += 1;
+            return;
+        }
+        self.bytes_used = bytes_used;
+        self.list.push(Note { db, key: key.into(), command, kind });
+    }
+
+    pub fn list(&self) -> &[Note] {
+        &self.list
+    }
+
+    /// How many notes did not fit.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// The notes since the last call; room for new ones is made.
+    pub fn take(&mut self) -> Vec<Note> {
+        self.bytes_used = 0;
+        std::mem::take(&mut self.list)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_bounded_and_counted() {
+        let mut notes = Notes::new(2 * size_of::<Note>() + 4);
+        let kind = NoteKind::Doubtful(Doubt::Truncated);
+        for key in ["a", "a", "b", "c", "d"] {
+            notes.add(DbIndex(0), key.as_bytes(), "SORT", kind);
+        }
+        assert_eq!((notes.list().len(), notes.left_out()), (2, 2));
+        assert_eq!(notes.take().len(), 2);
+        notes.add(DbIndex(0), b"e", "SORT", kind);
+        assert_eq!(notes.list().len(), 1);
+    }
+}

@@ -1,0 +1,83 @@
+//! What a target's answer to a translated command means.
+//!
+//! Some errors are expected: the record succeeded at the source, but the target rightly has nothing to apply it to (a key
+//! that was skipped), or has it already (a Blind command sent again). And some answers that are no errors say that the
+//! target lacks a key that the source has (wire 4.4, 6.34): it must be fetched again.
+
+use super::record::is;
+
+/// Meaning of an error reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorMeaning {
+    /// Source and target differ, or the target is unwell.
+    Unexpected,
+    /// A Blind command that had been applied before; nothing to do.
+    AppliedBefore,
+    /// The target lacks the key on purpose (skipped type), or by its own expiry: count it.
+    KeyMissing,
+    /// FIELDEXPIRE on a set: expiry of members, which no target has.
+    MemberExpiry,
+    /// FT.*: another flow, or an earlier run, has done it.
+    AlreadyDone,
+}
+
+/// `name`: the command as the target was told it; `error`: the reply line without `-`; `sent_again`: the command may have
+/// been applied before.
+pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeaning {
+    let says = |text: &str| memchr::memmem::find(error, text.as_bytes()).is_some();
+    if (is(name, "RENAME") || is(name, "RENAMENX")) && says("no such key") {
+        return ErrorMeaning::KeyMissing;
+    }
+    if is(name, "HPEXPIREAT") && error.starts_with(b"WRONGTYPE") {
+        return ErrorMeaning::MemberExpiry;
+    }
+    if name.get(..3).is_some_and(|front| is(front, "FT."))
+        && (says("already exists") || says("nknown index") || says("no such index"))
+    {
+        return ErrorMeaning::AlreadyDone;
+    }
+    let repeated_xadd = is(name, "XADD") && says("equal or smaller");
+    let repeated_lset = is(name, "LSET") && (says("no such key") || says("out of range"));
+    // Between the two passes the key may have become another type, which a later record of the same run makes it again.
+    if sent_again && (repeated_xadd || repeated_lset || error.starts_with(b"WRONGTYPE")) {
+        return ErrorMeaning::AppliedBefore;
+    }
+    ErrorMeaning::Unexpected
+}
+
+/// Whether an answer of 0 (or nil) to a Guarded command, sent for the first time, says that the target lost a key, or
+/// elements, which the source had.
+pub fn empty_reply_means_lost(name: &[u8]) -> bool {
+    match name.len() {
+        4 => is(name, "LPOP") || is(name, "RPOP"),
+        7 => is(name, "PERSIST"),
+        8 => is(name, "RENAMENX"),
+        9 => is(name, "PEXPIREAT"),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expected_errors_are_told_from_others() {
+        let meaning = |name: &str, error: &str, again| error_meaning(name.as_bytes(), error.as_bytes(), again);
+        assert_eq!(meaning("RENAME", "ERR no such key", false), ErrorMeaning::KeyMissing);
+        assert_eq!(meaning("HPEXPIREAT", "WRONGTYPE Operation", false), ErrorMeaning::MemberExpiry);
+        assert_eq!(meaning("FT.CREATE", "Index already exists", false), ErrorMeaning::AlreadyDone);
+        let xadd = "ERR The ID specified in XADD is equal or smaller than the target stream top item";
+        assert_eq!(meaning("XADD", xadd, true), ErrorMeaning::AppliedBefore);
+        assert_eq!(meaning("XADD", xadd, false), ErrorMeaning::Unexpected);
+        assert_eq!(meaning("HSET", "WRONGTYPE Operation", true), ErrorMeaning::AppliedBefore);
+        assert_eq!(meaning("HSET", "WRONGTYPE Operation", false), ErrorMeaning::Unexpected);
+        assert_eq!(meaning("SET", "OOM command not allowed", true), ErrorMeaning::Unexpected);
+    }
+
+    #[test]
+    fn a_zero_from_an_expiry_is_a_lost_key() {
+        assert!(empty_reply_means_lost(b"PEXPIREAT") && empty_reply_means_lost(b"persist"));
+        assert!(!empty_reply_means_lost(b"HDEL") && !empty_reply_means_lost(b"SREM"));
+    }
+}

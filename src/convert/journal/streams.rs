@@ -1,0 +1,145 @@
+//! Stream commands: XADD with its id, what older targets do not know (ENTRIESREAD ...), idle times made absolute.
+
+use super::error::{TranslateError, TranslateReason};
+use super::record::{Record, is};
+use super::write::Request;
+use super::{Doubt, JournalTranslator, Outcome};
+use crate::convert::out::{Class, Out};
+use smallvec::SmallVec;
+
+impl JournalTranslator {
+    /// `XADD k [NOMKSTREAM] [MAXLEN|MINID [=|~] x [LIMIT n]] id f v ...`. A `*` comes only from masters <= 1.26.
+    pub(super) fn xadd<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        let mut position = 2;
+        loop {
+            if record.is(position, "NOMKSTREAM") {
+                position += 1;
+            } else if record.is(position, "MAXLEN") || record.is(position, "MINID") {
+                position += 2 + usize::from(record.is(position + 1, "=") || record.is(position + 1, "~"));
+            } else if record.is(position, "LIMIT") {
+                position += 2;
+            } else {
+                break;
+            }
+        }
+        let id = record.arg(position)?;
+        record.grouped(position + 1, 2)?;
+        if id.last() == Some(&b'*') {
+            self.doubt(record, Doubt::GeneratedId);
+            return self.pass(record, Class::Guarded, out);
+        }
+        if !is_stream_id(id) {
+            return Err(record.error(TranslateReason::BadArgument { position, expected: "the id of a stream entry" }));
+        }
+        self.pass(record, Class::Blind, out)
+    }
+
+    /// `XCLAIM k g c min-idle id... [IDLE ms] [TIME ms] [RETRYCOUNT n] [FORCE] [JUSTID] [LASTID id]`: the delivery time
+    /// becomes absolute; without one it is the time of receipt.
+    pub(super) fn xclaim<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        record.int(4)?;
+        let options_at = 5 + record.from(5).iter().take_while(|id| is_stream_id(id)).count();
+        if options_at == 5 {
+            return Err(
+                record.error(TranslateReason::BadArgument { position: 5, expected: "the id of a stream entry" })
+            );
+        }
+        let mut time_ms = record.now_ms;
+        let mut kept: SmallVec<[&[u8]; 8]> = SmallVec::new();
+        let mut position = options_at;
+        while let Some(option) = record.args.get(position) {
+            if is(option, "IDLE") {
+                let idle_ms = record.int(position + 1)?;
+                time_ms = record.now_ms.saturating_sub(idle_ms);
+                position += 2;
+            } else if is(option, "TIME") {
+                time_ms = record.int(position + 1)?;
+                position += 2;
+            } else if is(option, "RETRYCOUNT") || is(option, "LASTID") {
+                kept.push(option);
+                kept.push(record.arg(position + 1)?);
+                position += 2;
+            } else if is(option, "FORCE") || is(option, "JUSTID") {
+                kept.push(option);
+                position += 1;
+            } else {
+                return Err(record.unknown_option(position));
+            }
+        }
+        let front = record.args.get(1..options_at).unwrap_or_default();
+        let key = record.key()?;
+        let strings = 1 + front.len() + 2 + kept.len();
+        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), strings);
+        request.word("XCLAIM");
+        request.texts(front);
+        request.word("TIME");
+        request.number(time_ms.max(0));
+        request.texts(&kept);
+        request.close();
+        Ok(Outcome::Written { commands: 1 })
+    }
+
+    /// `XAUTOCLAIM k g c min-idle start [COUNT n] [JUSTID]` has no absolute form.
+    pub(super) fn xautoclaim<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        record.int(4)?;
+        self.doubt(record, Doubt::IdleTime);
+        self.pass(record, Class::Guarded, out)
+    }
+
+    /// `XGROUP CREATE|SETID k g id [MKSTREAM] [ENTRIESREAD n]`, CREATECONSUMER, DELCONSUMER, DESTROY.
+    pub(super) fn xgroup<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        let known = ["CREATE", "SETID", "DESTROY", "CREATECONSUMER", "DELCONSUMER"];
+        if !known.iter().any(|subcommand| record.is(1, subcommand)) {
+            return Err(record.unknown_option(1));
+        }
+        let options_at = if record.is(1, "CREATE") || record.is(1, "SETID") { 5 } else { record.args.len() };
+        self.pass_without(record, options_at, &["ENTRIESREAD"], record.arg(2)?, out)
+    }
+
+    /// `XSETID k id [ENTRIESADDED n] [MAXDELETEDID id]`
+    pub(super) fn xsetid<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        self.pass_without(record, 3, &["ENTRIESADDED", "MAXDELETEDID"], record.key()?, out)
+    }
+
+    /// Passes the record, for Redis before 7.0 without the options named (from `options_at` on) and their values.
+    fn pass_without<O: Out>(
+        &mut self,
+        record: &Record<'_>,
+        options_at: usize,
+        new_options: &[&str],
+        key: &[u8],
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        if !self.is_before_7() {
+            return self.pass(record, Class::Guarded, out);
+        }
+        let front = record.args.get(1..options_at).unwrap_or(record.from(1));
+        let mut kept: SmallVec<[&[u8]; 4]> = SmallVec::new();
+        let mut position = options_at;
+        while let Some(option) = record.args.get(position) {
+            if new_options.iter().any(|new| is(option, new)) {
+                position += 2;
+            } else {
+                kept.push(option);
+                position += 1;
+            }
+        }
+        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 1 + front.len() + kept.len());
+        request.word(record.row.name);
+        request.texts(front);
+        request.texts(&kept);
+        request.close();
+        Ok(Outcome::Written { commands: 1 })
+    }
+}
+
+/// `ms` or `ms-seq`.
+fn is_stream_id(text: &[u8]) -> bool {
+    let is_number = |part: &[u8]| !part.is_empty() && part.len() <= 20 && part.iter().all(u8::is_ascii_digit);
+    match text.iter().position(|byte| *byte == b'-') {
+        None => is_number(text),
+        Some(dash) => {
+            is_number(text.get(..dash).unwrap_or_default()) && is_number(text.get(dash + 1..).unwrap_or_default())
+        }
+    }
+}
