@@ -28,6 +28,8 @@ pub struct Batch {
     pub commands: u32,
     pub replied: u32,
     pub guard: Option<Guard>,
+    /// SELECTs inside: index of the command and the database.
+    pub selects: Vec<(u32, DbIndex)>,
     /// Database selected where the batch begins.
     pub db_at_start: DbIndex,
     /// When the bytes of its first command were read from the source.
@@ -45,6 +47,7 @@ impl Batch {
             commands: 0,
             replied: 0,
             guard: None,
+            selects: Vec::new(),
             db_at_start,
             first_read_ns: 0,
             submitted_ns: 0,

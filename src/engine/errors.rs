@@ -2,41 +2,30 @@
 
 use super::batch::Batch;
 use super::error::EngineError;
+use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
 use crate::redis::request;
 use crate::uring::Slab;
 
 /// Looks at the error reply `text` to command `index` of `batch`. `Ok` where the reply is no sign of divergence.
 /// `resent`: the lane was connected again, so a command may have been applied already.
 pub fn judge(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8], resent: bool) -> Result<(), EngineError> {
-    let head = request::nth_command(batch.slices(slab), index as usize)
+    let head = request::nth_command(batch.slices(slab), u64::from(index))
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again after an error reply: {e}")))?;
-    let name = head.name.to_ascii_uppercase();
-    if is_expected(&name, text, resent) {
-        tracing::debug!(node, command = %name.escape_ascii(), key = %head.first_arg.escape_ascii(),
-            reply = %text.escape_ascii(), "expected error reply");
+    let name = head.name;
+    let key = head.first_key.unwrap_or_default();
+    let meaning = error_meaning(&name, text, resent);
+    if meaning != ErrorMeaning::Unexpected {
+        tracing::debug!(node, command = %name.escape_ascii(), key = %key.escape_ascii(),
+            reply = %text.escape_ascii(), ?meaning, "expected error reply");
         return Ok(());
     }
     Err(EngineError::Target(format!(
         "node {node} answered \"{}\" to {} {}; {}",
         text.escape_ascii(),
         name.escape_ascii(),
-        head.first_arg.escape_ascii(),
+        key.escape_ascii(),
         remedy(text)
     )))
-}
-
-fn is_expected(name: &[u8], text: &[u8], resent: bool) -> bool {
-    match name {
-        // The key was left out (its type cannot be held) or has expired at the target.
-        b"RENAME" | b"RENAMENX" => text.starts_with(b"ERR no such key"),
-        b"XADD" | b"XSETID" => resent && find(text, b"equal or smaller"),
-        b"XGROUP" => resent && text.starts_with(b"BUSYGROUP"),
-        _ => false,
-    }
-}
-
-fn find(text: &[u8], part: &[u8]) -> bool {
-    memchr::memmem::find(text, part).is_some()
 }
 
 /// What the operator can do about an error class.

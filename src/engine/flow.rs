@@ -253,7 +253,7 @@ impl Flow {
         };
         let Some((window, mut position)) = cursor.window(slab) else { return Ok(Stop::Need(1)) };
         let window_is_last = match &window {
-            Window::Chunk(chunk, _) => slab.room(*chunk) == 0,
+            Window::Chunk(chunk, view) => view.len() == slab.capacity(*chunk),
             Window::Heap(_) => true,
         };
         let source = match &window {

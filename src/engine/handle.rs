@@ -7,7 +7,7 @@
 
 use super::error::EngineError;
 use super::writer::Writer;
-use crate::convert::journal::{JournalTranslator, Outcome, keys, suspects::Suspects};
+use crate::convert::journal::{self, JournalTranslator, Outcome, Suspects};
 use crate::convert::{Converter, Plan};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
@@ -58,6 +58,9 @@ const OBSERVED_KEYS: u32 = 4096;
 /// Memory that the suspects of one flow may take.
 const SUSPECTS_BYTES_MAX: usize = 64 << 20;
 
+/// Memory for the keys of journal records that the report lists, until they are taken (once a second).
+const NOTES_BYTES_MAX: usize = 16 << 20;
+
 /// Counts that belong to no type of value.
 #[derive(Clone, Debug, Default)]
 pub struct FlowCounts {
@@ -86,7 +89,12 @@ impl FlowHandler {
         Self {
             flow,
             converter: Converter::new(flow, plan.clone()),
-            translator: JournalTranslator::new(flow, plan),
+            translator: JournalTranslator::new(
+                flow,
+                plan.capabilities.clone(),
+                plan.policy.clone(),
+                NOTES_BYTES_MAX,
+            ),
             suspects: Suspects::new(SUSPECTS_BYTES_MAX),
             counts: FlowCounts::default(),
             owner,
@@ -187,33 +195,32 @@ impl FlowHandler {
     ) -> Result<(), EngineError> {
         let args: SmallVec<[&[u8]; 16]> = command.args().collect();
         self.counts.journal_records += 1;
-        if let Some(key) = keys::stray_candidate(&args)
+        if let Some(key) = journal::stray_candidate(&args)
             && self.is_stray(key)
         {
             return Ok(());
         }
         if !self.existing.is_empty() {
-            for key in keys::keys_of(&args) {
+            for key in journal::keys_of(&args) {
                 if !self.admits_existing(command.db, key) {
                     return Ok(());
                 }
             }
         }
-        let suspicious = [&b"MSET"[..], b"MSETNX", b"SETNX", b"GETSET"].iter().any(|n| command.name().eq_ignore_ascii_case(n));
-        if suspicious {
-            for key in keys::keys_of(&args) {
-                self.suspects.written(command.db, key).map_err(|e| EngineError::Refused(e.to_string()))?;
-            }
-        } else if !self.suspects.is_empty() {
-            for key in keys::keys_of(&args) {
-                self.suspects.settled(command.db, key);
-            }
-        }
-        match self.translator.command(command.db, command.txid, &args, now_ms, out).map_err(EngineError::from)? {
+        self.suspects.record(command.db, &args).map_err(|e| EngineError::Refused(e.to_string()))?;
+        let Self { translator, converter, .. } = self;
+        let mut payloads = RestoredValues { converter, now_ms };
+        let outcome = translator.command(command.db, command.txid, &args, now_ms, &mut payloads, out);
+        match outcome.map_err(EngineError::from)? {
             Outcome::Global(_) => Err(EngineError::SyncVoided {
                 flow: self.flow.0,
                 command: String::from_utf8_lossy(command.name()).into_owned(),
             }),
+            Outcome::NotCarried { kind } => Err(EngineError::Refused(format!(
+                "flow {}: the recorded command {} cannot be applied to this target in one step ({kind:?})",
+                self.flow,
+                command.name().escape_ascii()
+            ))),
             _ => Ok(()),
         }
     }

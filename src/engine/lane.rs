@@ -224,7 +224,7 @@ impl Lane {
             }
             let mut count = 1u64;
             match reply {
-                Reply::Ok { count: oks } => count = oks as u64,
+                Reply::Ok { count: oks } => count = oks,
                 Reply::Error(text) => {
                     if let Some(batch) = sent.front() {
                         outcome = failed(batch, batch.replied, text);
@@ -236,6 +236,13 @@ impl Lane {
                         let first = batch.guard.map_or(batch.replied, |guard| guard.first_command + 1);
                         outcome = failed(batch, first.saturating_add(index as u32), text);
                     }
+                    return;
+                }
+                Reply::ArrayInteger { .. } => return,
+                Reply::Null if sent.front().is_some_and(|batch| batch.guard.is_some()) => {
+                    outcome = Err(EngineError::Target(format!(
+                        "node {node} did not execute a MULTI, although nothing was watched; its commands are not applied"
+                    )));
                     return;
                 }
                 _ => {}
@@ -336,20 +343,8 @@ impl Lane {
 
 /// Byte offset of command `index` in the batch and the database selected there.
 fn position_of(batch: &Batch, slab: &Slab, index: u32) -> Result<(usize, DbIndex), EngineError> {
-    let mut db = batch.db_at_start;
-    let mut offset = 0;
-    let mut walker = request::Walker::new(batch.slices(slab));
-    for _ in 0..index {
-        let head = walker
-            .next()
-            .ok_or_else(|| EngineError::Internal("a batch holds fewer commands than it counted".into()))?
-            .map_err(|e| EngineError::Internal(format!("a batch cannot be read again: {e}")))?;
-        if head.name.eq_ignore_ascii_case(b"SELECT")
-            && let Some(selected) = std::str::from_utf8(&head.first_arg).ok().and_then(|t| t.parse().ok())
-        {
-            db = DbIndex(selected);
-        }
-        offset = head.offset_bytes + head.len_bytes;
-    }
-    Ok((offset, db))
+    let db = batch.selects.iter().rev().find(|(at, _)| *at < index).map_or(batch.db_at_start, |(_, db)| *db);
+    let offset = request::offset_of(batch.slices(slab), u64::from(index))
+        .map_err(|e| EngineError::Internal(format!("a batch cannot be read again: {e}")))?;
+    Ok((offset as usize, db))
 }

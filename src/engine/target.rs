@@ -82,8 +82,7 @@ impl TargetLink {
 
     /// One request and its reply, error replies included.
     pub async fn call_raw(&mut self, what: &str, args: &[&[u8]]) -> Result<Value, EngineError> {
-        let mut request = Vec::new();
-        crate::redis::resp::command(&mut request, args);
+        let request = crate::redis::resp::command(args);
         self.link.request(what, request, value::parse).await.map_err(target_error)
     }
 
@@ -152,7 +151,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
             capabilities.version.major, capabilities.version.minor, capabilities.version.patch
         ),
         run_id: info.get("run_id").unwrap_or_default().to_string(),
-        keyspace: info.keyspace(),
+        keyspace: info.keys_by_db().into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect(),
         cpu_at_start: crate::report::counters::CpuSample::from_info(&text),
         capabilities,
     })

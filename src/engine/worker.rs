@@ -219,6 +219,10 @@ impl Worker {
             for completion in &completions {
                 self.complete(completion, now_ns)?;
             }
+            let Self { ring, recorder, .. } = &mut self;
+            ring.slab_mut().drain_freed(|filled_ns| {
+                recorder.record(Latency::Residence, 0, now_ns.saturating_sub(filled_ns), 1);
+            });
         }
     }
 
@@ -340,6 +344,9 @@ impl Worker {
                 flow.reading = false;
                 self.stats.flow_reads += 1;
                 let read = flow.read_done(completion.result, now_ns)?;
+                if let Some(chunk) = flow.input.chunk() {
+                    self.ring.slab_mut().set_filled_at_ns(chunk, now_ns);
+                }
                 self.stats.bytes_in += read as u64;
                 Ok(())
             }

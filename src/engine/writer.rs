@@ -130,6 +130,7 @@ impl Encoder {
 
     fn select(&mut self, slab: &mut Slab, db: DbIndex) {
         if self.db != db {
+            self.batch.selects.push((self.batch.commands, db));
             self.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
             self.db = db;
         }
