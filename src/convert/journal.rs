@@ -41,10 +41,11 @@ use super::policy::{Action, Kind, Policy};
 use crate::ids::{DbIndex, FlowId, Slot};
 use crate::redis::Capabilities;
 use crate::redis::capabilities::{Make, Version};
+use crate::redis::slot::slot;
 use record::Record;
 use std::sync::Arc;
 use table::{How, Keys};
-use write::{Request, slot_of};
+use write::Request;
 
 /// What became of one record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -263,8 +264,7 @@ impl JournalTranslator {
             return Ok(Outcome::NotCarried { kind: NotCarriedKind::CrossSlot });
         }
         let key = keys::keys_in(record.row, record.args).next().unwrap_or_default();
-        let mut request = Request::open(out, self.meta(record, key, class), record.args.len());
-        request.word(record.row.name);
+        let mut request = Request::open(out, self.meta(record, key, class), record.args.len(), record.row.name);
         request.texts(record.from(1));
         request.close();
         Ok(Outcome::Written { commands: 1 })
@@ -275,7 +275,7 @@ impl JournalTranslator {
         if !self.capabilities.cluster || record.row.keys == Keys::First {
             return false;
         }
-        let mut slots = keys::keys_in(record.row, record.args).map(slot_of);
+        let mut slots = keys::keys_in(record.row, record.args).map(slot);
         slots.next().is_some_and(|first| slots.any(|other| other != first))
     }
 
@@ -285,7 +285,7 @@ impl JournalTranslator {
 
     /// A single server needs no slots.
     fn slot(&self, key: &[u8]) -> Slot {
-        if self.capabilities.cluster { slot_of(key) } else { Slot(0) }
+        if self.capabilities.cluster { slot(key) } else { Slot(0) }
     }
 
     /// An absolute expiry as the target is told it. Never below 1, which has the same effect as any time in the past, and
@@ -298,9 +298,9 @@ impl JournalTranslator {
         self.capabilities.make == make && self.capabilities.version >= Version { major, minor, patch: 0 }
     }
 
-    /// Redis before 7.0: no ENTRIESREAD, no conditions of PEXPIREAT.
+    /// Conditions of PEXPIREAT came with Redis 7.0, as the counters of streams did.
     fn is_before_7(&self) -> bool {
-        self.capabilities.make == Make::Redis && !self.is_at_least(Make::Redis, 7, 0)
+        !self.capabilities.stream_counters()
     }
 
     fn action(&self, kind: Kind) -> Action {

@@ -27,11 +27,7 @@ pub const SHOWN_BYTES_MAX: usize = 256;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TranslateReason {
-    #[error(
-        "the target cannot hold it ({what}); remedy: --on-unsupported {flag}=skip leaves it out and lists the key (or drop, \
-         where only an expiry is lost), or use a target that has it",
-        flag = flag_name(*kind)
-    )]
+    #[error("the target cannot hold it ({what}); remedy: {}, or a target that has it", remedies(*kind))]
     Unsupported { kind: Kind, what: &'static str },
     #[error(
         "df2redis does not know this command (an alias of the master's --command_alias, or a newer Dragonfly); remedy: \
@@ -54,16 +50,16 @@ pub enum TranslateReason {
     Payload { cause: Box<str> },
 }
 
-/// The kind as `--on-unsupported` calls it.
-pub fn flag_name(kind: Kind) -> &'static str {
+/// The flags that would let a thing of this kind pass.
+fn remedies(kind: Kind) -> &'static str {
     match kind {
-        Kind::Json => "json",
-        Kind::Filters => "filters",
-        Kind::FieldExpiry => "field-expiry",
-        Kind::MemberExpiry => "member-expiry",
-        Kind::LargeString => "large-string",
-        Kind::Command => "command",
-        Kind::DanglingPending => "dangling-pending",
+        Kind::Json => "--on-unsupported json=skip or json=string",
+        Kind::Filters => "--on-unsupported filters=skip",
+        Kind::FieldExpiry => "--on-unsupported field-expiry=drop",
+        Kind::MemberExpiry => "--on-unsupported member-expiry=drop",
+        Kind::LargeString => "--on-unsupported large-string=skip",
+        Kind::Command => "--on-unsupported command=skip",
+        Kind::DanglingPending => "--on-unsupported dangling-pending=drop",
     }
 }
 

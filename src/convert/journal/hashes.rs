@@ -59,8 +59,7 @@ impl JournalTranslator {
                 return Ok(Outcome::Dropped(DropReason::NoEffect));
             }
             let key = record.key()?;
-            let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 4 + fields.len());
-            request.word("HPERSIST");
+            let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 4 + fields.len(), "HPERSIST");
             request.text(key);
             write_fields(&mut request, fields);
             request.close();
@@ -84,8 +83,7 @@ impl JournalTranslator {
         if self.capabilities.field_expiry {
             let at_ms = self.expiry_ms(at_ms);
             let strings = 5 + condition.len() + fields.len();
-            let mut request = Request::open(out, self.meta(record, key, Class::Guarded), strings);
-            request.word("HPEXPIREAT");
+            let mut request = Request::open(out, self.meta(record, key, Class::Guarded), strings, "HPEXPIREAT");
             request.text(key);
             request.number(at_ms);
             request.texts(condition);
@@ -102,8 +100,7 @@ impl JournalTranslator {
             self.doubt(record, Doubt::ConditionalExpiry);
             return Ok(Outcome::LeftOut { kind: Kind::FieldExpiry, commands: 0 });
         }
-        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 2 + fields.len());
-        request.word("HDEL");
+        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 2 + fields.len(), "HDEL");
         request.text(key);
         request.texts(fields);
         request.close();
@@ -127,15 +124,13 @@ impl JournalTranslator {
         }
         let key = record.key()?;
         // The HSET stands before a Guarded command of the same record, or is alone: Blind either way.
-        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 2 + parsed.pairs.len());
-        request.word("HSET");
+        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 2 + parsed.pairs.len(), "HSET");
         request.text(key);
         request.texts(parsed.pairs);
         request.close();
         let Some(at_ms) = parsed.expire_at_ms else { return Ok(Outcome::Written { commands: 1 }) };
         let count = parsed.pairs.len() / 2;
-        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 5 + count);
-        request.word("HPEXPIREAT");
+        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 5 + count, "HPEXPIREAT");
         request.text(key);
         request.number(self.expiry_ms(at_ms));
         request.word("FIELDS");
@@ -172,8 +167,7 @@ impl JournalTranslator {
         let members = record.grouped(seconds_at + 1, 1)?;
         self.drop_expiry(record, Kind::MemberExpiry, "expiry of set members, which no Redis and no Valkey has")?;
         let key = record.key()?;
-        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 2 + members.len());
-        request.word("SADD");
+        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 2 + members.len(), "SADD");
         request.text(key);
         request.texts(members);
         request.close();

@@ -72,8 +72,7 @@ impl JournalTranslator {
         for (at, triple) in triples.chunks_exact(3).enumerate() {
             let class = if guarded.contains(&at) { Class::Guarded } else { Class::Blind };
             let key = triple.first().copied().unwrap_or_default();
-            let mut request = Request::open(out, self.meta(record, key, class), 4);
-            request.word("JSON.SET");
+            let mut request = Request::open(out, self.meta(record, key, class), 4, "JSON.SET");
             request.texts(triple);
             request.close();
             commands += 1;
@@ -119,8 +118,7 @@ impl JournalTranslator {
 
     /// The text of a document as a string.
     fn json_text<O: Out>(&mut self, record: &Record<'_>, key: &[u8], text: &[u8], out: &mut O) -> Outcome {
-        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 3);
-        request.word("SET");
+        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 3, "SET");
         request.text(key);
         request.text(text);
         request.close();
@@ -184,8 +182,7 @@ impl JournalTranslator {
 
     fn write_to_all_nodes<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Outcome {
         let meta = CommandMeta { slot: Slot(0), db: record.db, class: Class::Blind, all_nodes: true };
-        let mut request = Request::open(out, meta, record.args.len());
-        request.word(record.row.name);
+        let mut request = Request::open(out, meta, record.args.len(), record.row.name);
         request.texts(record.from(1));
         request.close();
         Outcome::Written { commands: 1 }

@@ -11,7 +11,8 @@ use super::{JournalTranslator, Outcome};
 use crate::convert::out::{Class, Out};
 use crate::convert::policy::Kind;
 use crate::dragonfly::event::{KeyMeta, ObjectType};
-use crate::redis::capabilities::Make;
+use crate::redis;
+use crate::redis::payload::{Crc64, FOOTER_LEN};
 
 /// Writes a whole value; the converter of snapshot values is the one implementor outside tests.
 pub trait RestorePayload {
@@ -36,10 +37,6 @@ pub enum Restored {
     /// Left out by policy, and listed by the implementor; nothing was written.
     LeftOut(Kind),
 }
-
-/// Version that every target accepts (wire 3.8).
-const FOOTER_VERSION: u16 = 9;
-const FOOTER_BYTES: usize = 2 + 8;
 
 /// Type numbers that a master never writes in a snapshot.
 const TYPE_ZSET_TEXT_SCORES: u8 = 3;
@@ -85,7 +82,8 @@ impl JournalTranslator {
         let (object_type, body) = match payload.type_byte {
             TYPE_ZSET_TEXT_SCORES => return self.write_restore(record, at_ms, &payload, out),
             TYPE_20 if payload.footer_version >= 10 => {
-                if self.capabilities.make == Make::Redis && !self.is_at_least(Make::Redis, 7, 2) {
+                if !self.capabilities.restores(redis::reencode::rdb_type::STREAM_V3) {
+                    // Both types are of Redis 7.2.
                     return self.leave_out(record, Kind::Command, "a payload of Redis 7.2 (a set as listpack)");
                 }
                 return self.write_restore(record, at_ms, &payload, out);
@@ -129,18 +127,14 @@ impl JournalTranslator {
         out: &mut O,
     ) -> Result<Outcome, TranslateError> {
         let given = record.arg(3)?;
-        let value = given.get(..given.len().saturating_sub(FOOTER_BYTES)).unwrap_or_default();
+        let value = given.get(..given.len().saturating_sub(FOOTER_LEN)).unwrap_or_default();
         debug_assert_eq!(value.len(), payload.body.len() + 1);
-        let version = FOOTER_VERSION.to_le_bytes();
-        let mut footer = [0; FOOTER_BYTES];
-        footer[..2].copy_from_slice(&version);
-        footer[2..].copy_from_slice(&crc64(&[value, &version]).to_le_bytes());
+        let footer = redis::payload::footer(&[value]);
         let key = record.key()?;
-        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 6);
-        request.word("RESTORE");
+        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 6, "RESTORE");
         request.text(key);
         request.number(at_ms.map_or(0, |at_ms| self.expiry_ms(at_ms)));
-        request.pieces(&[value], &footer);
+        request.text_and_tail(value, &footer);
         request.word("REPLACE");
         request.word("ABSTTL");
         request.close();
@@ -151,21 +145,17 @@ impl JournalTranslator {
 fn parse(payload: &[u8]) -> Result<Payload<'_>, &'static str> {
     let too_short = "shorter than a type byte and a footer";
     let (value, footer) =
-        payload.len().checked_sub(FOOTER_BYTES).and_then(|at| payload.split_at_checked(at)).ok_or(too_short)?;
+        payload.len().checked_sub(FOOTER_LEN).and_then(|at| payload.split_at_checked(at)).ok_or(too_short)?;
     let (type_byte, body) = value.split_first().ok_or(too_short)?;
     let (version, crc) = footer.split_first_chunk::<2>().ok_or(too_short)?;
     let crc = crc.first_chunk::<8>().ok_or(too_short)?;
-    if crc64(&[value, version]) != u64::from_le_bytes(*crc) {
+    let mut computed = Crc64::new();
+    computed.update(value);
+    computed.update(version);
+    if computed.value() != u64::from_le_bytes(*crc) {
         return Err("its CRC-64 is wrong");
     }
     Ok(Payload { type_byte: *type_byte, body, footer_version: u16::from_le_bytes(*version) })
-}
-
-/// CRC-64 "Jones" over the pieces in turn.
-fn crc64(pieces: &[&[u8]]) -> u64 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Redis);
-    pieces.iter().for_each(|piece| digest.update(piece));
-    digest.finalize()
 }
 
 fn object_type(byte: u8) -> Option<ObjectType> {
@@ -233,11 +223,6 @@ pub(super) const fn module_id(name: &[u8; 9], version: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_checksum_is_redis_own() {
-        assert_eq!(crc64(&[b"1234", b"56789"]), 0xe9c6_d914_c4b8_d9ca);
-    }
 
     #[test]
     fn damaged_payloads_are_refused() {

@@ -69,8 +69,7 @@ impl JournalTranslator {
         let front = record.args.get(1..options_at).unwrap_or_default();
         let key = record.key()?;
         let strings = 1 + front.len() + 2 + kept.len();
-        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), strings);
-        request.word("XCLAIM");
+        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), strings, "XCLAIM");
         request.texts(front);
         request.word("TIME");
         request.number(time_ms.max(0));
@@ -110,7 +109,7 @@ impl JournalTranslator {
         key: &[u8],
         out: &mut O,
     ) -> Result<Outcome, TranslateError> {
-        if !self.is_before_7() {
+        if self.capabilities.stream_counters() {
             return self.pass(record, Class::Guarded, out);
         }
         let front = record.args.get(1..options_at).unwrap_or(record.from(1));
@@ -124,8 +123,8 @@ impl JournalTranslator {
                 position += 1;
             }
         }
-        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 1 + front.len() + kept.len());
-        request.word(record.row.name);
+        let mut request =
+            Request::open(out, self.meta(record, key, Class::Guarded), 1 + front.len() + kept.len(), record.row.name);
         request.texts(front);
         request.texts(&kept);
         request.close();

@@ -76,8 +76,7 @@ impl JournalTranslator {
             Expiry::Keep => 4,
             Expiry::At(_) => 5,
         };
-        let mut request = Request::open(out, self.meta(record, key, Class::Blind), strings);
-        request.word("SET");
+        let mut request = Request::open(out, self.meta(record, key, Class::Blind), strings, "SET");
         request.text(key);
         request.text(value);
         match expiry {
@@ -124,8 +123,7 @@ impl JournalTranslator {
                 end = (end + group).min(rest.len());
             }
             let (run, after) = rest.split_at(end);
-            let mut request = Request::open(out, self.meta(record, key, Class::Blind), 1 + run.len());
-            request.word(name);
+            let mut request = Request::open(out, self.meta(record, key, Class::Blind), 1 + run.len(), name);
             request.texts(run);
             request.close();
             commands += 1;
@@ -139,8 +137,7 @@ impl JournalTranslator {
             return Ok(Outcome::Dropped(DropReason::Read));
         }
         if record.is(2, "PERSIST") {
-            let mut request = Request::open(out, self.meta(record, record.key()?, Class::Guarded), 2);
-            request.word("PERSIST");
+            let mut request = Request::open(out, self.meta(record, record.key()?, Class::Guarded), 2, "PERSIST");
             request.text(record.key()?);
             request.close();
             return Ok(Outcome::Written { commands: 1 });
@@ -184,8 +181,7 @@ impl JournalTranslator {
         out: &mut O,
     ) -> Result<Outcome, TranslateError> {
         let key = record.key()?;
-        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 3 + conditions.len());
-        request.word("PEXPIREAT");
+        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 3 + conditions.len(), "PEXPIREAT");
         request.text(key);
         request.number(self.expiry_ms(at_ms));
         request.texts(conditions);
@@ -239,12 +235,11 @@ impl JournalTranslator {
         argv_count: usize,
         out: &'o mut O,
     ) -> Result<Option<Request<'o, O>>, TranslateError> {
-        if !self.capabilities.commands.contains("EVAL") {
+        if !self.capabilities.has_command("EVAL") {
             return Ok(None);
         }
         let key = record.key()?;
-        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 4 + argv_count);
-        request.word("EVAL");
+        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 4 + argv_count, "EVAL");
         request.word(script);
         request.word("1");
         request.text(key);
@@ -352,8 +347,7 @@ impl JournalTranslator {
             return Ok(Outcome::NotCarried { kind: NotCarriedKind::CrossSlot });
         }
         let [_, moved @ .., _timeout] = record.args else { return Err(record.unknown_option(1)) };
-        let mut request = Request::open(out, self.meta(record, record.key()?, Class::Guarded), 1 + moved.len());
-        request.word(name);
+        let mut request = Request::open(out, self.meta(record, record.key()?, Class::Guarded), 1 + moved.len(), name);
         request.texts(moved);
         request.close();
         Ok(Outcome::Written { commands: 1 })

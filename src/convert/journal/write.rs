@@ -1,14 +1,12 @@
-//! Writing one RESP command into an [`Out`]. A private helper until `redis::resp` and `redis::slot` exist.
+//! Writing one RESP command into an [`Out`], string by string.
 
 use crate::convert::out::{CommandMeta, Out, SPACE_MAX};
-use crate::ids::Slot;
+use crate::redis::resp::{HEAD_LEN_MAX, Writer, bulk_len_max};
 
-/// A string up to this long is copied together with its RESP header into one `space`; a longer one goes through `put`,
+/// A string up to this long is copied together with its RESP head into one `space`; a longer one goes through `put`,
 /// which borrows what is worth borrowing.
 const COPY_BYTES_MAX: usize = 512;
-/// `$`, 20 digits, and two line ends.
-const BULK_OVERHEAD_BYTES_MAX: usize = 1 + 20 + 2 + 2;
-const _: () = assert!(COPY_BYTES_MAX + BULK_OVERHEAD_BYTES_MAX <= SPACE_MAX);
+const _: () = assert!(HEAD_LEN_MAX + bulk_len_max(COPY_BYTES_MAX) <= SPACE_MAX);
 
 /// A command being written: as many strings as were announced, then [`close`](Self::close).
 pub(super) struct Request<'o, O: Out> {
@@ -17,23 +15,28 @@ pub(super) struct Request<'o, O: Out> {
 }
 
 impl<'o, O: Out> Request<'o, O> {
-    pub fn open(out: &'o mut O, meta: CommandMeta, strings: usize) -> Self {
+    /// Begins a command of `strings` strings, the first of which is `name`.
+    #[inline]
+    pub fn open(out: &'o mut O, meta: CommandMeta, strings: usize, name: &'static str) -> Self {
         out.begin(meta);
-        let mut request = Self { out, strings_left: strings };
-        request.header(b'*', strings);
+        let mut request = Self { out, strings_left: strings.wrapping_sub(1) };
+        request.write(HEAD_LEN_MAX + bulk_len_max(name.len()), |writer| {
+            writer.array_head(strings);
+            writer.bulk(name.as_bytes());
+        });
         request
     }
 
     /// A string that lies in the record.
     #[inline]
     pub fn text(&mut self, text: &[u8]) {
+        self.count_string();
         if text.len() <= COPY_BYTES_MAX {
-            self.copied(text);
+            self.write(bulk_len_max(text.len()), |writer| writer.bulk(text));
         } else {
-            self.strings_left = self.strings_left.wrapping_sub(1);
-            self.header(b'$', text.len());
+            self.write(HEAD_LEN_MAX, |writer| writer.bulk_head(text.len()));
             self.out.put(text);
-            self.raw(b"\r\n");
+            self.write(2, |writer| writer.put(b"\r\n"));
         }
     }
 
@@ -41,30 +44,28 @@ impl<'o, O: Out> Request<'o, O> {
         texts.iter().for_each(|text| self.text(text));
     }
 
-    /// A short string of our own, copied.
+    /// A string of our own, copied: a word or a script.
     pub fn word(&mut self, word: &'static str) {
-        if word.len() <= COPY_BYTES_MAX {
-            self.copied(word.as_bytes());
-        } else {
-            self.strings_left = self.strings_left.wrapping_sub(1);
-            self.header(b'$', word.len());
-            word.as_bytes().chunks(COPY_BYTES_MAX).for_each(|piece| self.raw(piece));
-            self.raw(b"\r\n");
-        }
+        self.count_string();
+        self.write(HEAD_LEN_MAX, |writer| writer.bulk_head(word.len()));
+        word.as_bytes().chunks(COPY_BYTES_MAX).for_each(|piece| self.write(piece.len(), |writer| writer.put(piece)));
+        self.write(2, |writer| writer.put(b"\r\n"));
     }
 
     pub fn number(&mut self, number: i64) {
-        let mut digits = itoa::Buffer::new();
-        self.copied(digits.format(number).as_bytes());
+        self.count_string();
+        self.write(bulk_len_max(20), |writer| writer.bulk_integer(number));
     }
 
-    /// One string made of pieces that lie in the record, and a short tail of our own.
-    pub fn pieces(&mut self, pieces: &[&[u8]], tail: &[u8]) {
-        self.strings_left = self.strings_left.wrapping_sub(1);
-        self.header(b'$', pieces.iter().map(|piece| piece.len()).sum::<usize>() + tail.len());
-        pieces.iter().for_each(|piece| self.out.put(piece));
-        self.raw(tail);
-        self.raw(b"\r\n");
+    /// One string made of a piece that lies in the record, and a short tail of our own.
+    pub fn text_and_tail(&mut self, text: &[u8], tail: &[u8]) {
+        self.count_string();
+        self.write(HEAD_LEN_MAX, |writer| writer.bulk_head(text.len() + tail.len()));
+        self.out.put(text);
+        self.write(tail.len() + 2, |writer| {
+            writer.put(tail);
+            writer.put(b"\r\n");
+        });
     }
 
     pub fn close(self) {
@@ -72,67 +73,16 @@ impl<'o, O: Out> Request<'o, O> {
         self.out.end();
     }
 
-    #[inline]
-    fn copied(&mut self, text: &[u8]) {
+    fn count_string(&mut self) {
         self.strings_left = self.strings_left.wrapping_sub(1);
-        let mut digits = itoa::Buffer::new();
-        let length = digits.format(text.len()).as_bytes();
-        let space = self.out.space(text.len() + BULK_OVERHEAD_BYTES_MAX);
-        let mut at = 0;
-        for piece in [b"$".as_slice(), length, b"\r\n", text, b"\r\n"] {
-            if let Some(place) = space.get_mut(at..at + piece.len()) {
-                place.copy_from_slice(piece);
-            }
-            at += piece.len();
-        }
-        self.out.advance(at);
     }
 
-    fn header(&mut self, kind: u8, number: usize) {
-        let mut digits = itoa::Buffer::new();
-        let digits = digits.format(number).as_bytes();
-        let space = self.out.space(BULK_OVERHEAD_BYTES_MAX);
-        let mut at = 0;
-        for piece in [&[kind][..], digits, b"\r\n"] {
-            if let Some(place) = space.get_mut(at..at + piece.len()) {
-                place.copy_from_slice(piece);
-            }
-            at += piece.len();
-        }
-        self.out.advance(at);
-    }
-
-    /// At most [`COPY_BYTES_MAX`] bytes, as they are.
-    fn raw(&mut self, bytes: &[u8]) {
-        let space = self.out.space(bytes.len());
-        if let Some(place) = space.get_mut(..bytes.len()) {
-            place.copy_from_slice(bytes);
-        }
-        self.out.advance(bytes.len());
-    }
-}
-
-/// Cluster slot of a key: CRC-16/XMODEM of its tag, modulo 16384.
-pub(super) fn slot_of(key: &[u8]) -> Slot {
-    let tag = key
-        .iter()
-        .position(|byte| *byte == b'{')
-        .and_then(|open| key.get(open + 1..))
-        .and_then(|rest| rest.iter().position(|byte| *byte == b'}').and_then(|close| rest.get(..close)))
-        .filter(|tag| !tag.is_empty());
-    Slot(crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key)) & 0x3fff)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::slot_of;
-
-    #[test]
-    fn slots_are_those_of_cluster_keyslot() {
-        assert_eq!(slot_of(b"foo").0, 12182);
-        assert_eq!(slot_of(b"{foo}bar").0, 12182);
-        assert_eq!(slot_of(b"x{foo}{bar}").0, 12182);
-        assert_ne!(slot_of(b"{}foo"), slot_of(b"foo"));
-        assert_eq!(slot_of(b"").0, 0);
+    /// `len_max` bytes at most, written in place.
+    #[inline]
+    fn write(&mut self, len_max: usize, write: impl FnOnce(&mut Writer<'_>)) {
+        let mut writer = Writer::new(self.out.space(len_max));
+        write(&mut writer);
+        let written = writer.written();
+        self.out.advance(written);
     }
 }

@@ -512,5 +512,5 @@ fn notes_and_counts_tell_what_happened() {
 #[test]
 fn errors_name_flow_db_command_key_reason_and_remedy() {
     let error = run(&mut translator("7.0", Policy::default()), 0, &split("JSON.SET doc\u{1} $ 1")).0.unwrap_err();
-    insta::assert_snapshot!(error, @r#"flow 0, db 0: recorded command JSON.SET on key "doc\x01": the target cannot hold it (JSON documents, which need the JSON module); remedy: --on-unsupported json=skip leaves it out and lists the key (or drop, where only an expiry is lost), or use a target that has it"#);
+    insta::assert_snapshot!(error, @r#"flow 0, db 0: recorded command JSON.SET on key "doc\x01": the target cannot hold it (JSON documents, which need the JSON module); remedy: --on-unsupported json=skip or json=string, or a target that has it"#);
 }

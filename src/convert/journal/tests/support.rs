@@ -148,8 +148,7 @@ impl RestorePayload for Shown {
             return Ok(Restored::LeftOut(Kind::Filters));
         }
         let command_meta = CommandMeta { slot: Slot(0), db: meta.db, class: Class::Blind, all_nodes: false };
-        let mut request = Request::open(out, command_meta, 5);
-        request.word("WHOLE");
+        let mut request = Request::open(out, command_meta, 5, "WHOLE");
         request.text(format!("{:?}", meta.object_type).as_bytes());
         request.text(meta.key);
         request.text(format!("{:?}", meta.expire_at_ms).as_bytes());
