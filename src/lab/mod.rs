@@ -11,6 +11,9 @@
 //! Everything here runs on plain blocking threads, so that nothing of the tool's own engine is under the tests' feet.
 //! Nothing in `dragonfly`, `redis`, `convert`, `engine` or `uring` is used to make the bytes that test them.
 
+pub mod answers;
+pub mod client;
+pub mod cpu;
 pub mod error;
 pub mod flow;
 pub mod master;
@@ -18,6 +21,8 @@ pub mod recordings;
 pub mod replay;
 pub mod request;
 pub mod rng;
+pub mod sink;
 pub mod truth;
+pub mod walk;
 
 pub use error::LabError;
