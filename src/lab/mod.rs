@@ -21,6 +21,8 @@ pub mod recordings;
 pub mod replay;
 pub mod request;
 pub mod rng;
+pub mod script;
+pub mod servers;
 pub mod sink;
 pub mod truth;
 pub mod walk;

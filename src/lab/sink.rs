@@ -222,7 +222,7 @@ mod tests {
             let sink = Sink::start(SinkOptions::default()).unwrap();
             let stream = TcpStream::connect(sink.address()).unwrap();
             let mut writer = stream.try_clone().unwrap();
-            let count = 10_000_000 / (1 + len / 100);
+            let count = 10_000_000 / (1 + len / 100) / 1000 * 1000;
             let reader = std::thread::spawn(move || {
                 let mut buffer = vec![0; 1 << 20];
                 let mut left = count * 5;
