@@ -14,6 +14,7 @@
 pub mod answers;
 pub mod client;
 pub mod cpu;
+pub mod encode;
 pub mod error;
 pub mod flow;
 pub mod master;
