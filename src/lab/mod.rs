@@ -1,1 +1,31 @@
-//! (being built)
+//! What demo, benchmarks and tests stand on: the other ends of the wire, made to order.
+//!
+//! - [`master`]: a Dragonfly-like front (handshake, registrations, phases); its data comes from a [`master::Feed`].
+//! - [`replay`]: a feed that serves recorded streams; [`recordings`] finds and loads them.
+//! - [`generate`]: a feed that makes N flows of a seeded key space, and a model of the right end state.
+//! - [`encode`]: the encoder below `generate`, written from dragonfly-wire.md alone, so that it can judge the decoder.
+//! - [`flow`]: the writer of one flow: pieces, cuts, stalls, garbled bytes, slow sending.
+//! - [`sink`]: a RESP server that answers at full speed; [`script`]: one that misbehaves by script.
+//! - [`servers`]: real servers as children; [`client`]: a small blocking client to ask them.
+//!
+//! Everything here runs on plain blocking threads, so that nothing of the tool's own engine is under the tests' feet.
+//! Nothing in `dragonfly`, `redis`, `convert`, `engine` or `uring` is used to make the bytes that test them.
+
+pub mod answers;
+pub mod client;
+pub mod cpu;
+pub mod encode;
+pub mod error;
+pub mod flow;
+pub mod master;
+pub mod recordings;
+pub mod replay;
+pub mod request;
+pub mod rng;
+pub mod script;
+pub mod servers;
+pub mod sink;
+pub mod truth;
+pub mod walk;
+
+pub use error::LabError;

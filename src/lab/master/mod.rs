@@ -1,0 +1,322 @@
+//! A Dragonfly-like master front: handshake, registrations and phases as dragonfly-wire.md 1 describes them.
+//!
+//! In: a [`Feed`] that knows the data; connections of a replica. Out: replies on the main connection, the feed's bytes
+//! on the flows. It is strict: what would crash, freeze or confuse a real master is kept as a [`Violation`], which tests
+//! assert to be none. Any of a registration's N+1 connections closing cancels it and shuts its flow sockets.
+//! Partial sync is never granted: every flow answers FULL.
+
+mod registration;
+mod session;
+
+use super::LabError;
+use super::flow::{Faults, FlowWriter};
+use registration::Registration;
+use std::collections::HashMap;
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Who a simulated master says it is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// 40 hex characters.
+    pub master_id: String,
+    pub flows_count: usize,
+    /// `None`: a 3-element reply, as before 1.4.
+    pub version: Option<u32>,
+    /// `Some`: a 5-element reply, as since 1.40.
+    pub lineage_id: Option<String>,
+    /// One a flow, 40 hex characters each.
+    pub eof_tokens: Vec<String>,
+    /// Reply to INFO.
+    pub info: String,
+}
+
+/// What a key holds, for plain commands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Reply to TYPE.
+    pub type_name: String,
+    /// Value of a string, where it is known.
+    pub string: Option<Vec<u8>>,
+    pub expire_at_ms: Option<i64>,
+}
+
+/// The data behind a master.
+pub trait Feed: Send + Sync + 'static {
+    fn identity(&self) -> Identity;
+    /// A fresh stream of one flow, for one registration.
+    fn open(&self, flow: usize) -> Box<dyn FlowFeed>;
+    /// What the key holds at the end.
+    fn held(&self, db: u32, key: &[u8]) -> Option<Held>;
+    /// For DBSIZE and INFO.
+    fn keys_count(&self, db: u32) -> u64;
+    /// Reply to `DFLY REPLICAOFFSET`, one number a flow.
+    fn replica_offsets(&self) -> Vec<u64>;
+}
+
+/// One flow's bytes, part by part. Each part runs on a thread of its own flow and may block.
+pub trait FlowFeed: Send {
+    /// Bytes of the whole flow where they are known beforehand.
+    fn total_bytes(&self) -> Option<u64> {
+        None
+    }
+    /// Header to FULLSYNC_END and what follows it before STARTSTABLE. Calls `announce_full_sync_end` at the right place.
+    fn snapshot(&mut self, out: &mut FlowWriter) -> io::Result<()>;
+    /// After STARTSTABLE: last blobs, JOURNAL_OFFSET, EOF, token.
+    fn finish(&mut self, out: &mut FlowWriter) -> io::Result<()>;
+    /// The journal after the token. The connection stays open when it returns.
+    fn stable(&mut self, out: &mut FlowWriter) -> io::Result<()>;
+}
+
+/// How a master behaves, besides its data.
+#[derive(Clone, Debug)]
+pub struct MasterOptions {
+    pub listen: String,
+    pub user: Option<String>,
+    /// `Some`: every connection must AUTH first.
+    pub password: Option<String>,
+    pub faults: Faults,
+    /// Answers given in place of the right ones.
+    pub scripted: Vec<Scripted>,
+}
+
+impl Default for MasterOptions {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:0".to_owned(),
+            user: None,
+            password: None,
+            faults: Faults::default(),
+            scripted: Vec::new(),
+        }
+    }
+}
+
+/// A reply forced on requests whose text (words joined by blanks, upper case) begins with `request`.
+#[derive(Clone, Debug)]
+pub struct Scripted {
+    pub request: String,
+    /// The whole reply, `\r\n` included; empty: close the connection.
+    pub reply: Vec<u8>,
+    /// How often, before the right answers are given again.
+    pub times: u32,
+}
+
+/// What a real master would not have forgiven.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    #[error("REPLCONF CLIENT-VERSION on a connection without a live registration (wire 1.2: crashes the master)")]
+    VersionBeforeCapa,
+    #[error("DFLY SYNC with {open} of {flows_count} flows open")]
+    SyncBeforeFlows { open: usize, flows_count: usize },
+    #[error("DFLY SYNC twice")]
+    SyncTwice,
+    #[error("DFLY STARTSTABLE before DFLY SYNC")]
+    StableBeforeSync,
+    #[error("DFLY STARTSTABLE before flow {flow} sent FULLSYNC_END (wire 1.6: holds the whole master)")]
+    StableBeforeFullSyncEnd { flow: usize },
+    #[error("{request:?} on flow {flow}, where only REPLCONF ACK n is allowed (wire 1.9)")]
+    NoAckOnFlow { flow: usize, request: String },
+    #[error("a request that is no RESP and no inline command: {reason}")]
+    Malformed { reason: String },
+}
+
+/// A running master. Dropping it stops it.
+pub struct Master {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    accepting: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Master {
+    /// Listens and serves on threads of its own.
+    pub fn start(feed: Arc<dyn Feed>, options: MasterOptions) -> Result<Self, LabError> {
+        let fail = |source| LabError::Listen { address: options.listen.clone(), source };
+        let listener = TcpListener::bind(&options.listen).map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        let shared = Arc::new(Shared {
+            identity: feed.identity(),
+            feed,
+            scripted: Mutex::new(options.scripted.clone()),
+            options,
+            state: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            connections_count: AtomicU64::new(0),
+        });
+        let accepted = shared.clone();
+        let accepting = Some(std::thread::spawn(move || accept(&listener, &accepted)));
+        Ok(Self { shared, address, accepting })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// What the clients did wrong so far.
+    pub fn violations(&self) -> Vec<Violation> {
+        self.shared.state().violations.clone()
+    }
+
+    /// Connections accepted so far.
+    pub fn connections_count(&self) -> u64 {
+        self.shared.connections_count.load(Ordering::Relaxed)
+    }
+
+    /// Registrations (sync ids) given out so far.
+    pub fn registrations_count(&self) -> u64 {
+        self.shared.state().last_sync_id
+    }
+
+    /// Requests of main and plain connections so far, words joined by blanks; the first 10,000.
+    pub fn requests(&self) -> Vec<String> {
+        self.shared.state().requests.clone()
+    }
+
+    /// Last `REPLCONF ACK` of each flow of the newest registration.
+    pub fn acks(&self) -> Vec<Option<u64>> {
+        let registration = self.shared.newest();
+        registration.map(|r| r.acks()).unwrap_or_default()
+    }
+
+    /// Bytes sent on each flow of the newest registration.
+    pub fn sent_bytes(&self) -> Vec<u64> {
+        let registration = self.shared.newest();
+        registration.map(|r| r.flows.iter().map(|f| f.sent_bytes.load(Ordering::Relaxed)).collect()).unwrap_or_default()
+    }
+
+    /// Closes the listener and every connection, as if the process had been killed.
+    pub fn stop(&mut self) {
+        if self.shared.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // Wakes the accepting thread.
+        TcpStream::connect(self.address).ok();
+        if let Some(thread) = self.accepting.take() {
+            thread.join().ok();
+        }
+        self.shared.close_all();
+    }
+
+    /// Waits as long as the master runs: for the command line.
+    pub fn wait(mut self) {
+        if let Some(thread) = self.accepting.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    identity: Identity,
+    feed: Arc<dyn Feed>,
+    options: MasterOptions,
+    scripted: Mutex<Vec<Scripted>>,
+    state: Mutex<State>,
+    stopping: AtomicBool,
+    connections_count: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    last_sync_id: u64,
+    last_connection: u64,
+    registrations: HashMap<u64, Arc<Registration>>,
+    newest: Option<Arc<Registration>>,
+    connections: HashMap<u64, TcpStream>,
+    violations: Vec<Violation>,
+    requests: Vec<String>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn newest(&self) -> Option<Arc<Registration>> {
+        self.state().newest.clone()
+    }
+
+    fn violation(&self, violation: Violation) {
+        self.state().violations.push(violation);
+    }
+
+    /// A new registration.
+    fn register(&self) -> Arc<Registration> {
+        let mut state = self.state();
+        state.last_sync_id += 1;
+        let registration = Arc::new(Registration::new(state.last_sync_id, self.identity.flows_count));
+        state.registrations.insert(registration.sync_id, registration.clone());
+        state.newest = Some(registration.clone());
+        registration
+    }
+
+    fn registration(&self, sync_id: u64) -> Option<Arc<Registration>> {
+        self.state().registrations.get(&sync_id).cloned()
+    }
+
+    fn cancel(&self, registration: &Registration) {
+        self.state().registrations.remove(&registration.sync_id);
+        registration.cancel();
+    }
+
+    /// The scripted reply to `request`, if one is due.
+    fn scripted(&self, request: &str) -> Option<Vec<u8>> {
+        let mut scripted = self.scripted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let found = scripted.iter_mut().find(|s| s.times > 0 && request.starts_with(&s.request))?;
+        found.times -= 1;
+        Some(found.reply.clone())
+    }
+
+    fn close_all(&self) {
+        let (registrations, connections) = {
+            let mut state = self.state();
+            (std::mem::take(&mut state.registrations), std::mem::take(&mut state.connections))
+        };
+        for registration in registrations.values() {
+            registration.cancel();
+        }
+        for stream in connections.values() {
+            stream.shutdown(Shutdown::Both).ok();
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    loop {
+        let Ok((stream, _)) = listener.accept() else { continue };
+        if shared.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let Ok(second) = stream.try_clone() else { continue };
+        shared.connections_count.fetch_add(1, Ordering::Relaxed);
+        let id = {
+            let mut state = shared.state();
+            state.last_connection += 1;
+            let id = state.last_connection;
+            state.connections.insert(id, second);
+            id
+        };
+        let shared = shared.clone();
+        std::thread::spawn(move || {
+            session::serve(&shared, stream);
+            if let Some(stream) = shared.state().connections.remove(&id) {
+                stream.shutdown(Shutdown::Both).ok();
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

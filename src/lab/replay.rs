@@ -1,0 +1,104 @@
+//! A feed that serves a recording: exactly the bytes that a real Dragonfly sent, at the phases where it sent them.
+//!
+//! Bytes up to `bytes_before_startstable` follow DFLY SYNC, the rest of the snapshot and the journal STARTSTABLE. Plain
+//! commands are answered from `truth.jsonl`, that is, from the state at the end of the recording. Pieces and faults are
+//! the master's ([`super::flow::Faults`]).
+
+use super::LabError;
+use super::flow::FlowWriter;
+use super::master::{Feed, FlowFeed, Held, Identity, Master, MasterOptions};
+use super::recordings::Recording;
+use super::truth::TruthMap;
+use std::io;
+use std::sync::Arc;
+
+/// Serves one recording.
+pub struct Replay {
+    recording: Arc<Recording>,
+    truth: TruthMap,
+    /// Leave out the journal after the token, as if no write had followed.
+    pub snapshot_only: bool,
+}
+
+impl Replay {
+    pub fn new(recording: Recording) -> Result<Self, LabError> {
+        let truth = recording.truth_map()?;
+        Ok(Self { recording: Arc::new(recording), truth, snapshot_only: false })
+    }
+
+    /// Starts a master that serves `recording` on a free port of 127.0.0.1.
+    pub fn start(recording: Recording, options: MasterOptions) -> Result<Master, LabError> {
+        Master::start(Arc::new(Self::new(recording)?), options)
+    }
+}
+
+impl Feed for Replay {
+    fn identity(&self) -> Identity {
+        let meta = &self.recording.meta;
+        Identity {
+            master_id: meta.master_id.clone(),
+            flows_count: self.recording.flows.len(),
+            version: (meta.capa.len() > 3).then_some(meta.version),
+            lineage_id: meta.capa.get(4).and_then(|id| id.as_str()).map(str::to_owned),
+            eof_tokens: meta.flows.iter().map(|flow| flow.eof_token.clone()).collect(),
+            info: meta.info.clone(),
+        }
+    }
+
+    fn open(&self, flow: usize) -> Box<dyn FlowFeed> {
+        let end =
+            if self.snapshot_only { self.recording.snapshot_bytes(flow) } else { self.recording.flows[flow].len() };
+        Box::new(ReplayFlow { recording: self.recording.clone(), flow, end })
+    }
+
+    fn held(&self, db: u32, key: &[u8]) -> Option<Held> {
+        let row = self.truth.get(&(db, key.to_vec()))?;
+        Some(Held {
+            type_name: if row.type_name == "json" { "ReJSON-RL".to_owned() } else { row.type_name.clone() },
+            string: if row.type_name == "string" { row.value().and_then(|v| v.into_iter().next()) } else { None },
+            expire_at_ms: (row.expire_at_ms >= 0).then_some(row.expire_at_ms),
+        })
+    }
+
+    fn keys_count(&self, db: u32) -> u64 {
+        self.truth.keys().filter(|(d, _)| *d == db).count() as u64
+    }
+
+    fn replica_offsets(&self) -> Vec<u64> {
+        self.recording.meta.replica_offset_at_end.clone()
+    }
+}
+
+struct ReplayFlow {
+    recording: Arc<Recording>,
+    flow: usize,
+    end: usize,
+}
+
+impl ReplayFlow {
+    fn send(&self, out: &mut FlowWriter, from: usize, to: usize) -> io::Result<()> {
+        out.write(self.recording.flows[self.flow].get(from..to).unwrap_or_default())
+    }
+}
+
+impl FlowFeed for ReplayFlow {
+    fn total_bytes(&self) -> Option<u64> {
+        Some(self.end as u64)
+    }
+
+    fn snapshot(&mut self, out: &mut FlowWriter) -> io::Result<()> {
+        let end_at = self.recording.full_sync_end_at(self.flow);
+        self.send(out, 0, end_at)?;
+        out.announce_full_sync_end();
+        self.send(out, end_at, self.recording.meta.bytes_before_startstable[self.flow] as usize)
+    }
+
+    fn finish(&mut self, out: &mut FlowWriter) -> io::Result<()> {
+        let from = self.recording.meta.bytes_before_startstable[self.flow] as usize;
+        self.send(out, from, self.recording.snapshot_bytes(self.flow))
+    }
+
+    fn stable(&mut self, out: &mut FlowWriter) -> io::Result<()> {
+        self.send(out, self.recording.snapshot_bytes(self.flow), self.end)
+    }
+}
