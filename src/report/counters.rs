@@ -13,7 +13,7 @@ macro_rules! worker_stats {
             $($(#[$sum_doc])* pub $sum: u64,)*
             $($(#[$max_doc])* pub $max: u64,)*
             /// The flows of this worker.
-            pub flows: Vec<FlowStats>,
+            pub flows: Vec<FlowSample>,
         }
 
         impl WorkerStats {
@@ -35,8 +35,9 @@ worker_stats! {
         journal_entries,
         /// Records about keys that the flow does not own, dropped.
         strays_dropped,
-        /// Bytes read from the flows.
+        /// Bytes read from the flows, and the reads that brought them.
         bytes_in,
+        flow_reads,
         /// Bytes that the target's sockets took.
         bytes_out,
         /// Bytes read from the target (replies).
@@ -46,9 +47,9 @@ worker_stats! {
         /// Batches sent, and their bytes.
         batches,
         batch_bytes,
-        /// Chains of linked sends, and the batches in them.
+        /// Chains of linked sends, and the commands in flight on the connection after each was submitted.
         chains,
-        chain_batches,
+        pipeline_depth_sum,
         /// Commands sent and replies received.
         commands,
         replies,
@@ -62,7 +63,7 @@ worker_stats! {
         cqes,
         /// Sends that took less than they were given, and chains that broke.
         short_writes,
-        broken_chains,
+        chain_breaks,
         /// Zero-copy sends, and how many of them the kernel copied all the same.
         zero_copy_sends,
         zero_copy_copied,
@@ -71,13 +72,15 @@ worker_stats! {
         /// Times that reading stopped because memory was full, and for how long in all (ms).
         memory_stalls,
         memory_stall_ms,
-        /// Samples of the pipeline depth (commands in flight on one connection) and their sum.
-        depth_samples,
-        depth_sum,
+        /// Sent and not yet answered, now.
+        unacked_bytes,
+        unacked_commands,
+        /// CPU time of the worker's thread.
+        cpu_ns,
     }
     max {
         batch_bytes_max,
-        depth_max,
+        pipeline_depth_max,
         /// Most bytes sent and not yet acknowledged on one connection.
         window_bytes_max,
         /// Most data memory in use in this worker.
@@ -86,59 +89,30 @@ worker_stats! {
 }
 
 impl WorkerStats {
-    /// Notes a sample of the commands in flight on one connection.
+    /// Counts a chain of sends, with the commands then in flight on its connection.
     #[inline]
-    pub fn sample_depth(&mut self, commands_in_flight: u64) {
-        self.depth_samples += 1;
-        self.depth_sum += commands_in_flight;
-        self.depth_max = self.depth_max.max(commands_in_flight);
+    pub fn count_chain(&mut self, commands_in_flight: u64) {
+        self.chains += 1;
+        self.pipeline_depth_sum += commands_in_flight;
+        self.pipeline_depth_max = self.pipeline_depth_max.max(commands_in_flight);
     }
 
     /// Longest time for which any flow was not being read, ms.
     pub fn unread_ms_max(&self) -> u64 {
-        self.flows.iter().map(|flow| flow.unread_ms_max).max().unwrap_or(0)
-    }
-}
-
-/// Where a flow stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FlowState {
-    #[default]
-    Connecting,
-    /// Sends its snapshot.
-    FullSync,
-    /// Reached FULLSYNC_END, waits for the others.
-    AtBarrier,
-    /// Sends its journal up to the common position.
-    Draining,
-    Done,
-    Failed,
-}
-
-impl FlowState {
-    pub fn name(self) -> &'static str {
-        match self {
-            FlowState::Connecting => "connecting",
-            FlowState::FullSync => "full sync",
-            FlowState::AtBarrier => "at barrier",
-            FlowState::Draining => "draining",
-            FlowState::Done => "done",
-            FlowState::Failed => "failed",
-        }
+        self.flows.iter().map(|flow| flow.unread_ns_max / 1_000_000).max().unwrap_or(0)
     }
 }
 
 /// One flow's counters since it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct FlowStats {
+pub struct FlowSample {
     pub flow: u32,
-    pub state: FlowState,
+    /// In the engine's words: `snapshot`, `snapshot ended`, `complete`.
+    pub state: &'static str,
     pub bytes_in: u64,
     pub keys: u64,
-    pub journal_entries: u64,
-    /// Longest time for which this flow's socket was not being read, ms.
-    pub unread_ms_max: u64,
+    /// Longest time for which this flow's socket was not being read.
+    pub unread_ns_max: u64,
 }
 
 /// The newest counters of every worker.
@@ -235,7 +209,7 @@ mod tests {
     #[test]
     fn totals_keep_the_newest_of_each_worker() {
         let mut totals = Totals::new();
-        let flow = |flow, keys| FlowStats { flow, keys, unread_ms_max: keys, ..Default::default() };
+        let flow = |flow, keys| FlowSample { flow, keys, unread_ns_max: keys * 1_000_000, ..Default::default() };
         totals.update(1, WorkerStats { keys: 5, batch_bytes_max: 9, flows: vec![flow(1, 5)], ..Default::default() });
         totals.update(0, WorkerStats { keys: 2, batch_bytes_max: 11, flows: vec![flow(0, 2)], ..Default::default() });
         totals.update(1, WorkerStats { keys: 7, batch_bytes_max: 9, flows: vec![flow(1, 7)], ..Default::default() });

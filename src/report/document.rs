@@ -4,7 +4,7 @@
 //! percentiles, CPU per GiB) computed once, here. The JSON form is stable: `schema_version` changes when a field changes
 //! its meaning or goes away; fields may be added.
 
-use super::counters::{CpuSample, FlowStats, WorkerStats};
+use super::counters::{CpuSample, FlowSample, WorkerStats};
 use super::latency::{Latency, LatencySeries};
 use super::numbers::per_second;
 use hdrhistogram::Histogram;
@@ -363,7 +363,7 @@ impl RunReport {
     }
 
     /// The flows one by one.
-    pub fn flows(&self) -> &[FlowStats] {
+    pub fn flows(&self) -> &[FlowSample] {
         &self.counters.flows
     }
 }
@@ -392,9 +392,9 @@ fn batches(totals: &WorkerStats) -> Batches {
         bytes_mean: ratio(totals.batch_bytes, totals.batches),
         bytes_max: totals.batch_bytes_max,
         commands_mean: ratio(totals.commands, totals.batches),
-        batches_per_chain_mean: ratio(totals.chain_batches, totals.chains),
-        pipeline_depth_mean: ratio(totals.depth_sum, totals.depth_samples),
-        pipeline_depth_max: totals.depth_max,
+        batches_per_chain_mean: ratio(totals.batches, totals.chains),
+        pipeline_depth_mean: ratio(totals.pipeline_depth_sum, totals.chains),
+        pipeline_depth_max: totals.pipeline_depth_max,
         system_calls,
         keys_per_system_call: ratio(totals.keys, system_calls),
     }
@@ -433,9 +433,8 @@ fn latency_row(latency: Latency, node: u16, histogram: &Histogram<u64>) -> Laten
 /// A small run with something in every field, for this room's golden tests.
 #[cfg(test)]
 pub(crate) fn sample_inputs(outcome: Outcome) -> RunInputs {
-    use super::counters::FlowState;
     use super::latency::Recorder;
-    let mut recorder = Recorder::new(Duration::ZERO);
+    let mut recorder = Recorder::new();
     for (latency, ns, count) in [
         (Latency::ApplyLag, 150_000, 9_990),
         (Latency::ApplyLag, 2_500_000, 10),
@@ -445,15 +444,9 @@ pub(crate) fn sample_inputs(outcome: Outcome) -> RunInputs {
         recorder.record(latency, 0, ns, count);
     }
     let mut latencies = LatencySeries::new();
-    latencies.add(&recorder.take_interval(Duration::from_secs(1)));
-    let flow = |flow, keys| FlowStats {
-        flow,
-        keys,
-        state: FlowState::Done,
-        bytes_in: keys * 120,
-        journal_entries: 2,
-        unread_ms_max: 3,
-    };
+    latencies.add(&recorder.take_interval());
+    let flow =
+        |flow, keys| FlowSample { flow, keys, state: "complete", bytes_in: keys * 120, unread_ns_max: 3_000_000 };
     let mut not_carried = NotCarriedList::default();
     not_carried.push(&NotCarried {
         db: 0,
@@ -514,13 +507,11 @@ pub(crate) fn sample_inputs(outcome: Outcome) -> RunInputs {
             batch_bytes: 1_500_000,
             batch_bytes_max: 32_768,
             chains: 100,
-            chain_batches: 320,
+            pipeline_depth_sum: 40_000,
+            pipeline_depth_max: 900,
             commands: 10_003,
             replies: 10_003,
             enters: 800,
-            depth_samples: 10,
-            depth_sum: 4_000,
-            depth_max: 900,
             flows: vec![flow(0, 5_100), flow(1, 4_900)],
             ..Default::default()
         },

@@ -85,13 +85,11 @@ pub fn empty_histogram() -> Histogram<u64> {
 pub struct Recorder {
     /// By node, then by latency; allocated when first used.
     nodes: Vec<[Option<Box<Histogram<u64>>>; 3]>,
-    started: Duration,
 }
 
 impl Recorder {
-    /// `started`: now, on the run's monotonic clock (time since the run began).
-    pub fn new(started: Duration) -> Self {
-        Self { nodes: Vec::new(), started }
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Counts `count` entries that took `ns` each. Values beyond the bounds count at the bound.
@@ -114,10 +112,9 @@ impl Recorder {
         histogram.saturating_record_n(ns, count);
     }
 
-    /// What was recorded since the last call, and begins anew. `now` is on the run's monotonic clock.
-    pub fn take_interval(&mut self, now: Duration) -> Interval {
-        let mut interval = Interval { started: self.started, ended: now, parts: Vec::new() };
-        self.started = now;
+    /// What was recorded since the last call, and begins anew. Call it once a second.
+    pub fn take_interval(&mut self) -> Interval {
+        let mut interval = Interval::default();
         for (node, kinds) in self.nodes.iter_mut().enumerate() {
             for latency in Latency::ALL {
                 let Some(histogram) = kinds[latency.index()].as_mut().filter(|h| !h.is_empty()) else { continue };
@@ -131,12 +128,10 @@ impl Recorder {
     }
 }
 
-/// One worker's second, sparse: only the values that occurred (some hundred pairs at most, usually a few dozen).
+/// One worker's second, sparse: only the values that occurred (some hundred pairs at most, usually a few dozen). The
+/// series of a run is cut into seconds where it is merged ([`LatencySeries::close_second`]), by one clock for all workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interval {
-    /// Since the run began.
-    pub started: Duration,
-    pub ended: Duration,
     parts: Vec<Part>,
 }
 
@@ -234,12 +229,12 @@ mod tests {
     #[test]
     fn intervals_of_two_workers_add_up() {
         let mut series = LatencySeries::new();
-        let (mut a, mut b) = (Recorder::new(ms(0)), Recorder::new(ms(0)));
+        let (mut a, mut b) = (Recorder::new(), Recorder::new());
         a.record(Latency::ApplyLag, 0, 1_000, 3);
         a.record(Latency::ApplyLag, 2, 5_000_000, 1);
         b.record(Latency::ApplyLag, 0, 1_000_000, 1);
         b.record(Latency::Service, 0, 77, 1);
-        for interval in [a.take_interval(ms(1000)), b.take_interval(ms(1001))] {
+        for interval in [a.take_interval(), b.take_interval()] {
             series.add(&interval);
         }
         let mut logged = Vec::new();
@@ -262,12 +257,12 @@ mod tests {
         assert_eq!(series.whole().map(|(.., h)| h.len()).collect::<Vec<_>>(), [4, 1, 1]);
         let (.., histogram) = series.whole().next().unwrap();
         assert!(histogram.equivalent(histogram.max(), 1_000_000), "the maximum survives the sparse form");
-        assert!(a.take_interval(ms(2000)).is_empty(), "an interval is taken once");
+        assert!(a.take_interval().is_empty(), "an interval is taken once");
     }
 
     #[test]
     fn the_sparse_form_keeps_every_bucket() {
-        let mut recorder = Recorder::new(ms(0));
+        let mut recorder = Recorder::new();
         let mut plain = empty_histogram();
         let mut value = 1u64;
         for i in 0..2000u64 {
@@ -277,18 +272,18 @@ mod tests {
             plain.saturating_record_n(ns, i % 3 + 1);
         }
         let mut series = LatencySeries::new();
-        series.add(&recorder.take_interval(ms(1000)));
+        series.add(&recorder.take_interval());
         let (.., merged) = series.whole().next().unwrap();
         assert_eq!(*merged, plain);
     }
 
     #[test]
     fn values_out_of_bounds_count_at_the_bound() {
-        let mut recorder = Recorder::new(ms(0));
+        let mut recorder = Recorder::new();
         recorder.record(Latency::ApplyLag, u16::MAX, u64::MAX, 1);
         recorder.record(Latency::ApplyLag, u16::MAX, 0, 1);
         let mut series = LatencySeries::new();
-        series.add(&recorder.take_interval(ms(1)));
+        series.add(&recorder.take_interval());
         let (_, node, histogram) = series.whole().next().unwrap();
         assert_eq!((node, histogram.len()), (u16::MAX, 2));
         assert!(histogram.max() >= LATENCY_NS_MAX);

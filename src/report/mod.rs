@@ -17,7 +17,7 @@ pub mod numbers;
 pub mod observer;
 pub mod text;
 
-pub use counters::{CpuSample, FlowState, FlowStats, Totals, WorkerStats};
+pub use counters::{CpuSample, FlowSample, Totals, WorkerStats};
 pub use document::{ExitClass, NotCarried, Outcome, RunInputs, RunReport, ServerInfo, TypeRow};
 pub use files::ReportFiles;
 pub use latency::{Interval, Latency, LatencySeries, Recorder};

@@ -3,7 +3,6 @@
 //! The engine's control thread calls these; none may block for long. `operator` implements it for people (progress, log
 //! files), tests implement it to look inside.
 
-use super::counters::FlowState;
 use super::document::NotCarried;
 use super::latency::Interval;
 use std::time::Duration;
@@ -29,7 +28,8 @@ pub struct FlowProgress {
     pub flow: u32,
     pub bytes_in: u64,
     pub keys: u64,
-    pub state: FlowState,
+    /// In the engine's words: `snapshot`, `snapshot ended`, `complete`.
+    pub state: &'static str,
 }
 
 /// Watches a run. Every method has an empty default.
@@ -40,10 +40,10 @@ pub trait Observer {
     /// A key, or part of one, could not be carried over as it is. Called once for each, as it happens.
     fn not_carried(&mut self, _item: &NotCarried) {}
 
-    /// A worker's latencies of its last second.
+    /// One worker's latencies since its last interval; each worker sends one a second.
     fn interval(&mut self, _interval: &Interval) {}
 
-    /// Called once a second, after the workers' intervals of that second. `now` is time since the run began.
+    /// The time since the run began: called at least once a second, and at the end after the last interval.
     fn second(&mut self, _now: Duration) {}
 }
 

@@ -1,6 +1,7 @@
 //! The report for people: the table by type, what was not carried over, the latencies, and the figures to compare.
 //!
-//! In: a [`RunReport`]. Out: text, at most about 100 columns wide, without colour; the same run gives the same text.
+//! In: a [`RunReport`]. Out: text, at most about 100 columns wide, without colour; the same run gives the same text. Names
+//! and error texts come from the peers: control characters in them never reach the terminal.
 
 use super::document::{CpuUse, RunReport, TypeRow};
 use super::numbers::{bytes, count, duration, nanos, printable};
@@ -28,7 +29,12 @@ pub fn render(report: &RunReport) -> String {
     if report.counters.bytes_in > 0 {
         section(&mut out, "Figures", &figures(report));
     }
-    out
+    harmless(&out)
+}
+
+/// `text` without control characters other than line ends: no peer may move the cursor or recolour the screen.
+pub fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn headline(out: &mut String, report: &RunReport) {
@@ -260,6 +266,16 @@ mod tests {
     #[test]
     fn golden_text_of_a_finished_run() {
         insta::assert_snapshot!(render(&RunReport::assemble(sample_inputs(Outcome::done()))));
+    }
+
+    #[test]
+    fn no_peer_reaches_the_terminal() {
+        let outcome = Outcome::failed(ExitClass::Target, "-ERR \x1b[31mred\x07", None);
+        let mut inputs = sample_inputs(outcome);
+        inputs.search_indexes.push("idx\x1b]0;title\x07".into());
+        inputs.source.version = "1\r2".into();
+        let text = render(&RunReport::assemble(inputs));
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     }
 
     #[test]
