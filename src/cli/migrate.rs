@@ -1,0 +1,67 @@
+//! `df2redis migrate`: the main job.
+
+use super::settings::{Console, OutputForm, UsageError, Values, resolve};
+use super::{Mode, log_warnings, print_out};
+use crate::engine::settings::MigrateSettings;
+use crate::operator::progress::Progress;
+use crate::operator::{Screen, Watcher};
+use crate::report::observer::Observer;
+use crate::report::{ExitClass, Outcome, ReportFiles, RunInputs, RunReport, text};
+use std::io::IsTerminal;
+use std::time::SystemTime;
+
+pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) -> Result<ExitClass, UsageError> {
+    let settings = resolve::migrate(values)?;
+    log_warnings(values);
+    match mode {
+        Mode::ResolveOnly => Ok(ExitClass::Done),
+        Mode::Run => Ok(run_watched("migrate", settings, console, screen)),
+    }
+}
+
+/// Runs the job with progress, report files and the final report; for every subcommand that moves data.
+pub fn run_watched(command: &str, settings: MigrateSettings, console: &Console, screen: &Screen) -> ExitClass {
+    let files = match &settings.report_dir {
+        Some(dir) => match ReportFiles::create(dir, SystemTime::now()) {
+            Ok(files) => Some(files),
+            Err(error) => {
+                let value = serde_json::to_value(&settings).unwrap_or_default();
+                let state = Some("nothing was written to the target".to_string());
+                let outcome = Outcome::failed(ExitClass::Refused, error.to_string(), state);
+                return conclude(&RunReport::assemble(RunInputs::empty(command, outcome, value)), console, screen);
+            }
+        },
+        None => None,
+    };
+    let mut watcher = Watcher::new(Progress::new(console.progress, screen.clone()), files);
+    let report = RunReport::assemble(run_engine(command, settings, &mut watcher));
+    if let Err(error) = watcher.finish(&report) {
+        tracing::warn!("{error}");
+    }
+    conclude(&report, console, screen)
+}
+
+/// The one call into the engine.
+fn run_engine(command: &str, settings: MigrateSettings, _observer: &mut dyn Observer) -> RunInputs {
+    // Filled in when the engine's room is merged: `crate::engine::run_migrate(command, settings, observer)`.
+    let value = serde_json::to_value(&settings).unwrap_or_default();
+    let outcome = Outcome::failed(ExitClass::Internal, "the engine is not part of this build", None);
+    RunInputs::empty(command, outcome, value)
+}
+
+/// Prints the report; a failure is also said on standard error where the report does not go to a terminal.
+fn conclude(report: &RunReport, console: &Console, screen: &Screen) -> ExitClass {
+    match console.output {
+        OutputForm::Text => print_out(&text::render(report)),
+        OutputForm::Json => match report.to_json() {
+            Ok(json) => print_out(&json),
+            Err(error) => tracing::error!("the report cannot be written as JSON: {error}"),
+        },
+    }
+    if let Some(message) = &report.outcome.message
+        && (console.output == OutputForm::Json || !std::io::stdout().is_terminal())
+    {
+        let _ = screen.write(format!("df2redis: {}\n", text::harmless(message)).as_bytes());
+    }
+    report.outcome.class
+}

@@ -1,0 +1,388 @@
+//! From checked values to what the engine takes. Everything that concerns more than one setting is decided here.
+//!
+//! Where one setting excludes another's default (`--sqpoll` and deferred task work), the default gives way; where it
+//! excludes what the operator said, the run is refused with both names.
+
+use super::error::UsageError;
+use super::layers::{Origin, Values};
+use super::syntax;
+use super::table::{self, Setting};
+use crate::convert::{Action, Kind, Policy};
+use crate::engine::settings::{Endpoint, MigrateSettings, OnExisting, Secret};
+use crate::operator::logging::{LogFormat, LogSettings};
+use crate::operator::progress::ProgressForm;
+use crate::uring::{ReadMode, RingSettings, TaskRun, WriteMode};
+
+/// Port where the URL names none: the default of Dragonfly, Redis and Valkey alike.
+const PORT_DEFAULT: u16 = 6379;
+/// The kernel's page, of which receive buffers are multiples.
+const PAGE_BYTES: usize = 4096;
+
+/// Form of what goes to standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputForm {
+    Text,
+    Json,
+}
+
+/// What concerns the terminal and not the run.
+#[derive(Clone, Debug)]
+pub struct Console {
+    pub output: OutputForm,
+    pub progress: ProgressForm,
+    pub log: LogSettings,
+}
+
+/// The simulated source of `demo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DemoSettings {
+    pub keys: u64,
+    pub flows: u32,
+    pub seed: u64,
+}
+
+/// What `migrate` needs.
+pub fn migrate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
+    let source = endpoint(values, &SOURCE_SIDE)?;
+    let target = endpoint(values, &TARGET_SIDE)?;
+    if (&source.host, source.port) == (&target.host, target.port) {
+        return Err(UsageError::Combination(
+            "source and target are the same server; a copy onto itself would destroy it".into(),
+        ));
+    }
+    let on_existing = match values.text(&table::ON_EXISTING)? {
+        "replace" => OnExisting::Replace,
+        "flush" => OnExisting::Flush,
+        "skip" => OnExisting::Skip,
+        _ => OnExisting::Refuse,
+    };
+    data_plane(values, source, target, on_existing)
+}
+
+/// What `demo` needs besides the servers, which it starts itself and passes here.
+pub fn demo(values: &mut Values, source: Endpoint, target: Endpoint) -> Result<MigrateSettings, UsageError> {
+    data_plane(values, source, target, OnExisting::Refuse)
+}
+
+pub fn demo_source(values: &Values) -> Result<DemoSettings, UsageError> {
+    Ok(DemoSettings {
+        keys: values.number(&table::KEYS)?,
+        flows: values.number(&table::FLOWS)? as u32,
+        seed: values.number(&table::SEED)?,
+    })
+}
+
+/// What every subcommand needs; works also where `--progress` is not known.
+pub fn console(values: &Values) -> Result<Console, UsageError> {
+    let progress = match values.texts(&table::PROGRESS).first().map(String::as_str) {
+        Some("bars") => ProgressForm::Bars,
+        Some("lines") => ProgressForm::Lines,
+        Some("off") | None => ProgressForm::Off,
+        Some(_) => ProgressForm::Auto,
+    };
+    let output = if values.text(&table::OUTPUT_FORM)? == "json" { OutputForm::Json } else { OutputForm::Text };
+    let format = if values.text(&table::LOG_FORMAT)? == "json" { LogFormat::Json } else { LogFormat::Text };
+    let log = values.parsed(&table::LOG, |text| LogSettings::parse(text, format))?;
+    Ok(Console { output, progress, log })
+}
+
+fn data_plane(
+    values: &mut Values,
+    source: Endpoint,
+    target: Endpoint,
+    on_existing: OnExisting,
+) -> Result<MigrateSettings, UsageError> {
+    let (cores, pin_cpus) = cores(values)?;
+    let settings = MigrateSettings {
+        source,
+        target,
+        on_existing,
+        on_unsupported: policy(values)?,
+        cores,
+        pin_cpus,
+        memory_bytes: values.size(&table::MEMORY)?,
+        connections: values.number(&table::CONNECTIONS)? as usize,
+        batch_bytes: values.size(&table::BATCH_BYTES)?,
+        window_bytes: values.size(&table::WINDOW_BYTES)?,
+        borrow_bytes_min: values.size(&table::BORROW_BYTES)?,
+        restore_bytes_max: values.size(&table::RESTORE_BYTES_MAX)?,
+        rx_chunk_bytes: rx_chunk(values)?,
+        ring: ring(values)?,
+        connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
+        report_dir: values.path(&table::REPORT),
+    };
+    if settings.batch_bytes > settings.window_bytes {
+        return Err(together(values, &table::BATCH_BYTES, &table::WINDOW_BYTES, "a batch must fit into the window"));
+    }
+    Ok(settings)
+}
+
+/// The settings of one side's address and access.
+struct Side {
+    url: &'static Setting,
+    user: &'static Setting,
+    password: &'static Setting,
+    password_file: &'static Setting,
+    schemes: &'static [&'static str],
+}
+
+static SOURCE_SIDE: Side = Side {
+    url: &table::SOURCE,
+    user: &table::SOURCE_USER,
+    password: &table::SOURCE_PASSWORD,
+    password_file: &table::SOURCE_PASSWORD_FILE,
+    schemes: &["dragonfly"],
+};
+
+static TARGET_SIDE: Side = Side {
+    url: &table::TARGET,
+    user: &table::TARGET_USER,
+    password: &table::TARGET_PASSWORD,
+    password_file: &table::TARGET_PASSWORD_FILE,
+    schemes: &["redis", "valkey"],
+};
+
+fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
+    let (host, port) = values.parsed(side.url, |text| {
+        let url = syntax::split_url(text)?;
+        let scheme = url.scheme.to_ascii_lowercase();
+        if syntax::is_tls(&scheme) {
+            return Err("TLS is not supported yet; use a plain connection, over a private network or a tunnel".into());
+        }
+        if !side.schemes.contains(&scheme.as_str()) {
+            let known: Vec<_> = side.schemes.iter().map(|scheme| format!("{scheme}://")).collect();
+            return Err(format!("the URL must begin with {}", known.join(" or ")));
+        }
+        Ok((url.host.to_string(), url.port.unwrap_or(PORT_DEFAULT)))
+    })?;
+    let user = values.secret(side.user).map(|(text, _)| text.to_string());
+    let password = password(values, side)?;
+    if user.is_some() && password.is_none() {
+        return Err(UsageError::Combination(format!(
+            "{} is set without a password: set {} or {} too",
+            side.user.name, side.password.name, side.password_file.name
+        )));
+    }
+    Ok(Endpoint { host, port, user: Secret::new(user), password: Secret::new(password) })
+}
+
+/// The password itself or its file, whichever layer is higher.
+fn password(values: &mut Values, side: &Side) -> Result<Option<String>, UsageError> {
+    /// Lower is stronger; two files are one layer.
+    fn rank(origin: &Origin) -> u8 {
+        match origin {
+            Origin::Flag => 0,
+            Origin::Environment => 1,
+            _ => 2,
+        }
+    }
+    let direct = values.secret(side.password).map(|(text, origin)| (text.to_string(), rank(origin)));
+    let file = values.path(side.password_file).zip(values.origin(side.password_file).map(rank));
+    match (direct, file) {
+        (Some((_, a)), Some((_, b))) if a == b => Err(UsageError::Combination(format!(
+            "{} and {} are both set; set one",
+            side.password.name, side.password_file.name
+        ))),
+        (Some((_, a)), Some((path, b))) if b < a => values.read_password_file(&path).map(Some),
+        (Some((text, _)), _) => Ok(Some(text)),
+        (None, Some((path, _))) => values.read_password_file(&path).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+fn cores(values: &mut Values) -> Result<(usize, Vec<usize>), UsageError> {
+    let pin_cpus = syntax::cpus(values.texts(&table::PIN)).map_err(|reason| values.wrong(&table::PIN, &reason))?;
+    if !values.is_given(&table::CORES) {
+        let (cores, origin) = if pin_cpus.is_empty() {
+            (std::thread::available_parallelism().map_or(1, usize::from), Origin::Default)
+        } else {
+            (pin_cpus.len(), Origin::Follows("pin"))
+        };
+        values.set_default(&table::CORES, cores.min(1024).to_string(), origin);
+    }
+    let cores = values.number(&table::CORES)? as usize;
+    if !pin_cpus.is_empty() && pin_cpus.len() < cores {
+        return Err(together(values, &table::CORES, &table::PIN, "each worker needs a CPU of its own"));
+    }
+    Ok((cores, pin_cpus))
+}
+
+fn rx_chunk(values: &Values) -> Result<Option<usize>, UsageError> {
+    if !values.is_given(&table::RX_CHUNK) {
+        return Ok(None);
+    }
+    let bytes = values.size(&table::RX_CHUNK)?;
+    if !bytes.is_multiple_of(PAGE_BYTES) {
+        return Err(values.wrong(&table::RX_CHUNK, "it must be a multiple of 4KiB"));
+    }
+    // A flow needs one buffer being read, one being parsed, and some in flight to the target.
+    if bytes.saturating_mul(8) > values.size(&table::MEMORY)? {
+        return Err(together(
+            values,
+            &table::RX_CHUNK,
+            &table::MEMORY,
+            "at least eight receive buffers must fit into the memory",
+        ));
+    }
+    Ok(Some(bytes))
+}
+
+fn ring(values: &mut Values) -> Result<RingSettings, UsageError> {
+    let sqpoll_idle_ms = match values.is_given(&table::SQPOLL) {
+        true => Some(values.number(&table::SQPOLL)? as u32),
+        false => None,
+    };
+    // The kernel refuses every form of cooperative task work together with a polling thread.
+    if sqpoll_idle_ms.is_some() && values.text(&table::TASKRUN)? != "interrupt" {
+        give_way(
+            values,
+            &table::TASKRUN,
+            "interrupt",
+            &table::SQPOLL,
+            "the kernel allows only --taskrun interrupt with --sqpoll",
+        )?;
+    }
+    let registered_buffers = values.switch(&table::REGISTERED_BUFFERS)?;
+    if !registered_buffers && values.text(&table::READ)? == "read-fixed" {
+        give_way(
+            values,
+            &table::READ,
+            "recv",
+            &table::REGISTERED_BUFFERS,
+            "--read read-fixed needs --registered-buffers on",
+        )?;
+    }
+    let link = values.switch(&table::LINK)?;
+    if !link && values.is_given(&table::LINK_BATCHES) {
+        values.warn("link-batches has no effect with --link off".into());
+    }
+    let write = match values.text(&table::WRITE)? {
+        "sendmsg-zc" => WriteMode::SendmsgZc,
+        _ => WriteMode::Sendmsg,
+    };
+    if write == WriteMode::Sendmsg && values.is_given(&table::ZERO_COPY_BYTES) {
+        values.warn("zero-copy-bytes has no effect without --write sendmsg-zc".into());
+    }
+    let sq_entries = values.number(&table::SQ_ENTRIES)? as u32;
+    if !sq_entries.is_power_of_two() {
+        return Err(values.wrong(&table::SQ_ENTRIES, "it must be a power of two"));
+    }
+    let link_batches_max = values.number(&table::LINK_BATCHES)? as usize;
+    if link && link_batches_max as u64 > u64::from(sq_entries) / 2 {
+        return Err(together(
+            values,
+            &table::LINK_BATCHES,
+            &table::SQ_ENTRIES,
+            "a chain must fit into half the submission queue",
+        ));
+    }
+    Ok(RingSettings {
+        sq_entries,
+        taskrun: match values.text(&table::TASKRUN)? {
+            "interrupt" => TaskRun::Interrupt,
+            "coop" => TaskRun::Coop,
+            _ => TaskRun::Defer,
+        },
+        sqpoll_idle_ms,
+        registered_buffers,
+        huge_pages: values.switch(&table::HUGE_PAGES)?,
+        registered_ring: values.switch(&table::REGISTERED_RING)?,
+        read: if values.text(&table::READ)? == "recv" { ReadMode::Recv } else { ReadMode::ReadFixed },
+        write,
+        zero_copy_bytes_min: values.size(&table::ZERO_COPY_BYTES)?,
+        link,
+        link_batches_max,
+    })
+}
+
+/// `setting` becomes `text` because of `cause`; refused if the operator said something else.
+fn give_way(
+    values: &mut Values,
+    setting: &'static Setting,
+    text: &str,
+    cause: &'static Setting,
+    why: &str,
+) -> Result<(), UsageError> {
+    if values.is_given(setting) {
+        return Err(together(values, setting, cause, why));
+    }
+    values.set_default(setting, text.to_string(), Origin::Follows(cause.name));
+    Ok(())
+}
+
+/// Two settings that exclude each other, with their values.
+fn together(values: &Values, a: &'static Setting, b: &'static Setting, why: &str) -> UsageError {
+    let show = |setting: &'static Setting| format!("{} = {}", setting.name, values.texts(setting).join(","));
+    UsageError::Combination(format!("{} and {} cannot go together: {why}", show(a), show(b)))
+}
+
+/// Every kind that some target cannot hold.
+const KINDS: [Kind; 7] = [
+    Kind::Json,
+    Kind::Filters,
+    Kind::FieldExpiry,
+    Kind::MemberExpiry,
+    Kind::LargeString,
+    Kind::Command,
+    Kind::DanglingPending,
+];
+
+/// The name of a kind, and what may be done with it.
+fn kind_words(kind: Kind) -> (&'static str, &'static [(&'static str, Action)]) {
+    const SKIP: &[(&str, Action)] = &[("refuse", Action::Refuse), ("skip", Action::Skip)];
+    const DROP: &[(&str, Action)] = &[("refuse", Action::Refuse), ("drop", Action::Drop)];
+    const TEXT: &[(&str, Action)] = &[("refuse", Action::Refuse), ("skip", Action::Skip), ("string", Action::AsString)];
+    match kind {
+        Kind::Json => ("json", TEXT),
+        Kind::Filters => ("filters", SKIP),
+        Kind::FieldExpiry => ("field-expiry", DROP),
+        Kind::MemberExpiry => ("member-expiry", DROP),
+        Kind::LargeString => ("large-string", SKIP),
+        Kind::Command => ("command", SKIP),
+        Kind::DanglingPending => ("dangling-pending", DROP),
+    }
+}
+
+fn policy(values: &Values) -> Result<Policy, UsageError> {
+    let mut by_kind = Vec::new();
+    let mut skip_all = None;
+    for item in values.texts(&table::ON_UNSUPPORTED) {
+        let parsed = match item.as_str() {
+            "refuse" | "skip" => {
+                let skip = item == "skip";
+                if skip_all.replace(skip).is_some_and(|before| before != skip) {
+                    Err("refuse and skip for all exclude each other".to_string())
+                } else {
+                    Ok(())
+                }
+            }
+            item => kind_action(item).map(|pair| by_kind.push(pair)),
+        };
+        parsed.map_err(|reason| values.wrong(&table::ON_UNSUPPORTED, &reason))?;
+    }
+    Ok(Policy { by_kind, skip_all: skip_all.unwrap_or(false) })
+}
+
+fn kind_action(item: &str) -> Result<(Kind, Action), String> {
+    let Some((name, action)) = item.split_once('=') else {
+        return Err(format!("{item:?} is neither refuse, skip nor KIND=ACTION"));
+    };
+    let Some(kind) = KINDS.into_iter().find(|&kind| kind_words(kind).0 == name) else {
+        let names: Vec<_> = KINDS.into_iter().map(|kind| kind_words(kind).0).collect();
+        let meant = super::suggest::nearest(name, names.iter().copied());
+        let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+        return Err(format!("there is no kind {name:?} (there are {}){meant}", names.join(", ")));
+    };
+    let (_, actions) = kind_words(kind);
+    match actions.iter().find(|(word, _)| *word == action) {
+        Some(&(_, action)) => Ok((kind, action)),
+        None => {
+            let words: Vec<_> = actions.iter().map(|(word, _)| *word).collect();
+            Err(format!("{name} can be {}, not {action:?}", words.join(", ")))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;

@@ -1,0 +1,236 @@
+//! The one table of settings: name, form, default and help of each, from which flags, environment, file and
+//! `--print-config` are made.
+//!
+//! A setting `batch-bytes` is the flag `--batch-bytes`, the variable `DF2REDIS_BATCH_BYTES` and the TOML key
+//! `batch-bytes`. To add one: a `static` here, its name in [`TABLE`], and the line in `resolve.rs` that uses it.
+//!
+//! Invariants (tests): names are unique; every default is valid in its own form; secrets have no flag.
+
+/// What a value looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Any text.
+    Text,
+    Path,
+    /// `scheme://HOST:PORT`; never echoed, for people write passwords into it.
+    Endpoint,
+    /// `256MiB`, `32KiB`, or bytes.
+    Size {
+        min: u64,
+        max: u64,
+    },
+    Count {
+        min: u64,
+        max: u64,
+    },
+    /// `30s`, `500ms`.
+    Time,
+    /// `on` or `off`.
+    Switch,
+    Choice(&'static [&'static str]),
+    /// Values separated by commas; the flag may be repeated.
+    List,
+    /// Shown nowhere.
+    Secret,
+}
+
+/// Which subcommands know a setting (a set of bits).
+pub type Jobs = u8;
+pub const MIGRATE: Jobs = 1;
+pub const DEMO: Jobs = 2;
+pub const PROBE: Jobs = 4;
+/// The jobs that move data.
+const DATA: Jobs = MIGRATE | DEMO;
+
+/// Where a setting may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Places {
+    /// Flag, environment, file.
+    Everywhere,
+    /// Environment and file: arguments are visible to everyone on the machine.
+    NotFlag,
+    /// Flag and environment.
+    NotFile,
+}
+
+/// What holds where nothing is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    Value(&'static str),
+    /// Found out when the run starts; the text is for the help.
+    Computed(&'static str),
+    /// Not set.
+    None,
+    /// Must be given.
+    Required,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    pub value_name: &'static str,
+    pub help: &'static str,
+    /// Heading in the help.
+    pub group: &'static str,
+    pub form: Form,
+    pub default: Fallback,
+    pub places: Places,
+    pub jobs: Jobs,
+}
+
+impl Setting {
+    /// `DF2REDIS_BATCH_BYTES`.
+    pub fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.name.replace('-', "_").to_uppercase())
+    }
+
+    pub fn has_flag(&self) -> bool {
+        self.places != Places::NotFlag
+    }
+
+    pub fn in_file(&self) -> bool {
+        self.places != Places::NotFile
+    }
+
+    /// Whether the value must not be shown.
+    pub fn is_secret(&self) -> bool {
+        self.form == Form::Secret
+    }
+}
+
+/// What all environment variables of this tool begin with.
+pub const VARIABLE_PREFIX: &str = "DF2REDIS_";
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+const SERVERS: &str = "Servers";
+const POLICY: &str = "Policies";
+const RESOURCES: &str = "Resources";
+const BATCHES: &str = "Batches";
+const RING: &str = "io_uring";
+const OUTPUT: &str = "Output";
+const GENERATOR: &str = "Simulated source";
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $id:ident: $group:ident, $jobs:expr, $name:literal, $value:literal, $form:expr, $default:expr, $places:ident, $help:literal;)*) => {
+        $($(#[$doc])* pub static $id: Setting = Setting {
+            name: $name, value_name: $value, help: $help, group: $group, form: $form, default: $default,
+            places: Places::$places, jobs: $jobs,
+        };)*
+        /// Every setting, in the order of the help.
+        pub static TABLE: &[&Setting] = &[$(&$id),*];
+    };
+}
+
+use Fallback::{Computed, None as Unset, Required, Value};
+use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time};
+
+settings! {
+    SOURCE: SERVERS, MIGRATE, "source", "URL", Endpoint, Required, Everywhere,
+        "Where to copy from: dragonfly://HOST:PORT";
+    TARGET: SERVERS, MIGRATE, "target", "URL", Endpoint, Required, Everywhere,
+        "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT";
+    SOURCE_USER: SERVERS, MIGRATE, "source-user", "NAME", Secret, Unset, NotFlag,
+        "ACL user at the source";
+    SOURCE_PASSWORD: SERVERS, MIGRATE, "source-password", "PASSWORD", Secret, Unset, NotFlag,
+        "Password at the source";
+    SOURCE_PASSWORD_FILE: SERVERS, MIGRATE, "source-password-file", "FILE", Path, Unset, Everywhere,
+        "Read the source's password from this file";
+    TARGET_USER: SERVERS, MIGRATE, "target-user", "NAME", Secret, Unset, NotFlag,
+        "ACL user at the target";
+    TARGET_PASSWORD: SERVERS, MIGRATE, "target-password", "PASSWORD", Secret, Unset, NotFlag,
+        "Password at the target";
+    TARGET_PASSWORD_FILE: SERVERS, MIGRATE, "target-password-file", "FILE", Path, Unset, Everywhere,
+        "Read the target's password from this file";
+    CONNECT_TIMEOUT: SERVERS, DATA, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
+        "Give up on connecting, and on answers to the handshake, after this time";
+
+    ON_EXISTING: POLICY, MIGRATE, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,
+        "What to do with a target that holds keys: do not start; overwrite keys that the source has too; FLUSHALL first; leave its keys as they are";
+    ON_UNSUPPORTED: POLICY, DATA, "on-unsupported", "POLICY", List, Value("refuse"), Everywhere,
+        "What to do with what the target cannot hold: refuse, skip, or KIND=ACTION for one kind (json=string, filters=skip, field-expiry=drop, member-expiry=drop, large-string=skip, command=skip, dangling-pending=drop); may be repeated";
+
+    CORES: RESOURCES, DATA, "cores", "N", Count { min: 1, max: 1024 }, Computed("the number of CPUs"), Everywhere,
+        "Workers, each with its own ring; at most one a flow is used";
+    PIN: RESOURCES, DATA, "pin", "CPUS", List, Unset, Everywhere,
+        "Pin worker i to the i-th of these CPUs, as in 0,2,4-7";
+    MEMORY: RESOURCES, DATA, "memory", "SIZE", Size { min: 16 * MIB, max: TIB }, Value("256MiB"), Everywhere,
+        "All memory for data, shared out among the workers";
+    CONNECTIONS: RESOURCES, DATA, "connections", "N", Count { min: 1, max: 64 }, Value("2"), Everywhere,
+        "Connections of each worker to each target node";
+
+    BATCH_BYTES: BATCHES, DATA, "batch-bytes", "SIZE", Size { min: 4 * KIB, max: 4 * MIB }, Value("32KiB"), Everywhere,
+        "A batch is sent when it has this size, or when the wire is idle";
+    WINDOW_BYTES: BATCHES, DATA, "window-bytes", "SIZE", Size { min: 16 * KIB, max: GIB }, Value("1MiB"), Everywhere,
+        "Most bytes sent and not yet answered on one connection";
+    BORROW_BYTES: BATCHES, DATA, "borrow-bytes", "SIZE", Size { min: 64, max: GIB }, Value("2KiB"), Everywhere,
+        "Values of at least this size are sent from where they were received instead of being copied";
+    RESTORE_BYTES_MAX: BATCHES, DATA, "restore-bytes-max", "SIZE", Size { min: 0, max: 512 * MIB }, Value("128KiB"), Everywhere,
+        "Objects up to this size go as one RESTORE, larger ones as chunked commands";
+    RX_CHUNK: BATCHES, DATA, "rx-chunk", "SIZE", Size { min: 4 * KIB, max: 64 * MIB }, Computed("from --memory and the number of flows"), Everywhere,
+        "Size of a receive buffer; a multiple of 4KiB";
+
+    READ: RING, DATA, "read", "", Choice(&["read-fixed", "recv"]), Value("read-fixed"), Everywhere,
+        "How flows are read: into registered buffers, or plainly";
+    WRITE: RING, DATA, "write", "", Choice(&["sendmsg", "sendmsg-zc"]), Value("sendmsg"), Everywhere,
+        "How batches are sent: copied by the kernel, or zero-copy from --zero-copy-bytes on";
+    ZERO_COPY_BYTES: RING, DATA, "zero-copy-bytes", "SIZE", Size { min: 0, max: GIB }, Value("16KiB"), Everywhere,
+        "Batches of at least this size are sent zero-copy with --write sendmsg-zc";
+    LINK: RING, DATA, "link", "", Switch, Value("on"), Everywhere,
+        "Send ready batches as one chain of linked writes; off: one batch in flight a connection";
+    LINK_BATCHES: RING, DATA, "link-batches", "N", Count { min: 1, max: 64 }, Value("8"), Everywhere,
+        "Most batches in one chain";
+    REGISTERED_BUFFERS: RING, DATA, "registered-buffers", "", Switch, Value("on"), Everywhere,
+        "Register the data memory with the kernel (needed by --read read-fixed)";
+    REGISTERED_RING: RING, DATA, "registered-ring", "", Switch, Value("on"), Everywhere,
+        "Register the ring's own descriptor";
+    HUGE_PAGES: RING, DATA, "huge-pages", "", Switch, Value("on"), Everywhere,
+        "Ask for transparent huge pages for the data memory";
+    TASKRUN: RING, DATA, "taskrun", "", Choice(&["defer", "coop", "interrupt"]), Value("defer"), Everywhere,
+        "When the kernel completes requests: when asked, at the next system call, or at once";
+    SQPOLL: RING, DATA, "sqpoll", "MS", Count { min: 1, max: 60_000 }, Unset, Everywhere,
+        "A kernel thread polls for requests and sleeps after this many idle milliseconds; it burns a core, and needs --taskrun interrupt";
+    SQ_ENTRIES: RING, DATA, "sq-entries", "N", Count { min: 32, max: 32_768 }, Value("256"), Everywhere,
+        "Entries of each worker's submission queue; a power of two";
+
+    KEYS: GENERATOR, DEMO, "keys", "N", Count { min: 1, max: 1_000_000_000 }, Value("300000"), Everywhere,
+        "Keys of the simulated source";
+    FLOWS: GENERATOR, DEMO, "flows", "N", Count { min: 1, max: 1024 }, Value("4"), Everywhere,
+        "Flows (shards) of the simulated source";
+    SEED: GENERATOR, DEMO, "seed", "N", Count { min: 0, max: u64::MAX }, Value("1"), Everywhere,
+        "The same seed gives the same keys";
+
+    OUTPUT_FORM: OUTPUT, DATA | PROBE, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+        "Form of the report on standard output";
+    REPORT: OUTPUT, DATA, "report", "DIR", Path, Unset, Everywhere,
+        "Write report.json, histograms (.hgrm, .hlog) and not-carried.jsonl to this directory";
+    PROGRESS: OUTPUT, DATA, "progress", "", Choice(&["auto", "bars", "lines", "off"]), Value("auto"), Everywhere,
+        "Progress on standard error; auto: bars on a terminal, lines otherwise";
+    LOG: OUTPUT, DATA | PROBE, "log", "FILTER", Text, Value("warn"), Everywhere,
+        "What to log to standard error: error, warn, info, debug, trace, or filters by module";
+    LOG_FORMAT: OUTPUT, DATA | PROBE, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+        "Form of the log";
+    CONFIG: OUTPUT, DATA | PROBE, "config", "FILE", Path, Unset, NotFile,
+        "Read settings from this TOML file; flags and environment go before it";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::settings::syntax;
+
+    #[test]
+    fn names_are_unique_and_defaults_valid() {
+        for (i, setting) in TABLE.iter().enumerate() {
+            assert!(TABLE[..i].iter().all(|other| other.name != setting.name), "{}", setting.name);
+            if let Value(text) = setting.default {
+                syntax::check(setting, text).unwrap_or_else(|reason| panic!("{}: {reason}", setting.name));
+            }
+            assert!(!(setting.is_secret() && setting.has_flag()), "{}", setting.name);
+        }
+    }
+}
