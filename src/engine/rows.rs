@@ -1,5 +1,69 @@
 //! From what the rooms count to the rows of the report.
 
-use crate::convert::{NotCarried as Item, Tally};
-use crate::report::document::{NotCarried, RingFeature, RunInputs};
+use crate::convert::journal::{Note, NoteKind};
+use crate::convert::{NotCarried as Item, Tally, TypeClass};
+use crate::report::document::{NotCarried, RingFeature, RunInputs, TypeRow};
 use crate::uring::Features;
+
+/// Adds one flow's counters to the table by type.
+pub fn add_tally(report: &mut RunInputs, tally: &Tally) {
+    for class in TypeClass::ALL {
+        let counted = tally.of(class);
+        if counted.keys_read == 0 {
+            continue;
+        }
+        let position = match report.types.iter().position(|row| row.type_name == class.name()) {
+            Some(position) => position,
+            None => {
+                report.types.push(TypeRow { type_name: class.name().to_string(), ..TypeRow::default() });
+                report.types.len() - 1
+            }
+        };
+        let row = &mut report.types[position];
+        row.keys_read += counted.keys_read;
+        row.keys_written += counted.keys_written;
+        row.keys_expired += counted.keys_expired;
+        if counted.keys_skipped > 0 {
+            *row.keys_skipped.entry("unsupported".to_string()).or_default() += counted.keys_skipped;
+        }
+        row.elements += counted.elements_written;
+        row.bytes += counted.bytes_read;
+    }
+    report.scripts_loaded += tally.scripts_loaded;
+}
+
+pub fn ring_features(features: &Features) -> Vec<RingFeature> {
+    features
+        .features
+        .iter()
+        .map(|feature| RingFeature { name: feature.name.to_string(), used: feature.used, note: feature.note.clone() })
+        .collect()
+}
+
+/// A thing of the snapshot that was not carried over.
+pub fn snapshot_item(item: Item) -> NotCarried {
+    NotCarried {
+        db: item.db,
+        key: crate::convert::escape::original(&item.key),
+        kind: item.what.name().to_string(),
+        action: item.action.to_string(),
+        reason: format!("{} of it; the target cannot hold it", item.count),
+    }
+}
+
+/// A thing of the journal that was not carried over, or is to be verified.
+pub fn journal_note(note: Note) -> NotCarried {
+    let (kind, action, reason) = match note.kind {
+        NoteKind::ExpiryDropped(kind) => (kind.name().to_string(), "drop", "its expiry cannot be held"),
+        NoteKind::Skipped(kind) => (kind.name().to_string(), "skip", "the recorded command cannot be applied"),
+        NoteKind::IndexNotCarried => ("search-index".to_string(), "skip", "the target has no search module"),
+        NoteKind::Doubtful(doubt) => (format!("doubtful-{doubt:?}"), "verify", "source and target may differ"),
+    };
+    NotCarried {
+        db: note.db.0,
+        key: note.key.into_vec(),
+        kind,
+        action: action.to_string(),
+        reason: if note.command.is_empty() { reason.to_string() } else { format!("{}: {reason}", note.command) },
+    }
+}

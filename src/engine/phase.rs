@@ -1,0 +1,43 @@
+//! Where a run stands: one enum, one transition table.
+
+/// Phases of a full sync (wire 7). `replicate` and `cutover` will go on from `Draining`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Connecting, asking both sides what they are.
+    Connect,
+    /// Registering and opening the flows.
+    Flows,
+    FullSync,
+    /// All flows are at FULLSYNC_END: STARTSTABLE was sent, offsets and tokens come in.
+    StartingStable,
+    /// Every flow is complete and every command answered; suspects are asked, markers removed.
+    Settling,
+    Done,
+}
+
+impl Phase {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Flows => "flows",
+            Self::FullSync => "full sync",
+            Self::StartingStable => "starting stable",
+            Self::Settling => "settling",
+            Self::Done => "done",
+        }
+    }
+
+    /// Whether `next` may follow. A voided sync goes back to `Connect`.
+    pub fn may_enter(self, next: Self) -> bool {
+        use Phase::*;
+        matches!(
+            (self, next),
+            (Connect, Flows)
+                | (Flows, FullSync)
+                | (FullSync, StartingStable)
+                | (StartingStable, Settling)
+                | (Settling, Done)
+                | (Flows | FullSync | StartingStable, Connect)
+        )
+    }
+}
