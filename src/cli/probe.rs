@@ -34,7 +34,7 @@ struct Machine {
     kernel: String,
     /// `kernel.io_uring_disabled`: 0 all users, 1 only some, 2 nobody; `None` where the kernel has no such setting.
     io_uring_disabled: Option<u8>,
-    /// `None`: unlimited.
+    /// `None`: unlimited, or the limit does not bind (CAP_IPC_LOCK).
     locked_memory_bytes: Option<u64>,
     features: Vec<RingFeature>,
     /// What keeps the tool from running, or from running well, each with its remedy.
@@ -54,14 +54,21 @@ impl Machine {
             &read("/proc/sys/kernel/osrelease"),
             &read("/proc/sys/kernel/io_uring_disabled"),
             &read("/proc/self/limits"),
+            &read("/proc/self/status"),
             ring_features(),
         )
     }
 
-    fn from_texts(release: &str, disabled: &str, limits: &str, features: Result<Vec<RingFeature>, String>) -> Self {
+    fn from_texts(
+        release: &str,
+        disabled: &str,
+        limits: &str,
+        status: &str,
+        features: Result<Vec<RingFeature>, String>,
+    ) -> Self {
         let kernel = release.trim().to_string();
         let io_uring_disabled = disabled.trim().parse().ok();
-        let locked_memory_bytes = locked_memory(limits);
+        let locked_memory_bytes = locked_memory(limits).filter(|_| !may_lock_all(status));
         let mut problems = Vec::new();
         let mut problem = |fatal, text: String| problems.push(Problem { fatal, text });
         if kernel_version(&kernel).is_none_or(|version| version < KERNEL_MIN) {
@@ -135,6 +142,14 @@ fn locked_memory(limits: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Whether this process has CAP_IPC_LOCK, from `/proc/self/status`.
+fn may_lock_all(status: &str) -> bool {
+    const CAP_IPC_LOCK: u64 = 14;
+    let capabilities =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    capabilities.is_some_and(|bits| bits & 1 << CAP_IPC_LOCK != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +159,13 @@ mod tests {
 
     #[test]
     fn golden_text_of_a_machine_with_problems() {
-        let machine = Machine::from_texts("5.15.0-91-generic\n", "2\n", LIMITS, Err("io_uring_setup: EPERM".into()));
+        let machine = Machine::from_texts(
+            "5.15.0-91-generic\n",
+            "2\n",
+            LIMITS,
+            "CapEff:\t0000000000000000\n",
+            Err("io_uring_setup: EPERM".into()),
+        );
         assert!(!machine.usable());
         insta::assert_snapshot!(machine.text(), @r#"
         kernel           5.15.0-91-generic
@@ -159,9 +180,11 @@ mod tests {
     #[test]
     fn a_good_machine_has_none() {
         let features = vec![RingFeature { name: "sendmsg-zc".into(), used: true, note: None }];
-        let machine = Machine::from_texts("6.18.0-rc1+", "", &LIMITS.replace("8388608", "unlimited"), Ok(features));
+        let machine = Machine::from_texts("6.18.0-rc1+", "", &LIMITS.replace("8388608", "unlimited"), "", Ok(features));
         assert!(machine.usable());
         assert_eq!(machine.locked_memory_bytes, None);
+        let root = Machine::from_texts("6.18.0", "", LIMITS, "CapEff:\t000001ffffffffff\n", Ok(Vec::new()));
+        assert_eq!((root.locked_memory_bytes, root.problems.len()), (None, 0));
         assert!(machine.text().ends_with("Everything that df2redis uses is there.\n"));
     }
 }

@@ -104,25 +104,26 @@ impl Progress {
             self.total = Some(bars.add(ProgressBar::new(BAR_STEPS)));
             // One flow's line would only repeat the total.
             let shown = if (2..=FLOW_BARS_MAX).contains(&snapshot.flows.len()) { snapshot.flows.len() } else { 0 };
-            self.flows = (0..shown).map(|_| bars.add(ProgressBar::no_length().with_style(style("  {msg}")))).collect();
+            self.flows =
+                (0..shown).map(|_| bars.add(ProgressBar::no_length().with_style(style("  {wide_msg}")))).collect();
         } else if self.flows.is_empty() && (2..=FLOW_BARS_MAX).contains(&snapshot.flows.len()) {
             // The flows became known after the first snapshot.
             let bars = self.screen.show_bars();
             self.flows = snapshot
                 .flows
                 .iter()
-                .map(|_| bars.add(ProgressBar::no_length().with_style(style("  {msg}"))))
+                .map(|_| bars.add(ProgressBar::no_length().with_style(style("  {wide_msg}"))))
                 .collect();
         }
         let Some(total) = &self.total else { return };
         match snapshot.keys_expected.filter(|&keys| keys > 0) {
             Some(expected) => {
-                total.set_style(style("[{bar:30}] {msg}"));
+                total.set_style(style("[{bar:30}] {wide_msg}"));
                 total.set_position(snapshot.keys.saturating_mul(BAR_STEPS) / expected.max(snapshot.keys));
             }
-            None => total.set_style(style("{spinner} {msg}")),
+            None => total.set_style(style("{spinner} {wide_msg}")),
         }
-        total.set_message(format!("{}: {}", snapshot.phase, total_text(snapshot, &self.rate)));
+        total.set_message(format!("{}: {}", snapshot.phase, bar_text(snapshot, &self.rate)));
         total.tick();
         for (bar, flow) in self.flows.iter().zip(&snapshot.flows) {
             bar.set_message(flow_text(flow, self.rate.flow_bytes_per_s(flow.flow)));
@@ -151,6 +152,21 @@ fn total_text(snapshot: &ProgressSnapshot, rate: &RateWindow) -> String {
         text.push_str(&format!(", about {} left", duration(left)));
     }
     text
+}
+
+/// The total in few words: a bar's line is cut at the width of the terminal, and the time left must be seen.
+fn bar_text(snapshot: &ProgressSnapshot, rate: &RateWindow) -> String {
+    let left = match rate.time_left(snapshot) {
+        Some(left) => format!("{} left, ", duration(left)),
+        None => String::new(),
+    };
+    format!(
+        "{left}{} keys, {}/s, {}, {}/s",
+        count(snapshot.keys),
+        count(rate.keys_per_s() as u64),
+        bytes(snapshot.bytes_in),
+        bytes(rate.bytes_per_s() as u64)
+    )
 }
 
 fn flow_text(flow: &FlowProgress, bytes_per_s: f64) -> String {

@@ -106,7 +106,8 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> FilesError + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::document::{Outcome, sample_inputs};
+    use crate::report::document::Outcome;
+    use crate::report::sample::sample_inputs;
     use std::time::Duration;
 
     #[test]

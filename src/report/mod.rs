@@ -15,6 +15,8 @@ pub mod hlog;
 pub mod latency;
 pub mod numbers;
 pub mod observer;
+#[cfg(test)]
+mod sample;
 pub mod text;
 
 pub use counters::{CpuSample, FlowSample, Totals, WorkerStats};

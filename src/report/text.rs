@@ -261,7 +261,8 @@ fn line(out: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::document::{ExitClass, Outcome, RunInputs, sample_inputs};
+    use crate::report::document::{ExitClass, Outcome, RunInputs};
+    use crate::report::sample::sample_inputs;
 
     #[test]
     fn golden_text_of_a_finished_run() {
