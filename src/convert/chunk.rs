@@ -179,7 +179,7 @@ impl<'c, 'a, O: Out> Chunker<'c, 'a, O> {
         match plan.action(Kind::LargeString) {
             Action::Refuse => Err(converter::unsupported(flow, &key, Kind::LargeString, plan)),
             action => {
-                self.tally.not_carried(key.db, key.bytes, What::Kind(Kind::LargeString), action, 1);
+                self.tally.list_not_carried(key.db, key.bytes, What::Kind(Kind::LargeString), action, 1);
                 Ok(false)
             }
         }

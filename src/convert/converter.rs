@@ -376,7 +376,7 @@ impl Converter {
             b"search-index" | b"search-synonyms" => {
                 value.append_to(&mut text)?;
                 let what = if field == b"search-index" { What::SearchIndex } else { What::SearchSynonyms };
-                self.tally.not_carried(DbIndex(0), &text, what, Action::Skip, 1);
+                self.tally.list_not_carried(DbIndex(0), &text, what, Action::Skip, 1);
             }
             b"df-ver" => {
                 value.append_to(&mut text)?;
@@ -459,7 +459,7 @@ fn too_long(
 pub(super) fn expiries_dropped(tally: &mut Tally, key: &Key<'_>, object_type: ObjectType, count: u64) {
     if count > 0 {
         let kind = if object_type == ObjectType::SetExpiry { Kind::MemberExpiry } else { Kind::FieldExpiry };
-        tally.not_carried(key.db, key.bytes, What::Kind(kind), Action::Drop, count);
+        tally.list_not_carried(key.db, key.bytes, What::Kind(kind), Action::Drop, count);
     }
 }
 

@@ -20,6 +20,32 @@ pub fn printable(bytes: &[u8]) -> String {
     text
 }
 
+/// The bytes that [`printable`] made `text` of.
+pub fn original(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'\\' {
+            bytes.push(byte);
+            continue;
+        }
+        match rest {
+            [b'x', high, low, after @ ..] => {
+                let digit = |d: &u8| char::from(*d).to_digit(16).unwrap_or(0) as u8;
+                bytes.push(digit(high) << 4 | digit(low));
+                rest = after;
+            }
+            [escaped, after @ ..] => {
+                bytes.push(*escaped);
+                rest = after;
+            }
+            [] => {}
+        }
+    }
+    bytes
+}
+
 /// As [`printable`], cut after 256 bytes.
 pub fn for_message(bytes: &[u8]) -> String {
     match bytes.get(..MESSAGE_BYTES_MAX) {
@@ -35,6 +61,7 @@ mod tests {
     #[test]
     fn printable_and_lossless() {
         assert_eq!(printable(b"a \"b\"\\\n\xff"), "a \\\"b\\\"\\\\\\x0a\\xff");
+        assert_eq!(original(&printable(b"a \"b\"\\\n\xff")), b"a \"b\"\\\n\xff");
         assert_eq!(for_message(&[b'k'; 300]).len(), 256 + "... (300 bytes)".len());
     }
 }

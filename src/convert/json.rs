@@ -50,7 +50,7 @@ pub(super) fn document(
         Action::Refuse => Err(converter::unsupported(flow, key, Kind::Json, plan)),
         Action::AsString => {
             string::set(out, key, text, expire_at_ms, plan, unpacked)?;
-            tally.not_carried(key.db, key.bytes, What::Kind(Kind::Json), Action::AsString, 1);
+            tally.list_not_carried(key.db, key.bytes, What::Kind(Kind::Json), Action::AsString, 1);
             Ok(Sent::ByCommands { elements: 0 })
         }
         action => Ok(skip(key, Kind::Json, action, out, tally)),
@@ -74,6 +74,6 @@ pub(super) fn filter(
 /// Leaves a value out. The key is removed, because whatever the target holds under it is not what the source holds.
 pub(super) fn skip(key: &Key<'_>, kind: Kind, action: Action, out: &mut impl Out, tally: &mut Tally) -> Sent {
     delete(out, key);
-    tally.not_carried(key.db, key.bytes, What::Kind(kind), action, 1);
+    tally.list_not_carried(key.db, key.bytes, What::Kind(kind), action, 1);
     Sent::Skipped
 }

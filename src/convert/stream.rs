@@ -116,7 +116,7 @@ impl OpenStream {
                     let (kind, key) = (Kind::DanglingPending, &scope.key);
                     match scope.plan.action(kind) {
                         Action::Refuse => return Err(converter::unsupported(scope.flow, key, kind, scope.plan)),
-                        action => tally.not_carried(key.db, key.bytes, What::Kind(kind), action, lost),
+                        action => tally.list_not_carried(key.db, key.bytes, What::Kind(kind), action, lost),
                     }
                 }
                 write_tail(scope, &tail, entries, &dangling.ids, false, out);

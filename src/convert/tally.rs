@@ -170,7 +170,7 @@ impl Tally {
     }
 
     /// Counts and lists something that is not carried over as it was.
-    pub fn not_carried(&mut self, db: DbIndex, key: &[u8], what: What, action: Action, count: u64) {
+    pub fn list_not_carried(&mut self, db: DbIndex, key: &[u8], what: What, action: Action, count: u64) {
         match what {
             What::Kind(kind) => match action {
                 Action::Skip => self.skipped[kind as usize] += count,
@@ -193,6 +193,11 @@ impl Tally {
     /// How many entries wait to be taken.
     pub fn not_carried_waiting(&self) -> usize {
         self.not_carried.len()
+    }
+
+    /// The entries that wait to be taken, oldest first.
+    pub fn not_carried(&self) -> &[NotCarried] {
+        &self.not_carried
     }
 
     /// The entries listed since the last call.
@@ -272,12 +277,12 @@ mod tests {
     fn the_list_is_bounded_and_the_counts_are_not() {
         let mut tally = Tally::default();
         for _ in 0..NOT_CARRIED_ENTRIES_MAX + 5 {
-            tally.not_carried(DbIndex(0), b"k", What::Kind(Kind::Filters), Action::Skip, 1);
+            tally.list_not_carried(DbIndex(0), b"k", What::Kind(Kind::Filters), Action::Skip, 1);
         }
         assert_eq!(tally.skipped(Kind::Filters), NOT_CARRIED_ENTRIES_MAX as u64 + 5);
         assert_eq!(tally.not_carried_unlisted, 5);
         assert_eq!(tally.take_not_carried().len(), NOT_CARRIED_ENTRIES_MAX);
-        tally.not_carried(DbIndex(0), b"k", What::SearchIndex, Action::Skip, 1);
+        tally.list_not_carried(DbIndex(0), b"k", What::SearchIndex, Action::Skip, 1);
         assert_eq!(tally.not_carried_waiting(), 1);
     }
 
@@ -285,7 +290,7 @@ mod tests {
     fn serializes_what_counts() {
         let mut tally = Tally::default();
         tally.of_mut(TypeClass::Hash).keys_read = 1;
-        tally.not_carried(DbIndex(3), b"h\0", What::Kind(Kind::FieldExpiry), Action::Drop, 7);
+        tally.list_not_carried(DbIndex(3), b"h\0", What::Kind(Kind::FieldExpiry), Action::Drop, 7);
         let json = serde_json::to_value(&tally).unwrap();
         assert_eq!(json["by_type"]["hash"]["keys_read"], 1);
         assert_eq!(json["dropped"]["field-expiry"], 7);

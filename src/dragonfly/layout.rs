@@ -275,7 +275,11 @@ impl Left {
                 reader.take(len as u64)?;
                 match walk.is_done() {
                     true => Ok(()),
-                    false => reader.take(walk.bytes_left().max(1)).and(Err(Reason::LengthOverflow.into())),
+                    // All of `rest` was looked at and more is needed.
+                    false => {
+                        let missing = (reader.left() as u64).saturating_add(walk.bytes_left().max(1));
+                        reader.take(missing).map(|_| ())
+                    }
                 }
             }
             Left::Done => Ok(()),

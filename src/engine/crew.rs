@@ -23,11 +23,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub struct CrewPlan {
     pub settings: Arc<MigrateSettings>,
-    pub capabilities: Arc<Capabilities>,
+    pub capabilities: Capabilities,
     pub existing: Arc<Existing>,
     pub run_id: String,
-    /// Begin of the run on the monotonic clock.
-    pub started_ns: u64,
 }
 
 struct Member {
@@ -112,7 +110,6 @@ impl Crew {
                 existing: crew.plan.existing.clone(),
                 flows: share,
                 lanes,
-                started_ns: crew.plan.started_ns,
                 events: events_tx.clone(),
                 commands: receiver,
             };

@@ -1,5 +1,7 @@
 //! Why a run ended without reaching its goal, by class. The class decides the exit code.
 
+use crate::convert::ConvertError;
+use crate::convert::journal::{TranslateError, TranslateReason};
 use crate::dragonfly::DecodeError;
 
 /// Exit classes (README.md lists the codes).
@@ -25,6 +27,8 @@ pub enum EngineError {
     Target(String),
     #[error("corrupt stream from the source: {0}; nothing after this point can be read. Run again; if it stays, please report it with the source's version")]
     Corrupt(#[from] DecodeError),
+    #[error("corrupt value from the source: {0}. Run again; if it stays, please report it with the source's version")]
+    CorruptValue(String),
     #[error("{0}")]
     System(String),
     #[error("interrupted")]
@@ -36,13 +40,35 @@ pub enum EngineError {
     Internal(String),
 }
 
+impl From<ConvertError> for EngineError {
+    fn from(error: ConvertError) -> Self {
+        match error {
+            ConvertError::Unsupported { .. } => Self::Refused(error.to_string()),
+            ConvertError::Decode(error) => Self::Corrupt(error),
+            ConvertError::StreamTail { .. } | ConvertError::BadScore { .. } => Self::CorruptValue(error.to_string()),
+            ConvertError::UnexpectedRun { .. } | ConvertError::WrongLength { .. } | ConvertError::JournalBlob { .. } => {
+                Self::Internal(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<TranslateError> for EngineError {
+    fn from(error: TranslateError) -> Self {
+        match error.reason {
+            TranslateReason::Unsupported { .. } | TranslateReason::UnknownCommand => Self::Refused(error.to_string()),
+            _ => Self::CorruptValue(error.to_string()),
+        }
+    }
+}
+
 impl EngineError {
     pub fn class(&self) -> Class {
         match self {
             Self::Refused(_) => Class::Refused,
             Self::Source(_) | Self::SyncVoided { .. } => Class::Source,
             Self::Target(_) => Class::Target,
-            Self::Corrupt(_) => Class::CorruptStream,
+            Self::Corrupt(_) | Self::CorruptValue(_) => Class::CorruptStream,
             Self::System(_) => Class::System,
             Self::Interrupted => Class::Interrupted,
             Self::Internal(_) => Class::Internal,

@@ -15,7 +15,7 @@ use super::writer::{Encoder, Source, Writer};
 use crate::dragonfly::blob::BlobReader;
 use crate::dragonfly::journal::JournalDecoder;
 use crate::dragonfly::stream::{Progress, StreamDecoder};
-use crate::dragonfly::{Codec, Event, ObjectType};
+use crate::dragonfly::{Codec, DecodeError, Event, ObjectType, Reason};
 use crate::ids::{FlowId, Lsn};
 use crate::uring::{Slab, Socket};
 use bytes::Bytes;
@@ -211,7 +211,7 @@ impl Flow {
                 Stop::Complete => {}
                 Stop::Blob(codec, frame) => {
                     self.decoder.enter_blob()?;
-                    let reader = BlobReader::new(codec, frame).map_err(|e| self.decoder.blob_error(e))?;
+                    let reader = BlobReader::new(codec, frame).map_err(|reason| self.corrupt(reason))?;
                     self.blob = Some(Blob { reader, cursor: Cursor::default() });
                 }
                 Stop::Need(need) if self.blob.is_some() => {
@@ -325,12 +325,16 @@ impl Flow {
                 *staged = Some(Box::new(Encoder::new()));
             }
             let ends = matches!(event, Event::End { .. });
-            {
+            let converted = {
                 let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
+                let (encoder, guard) = match staged.as_deref_mut() {
+                    Some(staged) => (staged, None),
+                    None => (encoder, Some(guard)),
+                };
                 let mut writer = Writer {
-                    encoder: staged.as_deref_mut().unwrap_or(encoder),
+                    encoder,
                     slab: &mut *slab,
-                    guard: if staged_is(staged) { None } else { Some(guard) },
+                    guard,
                     source: &source,
                     borrow_bytes_min: settings.borrow_bytes_min,
                     batch_bytes: settings.batch_bytes,
@@ -339,9 +343,16 @@ impl Flow {
                     read_ns: self.read_ns,
                 };
                 match &event {
-                    Event::JournalBlob { record } => handler.journal_blob(journal, record, now_ms, &mut writer)?,
-                    event => handler.snapshot(event, now_ms, &mut writer)?,
+                    Event::JournalBlob { record } => handler.journal_blob(journal, record, now_ms, &mut writer),
+                    event => handler.snapshot(event, now_ms, &mut writer),
                 }
+            };
+            if let Err(error) = converted {
+                // What is wrong inside of a value is found away from the stream: here it gets its place.
+                return Err(match error {
+                    EngineError::Corrupt(error) => EngineError::Corrupt(error.placed(self.id, decoder.offset_bytes())),
+                    error => error,
+                });
             }
             if staged.is_some() {
                 commit_staged(staged, ends, slab, lane, settings.batch_bytes);
@@ -366,7 +377,10 @@ impl Flow {
             return Ok(Room::Wait);
         }
         let Some(chunk) = blob.cursor.chunk() else { return Ok(Room::Ready) };
-        let unpacked = blob.reader.read(slab.spare(chunk)).map_err(|e| self.decoder.blob_error(e))?;
+        let unpacked = match blob.reader.read(slab.spare(chunk)) {
+            Ok(unpacked) => unpacked,
+            Err(reason) => return Err(self.corrupt(reason)),
+        };
         if unpacked > 0 {
             slab.advance(chunk, unpacked);
             return Ok(blob.cursor.filled(slab, heap));
@@ -374,11 +388,15 @@ impl Flow {
         if slab.room(chunk) == 0 {
             return Ok(Room::Ready);
         }
-        let left_over = blob.cursor.unparsed_bytes(slab);
-        self.decoder.leave_blob(left_over)?;
+        let left_over = blob.cursor.unparsed(slab);
+        self.decoder.leave_blob(&left_over)?;
         blob.cursor.clear(slab);
         self.blob = None;
         Ok(Room::Ready)
+    }
+
+    fn corrupt(&self, reason: Reason) -> EngineError {
+        EngineError::Corrupt(DecodeError { flow: self.id, offset: self.decoder.offset_bytes(), reason })
     }
 
     /// What follows the token belongs to no full sync: it is read, so that the source never waits, and dropped.
@@ -389,10 +407,6 @@ impl Flow {
         }
         Pumped::Waiting
     }
-}
-
-fn staged_is(staged: &Option<Box<Encoder>>) -> bool {
-    staged.is_some()
 }
 
 /// Queues the staged command(s) once none is open.

@@ -7,8 +7,10 @@
 
 use super::error::EngineError;
 use super::writer::Writer;
-use crate::convert::journal::{self, JournalTranslator, Outcome, Suspects};
-use crate::convert::{Converter, Plan};
+use super::rows;
+use crate::convert::journal::{self, JournalTranslator, Outcome, RestorePayload, Restored, Suspects};
+use crate::convert::{Converter, Out, Plan, What};
+use crate::report::document::NotCarried;
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
@@ -74,6 +76,8 @@ pub struct FlowCounts {
 pub struct FlowHandler {
     pub flow: FlowId,
     pub converter: Converter,
+    /// Converts the values of RESTORE records; counted apart from the snapshot's keys.
+    restorer: Converter,
     pub translator: JournalTranslator,
     pub suspects: Suspects,
     pub counts: FlowCounts,
@@ -89,10 +93,11 @@ impl FlowHandler {
         Self {
             flow,
             converter: Converter::new(flow, plan.clone()),
+            restorer: Converter::new(flow, plan.clone()),
             translator: JournalTranslator::new(
                 flow,
-                plan.capabilities.clone(),
-                plan.policy.clone(),
+                Arc::new(plan.capabilities.clone()),
+                Arc::new(plan.policy.clone()),
                 NOTES_BYTES_MAX,
             ),
             suspects: Suspects::new(SUSPECTS_BYTES_MAX),
@@ -102,6 +107,16 @@ impl FlowHandler {
             observe_left: OBSERVED_KEYS,
             dropped_objects: SmallVec::new(),
         }
+    }
+
+    /// What was not carried over since the last call.
+    pub fn take_not_carried(&mut self) -> Vec<NotCarried> {
+        let mut items: Vec<NotCarried> = Vec::new();
+        for converter in [&mut self.converter, &mut self.restorer] {
+            items.extend(converter.tally_mut().take_not_carried().into_iter().map(rows::snapshot_item));
+        }
+        items.extend(self.translator.notes().take().into_iter().map(rows::journal_note));
+        items
     }
 
     /// An object of the snapshot, or a part of one, or an AUX field.
@@ -208,8 +223,8 @@ impl FlowHandler {
             }
         }
         self.suspects.record(command.db, &args).map_err(|e| EngineError::Refused(e.to_string()))?;
-        let Self { translator, converter, .. } = self;
-        let mut payloads = RestoredValues { converter, now_ms };
+        let Self { translator, restorer, .. } = self;
+        let mut payloads = RestoredValues { restorer, now_ms };
         let outcome = translator.command(command.db, command.txid, &args, now_ms, &mut payloads, out);
         match outcome.map_err(EngineError::from)? {
             Outcome::Global(_) => Err(EngineError::SyncVoided {
@@ -223,6 +238,32 @@ impl FlowHandler {
             ))),
             _ => Ok(()),
         }
+    }
+}
+
+/// The values of RESTORE records, converted as if the snapshot had sent them.
+struct RestoredValues<'c> {
+    restorer: &'c mut Converter,
+    now_ms: i64,
+}
+
+impl RestorePayload for RestoredValues<'_> {
+    fn restore<O: Out>(
+        &mut self,
+        meta: KeyMeta<'_>,
+        body: &[u8],
+        out: &mut O,
+    ) -> Result<Restored, Box<dyn std::error::Error + Send + Sync>> {
+        let (before, waiting) = (self.restorer.tally().total(), self.restorer.tally().not_carried_waiting());
+        self.restorer.event(&Event::Whole { meta, body }, self.now_ms, out)?;
+        let after = self.restorer.tally().total();
+        if after.keys_skipped > before.keys_skipped {
+            let listed = self.restorer.tally().not_carried().get(waiting);
+            if let Some(What::Kind(kind)) = listed.map(|item| item.what) {
+                return Ok(Restored::LeftOut(kind));
+            }
+        }
+        Ok(Restored::Written { commands: (after.commands - before.commands) as u32 })
     }
 }
 

@@ -145,15 +145,17 @@ impl Cursor {
         }
     }
 
-    /// Unparsed bytes.
-    pub fn unparsed_bytes(&self, slab: &Slab) -> usize {
-        let in_chunk = self.chunk.map_or(0, |chunk| slab.filled_len(chunk) as usize - self.parsed);
-        in_chunk
-            + match &self.jumbo {
-                Some(Jumbo::Filling { held, .. }) => held.bytes.len(),
-                Some(Jumbo::Ready { bytes, parsed }) => bytes.len() - parsed,
-                None => 0,
-            }
+    /// A copy of the unparsed bytes at the end of a blob: none, unless the stream is corrupt.
+    pub fn unparsed(&self, slab: &Slab) -> Vec<u8> {
+        let mut bytes = match &self.jumbo {
+            Some(Jumbo::Filling { held, .. }) => held.bytes.clone(),
+            Some(Jumbo::Ready { bytes, parsed }) => bytes[*parsed..].to_vec(),
+            None => Vec::new(),
+        };
+        if let Some(chunk) = self.chunk {
+            bytes.extend_from_slice(&slab.filled(chunk)[self.parsed..]);
+        }
+        bytes
     }
 
     /// Prepares for more bytes, the decoder wanting `need` contiguous ones. `need` may be satisfied already by bytes

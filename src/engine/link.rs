@@ -6,7 +6,7 @@
 use crate::uring;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio_uring::net::TcpStream;
 
@@ -58,6 +58,11 @@ impl Link {
         Err(LinkError::Connect { addr: name, cause: last })
     }
 
+    /// For requests that rightly take longer.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
     pub fn addr(&self) -> &str {
         &self.addr
     }
@@ -100,7 +105,7 @@ impl Link {
     /// The socket, for a worker, and bytes that came after the last reply. The connection lives on in the returned
     /// descriptor.
     pub fn hand_over(self) -> Result<(OwnedFd, Vec<u8>), LinkError> {
-        let fd = uring::duplicate_fd(self.stream.as_raw_fd())
+        let fd = uring::duplicate_fd(&self.stream)
             .map_err(|cause| LinkError::Io { addr: self.addr.clone(), cause })?;
         Ok((fd, self.received))
     }

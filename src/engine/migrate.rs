@@ -8,17 +8,18 @@
 
 use super::crew::{Crew, CrewPlan};
 use super::error::{Class, EngineError};
+use super::phase::Phase;
 use super::settings::{MigrateSettings, OnExisting};
 use super::source::Source;
 use super::target::{self, TargetLink};
 use super::worker::{WorkerEvent, WorkerSummary};
-use crate::convert::Plan;
+use crate::convert::{Limits, Plan};
 use crate::dragonfly::owner::OwnerRule;
-use crate::dragonfly::session::Phase;
+use crate::redis::Capabilities;
 use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
 use crate::report::document::{ExitClass, NotCarried, Outcome, RunInputs, ServerInfo};
 use crate::report::observer::{FlowProgress, Observer, ProgressSnapshot};
-use crate::uring;
+use crate::uring::{self, Ring, RingSettings, SlabLayout};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,11 +28,22 @@ use tokio::signal::unix::{SignalKind, signal};
 pub fn run_migrate(command: &str, settings: MigrateSettings, observer: &mut dyn Observer) -> RunInputs {
     let mut job = Job::new(command, settings, observer);
     // tokio-uring would panic where io_uring is not to be had; this says why and what to do.
-    let result = match uring::probe::check(&job.settings.ring) {
+    let result = match check_ring(&job.settings.ring) {
         Ok(()) => tokio_uring::start(job.run()),
-        Err(e) => Err(EngineError::System(e.to_string())),
+        Err(e) => Err(e),
     };
     job.finish(result)
+}
+
+/// Sets a small ring up and drops it, in a thread of its own (a ring belongs to the thread that made it).
+fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
+    let settings = settings.clone();
+    let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 1 };
+    let ring = std::thread::spawn(move || Ring::new(&settings, layout).map(drop).map_err(|e| e.to_string()));
+    match ring.join() {
+        Ok(outcome) => outcome.map_err(EngineError::System),
+        Err(_) => Err(EngineError::Internal("setting a ring up panicked".into())),
+    }
 }
 
 /// A sync that the source voided by a flush is begun anew this many times.
@@ -42,7 +54,6 @@ pub(super) struct Job<'o> {
     settings: Arc<MigrateSettings>,
     observer: &'o mut dyn Observer,
     started: Instant,
-    started_ns: u64,
     phase: Phase,
     phase_since: Instant,
     report: RunInputs,
@@ -58,14 +69,13 @@ impl<'o> Job<'o> {
     fn new(command: &str, settings: MigrateSettings, observer: &'o mut dyn Observer) -> Self {
         let value = serde_json::to_value(&settings).unwrap_or_default();
         let mut report = RunInputs::empty(command, Outcome::done(), value);
-        report.started_unix_ms = uring::clock::realtime_ms().max(0) as u64;
+        report.started_unix_ms = uring::clock::realtime_ms();
         report.kernel = uring::probe::kernel_release();
         report.source.address = format!("{}:{}", settings.source.host, settings.source.port);
         Self {
             settings: Arc::new(settings),
             observer,
             started: Instant::now(),
-            started_ns: uring::clock::monotonic_ns(),
             phase: Phase::Connect,
             phase_since: Instant::now(),
             report,
@@ -78,6 +88,7 @@ impl<'o> Job<'o> {
     }
 
     fn enter(&mut self, phase: Phase) {
+        debug_assert!(self.phase.may_enter(phase), "{:?} -> {phase:?}", self.phase);
         let now = Instant::now();
         self.report.phases.push((self.phase.name().to_string(), now - self.phase_since));
         tracing::info!(phase = phase.name(), "phase");
@@ -97,7 +108,7 @@ impl<'o> Job<'o> {
         }];
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
         let mut source = Source::connect(&settings.source, settings.connect_timeout).await?;
-        self.keys_expected = source.keys().await;
+        self.keys_expected = source.keys();
         self.report.source.make = "dragonfly".into();
         self.report.source.version = source.version().to_string();
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
@@ -107,10 +118,9 @@ impl<'o> Job<'o> {
         let summaries = loop {
             let plan = CrewPlan {
                 settings: settings.clone(),
-                capabilities: Arc::new(probed.capabilities.clone()),
+                capabilities: probed.capabilities.clone(),
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
-                started_ns: self.started_ns,
             };
             match self.attempt(&mut source, plan).await {
                 Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
@@ -124,6 +134,7 @@ impl<'o> Job<'o> {
                 result => break result?,
             }
         };
+        self.enter(Phase::Settling);
         self.ask_suspects(&mut target, &summaries).await?;
         self.remove_markers(&mut target, &summaries).await?;
         if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
@@ -169,12 +180,12 @@ impl<'o> Job<'o> {
         self.touched = true;
         self.transfer_since = Some(Instant::now());
         // The answers to SYNC and STARTSTABLE come only after writes to the flows, so events are taken meanwhile.
-        let mut request = Some(source.start_sync());
+        let mut request = Some(source.start_sync()?);
         loop {
             tokio::select! {
                 answer = async { match &mut request { Some(request) => request.await, None => std::future::pending().await } } => {
                     request = None;
-                    answer?;
+                    source.answered(answer?);
                 }
                 event = crew.event() => match event? {
                     WorkerEvent::FullSyncEnd { flow } => {
@@ -194,7 +205,7 @@ impl<'o> Job<'o> {
             }
             if self.phase == Phase::FullSync && at_end == flows && request.is_none() {
                 self.enter(Phase::StartingStable);
-                request = Some(source.start_stable());
+                request = Some(source.start_stable()?);
             }
             if drained == crew.workers() && complete == flows && request.is_none() && self.phase == Phase::StartingStable {
                 self.progress();
@@ -272,7 +283,6 @@ impl<'o> Job<'o> {
             super::rows::add_tally(&mut self.report, tally);
         }
         self.report.search_indexes.extend(summary.search_indexes);
-        self.report.scripts_loaded += summary.scripts_loaded;
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;
         }
@@ -334,11 +344,13 @@ fn exit_class(class: Class) -> ExitClass {
 /// The plan that every flow of a run converts by.
 pub(super) fn plan_of(
     settings: &MigrateSettings,
-    capabilities: Arc<crate::redis::Capabilities>,
+    capabilities: Capabilities,
     set_bytes_max: u64,
 ) -> Result<Arc<Plan>, EngineError> {
-    let _ = (settings, capabilities, set_bytes_max);
-    Err(EngineError::Internal("filled in at merge".into()))
+    let limits = Limits { restore_bytes_max: settings.restore_bytes_max, set_bytes_max, ..Limits::default() };
+    Plan::new(capabilities, settings.on_unsupported.clone(), limits)
+        .map(Arc::new)
+        .map_err(|e| EngineError::Refused(e.to_string()))
 }
 
 /// A fresh owner rule for a registration.

@@ -23,6 +23,7 @@ mod input;
 mod lane;
 mod link;
 mod migrate;
+mod phase;
 mod rows;
 pub mod settings;
 mod sizes;

@@ -13,7 +13,8 @@ use super::input::HeapBudget;
 use super::lane::{Lane, Link};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
-use crate::convert::{NotCarried, Plan, Tally};
+use crate::convert::{Plan, Tally};
+use crate::report::document::NotCarried;
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::report::counters::{FlowSample, WorkerStats};
@@ -55,8 +56,6 @@ pub struct WorkerStart {
     pub flows: Vec<FlowStart>,
     pub lanes: Vec<LaneStart>,
     pub events: UnboundedSender<WorkerEvent>,
-    /// Begin of the run on the monotonic clock; latencies' intervals count from it.
-    pub started_ns: u64,
     pub commands: mpsc::Receiver<WorkerCommand>,
 }
 
@@ -105,7 +104,6 @@ pub struct WorkerSummary {
     pub journal_records: u64,
     pub journal_by_name: Vec<(String, u64)>,
     pub search_indexes: Vec<String>,
-    pub scripts_loaded: u64,
     pub marked: Vec<(Vec<u8>, Vec<DbIndex>)>,
     pub stats: WorkerStats,
     pub interval: Interval,
@@ -159,7 +157,7 @@ pub fn run(start: WorkerStart) {
 
 impl Worker {
     fn new(start: WorkerStart) -> Result<Self, EngineError> {
-        let WorkerStart { index, cpu, settings, sizes, plan, owner, existing, flows, lanes, events, commands } = start;
+        let WorkerStart { index, cpu, settings, sizes, plan, owner, existing, flows, lanes, events, commands, .. } = start;
         if let Some(cpu) = cpu {
             uring::cpu::pin_current_thread(cpu)
                 .map_err(|e| EngineError::System(format!("worker {index} cannot be pinned to CPU {cpu}: {e}")))?;
@@ -261,7 +259,7 @@ impl Worker {
     /// Decodes and converts what was received, as far as windows and memory allow. Returns whether there is more to do
     /// without any completion.
     fn pump(&mut self, now_ns: u64) -> Result<bool, EngineError> {
-        let now_ms = uring::clock::realtime_ms();
+        let now_ms = uring::clock::realtime_ms() as i64;
         let count = self.flows.len();
         let mut more = false;
         for step in 0..count {
@@ -378,7 +376,10 @@ impl Worker {
         }
         lane.reading = false;
         let chunk = match (result, lane.reply_chunk.take()) {
-            (Ok(1..), Some(chunk)) => chunk,
+            (Ok(bytes @ 1..), Some(chunk)) => {
+                self.stats.bytes_replies += u64::from(bytes);
+                chunk
+            }
             (Err(libc::EINTR | libc::EAGAIN), chunk) => {
                 lane.reply_chunk = chunk;
                 return Ok(());
@@ -447,7 +448,7 @@ impl Worker {
     fn sample(&mut self, now_ns: u64) {
         self.next_sample_ns = now_ns + SAMPLE_NS;
         self.refresh_stats();
-        let not_carried = self.flows.iter_mut().flat_map(|flow| flow.handler.converter.take_not_carried()).collect();
+        let not_carried = self.flows.iter_mut().flat_map(|flow| flow.handler.take_not_carried()).collect();
         let _ = self.events.send(WorkerEvent::Sample {
             worker: self.index,
             stats: Box::new(self.stats.clone()),
@@ -474,17 +475,19 @@ impl Worker {
             .map(|flow| FlowSample {
                 flow: flow.id.0,
                 bytes_in: flow.bytes_in,
-                keys: flow.handler.converter.tally().keys_read(),
+                keys: flow.handler.converter.tally().total().keys_read,
                 state: flow.state.name(),
                 unread_ns_max: flow.unread_ns_max,
             })
             .collect();
+        self.stats.strays_dropped = self.flows.iter().map(|flow| flow.handler.counts.strays_dropped).sum();
         self.stats.keys = self.stats.flows.iter().map(|flow| flow.keys).sum();
     }
 
     fn finish(mut self) -> WorkerSummary {
         self.refresh_stats();
         let mut summary = WorkerSummary {
+            worker: self.index,
             tallies: Vec::new(),
             not_carried: Vec::new(),
             suspects: Vec::new(),
@@ -493,6 +496,7 @@ impl Worker {
             existing_skipped: 0,
             journal_records: 0,
             journal_by_name: Vec::new(),
+            search_indexes: Vec::new(),
             marked: self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
             interval: self.recorder.take_interval(),
             stats: self.stats.clone(),
@@ -500,7 +504,11 @@ impl Worker {
         };
         for flow in &mut self.flows {
             let handler = &mut flow.handler;
-            summary.not_carried.extend(handler.converter.take_not_carried());
+            summary.not_carried.extend(handler.take_not_carried());
+            for (name, counts) in handler.translator.by_name() {
+                let seen = counts.written + counts.dropped + counts.left_out;
+                summary.journal_by_name.push((name.to_string(), seen));
+            }
             summary.tallies.push(handler.converter.tally().clone());
             summary.suspects.extend(handler.suspects.drain());
             summary.strays_dropped += handler.counts.strays_dropped;
@@ -527,7 +535,9 @@ fn record_acked(
     recorder.record(Latency::Service, node, now_ns.saturating_sub(batch.submitted_ns), 1);
     stats.batches += 1;
     stats.commands += commands;
+    stats.replies += commands;
     stats.batch_bytes += batch.bytes as u64;
+    stats.batch_bytes_max = stats.batch_bytes_max.max(batch.bytes as u64);
 }
 
 fn submit_lane(
@@ -540,8 +550,7 @@ fn submit_lane(
     let chain_max = if settings.ring.link { settings.ring.link_batches_max.max(1) } else { 1 };
     let submitted = lane.submit(ring, chain_max, token(KIND_SEND, lane.generation, lane.index), now_ns)?;
     if submitted > 0 {
-        stats.chains += 1;
-        stats.pipeline_depth_sum += lane.unacked_commands;
+        stats.count_chain(lane.unacked_commands);
     }
     Ok(())
 }

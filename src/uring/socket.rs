@@ -152,6 +152,12 @@ fn make_blocking(fd: &OwnedFd) {
     }
 }
 
+/// A second descriptor of what `owner` has open: the connection lives on in it when the first is closed.
+pub fn duplicate_fd(owner: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: `owner` is borrowed, so its descriptor stays open while it is duplicated.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }.try_clone_to_owned()
+}
+
 /// A pair of connected TCP sockets over the loopback interface, for probes and tests.
 pub fn tcp_pair() -> io::Result<(TcpStream, TcpStream)> {
     let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
