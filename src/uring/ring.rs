@@ -563,6 +563,8 @@ impl Drop for Ring {
                 socket.shutdown();
             }
         }
+        // Cancelling misses what a polling kernel thread has not begun yet; this ends the read of the eventfd in any case.
+        self.waker.wake();
         let mut drained = self.in_kernel() == 0;
         if !drained {
             let patience = Timespec::from(Duration::from_millis(100));
