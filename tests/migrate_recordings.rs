@@ -75,7 +75,11 @@ impl Limits {
     fn of(server: &Server) -> Self {
         let mut client = Client::connect(&server.address()).unwrap();
         let knows = |client: &mut Client, name: &str| {
-            client.ask(&["COMMAND", "INFO", name]).unwrap().array().is_some_and(|rows| rows.iter().any(|r| r.array().is_some()))
+            client
+                .ask(&["COMMAND", "INFO", name])
+                .unwrap()
+                .array()
+                .is_some_and(|rows| rows.iter().any(|r| r.array().is_some()))
         };
         Self { json: knows(&mut client, "JSON.SET"), field_expiry: knows(&mut client, "HPEXPIREAT") }
     }
@@ -261,11 +265,7 @@ fn leaves_existing_keys_alone_when_told_to() {
         client.ask(&["SET", key, "mine"]).unwrap();
     }
     let master = replay(recording, Faults::default());
-    let run = migrate(
-        master.address().port(),
-        server.port(),
-        &["--on-unsupported", "skip", "--on-existing", "skip"],
-    );
+    let run = migrate(master.address().port(), server.port(), &["--on-unsupported", "skip", "--on-existing", "skip"]);
     assert_eq!(run.code(), 0, "{}", run.stderr());
     for key in &keys {
         assert_eq!(client.ask(&["GET", key]).unwrap().bytes(), Some(&b"mine"[..]), "{key}");
@@ -281,11 +281,8 @@ fn a_truncated_stream_is_never_a_success() {
     for offset in [0, 5, 9, 100, bytes / 2, bytes - 49, bytes - 41, bytes - 40, bytes - 1] {
         let faults = Faults::default().cut_at(1, offset);
         let master = replay(recordings::recording("snapshot-small-chunks").unwrap(), faults);
-        let run = migrate(
-            master.address().port(),
-            server.port(),
-            &["--on-unsupported", "skip", "--on-existing", "flush"],
-        );
+        let run =
+            migrate(master.address().port(), server.port(), &["--on-unsupported", "skip", "--on-existing", "flush"]);
         assert_eq!(run.code(), 4, "cut at {offset}: {}", run.stderr());
         assert!(run.stderr().contains("flow 1"), "cut at {offset}: {}", run.stderr());
     }

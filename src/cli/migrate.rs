@@ -2,10 +2,10 @@
 
 use super::settings::{Console, OutputForm, UsageError, Values, resolve};
 use super::{Mode, log_warnings, print_out};
+use crate::engine::run_migrate;
 use crate::engine::settings::MigrateSettings;
 use crate::operator::progress::Progress;
 use crate::operator::{Screen, Watcher};
-use crate::report::observer::Observer;
 use crate::report::{ExitClass, Outcome, ReportFiles, RunInputs, RunReport, text};
 use std::io::IsTerminal;
 use std::time::SystemTime;
@@ -34,19 +34,11 @@ pub fn run_watched(command: &str, settings: MigrateSettings, console: &Console, 
         None => None,
     };
     let mut watcher = Watcher::new(Progress::new(console.progress, screen.clone()), files);
-    let report = RunReport::assemble(run_engine(command, settings, &mut watcher));
+    let report = RunReport::assemble(run_migrate(command, settings, &mut watcher));
     if let Err(error) = watcher.finish(&report) {
         tracing::warn!("{error}");
     }
     conclude(&report, console, screen)
-}
-
-/// The one call into the engine.
-fn run_engine(command: &str, settings: MigrateSettings, _observer: &mut dyn Observer) -> RunInputs {
-    // Filled in when the engine's room is merged: `crate::engine::run_migrate(command, settings, observer)`.
-    let value = serde_json::to_value(&settings).unwrap_or_default();
-    let outcome = Outcome::failed(ExitClass::Internal, "the engine is not part of this build", None);
-    RunInputs::empty(command, outcome, value)
 }
 
 /// Prints the report; a failure is also said on standard error where the report does not go to a terminal.

@@ -6,6 +6,7 @@ use super::settings::{Console, OutputForm, UsageError, Values};
 use super::{Mode, log_warnings, print_out};
 use crate::operator::Screen;
 use crate::report::document::{ExitClass, RingFeature};
+use crate::uring::probe::{Check, Outcome as Passed, self_test};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -126,8 +127,15 @@ impl Machine {
 
 /// What a ring on this machine can do; an error names cause and remedy.
 fn ring_features() -> Result<Vec<RingFeature>, String> {
-    // Filled in when the uring room is merged, from its probe.
-    Ok(Vec::new())
+    Ok(self_test().into_iter().map(feature).collect())
+}
+
+fn feature(check: Check) -> RingFeature {
+    let note = match check.outcome {
+        Passed::Failed | Passed::Absent => Some(check.detail),
+        Passed::Passed => None,
+    };
+    RingFeature { name: check.name.to_string(), used: check.outcome == Passed::Passed, note }
 }
 
 /// `6.18.0-rc1+` is (6, 18).

@@ -9,10 +9,10 @@
 //! - `string`, `collection`, `expiring`, `stream`, `json`: the forms. `chunk`: commands of bounded size.
 //! - `emit`: single commands. [`out`]: where they go.
 
-pub mod journal;
 pub mod converter;
 pub mod error;
 pub mod escape;
+pub mod journal;
 pub mod out;
 pub mod plan;
 pub mod policy;

@@ -90,14 +90,26 @@ impl Crew {
         }
         let (events_tx, events) = unbounded_channel();
         let (reconnected_tx, reconnected) = unbounded_channel();
-        let mut crew =
-            Self { plan, members: Vec::new(), events, features: None, reconnected, reconnected_tx, summaries: Vec::new() };
+        let mut crew = Self {
+            plan,
+            members: Vec::new(),
+            events,
+            features: None,
+            reconnected,
+            reconnected_tx,
+            summaries: Vec::new(),
+        };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
             for lane in 0..lanes_of(share.len()) {
                 let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
-                lanes.push(LaneStart { node: 0, client_id: target::client_id(&mut link).await?, socket: link.hand_over()?, marker });
+                lanes.push(LaneStart {
+                    node: 0,
+                    client_id: target::client_id(&mut link).await?,
+                    socket: link.hand_over()?,
+                    marker,
+                });
             }
             let (commands, receiver) = mpsc::channel();
             let start = WorkerStart {
@@ -142,7 +154,9 @@ impl Crew {
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(EngineError::Internal("a worker ended without a word".into())),
                 Err(_) => {
-                    return Err(EngineError::System(format!("a worker's ring did not stand within {WORKER_PATIENCE:?}")));
+                    return Err(EngineError::System(format!(
+                        "a worker's ring did not stand within {WORKER_PATIENCE:?}"
+                    )));
                 }
             }
         }
@@ -239,11 +253,7 @@ impl Crew {
     }
 }
 
-async fn connect_again(
-    settings: &MigrateSettings,
-    run_id: &str,
-    lost: &Lost,
-) -> Result<Again, EngineError> {
+async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
     let deadline = tokio::time::Instant::now() + settings.connect_timeout;
     let mut pause = RECONNECT_FIRST;
     loop {
@@ -265,11 +275,7 @@ async fn connect_again(
     }
 }
 
-async fn try_again(
-    settings: &MigrateSettings,
-    run_id: &str,
-    lost: &Lost,
-) -> Result<Again, EngineError> {
+async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
     let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
     let now = target::run_id(&mut link).await?;
     if now != run_id {

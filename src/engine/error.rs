@@ -25,7 +25,9 @@ pub enum EngineError {
     Source(String),
     #[error("target: {0}")]
     Target(String),
-    #[error("corrupt stream from the source: {0}; nothing after this point can be read. Run again; if it stays, please report it with the source's version")]
+    #[error(
+        "corrupt stream from the source: {0}; nothing after this point can be read. Run again; if it stays, please report it with the source's version"
+    )]
     Corrupt(#[from] DecodeError),
     #[error("corrupt value from the source: {0}. Run again; if it stays, please report it with the source's version")]
     CorruptValue(String),
@@ -34,7 +36,9 @@ pub enum EngineError {
     #[error("interrupted")]
     Interrupted,
     /// The source was emptied (FLUSHALL, FLUSHDB) while its snapshot was being read: the sync begins anew.
-    #[error("flow {flow}: the source ran {command} during the full sync, which voids the snapshot (dragonfly-wire.md 4.8)")]
+    #[error(
+        "flow {flow}: the source ran {command} during the full sync, which voids the snapshot (dragonfly-wire.md 4.8)"
+    )]
     SyncVoided { flow: u32, command: String },
     #[error("internal error: {0}; please report it")]
     Internal(String),
@@ -46,9 +50,9 @@ impl From<ConvertError> for EngineError {
             ConvertError::Unsupported { .. } => Self::Refused(error.to_string()),
             ConvertError::Decode(error) => Self::Corrupt(error),
             ConvertError::StreamTail { .. } | ConvertError::BadScore { .. } => Self::CorruptValue(error.to_string()),
-            ConvertError::UnexpectedRun { .. } | ConvertError::WrongLength { .. } | ConvertError::JournalBlob { .. } => {
-                Self::Internal(error.to_string())
-            }
+            ConvertError::UnexpectedRun { .. }
+            | ConvertError::WrongLength { .. }
+            | ConvertError::JournalBlob { .. } => Self::Internal(error.to_string()),
         }
     }
 }

@@ -34,11 +34,15 @@ fn remedy(text: &[u8]) -> &'static str {
     match code {
         b"OOM" => "the target is out of memory: raise its maxmemory and run again",
         b"READONLY" => "the target is a replica: give the address of its primary",
-        b"MISCONF" => "the target cannot persist and refuses writes: free its disk or see its stop-writes-on-bgsave-error",
+        b"MISCONF" => {
+            "the target cannot persist and refuses writes: free its disk or see its stop-writes-on-bgsave-error"
+        }
         b"LOADING" => "the target is still loading its data: run again when it is ready",
         b"NOAUTH" | b"WRONGPASS" => "check the target's user and password",
         b"NOPERM" => "the target's user lacks a permission (README.md lists the least that is needed)",
-        b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => "the target is a cluster, which this version does not load",
+        b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => {
+            "the target is a cluster, which this version does not load"
+        }
         b"EXECABORT" => "a command inside MULTI was refused (see the error before it in the target's log)",
         _ => "the run stops here, because going on would leave a wrong value behind",
     }

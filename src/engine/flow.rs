@@ -371,7 +371,13 @@ impl Flow {
     }
 
     /// Unpacks more of the blob's content, or leaves the blob at its end.
-    fn unpack(&mut self, slab: &mut Slab, heap: &HeapBudget, need: usize, chunk_bytes: usize) -> Result<Room, EngineError> {
+    fn unpack(
+        &mut self,
+        slab: &mut Slab,
+        heap: &HeapBudget,
+        need: usize,
+        chunk_bytes: usize,
+    ) -> Result<Room, EngineError> {
         let Some(blob) = &mut self.blob else { return Ok(Room::Ready) };
         if blob.cursor.make_room(slab, heap, need, chunk_bytes) == Room::Wait {
             return Ok(Room::Wait);

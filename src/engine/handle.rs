@@ -6,15 +6,15 @@
 //! is the order of the commands.
 
 use super::error::EngineError;
-use super::writer::Writer;
 use super::rows;
+use super::writer::Writer;
 use crate::convert::journal::{self, JournalTranslator, Outcome, RestorePayload, Restored, Suspects};
 use crate::convert::{Converter, Out, Plan, What};
-use crate::report::document::NotCarried;
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
 use crate::ids::{DbIndex, FlowId};
+use crate::report::document::NotCarried;
 use smallvec::SmallVec;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -202,12 +202,7 @@ impl FlowHandler {
         outcome
     }
 
-    fn journal_command(
-        &mut self,
-        command: &Command<'_>,
-        now_ms: i64,
-        out: &mut Writer<'_>,
-    ) -> Result<(), EngineError> {
+    fn journal_command(&mut self, command: &Command<'_>, now_ms: i64, out: &mut Writer<'_>) -> Result<(), EngineError> {
         let args: SmallVec<[&[u8]; 16]> = command.args().collect();
         self.counts.journal_records += 1;
         if let Some(key) = journal::stray_candidate(&args)

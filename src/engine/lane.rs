@@ -147,7 +147,13 @@ impl Lane {
     }
 
     /// Submits the next chain if the wire is free. Returns the number of batches submitted.
-    pub fn submit(&mut self, ring: &mut Ring, batches_max: usize, token: u64, now_ns: u64) -> Result<usize, EngineError> {
+    pub fn submit(
+        &mut self,
+        ring: &mut Ring,
+        batches_max: usize,
+        token: u64,
+        now_ns: u64,
+    ) -> Result<usize, EngineError> {
         let Link::Up(socket) = &self.link else { return Ok(0) };
         if self.in_kernel > 0 || self.ready.is_empty() {
             return Ok(0);

@@ -92,7 +92,11 @@ impl Link {
             }
             let read = tokio::time::timeout_at(deadline, self.stream.read(Vec::with_capacity(READ_BYTES)));
             let Ok((result, buffer)) = read.await else {
-                return Err(LinkError::Timeout { addr: self.addr.clone(), what: what.to_string(), after: self.timeout });
+                return Err(LinkError::Timeout {
+                    addr: self.addr.clone(),
+                    what: what.to_string(),
+                    after: self.timeout,
+                });
             };
             match result {
                 Ok(0) => return Err(LinkError::Closed { addr: self.addr.clone(), what: what.to_string() }),
@@ -105,8 +109,7 @@ impl Link {
     /// The socket, for a worker, and bytes that came after the last reply. The connection lives on in the returned
     /// descriptor.
     pub fn hand_over(self) -> Result<(OwnedFd, Vec<u8>), LinkError> {
-        let fd = uring::duplicate_fd(&self.stream)
-            .map_err(|cause| LinkError::Io { addr: self.addr.clone(), cause })?;
+        let fd = uring::duplicate_fd(&self.stream).map_err(|cause| LinkError::Io { addr: self.addr.clone(), cause })?;
         Ok((fd, self.received))
     }
 }

@@ -207,7 +207,11 @@ impl<'o> Job<'o> {
                 self.enter(Phase::StartingStable);
                 request = Some(source.start_stable()?);
             }
-            if drained == crew.workers() && complete == flows && request.is_none() && self.phase == Phase::StartingStable {
+            if drained == crew.workers()
+                && complete == flows
+                && request.is_none()
+                && self.phase == Phase::StartingStable
+            {
                 self.progress();
                 return Ok(());
             }
@@ -261,7 +265,11 @@ impl<'o> Job<'o> {
         Ok(())
     }
 
-    async fn remove_markers(&mut self, target: &mut TargetLink, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+    async fn remove_markers(
+        &mut self,
+        target: &mut TargetLink,
+        summaries: &[WorkerSummary],
+    ) -> Result<(), EngineError> {
         for (marker, dbs) in summaries.iter().flat_map(|s| s.marked.iter()) {
             for db in dbs {
                 target::delete(target, *db, marker).await?;

@@ -110,8 +110,7 @@ impl Source {
             let mut link = open(&self.endpoint, self.timeout).await?;
             let number = flow.to_string();
             let what = format!("DFLY FLOW {number}");
-            let request: [&[u8]; 5] =
-                [b"DFLY", b"FLOW", master_id.as_bytes(), sync_id.as_bytes(), number.as_bytes()];
+            let request: [&[u8]; 5] = [b"DFLY", b"FLOW", master_id.as_bytes(), sync_id.as_bytes(), number.as_bytes()];
             let reply = ask(&mut link, &what, &request).await?;
             let eof_token = flow_token(&reply, &what)?;
             let (socket, early) = link.hand_over().map_err(source_error)?;
@@ -253,5 +252,7 @@ fn flow_token(reply: &Value, what: &str) -> Result<[u8; 40], EngineError> {
     {
         return Ok(token);
     }
-    Err(EngineError::Source(format!("the source answered {what} with {reply:?} instead of FULL and a token of 40 bytes")))
+    Err(EngineError::Source(format!(
+        "the source answered {what} with {reply:?} instead of FULL and a token of 40 bytes"
+    )))
 }

@@ -180,7 +180,11 @@ async fn command_names(link: &mut TargetLink) -> Result<HashSet<String>, EngineE
 }
 
 /// Applies `--on-existing`. Returns the keys that must not be written.
-pub async fn prepare(link: &mut TargetLink, target: &Target, settings: &MigrateSettings) -> Result<Existing, EngineError> {
+pub async fn prepare(
+    link: &mut TargetLink,
+    target: &Target,
+    settings: &MigrateSettings,
+) -> Result<Existing, EngineError> {
     let held: u64 = target.keyspace.iter().map(|(_, keys)| keys).sum();
     let mut existing = Existing::new();
     if held == 0 {

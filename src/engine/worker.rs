@@ -14,10 +14,10 @@ use super::lane::{Lane, Link};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use crate::convert::{Plan, Tally};
-use crate::report::document::NotCarried;
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::report::counters::{FlowSample, WorkerStats};
+use crate::report::document::NotCarried;
 use crate::report::latency::{Interval, Latency, Recorder};
 use crate::uring::{self, Class, Completion, CompletionKind, Features, Ring, Socket, Waker};
 use std::os::fd::OwnedFd;
@@ -62,15 +62,31 @@ pub struct WorkerStart {
 /// What a worker tells the control plane.
 pub enum WorkerEvent {
     /// The ring stands; reading may begin.
-    Ready { worker: usize, features: Box<Features>, waker: Waker },
+    Ready {
+        worker: usize,
+        features: Box<Features>,
+        waker: Waker,
+    },
     /// A flow delivered FULLSYNC_END.
-    FullSyncEnd { flow: FlowId },
+    FullSyncEnd {
+        flow: FlowId,
+    },
     /// A flow delivered its offset, EOF and the right token.
-    Complete { flow: FlowId, next_lsn: Lsn },
+    Complete {
+        flow: FlowId,
+        next_lsn: Lsn,
+    },
     /// All flows are complete and everything is acknowledged.
-    Drained { worker: usize },
+    Drained {
+        worker: usize,
+    },
     /// Once a second.
-    Sample { worker: usize, stats: Box<WorkerStats>, interval: Box<Interval>, not_carried: Vec<NotCarried> },
+    Sample {
+        worker: usize,
+        stats: Box<WorkerStats>,
+        interval: Box<Interval>,
+        not_carried: Vec<NotCarried>,
+    },
     /// A connection to the target broke: the control plane connects again and reads the marker.
     LaneLost {
         worker: usize,
@@ -81,13 +97,25 @@ pub enum WorkerEvent {
         marker: Vec<u8>,
         marked_dbs: Vec<DbIndex>,
     },
-    Finished { worker: usize, summary: Box<WorkerSummary> },
-    Failed { worker: usize, error: EngineError },
+    Finished {
+        worker: usize,
+        summary: Box<WorkerSummary>,
+    },
+    Failed {
+        worker: usize,
+        error: EngineError,
+    },
 }
 
 /// What the control plane tells a worker (through its channel; then the waker is rung).
 pub enum WorkerCommand {
-    Resume { lane: usize, generation: u16, socket: OwnedFd, client_id: i64, applied: u64 },
+    Resume {
+        lane: usize,
+        generation: u16,
+        socket: OwnedFd,
+        client_id: i64,
+        applied: u64,
+    },
     /// End: drop everything and report.
     Stop,
 }
@@ -157,18 +185,14 @@ pub fn run(start: WorkerStart) {
 
 impl Worker {
     fn new(start: WorkerStart) -> Result<Self, EngineError> {
-        let WorkerStart { index, cpu, settings, sizes, plan, owner, existing, flows, lanes, events, commands, .. } = start;
+        let WorkerStart { index, cpu, settings, sizes, plan, owner, existing, flows, lanes, events, commands, .. } =
+            start;
         if let Some(cpu) = cpu {
             uring::cpu::pin_current_thread(cpu)
                 .map_err(|e| EngineError::System(format!("worker {index} cannot be pinned to CPU {cpu}: {e}")))?;
         }
-        let mut ring =
-            Ring::new(&settings.ring, sizes.layout).map_err(|e| EngineError::System(e.to_string()))?;
-        let lanes: Vec<Lane> = lanes
-            .into_iter()
-            .enumerate()
-            .map(|(i, lane)| Lane::new(i, lane))
-            .collect();
+        let mut ring = Ring::new(&settings.ring, sizes.layout).map_err(|e| EngineError::System(e.to_string()))?;
+        let lanes: Vec<Lane> = lanes.into_iter().enumerate().map(|(i, lane)| Lane::new(i, lane)).collect();
         let heap = HeapBudget::new(sizes.heap_bytes_max);
         let mut built = Vec::with_capacity(flows.len());
         for (position, flow) in flows.into_iter().enumerate() {
@@ -240,7 +264,14 @@ impl Worker {
         }
     }
 
-    fn resume(&mut self, lane: usize, generation: u16, socket: OwnedFd, applied: u64, now_ns: u64) -> Result<(), EngineError> {
+    fn resume(
+        &mut self,
+        lane: usize,
+        generation: u16,
+        socket: OwnedFd,
+        applied: u64,
+        now_ns: u64,
+    ) -> Result<(), EngineError> {
         let Some(lane) = self.lanes.get_mut(lane) else { return Ok(()) };
         if lane.generation != generation || !matches!(lane.link, Link::Down) {
             return Ok(());
@@ -266,15 +297,8 @@ impl Worker {
             let position = (self.first_flow + step) % count;
             let flow = &mut self.flows[position];
             let lane = &mut self.lanes[flow.lane];
-            let pumped = flow.pump(
-                self.ring.slab_mut(),
-                lane,
-                &self.heap,
-                &self.settings,
-                &self.sizes,
-                now_ms,
-                &self.events,
-            )?;
+            let pumped =
+                flow.pump(self.ring.slab_mut(), lane, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
             match pumped {
                 Pumped::Budget => more = true,
                 Pumped::Waiting => {}
@@ -369,7 +393,13 @@ impl Worker {
         }
     }
 
-    fn replies(&mut self, position: usize, generation: u16, result: Result<u32, i32>, now_ns: u64) -> Result<(), EngineError> {
+    fn replies(
+        &mut self,
+        position: usize,
+        generation: u16,
+        result: Result<u32, i32>,
+        now_ns: u64,
+    ) -> Result<(), EngineError> {
         let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
         if lane.generation != generation {
             return Ok(());
@@ -400,9 +430,11 @@ impl Worker {
         let slab = self.ring.slab();
         let node = lane.node;
         let resent = lane.reconnects > 0;
-        let outcome = lane.replies(&view, |batch| acked.push(batch), |batch, index, text| {
-            super::errors::judge(batch, slab, index, node, text, resent)
-        });
+        let outcome = lane.replies(
+            &view,
+            |batch| acked.push(batch),
+            |batch, index, text| super::errors::judge(batch, slab, index, node, text, resent),
+        );
         drop(view);
         self.ring.slab_mut().release(chunk);
         for batch in acked {
@@ -436,10 +468,7 @@ impl Worker {
     }
 
     fn tell_when_drained(&mut self) {
-        if !self.drained
-            && self.flows.iter().all(|flow| flow.is_complete())
-            && self.lanes.iter().all(Lane::is_idle)
-        {
+        if !self.drained && self.flows.iter().all(|flow| flow.is_complete()) && self.lanes.iter().all(Lane::is_idle) {
             self.drained = true;
             let _ = self.events.send(WorkerEvent::Drained { worker: self.index });
         }
@@ -523,13 +552,7 @@ impl Worker {
 }
 
 /// Records the three latencies of an acknowledged batch and counts it.
-fn record_acked(
-    recorder: &mut Recorder,
-    stats: &mut WorkerStats,
-    node: u16,
-    batch: &super::batch::Batch,
-    now_ns: u64,
-) {
+fn record_acked(recorder: &mut Recorder, stats: &mut WorkerStats, node: u16, batch: &super::batch::Batch, now_ns: u64) {
     let commands = u64::from(batch.commands);
     recorder.record(Latency::ApplyLag, node, now_ns.saturating_sub(batch.first_read_ns), commands);
     recorder.record(Latency::Service, node, now_ns.saturating_sub(batch.submitted_ns), 1);

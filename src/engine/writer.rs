@@ -100,12 +100,7 @@ pub struct Encoder {
 
 impl Encoder {
     pub fn new() -> Self {
-        Self {
-            batch: Batch::new(Vec::new(), DbIndex(0)),
-            tail: Tail::default(),
-            db: DbIndex(0),
-            in_command: false,
-        }
+        Self { batch: Batch::new(Vec::new(), DbIndex(0)), tail: Tail::default(), db: DbIndex(0), in_command: false }
     }
 
     /// Takes the batch out, closed, leaving an empty one that uses `segments`.

@@ -5,6 +5,7 @@
 //! - [`generate`]: a feed that makes N flows of a seeded key space, and a model of the right end state.
 //! - [`encode`]: the encoder below `generate`, written from dragonfly-wire.md alone, so that it can judge the decoder.
 //! - [`flow`]: the writer of one flow: pieces, cuts, stalls, garbled bytes, slow sending.
+//! - [`relay`]: the floor under the benchmarks: reads and sends, decodes nothing.
 //! - [`sink`]: a RESP server that answers at full speed; [`script`]: one that misbehaves by script.
 //! - [`servers`]: real servers as children; [`client`]: a small blocking client to ask them.
 //!
@@ -19,6 +20,7 @@ pub mod error;
 pub mod flow;
 pub mod master;
 pub mod recordings;
+pub mod relay;
 pub mod replay;
 pub mod request;
 pub mod rng;

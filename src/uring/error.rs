@@ -87,6 +87,9 @@ pub enum UringError {
          stops. Free memory and start again"
     )]
     ChainCut,
+    /// Used after a call failed for good.
+    #[error("this worker's ring has stopped after the error before this one")]
+    Stopped,
 }
 
 fn limit_text(limit_bytes: Option<u64>) -> String {

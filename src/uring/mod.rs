@@ -30,5 +30,5 @@ pub use op::Segment;
 pub use ring::{Completion, CompletionKind, Counters, Outgoing, Ring};
 pub use settings::{ReadMode, RingSettings, SlabLayout, TaskRun, WriteMode};
 pub use slab::{ChunkId, ChunkView, Class, Slab};
-pub use socket::{Socket, duplicate_fd};
+pub use socket::{Socket, duplicate_fd, tcp_pair};
 pub use wake::Waker;

@@ -7,6 +7,9 @@
 //! for all of its bytes (MSG_WAITALL), so that after a failure the rest of the chain has not begun.
 //! A ring belongs to the thread that made it.
 
+mod end;
+mod submit;
+
 use super::error::UringError;
 use super::features::Features;
 use super::op::{MessagePool, Op, OpKind, Segment, parts, user_data};
@@ -15,13 +18,11 @@ use super::setup::{self, Modes, ZeroCopy};
 use super::slab::{ChunkId, Shared, Slab};
 use super::socket::Socket;
 use super::wake::{WakeEnd, Waker};
-use io_uring::types::{CancelBuilder, Fd, Timespec};
+use io_uring::types::Fd;
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use slab::Slab as Table;
-use std::io;
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What became of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,14 +108,6 @@ const ZC_REPORT_USAGE: u16 = 1 << 3;
 const ZC_FIXED_BUFFER: u16 = 1 << 2;
 /// IORING_NOTIF_USAGE_ZC_COPIED, in the result of a notification.
 const NOTIF_COPIED: u32 = 1 << 31;
-/// EAGAIN or EBUSY so often in a row means that it will not end.
-const REFUSALS_MAX: u32 = 10_000;
-
-const ENTER_GETEVENTS: u32 = 1;
-const ENTER_SQ_WAKEUP: u32 = 1 << 1;
-const ENTER_SQ_WAIT: u32 = 1 << 2;
-const ENTER_EXT_ARG: u32 = 1 << 3;
-const ENTER_REGISTERED_RING: u32 = 1 << 4;
 
 impl Ring {
     /// Makes a ring and its slab. To be called in the thread that will use it.
@@ -269,80 +262,6 @@ impl Ring {
         self.modes.zero_copy = Some(zero_copy);
     }
 
-    /// One `io_uring_enter`, if needed.
-    fn submit(&mut self, wait: Option<Duration>) -> Result<(), UringError> {
-        let sq = self.io.submission();
-        let queued = sq.len() as u32;
-        let deferred = sq.taskrun() || sq.cq_overflow();
-        let asleep = self.modes.sqpoll && sq.need_wakeup();
-        drop(sq);
-        let due = if self.modes.sqpoll { asleep && queued > 0 } else { queued > 0 };
-        if !due && wait.is_none() && !deferred {
-            return Ok(());
-        }
-        // Deferred completions come only to a call with this flag, waiting or not.
-        let mut flags = ENTER_GETEVENTS;
-        if asleep {
-            flags |= ENTER_SQ_WAKEUP;
-        }
-        match self.enter(queued, wait.is_some() as u32, flags, wait) {
-            Ok(submitted) => self.note_submitted(submitted, queued),
-            Err(e) => match e.raw_os_error() {
-                // The time was up, or a signal came, before anything was submitted.
-                Some(libc::ETIME | libc::EINTR) => Ok(()),
-                // Short of memory, or of room for completions: reaping makes some, the next turn submits again.
-                Some(libc::EAGAIN | libc::EBUSY) if self.refusals < REFUSALS_MAX => {
-                    self.refusals += 1;
-                    Ok(())
-                }
-                _ => {
-                    self.broken = true;
-                    Err(UringError::System { call: "io_uring_enter", source: e })
-                }
-            },
-        }
-    }
-
-    fn note_submitted(&mut self, submitted: u32, queued: u32) -> Result<(), UringError> {
-        self.refusals = 0;
-        if self.modes.sqpoll {
-            return Ok(());
-        }
-        let submitted = (submitted as usize).min(self.queued_links.len());
-        let cut = submitted > 0 && submitted < queued as usize && self.queued_links[submitted - 1];
-        self.queued_links.drain(..submitted);
-        if cut {
-            // The rest of the chain would start beside its beginning: better no more bytes than mixed ones.
-            self.broken = true;
-            return Err(UringError::ChainCut);
-        }
-        Ok(())
-    }
-
-    fn enter(&mut self, to_submit: u32, complete_min: u32, flags: u32, wait: Option<Duration>) -> io::Result<u32> {
-        self.counters.enters += 1;
-        let time = wait.map(Timespec::from);
-        let argument = EnterArgument {
-            sigmask: 0,
-            sigmask_bytes: 0,
-            wait_min_us: 0,
-            time: time.as_ref().map_or(0, |time| std::ptr::from_ref(time) as u64),
-        };
-        let (fd, flags) = match self.ring_index {
-            Some(index) => (index as i32, flags | ENTER_REGISTERED_RING),
-            None => (self.io.as_raw_fd(), flags),
-        };
-        let (flags, pointer, bytes) = match time {
-            Some(_) => (flags | ENTER_EXT_ARG, std::ptr::from_ref(&argument), size_of::<EnterArgument>()),
-            None => (flags, std::ptr::null(), 0),
-        };
-        // SAFETY: the descriptor is this ring's (or its index in this thread's table, where it was registered); the
-        // argument and the time it points to live through the call. The queued entries are sound by `push`'s contract.
-        let outcome =
-            unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, to_submit, complete_min, flags, pointer, bytes) };
-        if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(outcome as u32) }
-    }
-
     /// Takes all completions there are.
     fn reap(&mut self, out: &mut Vec<Completion>) {
         let Self { io, table, shared, messages, counters, wake, wake_armed, .. } = self;
@@ -475,144 +394,11 @@ impl Ring {
         Ok(())
     }
 
-    /// Makes sure that `count` entries fit the submission queue, submitting what is queued if they do not.
-    fn make_room(&mut self, count: usize) -> Result<(), UringError> {
-        let mut refused = 0;
-        loop {
-            let sq = self.io.submission();
-            let (queued, room) = (sq.len() as u32, sq.capacity() - sq.len());
-            let asleep = self.modes.sqpoll && sq.need_wakeup();
-            drop(sq);
-            if room >= count {
-                return Ok(());
-            }
-            let flags = match (self.modes.sqpoll, asleep) {
-                (false, _) => 0,
-                (true, false) => ENTER_SQ_WAIT,
-                (true, true) => ENTER_SQ_WAIT | ENTER_SQ_WAKEUP,
-            };
-            match self.enter(queued, 0, flags, None) {
-                Ok(submitted) => self.note_submitted(submitted, queued)?,
-                Err(e) => match e.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    Some(libc::EAGAIN | libc::EBUSY) if refused < REFUSALS_MAX => refused += 1,
-                    _ => return Err(UringError::System { call: "io_uring_enter", source: e }),
-                },
-            }
-        }
-    }
-
-    /// Queues entries, all at once: a polling kernel thread sees a chain whole or not at all.
-    ///
-    /// # Safety
-    /// What the entries point to must stay valid and, where the kernel writes, unused by others until they complete. There
-    /// must be room for them.
-    unsafe fn push(&mut self, entries: &[squeue::Entry]) {
-        self.counters.sqes += entries.len() as u64;
-        if !self.modes.sqpoll {
-            let last = entries.len().saturating_sub(1);
-            self.queued_links.extend((0..entries.len()).map(|position| position < last));
-        }
-        // SAFETY: by this function's own contract.
-        let pushed = unsafe { self.io.submission().push_multiple(entries) };
-        assert!(pushed.is_ok(), "room was made for {} entries", entries.len());
-    }
-
     fn check_usable(&self) -> Result<(), UringError> {
         // Two slabs can be swapped through `slab_mut`; then one's exclusive borrow would not protect the other.
         assert!(Rc::ptr_eq(&self.shared, self.slab.shared()), "this is another ring's slab");
-        if self.broken { Err(UringError::ChainCut) } else { Ok(()) }
+        if self.broken { Err(UringError::Stopped) } else { Ok(()) }
     }
-
-    /// Operations that the kernel may know about.
-    fn in_kernel(&mut self) -> usize {
-        let queued = if self.modes.sqpoll { 0 } else { self.io.submission().len() };
-        self.table.len().saturating_sub(queued)
-    }
-
-    /// Waits, at most until `deadline`, until the kernel knows of nothing any more. Submits nothing.
-    fn drain(&mut self, deadline: Instant) -> bool {
-        let mut out = Vec::new();
-        loop {
-            self.reap(&mut out);
-            out.clear();
-            if self.in_kernel() == 0 {
-                return true;
-            }
-            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
-                return false;
-            };
-            let flags = ENTER_GETEVENTS | if self.modes.sqpoll { ENTER_SQ_WAKEUP } else { 0 };
-            let slice = left.min(Duration::from_millis(20));
-            if let Err(e) = self.enter(0, 1, flags, Some(slice))
-                && !matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY))
-            {
-                return false;
-            }
-        }
-    }
-}
-
-/// How long the end of a ring waits for cancelled operations, and once more for the notifications of zero-copy sends.
-const DRAIN_WAIT: Duration = Duration::from_millis(1000);
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        for (_, op) in &self.table {
-            if let OpKind::Read { socket, .. } | OpKind::Send { socket, .. } = &op.kind {
-                socket.shutdown();
-            }
-        }
-        let mut drained = self.in_kernel() == 0;
-        if !drained {
-            let patience = Timespec::from(Duration::from_millis(100));
-            // Whatever it could not cancel completes through the shutdown above, or is waited for below.
-            let _ = self.io.submitter().register_sync_cancel(Some(patience), CancelBuilder::any());
-            drained = self.drain(Instant::now() + DRAIN_WAIT);
-        }
-        if !drained {
-            // What is left waits for acknowledgements of bytes that a peer does not read.
-            for (_, op) in &self.table {
-                if let OpKind::Send { socket, zero_copy: true, .. } = &op.kind {
-                    socket.reset();
-                }
-            }
-            drained = self.drain(Instant::now() + DRAIN_WAIT);
-        }
-        if !drained {
-            // The kernel may still write to or read from these: they must never be used for anything else.
-            std::mem::forget(std::mem::take(&mut self.table));
-            std::mem::forget(self.wake.take());
-            std::mem::forget(self.shared.clone());
-        }
-        if let Some(index) = self.ring_index.take() {
-            setup::unregister_ring(&self.io, index);
-        }
-        // Holds of operations that never reached the kernel.
-        for op in self.table.drain() {
-            match op.kind {
-                OpKind::Read { chunk, socket, .. } => {
-                    self.shared.end_read(chunk, 0);
-                    socket.reading.set(false);
-                }
-                OpKind::Send { mut message, socket, .. } => {
-                    message.finish(&self.shared, true);
-                    socket.sending.set(0);
-                }
-                OpKind::Wake => {}
-            }
-        }
-        // Then the fields, in order: the io_uring is closed before the slab is unmapped.
-    }
-}
-
-/// `struct io_uring_getevents_arg`.
-#[repr(C)]
-struct EnterArgument {
-    sigmask: u64,
-    sigmask_bytes: u32,
-    wait_min_us: u32,
-    time: u64,
 }
 
 fn count_send(counters: &mut Counters, result: Result<u32, i32>, bytes: u32, linked: bool, zero_copy: bool) {

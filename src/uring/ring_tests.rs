@@ -201,7 +201,7 @@ fn linked_sends_keep_their_order_through_tiny_buffers_to_a_late_reader() {
         let (ours, mut peer) = tcp_pair().unwrap();
         let socket = Rc::new(Socket::from(ours));
         socket.set_send_buffer(4096).unwrap();
-        Socket::from(OwnedFd::from(peer.try_clone().unwrap())).set_receive_buffer(4096).unwrap();
+        Socket::from(OwnedFd::from(peer.try_clone().unwrap())).set_receive_buffer(64 << 10).unwrap();
         if zero_copy {
             ring.force_zero_copy(ZeroCopy { bytes_min: 0, report_usage: true, fixed: false });
         }

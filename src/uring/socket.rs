@@ -65,6 +65,14 @@ impl Socket {
         }
     }
 
+    /// Ends our direction only: the peer sees the end of the stream and may still answer.
+    pub fn shutdown_write(&self) {
+        // SAFETY: the descriptor is open for as long as `self` lives.
+        unsafe {
+            libc::shutdown(self.raw(), libc::SHUT_WR);
+        }
+    }
+
     /// Whether sends are in flight: the next chain has to wait.
     pub fn is_sending(&self) -> bool {
         self.sending.get() > 0
