@@ -38,6 +38,7 @@ pub use suspects::{Suspects, SuspectsOverflow};
 
 use super::out::{Class, CommandMeta, Out};
 use super::policy::{Action, Kind, Policy};
+use crate::dragonfly::journal::Command;
 use crate::ids::{DbIndex, FlowId, Slot};
 use crate::redis::Capabilities;
 use crate::redis::capabilities::{Make, Version};
@@ -171,6 +172,18 @@ impl JournalTranslator {
             counts.add(&result);
         }
         result
+    }
+
+    /// [`command`](Self::command) for a record as the decoder gives it.
+    pub fn recorded<O: Out, P: RestorePayload>(
+        &mut self,
+        command: &Command<'_>,
+        now_ms: i64,
+        payloads: &mut P,
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        let args: Args<'_> = command.args().collect();
+        self.command(command.db, command.txid, &args, now_ms, payloads, out)
     }
 
     /// A constant that is added to every absolute expiry from now on, so that the target expires nothing that the source

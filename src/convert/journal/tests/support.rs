@@ -160,8 +160,17 @@ impl RestorePayload for Shown {
 
 /// Translates one record and checks what holds for every record.
 pub fn run(translator: &mut JournalTranslator, txid: u64, args: &[&[u8]]) -> (Result<Outcome, TranslateError>, Sent) {
+    run_in(translator, DbIndex(0), txid, args)
+}
+
+pub fn run_in(
+    translator: &mut JournalTranslator,
+    db: DbIndex,
+    txid: u64,
+    args: &[&[u8]],
+) -> (Result<Outcome, TranslateError>, Sent) {
     let mut sent = Sent::default();
-    let result = translator.command(DbIndex(0), txid, args, NOW_MS, &mut Shown, &mut sent);
+    let result = translator.command(db, txid, args, NOW_MS, &mut Shown, &mut sent);
     let lines = sent.lines();
     let announced = match &result {
         Ok(Outcome::Written { commands }) => {
