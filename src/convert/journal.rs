@@ -6,7 +6,8 @@
 //! Invariants:
 //! - An error means that nothing of the record was written.
 //! - Of the commands made from one record at most one in each cluster slot is [`Class::Guarded`], and it is the last one
-//!   of its slot: a marker behind it covers the whole record.
+//!   of its slot: a marker behind it covers the whole record. The one exception is a RESTORE so large that the converter
+//!   sends it in chunks (RPUSH, XGROUP): it begins with a DEL, and only a marker behind its last command covers it.
 //! - Names and options are compared without regard to letter case; relative times become absolute at receipt.
 //! - Common commands (SET, INCR, HSET, LPUSH ...) allocate nothing.
 //!
@@ -316,15 +317,10 @@ impl JournalTranslator {
         !self.capabilities.stream_counters()
     }
 
-    fn action(&self, kind: Kind) -> Action {
-        let default = if self.policy.skip_all { Action::Skip } else { Action::Refuse };
-        self.policy.by_kind.iter().rev().find(|(of, _)| *of == kind).map_or(default, |(_, action)| *action)
-    }
-
     /// The target cannot hold this: refuse, or leave it out and note its keys.
     #[cold]
     fn leave_out(&mut self, record: &Record<'_>, kind: Kind, what: &'static str) -> Result<Outcome, TranslateError> {
-        if self.action(kind) == Action::Refuse {
+        if self.policy.action(kind) == Action::Refuse {
             return Err(record.error(TranslateReason::Unsupported { kind, what }));
         }
         self.note_all(record, NoteKind::Skipped(kind));
@@ -334,7 +330,7 @@ impl JournalTranslator {
     /// The target cannot hold this expiry: refuse, or note it and go on without.
     #[cold]
     fn drop_expiry(&mut self, record: &Record<'_>, kind: Kind, what: &'static str) -> Result<(), TranslateError> {
-        if self.action(kind) == Action::Refuse {
+        if self.policy.action(kind) == Action::Refuse {
             return Err(record.error(TranslateReason::Unsupported { kind, what }));
         }
         self.note_all(record, NoteKind::ExpiryDropped(kind));
@@ -357,7 +353,7 @@ impl JournalTranslator {
     #[cold]
     fn unknown(&mut self, db: DbIndex, args: &[&[u8]]) -> Result<Outcome, TranslateError> {
         let key = args.get(1).copied();
-        if self.action(Kind::Command) == Action::Refuse {
+        if self.policy.action(Kind::Command) == Action::Refuse {
             return Err(record::error_of(self.flow, db, args, key, TranslateReason::UnknownCommand));
         }
         self.notes.add(db, key.unwrap_or_default(), "", NoteKind::Skipped(Kind::Command));

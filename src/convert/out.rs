@@ -42,3 +42,95 @@ pub trait Out {
 
 /// Longest contiguous `space`.
 pub const SPACE_MAX: usize = 8 * 1024;
+
+/// An [`Out`] that keeps everything in one `Vec`: for tests and benchmarks. It panics when it is used out of order,
+/// which is what a test wants to know.
+#[derive(Debug, Default)]
+pub struct VecOut {
+    /// As long as was ever needed, so that `space` need not clear it each time.
+    room: Vec<u8>,
+    len: usize,
+    /// Metadata and end of every command, unless [`VecOut::without_commands`].
+    commands: Vec<(CommandMeta, usize)>,
+    keeps_no_commands: bool,
+    open: Option<CommandMeta>,
+}
+
+impl VecOut {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps only bytes: for benchmarks.
+    pub fn without_commands() -> Self {
+        Self { keeps_no_commands: true, ..Self::default() }
+    }
+
+    /// All bytes written.
+    pub fn bytes(&self) -> &[u8] {
+        self.room.get(..self.len).unwrap_or_default()
+    }
+
+    /// Every command's metadata and bytes, in order.
+    pub fn commands(&self) -> impl Iterator<Item = (CommandMeta, &[u8])> {
+        let starts = std::iter::once(0).chain(self.commands.iter().map(|(_, end)| *end));
+        self.commands.iter().zip(starts).map(|((meta, end), start)| (*meta, &self.room[start..*end]))
+    }
+
+    /// Whether a command was begun and not ended.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Forgets what was written, keeps the memory.
+    pub fn clear(&mut self) {
+        self.len = 0;
+        self.commands.clear();
+        self.open = None;
+    }
+}
+
+impl Out for VecOut {
+    #[inline]
+    fn begin(&mut self, meta: CommandMeta) {
+        assert!(self.open.replace(meta).is_none(), "a command was begun inside of another");
+    }
+
+    #[inline]
+    fn space(&mut self, len: usize) -> &mut [u8] {
+        assert!(len <= SPACE_MAX && self.open.is_some());
+        if self.room.len() - self.len < len {
+            self.room.resize((self.len + len).max(2 * self.room.len()), 0);
+        }
+        &mut self.room[self.len..self.len + len]
+    }
+
+    #[inline]
+    fn advance(&mut self, len: usize) {
+        assert!(self.len + len <= self.room.len());
+        self.len += len;
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        assert!(self.open.is_some());
+        let end = self.len + bytes.len();
+        if self.room.len() < end {
+            self.room.resize(end.max(2 * self.room.len()), 0);
+        }
+        self.room[self.len..end].copy_from_slice(bytes);
+        self.len = end;
+    }
+
+    fn put_owned(&mut self, bytes: bytes::Bytes) {
+        self.put(&bytes);
+    }
+
+    #[inline]
+    fn end(&mut self) {
+        let open = self.open.take();
+        assert!(open.is_some(), "a command was ended that was not begun");
+        if !self.keeps_no_commands {
+            self.commands.extend(open.map(|meta| (meta, self.len)));
+        }
+    }
+}

@@ -14,11 +14,12 @@ impl RestorePayload for AsRestore {
         &mut self,
         meta: KeyMeta<'_>,
         body: &[u8],
+        _now_ms: i64,
         out: &mut O,
     ) -> Result<Restored, Box<dyn std::error::Error + Send + Sync>> {
         let type_byte = meta.object_type as u8;
         if !self.0.restores(type_byte) {
-            return Ok(Restored::LeftOut(Kind::Command));
+            return Ok(Restored::LeftOut { kind: Kind::Command, commands: 0 });
         }
         let payload = [&[type_byte], body, &crate::redis::payload::footer(&[&[type_byte], body])].concat();
         let meta_of = CommandMeta { slot: Slot(0), db: meta.db, class: Class::Blind, all_nodes: false };

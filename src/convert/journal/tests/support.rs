@@ -142,10 +142,11 @@ impl RestorePayload for Shown {
         &mut self,
         meta: KeyMeta<'_>,
         body: &[u8],
+        _now_ms: i64,
         out: &mut O,
     ) -> Result<Restored, Box<dyn std::error::Error + Send + Sync>> {
         if meta.object_type >= crate::dragonfly::event::ObjectType::Bloom {
-            return Ok(Restored::LeftOut(Kind::Filters));
+            return Ok(Restored::LeftOut { kind: Kind::Filters, commands: 0 });
         }
         let command_meta = CommandMeta { slot: Slot(0), db: meta.db, class: Class::Blind, all_nodes: false };
         let mut request = Request::open(out, command_meta, 5, "WHOLE");

@@ -1,0 +1,71 @@
+//! What decides the form of every value: the target's capabilities, the operator's policy and the sizes. Built and
+//! checked once; a [`Plan`] that exists is possible.
+
+use super::policy::{Action, Actions, Kind, Policy, PolicyError};
+use crate::redis::Capabilities;
+use crate::redis::payload::FOOTER_LEN;
+
+/// Sizes that decide between forms. `Default` is right for most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Limits {
+    /// Collections up to this size go as one RESTORE, larger ones as chunked commands.
+    pub restore_bytes_max: usize,
+    /// Split streams are assembled up to this size to be restored whole; so much again for all others open on the flow.
+    pub stream_restore_bytes_max: usize,
+    /// Split strings up to this size go as one SET, longer ones as pieces by SETRANGE.
+    pub set_bytes_max: u64,
+    /// Elements of one chunked command.
+    pub command_elements_max: usize,
+    /// Bytes of one chunked command, unless one element alone is longer.
+    pub command_bytes_max: usize,
+    /// Values shorter than this are copied by us; from here on the `Out` gets them by reference.
+    pub inline_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            restore_bytes_max: 1024 * 1024,
+            stream_restore_bytes_max: 8 * 1024 * 1024,
+            set_bytes_max: 4 * 1024 * 1024,
+            command_elements_max: 512,
+            command_bytes_max: 64 * 1024,
+            inline_bytes_max: 1024,
+        }
+    }
+}
+
+/// See the module's header.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub capabilities: Capabilities,
+    pub policy: Policy,
+    pub limits: Limits,
+    actions: Actions,
+}
+
+impl Plan {
+    /// Checks the policy, and brings the limits within what the target takes. Errors: an action that its kind does not
+    /// allow.
+    pub fn new(capabilities: Capabilities, policy: Policy, limits: Limits) -> Result<Self, PolicyError> {
+        policy.check()?;
+        let bulk_bytes_max = usize::try_from(capabilities.bulk_bytes_max).unwrap_or(usize::MAX);
+        // A payload is a bulk string: type byte, element count and footer stand in it beside the value.
+        let payload_bytes_max = bulk_bytes_max.saturating_sub(1 + 9 + FOOTER_LEN);
+        let limits = Limits {
+            restore_bytes_max: limits.restore_bytes_max.min(payload_bytes_max),
+            stream_restore_bytes_max: limits.stream_restore_bytes_max.min(payload_bytes_max),
+            set_bytes_max: limits.set_bytes_max.min(capabilities.bulk_bytes_max),
+            command_elements_max: limits.command_elements_max.clamp(1, 1024 * 1024 / 4),
+            command_bytes_max: limits.command_bytes_max.clamp(1024, 16 * 1024 * 1024),
+            inline_bytes_max: limits.inline_bytes_max.clamp(1, 4096),
+        };
+        let actions = policy.actions();
+        Ok(Self { capabilities, policy, limits, actions })
+    }
+
+    /// What to do with a thing of this kind.
+    pub fn action(&self, kind: Kind) -> Action {
+        self.actions.of(kind)
+    }
+}
