@@ -4,9 +4,19 @@
 
 pub mod error;
 pub mod event;
+mod filter;
+mod intset;
 pub mod journal;
+mod layout;
+mod listpack;
+mod lzf;
 pub mod stream;
+mod stream_value;
+#[cfg(test)]
+mod testing;
 pub mod value;
+mod wire;
+mod ziplist;
 
 pub use error::{DecodeError, Reason};
 pub use event::*;
