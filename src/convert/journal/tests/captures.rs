@@ -6,7 +6,7 @@
 use super::super::*;
 use super::support::*;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn captures() -> Vec<PathBuf> {
     let listed = std::env::var_os("DF2REDIS_CAPTURES").map(PathBuf::from);
@@ -28,10 +28,13 @@ pub struct Recorded {
 }
 
 /// The commands behind the token of `flow-N.bin`.
-fn stable_records(folder: &std::path::Path, flow: usize, token: &str) -> Vec<Recorded> {
-    let bytes = std::fs::read(folder.join(format!("flow-{flow}.bin"))).unwrap();
-    let at = memchr::memmem::rfind(&bytes, token.as_bytes()).unwrap() + token.len();
-    let mut rest = &bytes[at..];
+fn stable_records(bytes: &[u8], token: &str) -> Vec<Recorded> {
+    let at = memchr::memmem::rfind(bytes, token.as_bytes()).unwrap() + token.len();
+    records(&bytes[at..])
+}
+
+/// The commands of a piece of journal.
+pub fn records(mut rest: &[u8]) -> Vec<Recorded> {
     let mut records = Vec::new();
     let mut db = DbIndex(0);
     while let Some((opcode, after)) = rest.split_first() {
@@ -64,6 +67,11 @@ fn stable_records(folder: &std::path::Path, flow: usize, token: &str) -> Vec<Rec
     records
 }
 
+/// The bytes of each flow.
+pub fn flow_bytes(folder: &Path) -> Vec<Vec<u8>> {
+    (0..).map_while(|flow| std::fs::read(folder.join(format!("flow-{flow}.bin"))).ok()).collect()
+}
+
 fn packed(rest: &mut &[u8]) -> u64 {
     let first = rest[0];
     let (length, number) = match first >> 6 {
@@ -81,9 +89,9 @@ pub fn all_records() -> Vec<(PathBuf, Vec<Vec<Recorded>>)> {
     let of = |folder: PathBuf| {
         let meta = std::fs::read_to_string(folder.join("meta.json")).unwrap();
         let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
-        let flows = meta["flows"].as_array().unwrap().iter().enumerate();
+        let tokens = meta["flows"].as_array().unwrap().iter().map(|of| of["eof_token"].as_str().unwrap());
         let records =
-            flows.map(|(flow, of)| stable_records(&folder, flow, of["eof_token"].as_str().unwrap())).collect();
+            flow_bytes(&folder).iter().zip(tokens).map(|(bytes, token)| stable_records(bytes, token)).collect();
         (folder, records)
     };
     captures().into_iter().map(of).collect()

@@ -61,6 +61,10 @@ impl Server {
         Self { child, stream, port, dir }
     }
 
+    pub fn select(&mut self, db: DbIndex) {
+        assert_eq!(self.ask(&format!("SELECT {db}")), "OK");
+    }
+
     /// Sends one RESP command and reads its reply as flat text: elements of arrays stand in a row.
     pub fn send(&mut self, request: &[u8]) -> String {
         self.stream.write_all(request).unwrap();
