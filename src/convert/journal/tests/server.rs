@@ -16,7 +16,7 @@ pub struct Server {
     child: Child,
     stream: UnixStream,
     pub port: u16,
-    pub dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 impl Drop for Server {
@@ -58,7 +58,7 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         };
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Self { child, stream, port, dir }
+        Self { child, stream, port, _dir: dir }
     }
 
     pub fn select(&mut self, db: DbIndex) {
