@@ -6,7 +6,8 @@
 //! Invariants:
 //! - An error means that nothing of the record was written.
 //! - Of the commands made from one record at most one in each cluster slot is [`Class::Guarded`], and it is the last one
-//!   of its slot: a marker behind it covers the whole record.
+//!   of its slot: a marker behind it covers the whole record. The one exception is a RESTORE so large that the converter
+//!   sends it in chunks (RPUSH, XGROUP): it begins with a DEL, and only a marker behind its last command covers it.
 //! - Names and options are compared without regard to letter case; relative times become absolute at receipt.
 //! - Common commands (SET, INCR, HSET, LPUSH ...) allocate nothing.
 //!
@@ -38,6 +39,7 @@ pub use suspects::{Suspects, SuspectsOverflow};
 
 use super::out::{Class, CommandMeta, Out};
 use super::policy::{Action, Kind, Policy};
+use crate::dragonfly::journal::Command;
 use crate::ids::{DbIndex, FlowId, Slot};
 use crate::redis::Capabilities;
 use crate::redis::capabilities::{Make, Version};
@@ -173,6 +175,18 @@ impl JournalTranslator {
         result
     }
 
+    /// [`command`](Self::command) for a record as the decoder gives it.
+    pub fn recorded<O: Out, P: RestorePayload>(
+        &mut self,
+        command: &Command<'_>,
+        now_ms: i64,
+        payloads: &mut P,
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        let args: Args<'_> = command.args().collect();
+        self.command(command.db, command.txid, &args, now_ms, payloads, out)
+    }
+
     /// A constant that is added to every absolute expiry from now on, so that the target expires nothing that the source
     /// may have renewed (wire 6.34). Whoever sets it takes it off again at the end.
     pub fn set_expiry_shift_ms(&mut self, shift_ms: i64) {
@@ -303,15 +317,10 @@ impl JournalTranslator {
         !self.capabilities.stream_counters()
     }
 
-    fn action(&self, kind: Kind) -> Action {
-        let default = if self.policy.skip_all { Action::Skip } else { Action::Refuse };
-        self.policy.by_kind.iter().rev().find(|(of, _)| *of == kind).map_or(default, |(_, action)| *action)
-    }
-
     /// The target cannot hold this: refuse, or leave it out and note its keys.
     #[cold]
     fn leave_out(&mut self, record: &Record<'_>, kind: Kind, what: &'static str) -> Result<Outcome, TranslateError> {
-        if self.action(kind) == Action::Refuse {
+        if self.policy.action(kind) == Action::Refuse {
             return Err(record.error(TranslateReason::Unsupported { kind, what }));
         }
         self.note_all(record, NoteKind::Skipped(kind));
@@ -321,7 +330,7 @@ impl JournalTranslator {
     /// The target cannot hold this expiry: refuse, or note it and go on without.
     #[cold]
     fn drop_expiry(&mut self, record: &Record<'_>, kind: Kind, what: &'static str) -> Result<(), TranslateError> {
-        if self.action(kind) == Action::Refuse {
+        if self.policy.action(kind) == Action::Refuse {
             return Err(record.error(TranslateReason::Unsupported { kind, what }));
         }
         self.note_all(record, NoteKind::ExpiryDropped(kind));
@@ -344,7 +353,7 @@ impl JournalTranslator {
     #[cold]
     fn unknown(&mut self, db: DbIndex, args: &[&[u8]]) -> Result<Outcome, TranslateError> {
         let key = args.get(1).copied();
-        if self.action(Kind::Command) == Action::Refuse {
+        if self.policy.action(Kind::Command) == Action::Refuse {
             return Err(record::error_of(self.flow, db, args, key, TranslateReason::UnknownCommand));
         }
         self.notes.add(db, key.unwrap_or_default(), "", NoteKind::Skipped(Kind::Command));

@@ -133,7 +133,8 @@ impl Crew {
         }
         drop(events_tx);
         if let Err(error) = crew.wait_ready().await {
-            crew.stop().await;
+            // What the others say while they stop is less than why they have to.
+            let _ = crew.stop().await;
             return Err(error);
         }
         Ok(crew)
@@ -176,8 +177,11 @@ impl Crew {
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
-                    Some(WorkerEvent::Failed { error, .. }) => return Err(error),
-                    Some(WorkerEvent::LaneLost { worker, lane, generation, client_id, marker, marked_dbs, .. }) => {
+                    Some(WorkerEvent::Failed { worker, error }) => {
+                        tracing::debug!(worker, %error, "worker failed");
+                        return Err(error);
+                    }
+                    Some(WorkerEvent::LaneLost { worker, lane, generation, client_id, marker, marked_dbs }) => {
                         self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs });
                     }
                     Some(event) => return Ok(event),
@@ -222,7 +226,7 @@ impl Crew {
         let deadline = tokio::time::Instant::now() + WORKER_PATIENCE;
         loop {
             match tokio::time::timeout_at(deadline, self.events.recv()).await {
-                Ok(Some(WorkerEvent::Finished { summary, .. })) => self.summaries.push(*summary),
+                Ok(Some(WorkerEvent::Finished { summary })) => self.summaries.push(*summary),
                 Ok(Some(WorkerEvent::Failed { error, .. })) => {
                     if outcome.is_ok() {
                         outcome = Err(error);

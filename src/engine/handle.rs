@@ -8,8 +8,8 @@
 use super::error::EngineError;
 use super::rows;
 use super::writer::Writer;
-use crate::convert::journal::{self, JournalTranslator, Outcome, RestorePayload, Restored, Suspects};
-use crate::convert::{Converter, Out, Plan, What};
+use crate::convert::journal::{self, JournalTranslator, Outcome, Suspects};
+use crate::convert::{Converter, Plan};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
@@ -38,10 +38,6 @@ impl Existing {
 
     pub fn contains(&self, db: DbIndex, key: &[u8]) -> bool {
         self.hashes.contains(&self.hash(db, key))
-    }
-
-    pub fn len(&self) -> usize {
-        self.hashes.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -219,8 +215,7 @@ impl FlowHandler {
         }
         self.suspects.record(command.db, &args).map_err(|e| EngineError::Refused(e.to_string()))?;
         let Self { translator, restorer, .. } = self;
-        let mut payloads = RestoredValues { restorer, now_ms };
-        let outcome = translator.command(command.db, command.txid, &args, now_ms, &mut payloads, out);
+        let outcome = translator.command(command.db, command.txid, &args, now_ms, restorer, out);
         match outcome.map_err(EngineError::from)? {
             Outcome::Global(_) => Err(EngineError::SyncVoided {
                 flow: self.flow.0,
@@ -233,32 +228,6 @@ impl FlowHandler {
             ))),
             _ => Ok(()),
         }
-    }
-}
-
-/// The values of RESTORE records, converted as if the snapshot had sent them.
-struct RestoredValues<'c> {
-    restorer: &'c mut Converter,
-    now_ms: i64,
-}
-
-impl RestorePayload for RestoredValues<'_> {
-    fn restore<O: Out>(
-        &mut self,
-        meta: KeyMeta<'_>,
-        body: &[u8],
-        out: &mut O,
-    ) -> Result<Restored, Box<dyn std::error::Error + Send + Sync>> {
-        let (before, waiting) = (self.restorer.tally().total(), self.restorer.tally().not_carried_waiting());
-        self.restorer.event(&Event::Whole { meta, body }, self.now_ms, out)?;
-        let after = self.restorer.tally().total();
-        if after.keys_skipped > before.keys_skipped {
-            let listed = self.restorer.tally().not_carried().get(waiting);
-            if let Some(What::Kind(kind)) = listed.map(|item| item.what) {
-                return Ok(Restored::LeftOut(kind));
-            }
-        }
-        Ok(Restored::Written { commands: (after.commands - before.commands) as u32 })
     }
 }
 

@@ -16,15 +16,6 @@ use crate::uring::{ChunkId, Outgoing, Ring, Segment, Slab, Socket};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// What a lane tells the worker about acknowledged batches.
-#[derive(Clone, Copy, Debug)]
-pub struct Acked {
-    pub commands: u32,
-    pub bytes: usize,
-    pub first_read_ns: u64,
-    pub submitted_ns: u64,
-}
-
 /// Where a lane's connection stands.
 pub enum Link {
     Up(Rc<Socket>),

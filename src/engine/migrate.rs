@@ -196,7 +196,7 @@ impl<'o> Job<'o> {
                         tracing::info!(%flow, %next_lsn, "flow complete: the target holds the state before this LSN once drained");
                         complete += 1;
                     }
-                    WorkerEvent::Drained { .. } => drained += 1,
+                    WorkerEvent::Drained => drained += 1,
                     event => self.watch(event),
                 },
                 _ = ticks.tick() => self.progress(),

@@ -77,9 +77,7 @@ pub enum WorkerEvent {
         next_lsn: Lsn,
     },
     /// All flows are complete and everything is acknowledged.
-    Drained {
-        worker: usize,
-    },
+    Drained,
     /// Once a second.
     Sample {
         worker: usize,
@@ -93,12 +91,10 @@ pub enum WorkerEvent {
         lane: usize,
         generation: u16,
         client_id: i64,
-        reason: String,
         marker: Vec<u8>,
         marked_dbs: Vec<DbIndex>,
     },
     Finished {
-        worker: usize,
         summary: Box<WorkerSummary>,
     },
     Failed {
@@ -176,7 +172,7 @@ pub struct Worker {
 pub fn run(start: WorkerStart) {
     let (index, events) = (start.index, start.events.clone());
     let event = match Worker::new(start).and_then(Worker::work) {
-        Ok(summary) => WorkerEvent::Finished { worker: index, summary: Box::new(summary) },
+        Ok(summary) => WorkerEvent::Finished { summary: Box::new(summary) },
         Err(error) => WorkerEvent::Failed { worker: index, error },
     };
     // The control plane may be gone already; then nobody is left to be told.
@@ -460,7 +456,6 @@ impl Worker {
             lane: position,
             generation: lane.generation,
             client_id: lane.client_id,
-            reason,
             marker: lane.guard.marker.clone(),
             marked_dbs: lane.guard.marked_dbs.clone(),
         });
@@ -470,7 +465,7 @@ impl Worker {
     fn tell_when_drained(&mut self) {
         if !self.drained && self.flows.iter().all(|flow| flow.is_complete()) && self.lanes.iter().all(Lane::is_idle) {
             self.drained = true;
-            let _ = self.events.send(WorkerEvent::Drained { worker: self.index });
+            let _ = self.events.send(WorkerEvent::Drained);
         }
     }
 

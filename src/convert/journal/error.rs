@@ -3,10 +3,10 @@
 //! Two families: what the target cannot hold and the policy says `refuse` (the remedy names the flag), and records that
 //! make no sense (wrong number of arguments, text where a number belongs), which a master never writes.
 
-use crate::convert::policy::Kind;
+use crate::convert::policy::{Action, Kind};
 use crate::ids::{DbIndex, FlowId};
 
-/// A record that was not translated. Nothing of it was written.
+/// A record that was not translated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "flow {flow}, db {db}: recorded command {command}{}: {reason}",
@@ -51,16 +51,9 @@ pub enum TranslateReason {
 }
 
 /// The flags that would let a thing of this kind pass.
-fn remedies(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Json => "--on-unsupported json=skip or json=string",
-        Kind::Filters => "--on-unsupported filters=skip",
-        Kind::FieldExpiry => "--on-unsupported field-expiry=drop",
-        Kind::MemberExpiry => "--on-unsupported member-expiry=drop",
-        Kind::LargeString => "--on-unsupported large-string=skip",
-        Kind::Command => "--on-unsupported command=skip",
-        Kind::DanglingPending => "--on-unsupported dangling-pending=drop",
-    }
+fn remedies(kind: Kind) -> String {
+    let actions = kind.allowed().iter().filter(|action| **action != Action::Refuse);
+    actions.map(|action| format!("--on-unsupported {kind}={action}")).collect::<Vec<_>>().join(" or ")
 }
 
 /// The front of a piece of a record, fit to be kept in an error.

@@ -21,7 +21,7 @@ impl JournalTranslator {
         if record.present {
             return self.pass(record, if whole { Class::Blind } else { Class::Guarded }, out);
         }
-        if !whole || self.action(Kind::Json) != Action::AsString {
+        if !whole || self.policy.action(Kind::Json) != Action::AsString {
             return self.json_in_part(record);
         }
         Ok(self.json_text(record, record.key()?, record.arg(3)?, out))
@@ -37,7 +37,7 @@ impl JournalTranslator {
         if self.capabilities.commands.contains("JSON.SET") {
             return Ok(self.json_mset_split(record, triples, all_whole, out));
         }
-        if !all_whole || self.action(Kind::Json) != Action::AsString {
+        if !all_whole || self.policy.action(Kind::Json) != Action::AsString {
             return self.json_in_part(record);
         }
         let mut commands = 0;
@@ -86,7 +86,7 @@ impl JournalTranslator {
             return self.pass(record, Class::Guarded, out);
         }
         let whole = record.args.get(2).is_none_or(|path| is_root(path));
-        if whole && self.action(Kind::Json) == Action::AsString {
+        if whole && self.policy.action(Kind::Json) == Action::AsString {
             return Ok(self.del(record, &[record.key()?], out));
         }
         self.json_in_part(record)
@@ -109,7 +109,7 @@ impl JournalTranslator {
 
     /// A change that cannot be made without the module.
     fn json_in_part(&mut self, record: &Record<'_>) -> Result<Outcome, TranslateError> {
-        if self.action(Kind::Json) == Action::AsString {
+        if self.policy.action(Kind::Json) == Action::AsString {
             self.doubt(record, Doubt::JsonAsString);
             return Ok(Outcome::LeftOut { kind: Kind::Json, commands: 0 });
         }

@@ -10,20 +10,21 @@ use super::write::Request;
 use super::{JournalTranslator, Outcome};
 use crate::convert::out::{Class, Out};
 use crate::convert::policy::Kind;
-use crate::dragonfly::event::{KeyMeta, ObjectType};
+use crate::convert::{Converter, Tally, TypeClass};
+use crate::dragonfly::event::{Event, KeyMeta, ObjectType};
 use crate::redis;
 use crate::redis::payload::{Crc64, FOOTER_LEN};
 
-/// Writes a whole value; the converter of snapshot values is the one implementor outside tests.
+/// Writes a whole value: the [`Converter`] of snapshot values, or a stand-in in tests.
 pub trait RestorePayload {
-    /// Writes `body`, a value exactly as it would stand in a snapshot after its key, so that it replaces the key. Only Blind
-    /// commands, except that the last one may be Guarded. `body` lies in the record, so it may be borrowed by `out`. The
-    /// expiry in `meta` is as recorded, without [`JournalTranslator::set_expiry_shift_ms`]. An error must mean that
-    /// nothing was written.
+    /// Writes `body`, a value exactly as it would stand in a snapshot after its key, so that it replaces the key. Begins
+    /// with a command that removes or replaces the key. `body` lies in the record, so it may be borrowed by `out`. The
+    /// expiry in `meta` is as recorded, without [`JournalTranslator::set_expiry_shift_ms`].
     fn restore<O: Out>(
         &mut self,
         meta: KeyMeta<'_>,
         body: &[u8],
+        now_ms: i64,
         out: &mut O,
     ) -> Result<Restored, Box<dyn std::error::Error + Send + Sync>>;
 }
@@ -34,8 +35,35 @@ pub enum Restored {
     Written {
         commands: u32,
     },
-    /// Left out by policy, and listed by the implementor; nothing was written.
-    LeftOut(Kind),
+    /// Left out by policy, and listed by the implementor; `commands` remove what the target had under the key.
+    LeftOut {
+        kind: Kind,
+        commands: u32,
+    },
+}
+
+/// The value is counted and listed in the converter's tally, as if the snapshot had held it.
+impl RestorePayload for Converter {
+    fn restore<O: Out>(
+        &mut self,
+        meta: KeyMeta<'_>,
+        body: &[u8],
+        now_ms: i64,
+        out: &mut O,
+    ) -> Result<Restored, Box<dyn std::error::Error + Send + Sync>> {
+        let class = TypeClass::of(meta.object_type);
+        let skipped = |tally: &Tally| Kind::ALL.map(|kind| tally.skipped(kind));
+        let (commands_before, skipped_before) = (self.tally().of(class).commands, skipped(self.tally()));
+        self.event(&Event::Whole { meta, body }, now_ms, out)?;
+        let commands = self.tally().of(class).commands.saturating_sub(commands_before);
+        let commands = u32::try_from(commands).unwrap_or(u32::MAX);
+        let skipped_after = skipped(self.tally());
+        let left_out = Kind::ALL.into_iter().zip(skipped_before).zip(skipped_after).find(|((_, was), is)| is > was);
+        Ok(match left_out {
+            Some(((kind, _), _)) => Restored::LeftOut { kind, commands },
+            None => Restored::Written { commands },
+        })
+    }
 }
 
 /// Type numbers that a master never writes in a snapshot.
@@ -109,12 +137,9 @@ impl JournalTranslator {
         let failed = |cause: Box<dyn std::error::Error + Send + Sync>| {
             record.error(TranslateReason::Payload { cause: cause.to_string().into() })
         };
-        match payloads.restore(meta, body, out).map_err(failed)? {
+        match payloads.restore(meta, body, record.now_ms, out).map_err(failed)? {
             Restored::Written { commands } => Ok(Outcome::Written { commands }),
-            // The source replaced the key, so what the target holds under it is wrong.
-            Restored::LeftOut(kind) => {
-                Ok(Outcome::LeftOut { kind, commands: self.del_keys(record, &[record.key()?], out) })
-            }
+            Restored::LeftOut { kind, commands } => Ok(Outcome::LeftOut { kind, commands }),
         }
     }
 

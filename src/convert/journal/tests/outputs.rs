@@ -412,7 +412,7 @@ fn payloads_are_handed_on_as_values() {
     assert_eq!(restore("7.0", "5", &string, "absttl idletime 3"), "B WHOLE String k Some(5) \\x01v");
     assert_eq!(restore("7.0", "0", &payload(30, b"\x021}", 9), "ABSTTL"), "B WHOLE Json k None \\x021}");
     assert_eq!(restore("7.0", "0", &payload(20, b"\x021}", 9), "ABSTTL"), "B WHOLE JsonOld k None \\x021}");
-    assert_eq!(restore("7.0", "0", &payload(33, b"\x00", 9), ""), "B DEL k");
+    assert_eq!(restore("7.0", "0", &payload(33, b"\x00", 9), ""), "");
     let module = |version| {
         let id = payload::module_id(b"ReJSON-RL", version).to_be_bytes();
         payload(7, &[b"\x81".as_slice(), &id, b"\x05\x021}\x00"].concat(), 9)
@@ -512,5 +512,5 @@ fn notes_and_counts_tell_what_happened() {
 #[test]
 fn errors_name_flow_db_command_key_reason_and_remedy() {
     let error = run(&mut translator("7.0", Policy::default()), 0, &split("JSON.SET doc\u{1} $ 1")).0.unwrap_err();
-    insta::assert_snapshot!(error, @r#"flow 0, db 0: recorded command JSON.SET on key "doc\x01": the target cannot hold it (JSON documents, which need the JSON module); remedy: --on-unsupported json=skip or json=string, or a target that has it"#);
+    insta::assert_snapshot!(error, @r#"flow 0, db 0: recorded command JSON.SET on key "doc\x01": the target cannot hold it (JSON documents, which need the JSON module); remedy: --on-unsupported json=skip or --on-unsupported json=string, or a target that has it"#);
 }

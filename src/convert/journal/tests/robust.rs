@@ -150,9 +150,9 @@ const HOSTILE: [&[u8]; 14] = [
     b"16384",
 ];
 
-fn survives(target: &str, policy: &Policy, args: &[&[u8]]) {
+fn survives(translator: &mut JournalTranslator, args: &[&[u8]]) {
     // `run` checks that an error wrote nothing, that commands are whole and that a Guarded one is the last of its slot.
-    let (result, _) = run(&mut translator(target, policy.clone()), 0, args);
+    let (result, _) = run(translator, 0, args);
     if let Err(error) = result {
         assert!(!error.to_string().is_empty());
     }
@@ -179,18 +179,19 @@ fn only_too_short_records_are_of_wrong_arity() {
 fn each_truncation_and_each_hostile_argument_is_survived() {
     for target in ["6.2", "stackc", "v9.0"] {
         for policy in [Policy::default(), skip_all()] {
+            let mut translator = translator(target, policy);
             for line in GOOD {
                 let args = split(line);
                 for length in 0..args.len() {
-                    survives(target, &policy, &args[..length]);
+                    survives(&mut translator, &args[..length]);
                 }
                 for at in 0..args.len() {
                     for hostile in HOSTILE {
                         let mut args = args.clone();
                         args[at] = hostile;
-                        survives(target, &policy, &args);
+                        survives(&mut translator, &args);
                         args.push(hostile);
-                        survives(target, &policy, &args);
+                        survives(&mut translator, &args);
                     }
                 }
             }
@@ -241,6 +242,6 @@ proptest! {
             }
         }
         let policy = if skip { skip_all() } else { Policy::default() };
-        survives(TARGETS[target], &policy, &args);
+        survives(&mut translator(TARGETS[target], policy), &args);
     }
 }

@@ -1,19 +1,21 @@
-//! The scripts and forms of this room against real servers: the `redis-server` of the machine, and those whose paths stand
-//! in `DF2REDIS_TEST_SERVERS`, separated by colons. Skipped with a word where there is none.
+//! Real servers for the tests beside: the `redis-server` of the machine, and those whose paths stand in
+//! `DF2REDIS_TEST_SERVERS`, separated by colons. With none of them the tests are skipped with a word.
 
 use super::super::*;
 use super::support::*;
 use std::collections::HashSet;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A server of our own on a socket in a directory of its own; gone at the end.
-struct Server {
+pub struct Server {
     child: Child,
     stream: UnixStream,
+    pub port: u16,
     _dir: tempfile::TempDir,
 }
 
@@ -25,11 +27,22 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn start(binary: &Path) -> Self {
+    pub fn start(binary: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Command::new(binary)
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
+            .args([
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                &port.to_string(),
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--unixsocket",
+            ])
             .arg(&socket)
             .arg("--dir")
             .arg(dir.path())
@@ -45,16 +58,20 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         };
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Self { child, stream, _dir: dir }
+        Self { child, stream, port, _dir: dir }
+    }
+
+    pub fn select(&mut self, db: DbIndex) {
+        assert_eq!(self.ask(&format!("SELECT {db}")), "OK");
     }
 
     /// Sends one RESP command and reads its reply as flat text: elements of arrays stand in a row.
-    fn send(&mut self, request: &[u8]) -> String {
+    pub fn send(&mut self, request: &[u8]) -> String {
         self.stream.write_all(request).unwrap();
         self.reply()
     }
 
-    fn ask(&mut self, line: &str) -> String {
+    pub fn ask(&mut self, line: &str) -> String {
         let words = split(line);
         let mut request = format!("*{}\r\n", words.len()).into_bytes();
         for word in words {
@@ -89,7 +106,7 @@ impl Server {
         }
     }
 
-    fn capabilities(&mut self) -> Capabilities {
+    pub fn capabilities(&mut self) -> Capabilities {
         let info = self.ask("INFO server");
         let field = |name: &str| {
             info.lines()
@@ -121,125 +138,17 @@ impl Server {
     }
 }
 
-fn binaries() -> Vec<PathBuf> {
+pub fn binaries() -> Vec<PathBuf> {
     let listed = std::env::var_os("DF2REDIS_TEST_SERVERS").unwrap_or_default();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|dir| dir.join("redis-server")).find(|binary| binary.exists());
-    std::env::split_paths(&listed).filter(|path| path.exists()).chain(on_path).collect()
-}
-
-fn now_ms() -> i64 {
-    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
-}
-
-/// A server and the translator for it.
-struct World {
-    server: Server,
-    translator: JournalTranslator,
-    now_ms: i64,
-}
-
-impl World {
-    /// Translates a record and applies it; the replies.
-    fn apply(&mut self, line: &str) -> String {
-        let mut sent = Sent::default();
-        let result = self.translator.command(DbIndex(0), 0, &split(line), self.now_ms, &mut Shown, &mut sent);
-        assert!(!matches!(result, Err(_) | Ok(Outcome::NotCarried { .. })), "{line}: {result:?}");
-        sent.commands.iter().map(|(_, bytes)| self.server.send(bytes)).collect::<Vec<_>>().join(" | ")
-    }
-
-    fn check(&mut self, records: &[&str], question: &str, expected: &str) {
-        for record in records {
-            let reply = self.apply(record);
-            assert!(!reply.starts_with('-'), "{record}: {reply}");
-        }
-        assert_eq!(self.server.ask(question), expected, "{question} after {records:?}");
-    }
-}
-
-#[test]
-fn real_servers_take_every_form() {
-    let binaries = binaries();
-    if binaries.is_empty() {
+    let found: Vec<PathBuf> = std::env::split_paths(&listed).filter(|path| path.exists()).chain(on_path).collect();
+    if found.is_empty() {
         eprintln!("skipped: no redis-server on the PATH");
     }
-    for binary in binaries {
-        let mut server = Server::start(&binary);
-        let capabilities = server.capabilities();
-        eprintln!("{:?} {:?}", capabilities.make, capabilities.version);
-        let field_expiry = capabilities.field_expiry;
-        let translator = JournalTranslator::new(FlowId(0), Arc::new(capabilities), Arc::new(skip_all()), 1 << 20);
-        let mut world = World { server, translator, now_ms: now_ms() };
-        check_strings(&mut world);
-        check_fields(&mut world, field_expiry);
-        check_streams(&mut world);
-        check_every_good_record(&mut world);
-    }
+    found
 }
 
-fn check_strings(world: &mut World) {
-    let later = world.now_ms + 1_000_000;
-    world.check(&["PREPEND p b", "PREPEND p a"], "GET p", "ab");
-    world.check(&[&format!("PEXPIREAT p {later}"), "PREPEND p _"], "GET p", "_ab");
-    world.check(&[], "PEXPIRETIME p", &later.to_string());
-    world.check(&["SET d v", "DELEX d IFEQ w"], "GET d", "v");
-    world.check(&["DELEX d IFNE v"], "GET d", "v");
-    world.check(&["DELEX d IFEQ v"], "EXISTS d", "0");
-    world.check(&["DELEX d IFNE v"], "EXISTS d", "0");
-    world.check(&["SET d v", "DELEX d IFNE w"], "EXISTS d", "0");
-    world.check(&["SET d v", "DELEX d"], "EXISTS d", "0");
-    world.check(&["SET d v EX 1000 NX STICK"], "PEXPIRETIME d", &(world.now_ms + 1_000_000).to_string());
-    world.check(&["GETSET d w"], "TTL d", "-1");
-    world.check(&["SET d v PXAT -5"], "EXISTS d", "0");
-}
-
-fn check_fields(world: &mut World, field_expiry: bool) {
-    let later = (world.now_ms + 1_000_000).to_string();
-    world.check(&["HSET h a 0", "HSETEX h NX 1000 a 1 b 2"], "HMGET h a b", "0 2");
-    world.check(&["HSETEX h FXX EX 2000 FIELDS 2 a 5 x 6"], "HMGET h a x", "0 nil");
-    world.check(&["HSETEX h FNX EX 2000 FIELDS 2 a 5 x 6"], "HMGET h a x", "0 nil");
-    world.check(&["HSETEX h FXX EX 1000 FIELDS 2 a 5 b 6"], "HMGET h a b", "5 6");
-    world.check(&["HSETEX h 1000 c 7 d 8"], "HMGET h c d", "7 8");
-    world.check(&["HSETEX h KEEPTTL 2000 d 9 e 10"], "HMGET h d e", "9 10");
-    if !field_expiry {
-        world.check(&["HEXPIRE h 0 FIELDS 1 e"], "HEXISTS h e", "0");
-        return;
-    }
-    world.check(&[], "HPEXPIRETIME h FIELDS 4 a b c d", &[later.as_str(); 4].join(" "));
-    world.check(&[], "HPEXPIRETIME h FIELDS 1 e", &(world.now_ms + 2_000_000).to_string());
-    world.check(&["HSET h plain 1", "HSETEX h KEEPTTL 10 plain 2"], "HPEXPIRETIME h FIELDS 1 plain", "-1");
-    world.check(&["HSETEX fresh KEEPTTL 1000 f 1"], "HPEXPIRETIME fresh FIELDS 1 f", &later);
-    world.check(&["HSETEX h FXX KEEPTTL FIELDS 1 a 11"], "HPEXPIRETIME h FIELDS 1 a", &later);
-    world.check(&["HGETEX h PERSIST FIELDS 1 a"], "HPEXPIRETIME h FIELDS 1 a", "-1");
-    world.check(&["HGETEX h EX 1000 FIELDS 1 a"], "HPEXPIRETIME h FIELDS 1 a", &later);
-    world.check(&["FIELDEXPIRE h 1000 plain"], "HPEXPIRETIME h FIELDS 1 plain", &later);
-    world.check(&["HEXPIRE h 0 FIELDS 1 plain"], "HEXISTS h plain", "0");
-    world.check(&["HEXPIRE h 5000 LT FIELDS 1 a"], "HPEXPIRETIME h FIELDS 1 a", &later);
-    world.check(&["SADD s m"], "TYPE s", "set");
-    let wrong = world.apply("FIELDEXPIRE s 10 m");
-    assert_eq!(
-        replies::error_meaning(b"HPEXPIREAT", &wrong.as_bytes()[1..], false),
-        replies::ErrorMeaning::MemberExpiry
-    );
-}
-
-fn check_streams(world: &mut World) {
-    world.check(&["XADD x 5-1 f v", "XGROUP CREATE x g 0 ENTRIESREAD 1", "XGROUP CREATECONSUMER x g c"], "XLEN x", "1");
-    world.check(&["XCLAIM x g c 0 5-1 TIME 1 RETRYCOUNT 1 FORCE JUSTID LASTID 5-1"], "XPENDING x g", "1 5-1 5-1 c 1");
-    world.check(&["XGROUP SETID x g 5-1 ENTRIESREAD 1", "XADD x MINID 6-0 6-1 f v"], "XLEN x", "1");
-    let repeated = world.apply("XADD x 6-1 f v");
-    assert_eq!(replies::error_meaning(b"XADD", &repeated.as_bytes()[1..], true), replies::ErrorMeaning::AppliedBefore);
-    let missing = world.apply("RENAME nosuch other");
-    assert_eq!(replies::error_meaning(b"RENAME", &missing.as_bytes()[1..], false), replies::ErrorMeaning::KeyMissing);
-}
-
-/// No form that is made may be unknown to the server or of wrong syntax.
-fn check_every_good_record(world: &mut World) {
-    for line in super::robust::GOOD.iter().filter(|line| !line.starts_with("RESTORE") && !line.starts_with("FT.")) {
-        world.server.ask("FLUSHALL");
-        let reply = world.apply(line);
-        for complaint in ["syntax", "unknown command", "wrong number", "invalid expire", "@user_script"] {
-            assert!(!reply.contains(complaint), "{line}: {reply}");
-        }
-    }
+pub fn now_ms() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }

@@ -142,10 +142,11 @@ impl RestorePayload for Shown {
         &mut self,
         meta: KeyMeta<'_>,
         body: &[u8],
+        _now_ms: i64,
         out: &mut O,
     ) -> Result<Restored, Box<dyn std::error::Error + Send + Sync>> {
         if meta.object_type >= crate::dragonfly::event::ObjectType::Bloom {
-            return Ok(Restored::LeftOut(Kind::Filters));
+            return Ok(Restored::LeftOut { kind: Kind::Filters, commands: 0 });
         }
         let command_meta = CommandMeta { slot: Slot(0), db: meta.db, class: Class::Blind, all_nodes: false };
         let mut request = Request::open(out, command_meta, 5, "WHOLE");
@@ -160,8 +161,17 @@ impl RestorePayload for Shown {
 
 /// Translates one record and checks what holds for every record.
 pub fn run(translator: &mut JournalTranslator, txid: u64, args: &[&[u8]]) -> (Result<Outcome, TranslateError>, Sent) {
+    run_in(translator, DbIndex(0), txid, args)
+}
+
+pub fn run_in(
+    translator: &mut JournalTranslator,
+    db: DbIndex,
+    txid: u64,
+    args: &[&[u8]],
+) -> (Result<Outcome, TranslateError>, Sent) {
     let mut sent = Sent::default();
-    let result = translator.command(DbIndex(0), txid, args, NOW_MS, &mut Shown, &mut sent);
+    let result = translator.command(db, txid, args, NOW_MS, &mut Shown, &mut sent);
     let lines = sent.lines();
     let announced = match &result {
         Ok(Outcome::Written { commands }) => {

@@ -1,0 +1,113 @@
+//! Every form that this room makes, taken by real servers with the effect it should have.
+
+use super::super::*;
+use super::server::{Server, binaries, now_ms};
+use super::support::*;
+
+/// A server and the translator for it.
+struct World {
+    server: Server,
+    translator: JournalTranslator,
+    now_ms: i64,
+}
+
+impl World {
+    /// Translates a record and applies it; the replies.
+    fn apply(&mut self, line: &str) -> String {
+        let mut sent = Sent::default();
+        let result = self.translator.command(DbIndex(0), 0, &split(line), self.now_ms, &mut Shown, &mut sent);
+        assert!(!matches!(result, Err(_) | Ok(Outcome::NotCarried { .. })), "{line}: {result:?}");
+        sent.commands.iter().map(|(_, bytes)| self.server.send(bytes)).collect::<Vec<_>>().join(" | ")
+    }
+
+    fn check(&mut self, records: &[&str], question: &str, expected: &str) {
+        for record in records {
+            let reply = self.apply(record);
+            assert!(!reply.starts_with('-'), "{record}: {reply}");
+        }
+        assert_eq!(self.server.ask(question), expected, "{question} after {records:?}");
+    }
+}
+
+#[test]
+fn real_servers_take_every_form() {
+    for binary in binaries() {
+        let mut server = Server::start(&binary);
+        let capabilities = server.capabilities();
+        eprintln!("{:?} {:?}", capabilities.make, capabilities.version);
+        let field_expiry = capabilities.field_expiry;
+        let translator = JournalTranslator::new(FlowId(0), Arc::new(capabilities), Arc::new(skip_all()), 1 << 20);
+        let mut world = World { server, translator, now_ms: now_ms() };
+        check_strings(&mut world);
+        check_fields(&mut world, field_expiry);
+        check_streams(&mut world);
+        check_every_good_record(&mut world);
+    }
+}
+
+fn check_strings(world: &mut World) {
+    let later = world.now_ms + 1_000_000;
+    world.check(&["PREPEND p b", "PREPEND p a"], "GET p", "ab");
+    world.check(&[&format!("PEXPIREAT p {later}"), "PREPEND p _"], "GET p", "_ab");
+    world.check(&[], "PEXPIRETIME p", &later.to_string());
+    world.check(&["SET d v", "DELEX d IFEQ w"], "GET d", "v");
+    world.check(&["DELEX d IFNE v"], "GET d", "v");
+    world.check(&["DELEX d IFEQ v"], "EXISTS d", "0");
+    world.check(&["DELEX d IFNE v"], "EXISTS d", "0");
+    world.check(&["SET d v", "DELEX d IFNE w"], "EXISTS d", "0");
+    world.check(&["SET d v", "DELEX d"], "EXISTS d", "0");
+    world.check(&["SET d v EX 1000 NX STICK"], "PEXPIRETIME d", &(world.now_ms + 1_000_000).to_string());
+    world.check(&["GETSET d w"], "TTL d", "-1");
+    world.check(&["SET d v PXAT -5"], "EXISTS d", "0");
+}
+
+fn check_fields(world: &mut World, field_expiry: bool) {
+    let later = (world.now_ms + 1_000_000).to_string();
+    world.check(&["HSET h a 0", "HSETEX h NX 1000 a 1 b 2"], "HMGET h a b", "0 2");
+    world.check(&["HSETEX h FXX EX 2000 FIELDS 2 a 5 x 6"], "HMGET h a x", "0 nil");
+    world.check(&["HSETEX h FNX EX 2000 FIELDS 2 a 5 x 6"], "HMGET h a x", "0 nil");
+    world.check(&["HSETEX h FXX EX 1000 FIELDS 2 a 5 b 6"], "HMGET h a b", "5 6");
+    world.check(&["HSETEX h 1000 c 7 d 8"], "HMGET h c d", "7 8");
+    world.check(&["HSETEX h KEEPTTL 2000 d 9 e 10"], "HMGET h d e", "9 10");
+    if !field_expiry {
+        world.check(&["HEXPIRE h 0 FIELDS 1 e"], "HEXISTS h e", "0");
+        return;
+    }
+    world.check(&[], "HPEXPIRETIME h FIELDS 4 a b c d", &[later.as_str(); 4].join(" "));
+    world.check(&[], "HPEXPIRETIME h FIELDS 1 e", &(world.now_ms + 2_000_000).to_string());
+    world.check(&["HSET h plain 1", "HSETEX h KEEPTTL 10 plain 2"], "HPEXPIRETIME h FIELDS 1 plain", "-1");
+    world.check(&["HSETEX fresh KEEPTTL 1000 f 1"], "HPEXPIRETIME fresh FIELDS 1 f", &later);
+    world.check(&["HSETEX h FXX KEEPTTL FIELDS 1 a 11"], "HPEXPIRETIME h FIELDS 1 a", &later);
+    world.check(&["HGETEX h PERSIST FIELDS 1 a"], "HPEXPIRETIME h FIELDS 1 a", "-1");
+    world.check(&["HGETEX h EX 1000 FIELDS 1 a"], "HPEXPIRETIME h FIELDS 1 a", &later);
+    world.check(&["FIELDEXPIRE h 1000 plain"], "HPEXPIRETIME h FIELDS 1 plain", &later);
+    world.check(&["HEXPIRE h 0 FIELDS 1 plain"], "HEXISTS h plain", "0");
+    world.check(&["HEXPIRE h 5000 LT FIELDS 1 a"], "HPEXPIRETIME h FIELDS 1 a", &later);
+    world.check(&["SADD s m"], "TYPE s", "set");
+    let wrong = world.apply("FIELDEXPIRE s 10 m");
+    assert_eq!(
+        replies::error_meaning(b"HPEXPIREAT", &wrong.as_bytes()[1..], false),
+        replies::ErrorMeaning::MemberExpiry
+    );
+}
+
+fn check_streams(world: &mut World) {
+    world.check(&["XADD x 5-1 f v", "XGROUP CREATE x g 0 ENTRIESREAD 1", "XGROUP CREATECONSUMER x g c"], "XLEN x", "1");
+    world.check(&["XCLAIM x g c 0 5-1 TIME 1 RETRYCOUNT 1 FORCE JUSTID LASTID 5-1"], "XPENDING x g", "1 5-1 5-1 c 1");
+    world.check(&["XGROUP SETID x g 5-1 ENTRIESREAD 1", "XADD x MINID 6-0 6-1 f v"], "XLEN x", "1");
+    let repeated = world.apply("XADD x 6-1 f v");
+    assert_eq!(replies::error_meaning(b"XADD", &repeated.as_bytes()[1..], true), replies::ErrorMeaning::AppliedBefore);
+    let missing = world.apply("RENAME nosuch other");
+    assert_eq!(replies::error_meaning(b"RENAME", &missing.as_bytes()[1..], false), replies::ErrorMeaning::KeyMissing);
+}
+
+/// No form that is made may be unknown to the server or of wrong syntax.
+fn check_every_good_record(world: &mut World) {
+    for line in super::robust::GOOD.iter().filter(|line| !line.starts_with("RESTORE") && !line.starts_with("FT.")) {
+        world.server.ask("FLUSHALL");
+        let reply = world.apply(line);
+        for complaint in ["syntax", "unknown command", "wrong number", "invalid expire", "@user_script"] {
+            assert!(!reply.contains(complaint), "{line}: {reply}");
+        }
+    }
+}
