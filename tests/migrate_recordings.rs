@@ -8,7 +8,7 @@ use df2redis::lab::flow::{Faults, Pieces};
 use df2redis::lab::master::{Master, MasterOptions};
 use df2redis::lab::recordings::{self, Recording};
 use df2redis::lab::replay::Replay;
-use df2redis::lab::servers::{Kind, Server};
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::{client::Client, truth};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -51,8 +51,8 @@ fn migrate(source_port: u16, target_port: u16, more: &[&str]) -> Run {
 }
 
 /// Starts a server of this kind, or says why the test skips.
-fn server(kind: Kind) -> Option<Server> {
-    match Server::start(kind, &[]) {
+fn server(kind: ServerKind) -> Option<Server> {
+    match Server::start_kind(kind, ServerOptions::default()) {
         Ok(server) => Some(server),
         Err(error) => {
             eprintln!("skipped: {kind:?} cannot be started here: {error}");
@@ -73,7 +73,7 @@ struct Limits {
 
 impl Limits {
     fn of(server: &Server) -> Self {
-        let mut client = Client::connect(&server.address()).unwrap();
+        let mut client = server.client().unwrap();
         let knows = |client: &mut Client, name: &str| {
             client
                 .ask(&["COMMAND", "INFO", name])
@@ -112,8 +112,11 @@ impl Limits {
 /// A key of truth.jsonl as the report writes it.
 fn key_text(key: &Value) -> String {
     match key {
-        Value::String(text) => text.escape_default().to_string(),
-        other => truth::bytes_of(other).unwrap().escape_ascii().to_string(),
+        Value::String(text) => df2redis::report::numbers::printable(text.as_bytes()),
+        other => {
+            let bytes = truth::bytes_of(other).unwrap();
+            df2redis::report::numbers::printable(&bytes)
+        }
     }
 }
 
@@ -122,7 +125,7 @@ fn snapshot_recordings() -> Vec<String> {
 }
 
 /// Migrates one snapshot recording and checks values and report.
-fn check_snapshot(name: &str, kind: Kind, faults: Faults, more: &[&str]) {
+fn check_snapshot(name: &str, kind: ServerKind, faults: Faults, more: &[&str]) {
     let Some(server) = server(kind) else { return };
     let recording = recordings::recording(name).unwrap();
     let limits = Limits::of(&server);
@@ -144,28 +147,28 @@ fn check_snapshot(name: &str, kind: Kind, faults: Faults, more: &[&str]) {
 #[test]
 fn snapshots_into_redis_7_0() {
     for name in snapshot_recordings() {
-        check_snapshot(&name, Kind::Redis7, Faults::default(), &[]);
+        check_snapshot(&name, ServerKind::Redis7, Faults::default(), &[]);
     }
 }
 
 #[test]
 fn snapshots_into_redis_8() {
     for name in snapshot_recordings() {
-        check_snapshot(&name, Kind::Redis8, Faults::default(), &[]);
+        check_snapshot(&name, ServerKind::Redis8, Faults::default(), &[]);
     }
 }
 
 #[test]
 fn snapshots_into_valkey_8() {
     for name in snapshot_recordings() {
-        check_snapshot(&name, Kind::Valkey8, Faults::default(), &[]);
+        check_snapshot(&name, ServerKind::Valkey8, Faults::default(), &[]);
     }
 }
 
 #[test]
 fn snapshots_into_valkey_9() {
     for name in snapshot_recordings() {
-        check_snapshot(&name, Kind::Valkey9, Faults::default(), &[]);
+        check_snapshot(&name, ServerKind::Valkey9, Faults::default(), &[]);
     }
 }
 
@@ -177,7 +180,7 @@ fn snapshots_in_pieces() {
         ("snapshot-plain-untagged", Pieces::Seeded { max: 5000, seed: 2 }),
         ("snapshot-lzf", Pieces::Seeded { max: 300, seed: 3 }),
     ] {
-        check_snapshot(name, Kind::Redis7, Faults::default().pieces(pieces), &["--cores", "1"]);
+        check_snapshot(name, ServerKind::Redis7, Faults::default().pieces(pieces), &["--cores", "1"]);
     }
 }
 
@@ -185,8 +188,8 @@ fn snapshots_in_pieces() {
 fn snapshots_in_single_bytes() {
     let mut faults = Faults::default().pieces(Pieces::Fixed(1));
     faults.pieces_edge_bytes = Some(20_000);
-    check_snapshot("snapshot-small-chunks", Kind::Redis7, faults.clone(), &[]);
-    check_snapshot("snapshot-zstd", Kind::Redis7, faults, &[]);
+    check_snapshot("snapshot-small-chunks", ServerKind::Redis7, faults.clone(), &[]);
+    check_snapshot("snapshot-zstd", ServerKind::Redis7, faults, &[]);
 }
 
 /// Small chunks and tiny thresholds: every value takes the split, borrowed and chunked paths.
@@ -195,9 +198,9 @@ fn snapshots_with_tiny_buffers() {
     for name in ["snapshot-lz4", "snapshot-plain-untagged"] {
         check_snapshot(
             name,
-            Kind::Redis7,
+            ServerKind::Redis7,
             Faults::default(),
-            &["--rx-chunk", "64KiB", "--restore-bytes-max", "256", "--borrow-bytes", "64", "--batch-bytes", "1KiB"],
+            &["--rx-chunk", "64KiB", "--restore-bytes-max", "256", "--borrow-bytes", "64", "--batch-bytes", "4KiB"],
         );
     }
 }
@@ -211,13 +214,13 @@ fn every_ring_mode_carries_the_same_data() {
         &["--write", "sendmsg-zc", "--zero-copy-bytes", "1KiB"],
         &["--huge-pages", "off", "--connections", "1", "--cores", "1"],
     ] {
-        check_snapshot("snapshot-lz4", Kind::Redis7, Faults::default(), more);
+        check_snapshot("snapshot-lz4", ServerKind::Redis7, Faults::default(), more);
     }
 }
 
 #[test]
 fn refuses_the_first_key_that_the_target_cannot_hold() {
-    let Some(server) = server(Kind::Redis7) else { return };
+    let Some(server) = server(ServerKind::Redis7) else { return };
     let master = replay(recordings::recording("snapshot-lz4").unwrap(), Faults::default());
     let run = migrate(master.address().port(), server.port(), &[]);
     assert_eq!(run.code(), 3, "{}", run.stderr());
@@ -226,8 +229,8 @@ fn refuses_the_first_key_that_the_target_cannot_hold() {
 
 #[test]
 fn refuses_a_target_that_holds_keys_unless_told_what_to_do() {
-    let Some(server) = server(Kind::Redis7) else { return };
-    let mut client = Client::connect(&server.address()).unwrap();
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut client = server.client().unwrap();
     client.ask(&["SET", "mine", "1"]).unwrap();
     let recording = recordings::recording("snapshot-small-chunks").unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -251,7 +254,7 @@ fn refuses_a_target_that_holds_keys_unless_told_what_to_do() {
 /// `--on-existing skip`: keys that the target holds stay as they are.
 #[test]
 fn leaves_existing_keys_alone_when_told_to() {
-    let Some(server) = server(Kind::Redis7) else { return };
+    let Some(server) = server(ServerKind::Redis7) else { return };
     let recording = recordings::recording("snapshot-small-chunks").unwrap();
     let keys: Vec<String> = recording
         .truth
@@ -260,7 +263,7 @@ fn leaves_existing_keys_alone_when_told_to() {
         .filter(|row| row["db"] == 0 && row["key"].is_string())
         .map(|row| row["key"].as_str().unwrap().to_string())
         .collect();
-    let mut client = Client::connect(&server.address()).unwrap();
+    let mut client = server.client().unwrap();
     for key in &keys {
         client.ask(&["SET", key, "mine"]).unwrap();
     }
@@ -275,7 +278,7 @@ fn leaves_existing_keys_alone_when_told_to() {
 /// A cut anywhere is an error of the source, never a success.
 #[test]
 fn a_truncated_stream_is_never_a_success() {
-    let Some(server) = server(Kind::Redis7) else { return };
+    let Some(server) = server(ServerKind::Redis7) else { return };
     let recording = recordings::recording("snapshot-small-chunks").unwrap();
     let bytes = recording.flows[1].len() as u64;
     for offset in [0, 5, 9, 100, bytes / 2, bytes - 49, bytes - 41, bytes - 40, bytes - 1] {
@@ -284,13 +287,14 @@ fn a_truncated_stream_is_never_a_success() {
         let run =
             migrate(master.address().port(), server.port(), &["--on-unsupported", "skip", "--on-existing", "flush"]);
         assert_eq!(run.code(), 4, "cut at {offset}: {}", run.stderr());
-        assert!(run.stderr().contains("flow 1"), "cut at {offset}: {}", run.stderr());
+        // Which flow is named is a matter of time: a master that loses one connection closes all of them.
+        assert!(run.stderr().contains("flow "), "cut at {offset}: {}", run.stderr());
     }
 }
 
 #[test]
 fn a_garbled_token_is_refused() {
-    let Some(server) = server(Kind::Redis7) else { return };
+    let Some(server) = server(ServerKind::Redis7) else { return };
     let recording = recordings::recording("snapshot-small-chunks").unwrap();
     let at = recording.flows[0].len() as u64 - 10;
     let master = replay(recording, Faults::default().garble(0, at, 0x01));

@@ -63,6 +63,8 @@ pub struct Flow {
     pub lane: usize,
     pub state: FlowState,
     pub reading: bool,
+    /// The source closed the connection after the flow was complete.
+    closed: bool,
     pub bytes_in: u64,
     /// Longest time between the end of a read and the begin of the next.
     pub unread_ns_max: u64,
@@ -121,6 +123,7 @@ impl Flow {
             lane,
             state: FlowState::Snapshot,
             reading: false,
+            closed: false,
             bytes_in: early.len() as u64,
             unread_ns_max: 0,
             input,
@@ -140,7 +143,7 @@ impl Flow {
     }
 
     pub fn wants_read(&self, slab: &Slab) -> bool {
-        !self.reading && self.input.chunk().is_some_and(|chunk| slab.room(chunk) > 0)
+        !self.reading && !self.closed && self.input.chunk().is_some_and(|chunk| slab.room(chunk) > 0)
     }
 
     /// A read begins now.
@@ -155,10 +158,12 @@ impl Flow {
     pub fn read_done(&mut self, result: Result<u32, i32>, now_ns: u64) -> Result<usize, EngineError> {
         self.reading = false;
         match result {
-            Ok(0) if self.is_complete() => Err(EngineError::Source(format!(
-                "flow {}: the source closed the connection right after the full sync, before its end was confirmed on all flows",
-                self.id
-            ))),
+            // This flow has all it needs. If another one has not, its own connection says so: closing one of a
+            // registration's connections closes all.
+            Ok(0) | Err(_) if self.is_complete() => {
+                self.closed = true;
+                Ok(0)
+            }
             Ok(0) => Err(EngineError::Source(format!(
                 "the source closed the connection of flow {} in the middle of the full sync ({}). Its log says why \
                  (replication_timeout, shutdown, memory); the target holds a part of the data",

@@ -88,7 +88,8 @@ fn base64(bytes: &[u8]) -> String {
     out
 }
 
-fn bytes_of(value: &Value) -> Option<Vec<u8>> {
+/// The bytes of a key or value as truth.jsonl writes them.
+pub fn bytes_of(value: &Value) -> Option<Vec<u8>> {
     match value {
         Value::String(text) => Some(text.as_bytes().to_vec()),
         Value::Object(map) => from_base64(map.get("b64")?.as_str()?),
