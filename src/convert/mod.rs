@@ -25,6 +25,8 @@ mod json;
 mod stream;
 mod stream_ids;
 mod string;
+#[cfg(test)]
+mod tests;
 
 pub use converter::Converter;
 pub use error::ConvertError;
