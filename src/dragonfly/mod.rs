@@ -2,6 +2,7 @@
 //!
 //! Format: dragonfly-wire.md, read off Dragonfly's source. Section numbers in comments ("wire 2.6") mean that document.
 
+pub mod blob;
 pub mod error;
 pub mod event;
 mod filter;

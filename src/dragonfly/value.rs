@@ -400,7 +400,7 @@ fn count(object_type: ObjectType, whole: bool, reader: &mut Reader<'_>, scratch:
 }
 
 fn halve(container: &'static str, count: u64) -> Result<u64, Reason> {
-    if count % 2 == 0 { Ok(count / 2) } else { Err(Reason::OddContainer { container, count }) }
+    if count.is_multiple_of(2) { Ok(count / 2) } else { Err(Reason::OddContainer { container, count }) }
 }
 
 /// A walk without a visitor has no visitor's error.
