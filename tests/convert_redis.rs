@@ -1,6 +1,7 @@
 //! The converter's commands against a real `redis-server`: events made by hand in, values and positions read back.
 //!
-//! The server is a child on a unix socket in a temporary directory; without the binary the tests say so and pass.
+//! The server is a child on a unix socket in a temporary directory: `redis-server`, or what DF2REDIS_TEST_SERVER names
+//! (another release, or Valkey). Without the binary the tests say so and pass.
 
 use df2redis::convert::out::VecOut;
 use df2redis::convert::{Converter, Limits, Plan, Policy};
@@ -42,7 +43,8 @@ impl Server {
     fn start() -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let socket = dir.path().join("redis.sock");
-        let child = Command::new("redis-server")
+        let binary = std::env::var("DF2REDIS_TEST_SERVER").unwrap_or_else(|_| "redis-server".into());
+        let child = Command::new(&binary)
             .args(["--port", "0", "--save", "", "--appendonly", "no", "--dir"])
             .arg(dir.path())
             .arg("--unixsocket")
@@ -51,7 +53,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn();
         let Ok(child) = child else {
-            eprintln!("skipped: no redis-server in PATH");
+            eprintln!("skipped: {binary} cannot be started");
             return None;
         };
         for _ in 0..200 {
