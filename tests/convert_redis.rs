@@ -179,7 +179,9 @@ fn every_plain_type_arrives_by_restore_and_by_commands() {
         assert_eq!(server.show(&["GET", "number"]), "12345");
         assert_eq!(server.show(&["SORT", "set", "ALPHA"]), "[a b]");
         assert_eq!(server.show(&["HGETALL", "hash"]), "[f v]");
-        assert_eq!(server.show(&["ZRANGE", "zset", "0", "-1", "WITHSCORES"]), "[m 0.10000000000000001 n inf]");
+        // Older servers print all 17 digits.
+        let scores = server.show(&["ZRANGE", "zset", "0", "-1", "WITHSCORES"]).replace("0.10000000000000001", "0.1");
+        assert_eq!(scores, "[m 0.1 n inf]");
         assert_eq!(server.show(&["LRANGE", "list", "0", "-1"]), "[x y z]");
         assert_eq!(server.show(&["HGETALL", "small-hash"]), "[f v g w]");
         assert_eq!(server.show(&["ZRANGE", "small-zset", "0", "-1", "WITHSCORES"]), "[m 1.5]");
