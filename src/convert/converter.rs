@@ -163,6 +163,10 @@ impl Converter {
         let scope = ChunkScope { flow, plan, key, object_type, event: body, now_ms };
         match object_type {
             ObjectType::String => {
+                if let Some(value) = short_raw(body).filter(|value| value.len() < plan.limits.inline_bytes_max) {
+                    string::set_short(out, &key, value, expire_at_ms);
+                    return Ok(Sent::ByCommands { elements: 0 });
+                }
                 let value = string_value(meta, body)?;
                 if let Some(sent) = too_long(scope, value.plain_len() as u64, out, tally)? {
                     return Ok(sent);
@@ -436,6 +440,18 @@ impl OpenObject {
 #[inline]
 fn has_expired(meta: &KeyMeta<'_>, now_ms: i64) -> bool {
     meta.expire_at_ms.is_some_and(|ms| ms <= now_ms)
+}
+
+/// The string of a body in the two shortest raw forms (wire 0.2), which nearly all strings have: a quarter of the time of
+/// a short SET would go into the general way. Anything else, malformed or not, is `None` and goes that way.
+#[inline]
+fn short_raw(body: &[u8]) -> Option<&[u8]> {
+    let (len, text) = match body {
+        [len @ 0x00..=0x3f, text @ ..] => (usize::from(*len), text),
+        [high @ 0x40..=0x7f, low, text @ ..] => (usize::from(high & 0x3f) << 8 | usize::from(*low), text),
+        _ => return None,
+    };
+    (text.len() == len).then_some(text)
 }
 
 /// A string beyond what the target takes: by policy an error, or left out. `None`: it fits.

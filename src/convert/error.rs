@@ -40,6 +40,17 @@ pub enum ConvertError {
     JournalBlob { flow: FlowId },
 }
 
+impl ConvertError {
+    /// The same error; if it lies in a value's bytes, with the flow, and counted from the stream offset at which the
+    /// value began.
+    pub fn placed(self, flow: FlowId, value_offset: u64) -> Self {
+        match self {
+            Self::Decode(error) => Self::Decode(error.placed(flow, value_offset)),
+            other => other,
+        }
+    }
+}
+
 impl From<WalkError<ConvertError>> for ConvertError {
     fn from(error: WalkError<ConvertError>) -> Self {
         match error {

@@ -7,7 +7,7 @@
 //!
 //! - [`converter`]: events in, by type to the forms below.
 //! - `string`, `collection`, `expiring`, `stream`, `json`: the forms. `chunk`: commands of bounded size.
-//! - `emit`: single commands. [`out`]: where they go.
+//! - `emit`: single commands. [`out`]: where they go. [`resend`]: what they may answer when sent again.
 
 pub mod converter;
 pub mod error;
@@ -16,6 +16,7 @@ pub mod journal;
 pub mod out;
 pub mod plan;
 pub mod policy;
+pub mod resend;
 pub mod tally;
 
 mod chunk;
@@ -26,6 +27,8 @@ mod json;
 mod stream;
 mod stream_ids;
 mod string;
+#[cfg(test)]
+mod tests;
 
 pub use converter::Converter;
 pub use error::ConvertError;

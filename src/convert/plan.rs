@@ -58,7 +58,8 @@ impl Plan {
             set_bytes_max: limits.set_bytes_max.min(capabilities.bulk_bytes_max),
             command_elements_max: limits.command_elements_max.clamp(1, 1024 * 1024 / 4),
             command_bytes_max: limits.command_bytes_max.clamp(1024, 16 * 1024 * 1024),
-            inline_bytes_max: limits.inline_bytes_max.clamp(1, 4096),
+            // What is short needs no further check against the target's limit.
+            inline_bytes_max: limits.inline_bytes_max.clamp(1, 4096).min(bulk_bytes_max),
         };
         let actions = policy.actions();
         Ok(Self { capabilities, policy, limits, actions })

@@ -17,10 +17,10 @@ use super::out::{Class, Out};
 use super::policy::{Action, Kind};
 use super::stream_ids::LiveIds;
 use super::tally::{Tally, What};
+use crate::dragonfly::Text;
 use crate::dragonfly::value::{
     Scratch, StreamGroup, StreamId, StreamTail, for_each_entry, stream_tail, stream_tail_offset,
 };
-use crate::dragonfly::{ObjectType, Text};
 use crate::redis::payload::Crc64;
 use crate::redis::reencode;
 
@@ -361,9 +361,4 @@ fn packed_number(bytes: &[u8]) -> u64 {
         [0x81, a, b, c, d, e, f, g, h, ..] => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
         _ => 0,
     }
-}
-
-/// Whether this is a stream.
-pub(super) fn is_stream(object_type: ObjectType) -> bool {
-    matches!(object_type, ObjectType::StreamV1 | ObjectType::StreamV2 | ObjectType::StreamV3)
 }

@@ -84,9 +84,9 @@ pub(super) fn set_range(out: &mut impl Out, key: &Key<'_>, offset: u64, piece: &
     command.bulk(key.bytes).unsigned(offset).bulk_head(piece.len()).put(piece).raw(b"\r\n").end();
 }
 
-/// Everything in one `space`.
+/// A whole short string, wherever it lies: everything in one `space`.
 #[inline]
-fn set_short(out: &mut impl Out, key: &Key<'_>, value: &[u8], expire_at_ms: Option<i64>) {
+pub(super) fn set_short(out: &mut impl Out, key: &Key<'_>, value: &[u8], expire_at_ms: Option<i64>) {
     let room = SET_OVERHEAD_MAX + key.bytes.len() + value.len();
     if room > SPACE_MAX {
         let mut command = begin_set(out, key, value.len() as u64, expire_at_ms);
