@@ -9,7 +9,9 @@ mod walk;
 
 use common::{Capture, captures};
 use df2redis::dragonfly::Reason;
+use df2redis::dragonfly::owner::{OwnerRule, Verdict};
 use df2redis::dragonfly::stream::Limits;
+use df2redis::ids::FlowId;
 use walk::{Walk, walk_flow};
 
 const LIMITS: Limits = Limits {
@@ -82,6 +84,35 @@ fn snapshots_hold_what_the_master_held() {
         let wrong = truth::compare(&capture.truth(), walks.iter().flat_map(|walk| &walk.keys));
         assert!(wrong.is_empty(), "{}: {} wrong: {:#?}", capture.name, wrong.len(), &wrong[..wrong.len().min(10)]);
     }
+}
+
+#[test]
+fn keys_stand_on_their_owners_and_strays_are_found() {
+    let mut strays = Vec::new();
+    for capture in captures().iter().filter(|capture| !capture.name.starts_with("live-")) {
+        let flows = capture.flows();
+        let rule = OwnerRule::new(flows.len() as u32);
+        for (flow, bytes) in flows.iter().enumerate() {
+            let flow_id = FlowId(flow as u32);
+            let walked = walk_flow(flow, bytes, LIMITS, || usize::MAX).unwrap();
+            for ((_, name), key) in &walked.keys {
+                let is_hyll = key.value.bytes.starts_with(b"HYLL");
+                rule.observe(flow_id, name, is_hyll);
+                assert_eq!(rule.verdict(flow_id, name), Verdict::Own, "{}: {name:?}", capture.name);
+            }
+            // Only keys of commands whose first argument is a key.
+            let sets = walked.journal.iter().filter(|(_, args)| args[0] == b"SET");
+            strays.extend(sets.filter(|(_, args)| rule.verdict(flow_id, &args[1]) == Verdict::Stray).map(
+                |(_, args)| {
+                    assert!(args[2].starts_with(b"HYLL"));
+                    (capture.name.clone(), args[1].clone())
+                },
+            ));
+        }
+        assert_eq!(rule.strays_in_doubt(), 0);
+    }
+    let expected = ["follow-lz4", "follow-plain"].map(|name| (name.to_owned(), b"j:hll2".to_vec()));
+    assert_eq!(strays, expected);
 }
 
 /// Short flows that hold compressed blobs, many chunks, and a journal.

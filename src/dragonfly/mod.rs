@@ -11,6 +11,12 @@ pub mod journal;
 mod layout;
 mod listpack;
 mod lzf;
+pub mod owner;
+mod release;
+pub mod reply;
+mod request;
+pub mod session;
+mod session_error;
 pub mod stream;
 mod stream_value;
 #[cfg(test)]
