@@ -8,6 +8,7 @@ use super::handle::Existing;
 use super::migrate::{owner_rule, plan_of};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::checkpoint::CHECKPOINT_KEY;
 use super::target::{self, OWN_PREFIX, TargetLink};
 use super::worker::{self, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use crate::ids::DbIndex;
@@ -16,6 +17,7 @@ use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -42,6 +44,8 @@ pub struct Crew {
     reconnected: UnboundedReceiver<Reconnected>,
     reconnected_tx: UnboundedSender<Reconnected>,
     summaries: Vec<WorkerSummary>,
+    /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
+    confirmed: Arc<Vec<AtomicU64>>,
 }
 
 struct Reconnected {
@@ -84,6 +88,9 @@ impl Crew {
         let owner = owner_rule(flows_count as u32);
         let job = format!("{:x}{:x}", std::process::id(), uring::clock::realtime_ms());
 
+        let confirmed: Arc<Vec<AtomicU64>> = Arc::new(
+            flows.iter().map(|flow| AtomicU64::new(flow.resume_at.map_or(0, |lsn| lsn.0))).collect(),
+        );
         let mut shares: Vec<Vec<FlowStart>> = (0..workers).map(|_| Vec::new()).collect();
         for (i, flow) in flows.into_iter().enumerate() {
             shares[i % workers].push(flow);
@@ -98,17 +105,19 @@ impl Crew {
             reconnected,
             reconnected_tx,
             summaries: Vec::new(),
+            confirmed,
         };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
             for lane in 0..lanes_of(share.len()) {
-                let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+                let mut link = target::connect_lane(&settings).await?;
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
                 lanes.push(LaneStart {
                     node: 0,
                     client_id: target::client_id(&mut link).await?,
                     socket: link.hand_over()?,
                     marker,
+                    checkpoint: CHECKPOINT_KEY.to_string(),
                 });
             }
             let (commands, receiver) = mpsc::channel();
@@ -124,6 +133,7 @@ impl Crew {
                 lanes,
                 events: events_tx.clone(),
                 commands: receiver,
+                confirmed: crew.confirmed.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -164,6 +174,18 @@ impl Crew {
         Ok(())
     }
 
+    /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is.
+    pub fn confirmed(&self) -> Vec<u64> {
+        self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
+    }
+
+    /// Tells every worker the same.
+    pub fn tell_all(&self, command: impl Fn() -> WorkerCommand) {
+        for worker in 0..self.members.len() {
+            self.tell(worker, command());
+        }
+    }
+
     pub fn workers(&self) -> usize {
         self.members.len()
     }
@@ -197,7 +219,7 @@ impl Crew {
         }
     }
 
-    fn tell(&self, worker: usize, command: WorkerCommand) {
+    pub fn tell(&self, worker: usize, command: WorkerCommand) {
         if let Some(member) = self.members.get(worker) {
             // A worker that is gone has said why through its event.
             let _ = member.commands.send(command);
@@ -280,7 +302,7 @@ async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) ->
 }
 
 async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
-    let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+    let mut link = target::connect_lane(settings).await?;
     let now = target::run_id(&mut link).await?;
     if now != run_id {
         return Err(EngineError::Refused(

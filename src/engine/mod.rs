@@ -14,6 +14,7 @@
 //! nothing.
 
 mod batch;
+mod checkpoint;
 mod crew;
 pub mod error;
 mod errors;
@@ -27,6 +28,7 @@ mod phase;
 mod rows;
 pub mod settings;
 mod sizes;
+mod stable;
 mod source;
 mod target;
 mod worker;

@@ -7,7 +7,7 @@ use super::error::EngineError;
 use super::link::{Link, LinkError};
 use super::settings::Endpoint;
 use super::worker::FlowStart;
-use crate::ids::{DbIndex, FlowId};
+use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::info::Info;
 use crate::redis::resp;
 use crate::redis::value::{self, Value};
@@ -38,6 +38,14 @@ const FLOWS_MAX: i64 = 1024;
 const CLIENT_VERSION: &[u8] = b"4";
 /// DFLY SYNC and STARTSTABLE are answered only after the flows were written to.
 const PHASE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// What the source granted.
+pub enum Opened {
+    Full(Vec<FlowStart>),
+    Partial(Vec<FlowStart>),
+    /// A partial sync was asked for and granted on so many flows, but not on all.
+    Refused(u32),
+}
 
 /// A phase command on its way.
 pub type PhaseAnswer = Pin<Box<dyn Future<Output = Result<Link, EngineError>>>>;
@@ -100,23 +108,47 @@ impl Source {
         Ok(())
     }
 
-    /// Opens every flow.
+    /// Opens every flow for a full sync.
     pub async fn open_flows(&mut self) -> Result<Vec<FlowStart>, EngineError> {
+        match self.open_flows_at(None).await? {
+            Opened::Full(flows) => Ok(flows),
+            Opened::Partial(_) | Opened::Refused(_) => {
+                Err(EngineError::Source("the source granted a partial sync that was not asked for".into()))
+            }
+        }
+    }
+
+    /// Opens every flow, asking for a partial sync from `lsns` (one a flow) if given.
+    pub async fn open_flows_at(&mut self, lsns: Option<&[Lsn]>) -> Result<Opened, EngineError> {
         let Some(Registration { master_id, sync_id, flows }) = self.registration.clone() else {
             return Err(EngineError::Internal("flows are opened before the registration".into()));
         };
         let mut opened = Vec::with_capacity(flows as usize);
+        let mut granted = 0;
         for flow in 0..flows {
             let mut link = open(&self.endpoint, self.timeout).await?;
             let number = flow.to_string();
             let what = format!("DFLY FLOW {number}");
-            let request: [&[u8]; 5] = [b"DFLY", b"FLOW", master_id.as_bytes(), sync_id.as_bytes(), number.as_bytes()];
+            let lsn = lsns.and_then(|lsns| lsns.get(flow as usize)).copied();
+            let lsn_text = lsn.map(|lsn| lsn.to_string());
+            let mut request: Vec<&[u8]> =
+                vec![b"DFLY", b"FLOW", master_id.as_bytes(), sync_id.as_bytes(), number.as_bytes()];
+            request.extend(lsn_text.as_deref().map(str::as_bytes));
             let reply = ask(&mut link, &what, &request).await?;
-            let eof_token = flow_token(&reply, &what)?;
+            let (partial, eof_token) = flow_token(&reply, &what)?;
+            granted += u32::from(partial);
+            let resume_at = if partial { lsn } else { None };
             let (socket, early) = link.hand_over().map_err(source_error)?;
-            opened.push(FlowStart { id: FlowId(flow), socket, eof_token, early });
+            opened.push(FlowStart { id: FlowId(flow), socket, eof_token, early, resume_at });
         }
-        Ok(opened)
+        Ok(if granted == flows {
+            Opened::Partial(opened)
+        } else if granted == 0 && lsns.is_none() {
+            Opened::Full(opened)
+        } else {
+            // Mixed, or refused: such a registration is of no use (wire 1.5).
+            Opened::Refused(granted)
+        })
     }
 
     /// Sends `DFLY SYNC`. The future gives the connection back through [`Source::answered`].
@@ -144,6 +176,31 @@ impl Source {
             expect_ok(&mut link, &what, &[b"DFLY", name.as_bytes(), sync_id.as_bytes()]).await?;
             Ok(link)
         }))
+    }
+
+    /// `DFLY REPLICAOFFSET`: LSN of the next record of each shard.
+    pub async fn replica_offsets(&mut self) -> Result<Vec<u64>, EngineError> {
+        let flows = self.flows() as usize;
+        let link = self.link()?;
+        match ask(link, "DFLY REPLICAOFFSET", &[b"DFLY", b"REPLICAOFFSET"]).await? {
+            Value::Array(elements) if elements.len() == flows => Ok(elements
+                .iter()
+                .map(|element| if let Value::Integer(lsn) = element { (*lsn).max(0) as u64 } else { 0 })
+                .collect()),
+            other => Err(EngineError::Source(format!("the source answered DFLY REPLICAOFFSET with {other:?}"))),
+        }
+    }
+
+    /// Id of the source's process, once registered.
+    pub fn master_id(&self) -> &str {
+        self.registration.as_ref().map_or("", |registration| &registration.master_id)
+    }
+
+    /// Whether STARTSTABLE alone begins a partial sync (wire 1.7: from 1.35 on).
+    pub fn partial_without_sync(&self) -> bool {
+        let numbers = self.version.trim_start_matches("df-").trim_start_matches('v');
+        let mut parts = numbers.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (1, 35)
     }
 
     /// Whether a key exists at the source now.
@@ -244,13 +301,13 @@ fn registration(reply: &Value, addr: &str) -> Result<Registration, EngineError> 
 }
 
 /// The token in the reply to `DFLY FLOW` (wire 1.5).
-fn flow_token(reply: &Value, what: &str) -> Result<[u8; 40], EngineError> {
+fn flow_token(reply: &Value, what: &str) -> Result<(bool, [u8; 40]), EngineError> {
     if let Value::Array(elements) = reply
         && let [Value::Simple(directive), Value::Simple(token)] = elements.as_slice()
-        && directive == b"FULL"
+        && (directive == b"FULL" || directive == b"PARTIAL")
         && let Ok(token) = <[u8; 40]>::try_from(token.as_slice())
     {
-        return Ok(token);
+        return Ok((directive == b"PARTIAL", token));
     }
     Err(EngineError::Source(format!(
         "the source answered {what} with {reply:?} instead of FULL and a token of 40 bytes"

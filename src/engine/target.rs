@@ -288,3 +288,33 @@ pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), Eng
         _ => Ok(()),
     }
 }
+
+/// Name of the connections that carry data, so that those of a dead process can be found and ended.
+const LANE_NAME: &str = "df2redis-lane";
+
+/// A connection for data.
+pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
+    let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+    // Without the permission it stays nameless; `end_lanes` then says what is needed.
+    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", LANE_NAME.as_bytes()]).await?;
+    Ok(link)
+}
+
+/// Ends the data connections that a dead process of this job may have left: what they still hold must not be executed
+/// after the checkpoint has been read.
+pub async fn end_lanes(link: &mut TargetLink) -> Result<u64, EngineError> {
+    let Value::Bulk(list) = link.call(&[b"CLIENT", b"LIST"]).await? else {
+        return Err(EngineError::Target("the target answered CLIENT LIST with no text".into()));
+    };
+    let mut ended = 0;
+    for line in String::from_utf8_lossy(&list).lines() {
+        let field = |name: &str| line.split(' ').find_map(|part| part.strip_prefix(name));
+        if field("name=") == Some(LANE_NAME)
+            && let Some(id) = field("id=").and_then(|id| id.parse().ok())
+        {
+            end_client(link, id).await?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}

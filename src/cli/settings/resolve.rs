@@ -94,6 +94,7 @@ fn data_plane(
 ) -> Result<MigrateSettings, UsageError> {
     let (cores, pin_cpus) = cores(values)?;
     let settings = MigrateSettings {
+        follow: None,
         source,
         target,
         on_existing,
