@@ -36,7 +36,11 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
         return Ok(None);
     }
     let field = |name: &str| {
-        pairs.chunks_exact(2).find(|pair| pair[0].text() == Some(name)).and_then(|pair| pair[1].text()).map(str::to_string)
+        pairs
+            .chunks_exact(2)
+            .find(|pair| pair[0].text() == Some(name))
+            .and_then(|pair| pair[1].text())
+            .map(str::to_string)
     };
     let need = |name: &str| field(name).ok_or_else(|| unreadable(&format!("it has no field {name}")));
     let flows: u32 = need("flows")?.parse().map_err(|_| unreadable("its number of flows is no number"))?;
@@ -123,9 +127,4 @@ pub async fn execute_global(
         },
         other => Err(EngineError::Target(format!("the target answered EXEC with {other:?}"))),
     }
-}
-
-/// The job is finished.
-pub async fn remove(link: &mut TargetLink) -> Result<(), EngineError> {
-    link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await.map(drop)
 }

@@ -3,14 +3,15 @@
 //! In: the flows, opened. Out: the workers' events. Invariants: no thread outlives `stop`; a connection that a worker
 //! lost is made again only to the same server process (a restarted one may have forgotten acknowledged writes).
 
+use super::checkpoint::CHECKPOINT_KEY;
 use super::error::EngineError;
 use super::handle::Existing;
-use super::migrate::{owner_rule, plan_of};
+use super::job::plan_of;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
-use super::checkpoint::CHECKPOINT_KEY;
-use super::target::{self, OWN_PREFIX, TargetLink};
-use super::worker::{self, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::target::{self, OWN_PREFIX};
+use super::worker::{self, Barrier, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use crate::dragonfly::owner::OwnerRule;
 use crate::ids::DbIndex;
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
@@ -46,6 +47,10 @@ pub struct Crew {
     summaries: Vec<WorkerSummary>,
     /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
     confirmed: Arc<Vec<AtomicU64>>,
+    owner: Arc<OwnerRule>,
+    /// Flows that stand before a global command, and workers that are drained before one.
+    barriers: Vec<Barrier>,
+    barrier_workers: usize,
 }
 
 struct Reconnected {
@@ -85,12 +90,11 @@ impl Crew {
         let lanes_of = |flows: usize| settings.connections.clamp(1, flows.max(1));
         let sizes = Sizes::derive(&settings, workers, flows_max, lanes_of(flows_max))?;
         let convert_plan = plan_of(&settings, plan.capabilities.clone(), sizes.set_bytes_max)?;
-        let owner = owner_rule(flows_count as u32);
+        let owner = Arc::new(OwnerRule::new(flows_count as u32));
         let job = format!("{:x}{:x}", std::process::id(), uring::clock::realtime_ms());
 
-        let confirmed: Arc<Vec<AtomicU64>> = Arc::new(
-            flows.iter().map(|flow| AtomicU64::new(flow.resume_at.map_or(0, |lsn| lsn.0))).collect(),
-        );
+        let confirmed: Arc<Vec<AtomicU64>> =
+            Arc::new(flows.iter().map(|flow| AtomicU64::new(flow.resume_at.map_or(0, |lsn| lsn.0))).collect());
         let mut shares: Vec<Vec<FlowStart>> = (0..workers).map(|_| Vec::new()).collect();
         for (i, flow) in flows.into_iter().enumerate() {
             shares[i % workers].push(flow);
@@ -106,6 +110,9 @@ impl Crew {
             reconnected_tx,
             summaries: Vec::new(),
             confirmed,
+            owner: owner.clone(),
+            barriers: Vec::new(),
+            barrier_workers: 0,
         };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
@@ -174,6 +181,15 @@ impl Crew {
         Ok(())
     }
 
+    /// The barriers, once every flow stands before one and everything before them is acknowledged.
+    pub fn take_barriers(&mut self) -> Option<Vec<Barrier>> {
+        if self.barriers.len() < self.confirmed.len() || self.barrier_workers < self.members.len() {
+            return None;
+        }
+        self.barrier_workers = 0;
+        Some(std::mem::take(&mut self.barriers))
+    }
+
     /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is.
     pub fn confirmed(&self) -> Vec<u64> {
         self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
@@ -184,6 +200,11 @@ impl Crew {
         for worker in 0..self.members.len() {
             self.tell(worker, command());
         }
+    }
+
+    /// Keys dropped as strays under a rule that turned out to be wrong.
+    pub fn strays_in_doubt(&self) -> u64 {
+        self.owner.strays_in_doubt()
     }
 
     pub fn workers(&self) -> usize {
@@ -206,7 +227,15 @@ impl Crew {
                     Some(WorkerEvent::LaneLost { worker, lane, generation, client_id, marker, marked_dbs }) => {
                         self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs });
                     }
-                    Some(event) => return Ok(event),
+                    Some(event) => {
+                        // Kept here, because a flow may stand before a barrier while others are still in the full sync.
+                        match &event {
+                            WorkerEvent::AtBarrier(barrier) => self.barriers.push(barrier.clone()),
+                            WorkerEvent::BarrierDrained => self.barrier_workers += 1,
+                            _ => {}
+                        }
+                        return Ok(event);
+                    }
                     None => return Err(EngineError::Internal("all workers ended without a word".into())),
                 },
                 Some(again) = self.reconnected.recv() => {

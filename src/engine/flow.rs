@@ -9,8 +9,8 @@ use super::handle::FlowHandler;
 use super::input::{Cursor, HeapBudget, Room, Window};
 use super::lane::Lane;
 use super::settings::MigrateSettings;
-use super::stable::Stable;
 use super::sizes::Sizes;
+use super::stable::Stable;
 use super::worker::{FlowStart, WorkerEvent, has_room};
 use super::writer::{Encoder, Writer};
 use crate::dragonfly::blob::BlobReader;
@@ -158,10 +158,6 @@ impl Flow {
         self.state == FlowState::Complete
     }
 
-    pub fn is_stable(&self) -> bool {
-        matches!(self.state, FlowState::Stable | FlowState::AtBarrier)
-    }
-
     pub fn wants_read(&self, slab: &Slab) -> bool {
         !self.reading && !self.closed && self.input.chunk().is_some_and(|chunk| slab.room(chunk) > 0)
     }
@@ -290,10 +286,8 @@ impl Flow {
         let source = window.source();
         let bytes = window.bytes();
         let stop = loop {
+            // Asked also with nothing left: the end of an object takes no bytes.
             let rest = &bytes[position..];
-            if rest.is_empty() {
-                break Stop::Need(1);
-            }
             let raw_left = decoder.raw_bytes_left();
             if raw_left > 0 && !window_is_last {
                 let wanted = raw_left.min(PIECE_BYTES_MIN) as usize;
@@ -302,7 +296,7 @@ impl Flow {
                 }
             }
             let (event, consumed) = match decoder.next(rest)? {
-                Progress::NeedMore { at_least } => break Stop::Need(at_least),
+                Progress::NeedMore { at_least } => break Stop::Need(at_least.max(1)),
                 Progress::Event { event, consumed } => (event, consumed),
             };
             position += consumed;
@@ -331,7 +325,7 @@ impl Flow {
                         EngineError::Internal("the decoder let an EOF without JOURNAL_OFFSET pass".into())
                     })?;
                     *state = FlowState::Complete;
-                    let _ = events.send(WorkerEvent::Complete { flow: self.id, next_lsn });
+                    let _ = events.send(WorkerEvent::Complete { flow: self.id, next_lsn, token });
                     break Stop::Complete;
                 }
                 Event::Compressed { codec, frame } => {
@@ -442,7 +436,8 @@ impl Flow {
         if !self.follow {
             return Ok(());
         }
-        let next_lsn = self.next_lsn.ok_or_else(|| EngineError::Internal("a flow is complete without its LSN".into()))?;
+        let next_lsn =
+            self.next_lsn.ok_or_else(|| EngineError::Internal("a flow is complete without its LSN".into()))?;
         let decoder = JournalDecoder::new(self.id, atom_bytes_max).starting_at(self.decoder.offset_bytes());
         let mut stable = Stable::new(decoder, next_lsn);
         // Nothing is confirmed before the snapshot's last command is.

@@ -47,9 +47,7 @@ impl Stable {
         let due = match self.ack_sent {
             None => true,
             Some(sent) => {
-                self.ping
-                    || self.acked_lsn.0 >= sent.0 + ACK_RECORDS_MAX
-                    || now_ns >= self.ack_sent_ns + ACK_EVERY_NS
+                self.ping || self.acked_lsn.0 >= sent.0 + ACK_RECORDS_MAX || now_ns >= self.ack_sent_ns + ACK_EVERY_NS
             }
         };
         if !due {
@@ -154,13 +152,12 @@ impl Flow {
         }
     }
 
-    /// The barrier was executed, its position stored: the flow goes on behind it.
-    pub(super) fn release_barrier(&mut self) {
-        if let Some(stable) = &mut self.stable
-            && let Some(barrier) = stable.barrier.take()
-        {
-            stable.acked_lsn = stable.acked_lsn.max(barrier.next_lsn);
-            self.state = FlowState::Stable;
-        }
+    /// The barrier was executed, its position stored: the flow goes on behind it. Returns that position.
+    pub(super) fn release_barrier(&mut self) -> Option<Lsn> {
+        let stable = self.stable.as_mut()?;
+        let barrier = stable.barrier.take()?;
+        stable.acked_lsn = stable.acked_lsn.max(barrier.next_lsn);
+        self.state = FlowState::Stable;
+        Some(stable.acked_lsn)
     }
 }

@@ -7,7 +7,7 @@ use super::error::EngineError;
 use super::handle::Existing;
 use super::link::{Link, LinkError};
 use super::settings::{Endpoint, MigrateSettings, OnExisting};
-use crate::ids::DbIndex;
+use crate::ids::{DbIndex, Slot};
 use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
 use crate::redis::value::{self, Value};
@@ -317,4 +317,30 @@ pub async fn end_lanes(link: &mut TargetLink) -> Result<u64, EngineError> {
         }
     }
     Ok(ended)
+}
+
+/// Deletes the keys of these hash slots in database 0 (a cluster has no other).
+pub async fn delete_slots(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
+    let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
+    link.call(&[b"SELECT", b"0"]).await?;
+    loop {
+        let Value::Array(reply) = link.call(&[b"SCAN", &cursor, b"COUNT", b"1000"]).await? else {
+            return Err(EngineError::Target("the target answered SCAN with no array".into()));
+        };
+        let (Some(Value::Bulk(next)), Some(Value::Array(keys))) = (reply.first(), reply.get(1)) else {
+            return Err(EngineError::Target("the target answered SCAN with an unknown shape".into()));
+        };
+        for key in keys.iter().filter_map(Value::bytes) {
+            let slot = crate::redis::slot::slot(key);
+            let own = key.starts_with(OWN_PREFIX.as_bytes());
+            if !own && ranges.iter().any(|(first, last)| (*first..=*last).contains(&slot)) {
+                link.call(&[b"UNLINK", key]).await?;
+                deleted += 1;
+            }
+        }
+        if next.as_slice() == b"0" {
+            return Ok(deleted);
+        }
+        cursor = next.clone();
+    }
 }

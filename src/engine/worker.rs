@@ -17,10 +17,10 @@ use crate::convert::journal::GlobalCommand;
 use crate::convert::{Plan, Tally};
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::redis::resp;
 use crate::report::counters::{FlowSample, WorkerStats};
 use crate::report::document::NotCarried;
 use crate::report::latency::{Interval, Latency, Recorder};
-use crate::redis::resp;
 use crate::uring::{self, Class, Completion, CompletionKind, Features, Outgoing, Ring, Segment, Socket, Waker};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -94,6 +94,7 @@ pub enum WorkerEvent {
     Complete {
         flow: FlowId,
         next_lsn: Lsn,
+        token: [u8; 40],
     },
     /// All flows are complete (or decoding was stopped) and everything is acknowledged.
     Drained,
@@ -102,7 +103,10 @@ pub enum WorkerEvent {
     /// All flows of the worker stand before a barrier and everything before it is acknowledged.
     BarrierDrained,
     /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for.
-    Suspects { worker: usize, keys: Vec<(FlowId, DbIndex, Vec<u8>)> },
+    Suspects {
+        worker: usize,
+        keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
+    },
     /// Once a second.
     Sample {
         worker: usize,
@@ -219,8 +223,20 @@ pub fn run(start: WorkerStart) {
 
 impl Worker {
     fn new(start: WorkerStart) -> Result<Self, EngineError> {
-        let WorkerStart { index, cpu, settings, sizes, plan, owner, existing, flows, lanes, events, commands, confirmed } =
-            start;
+        let WorkerStart {
+            index,
+            cpu,
+            settings,
+            sizes,
+            plan,
+            owner,
+            existing,
+            flows,
+            lanes,
+            events,
+            commands,
+            confirmed,
+        } = start;
         if let Some(cpu) = cpu {
             uring::cpu::pin_current_thread(cpu)
                 .map_err(|e| EngineError::System(format!("worker {index} cannot be pinned to CPU {cpu}: {e}")))?;
@@ -232,7 +248,15 @@ impl Worker {
         let mut built = Vec::with_capacity(flows.len());
         for (position, flow) in flows.into_iter().enumerate() {
             let handler = FlowHandler::new(flow.id, plan.clone(), owner.clone(), existing.clone());
-            built.push(Flow::new(flow, position % lanes.len().max(1), handler, &sizes, follow, ring.slab_mut(), &heap)?);
+            built.push(Flow::new(
+                flow,
+                position % lanes.len().max(1),
+                handler,
+                &sizes,
+                follow,
+                ring.slab_mut(),
+                &heap,
+            )?);
         }
         let waker = ring.waker();
         let features = Box::new(ring.features().clone());
@@ -301,7 +325,11 @@ impl Worker {
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
                     for flow in &mut self.flows {
-                        flow.release_barrier();
+                        if let Some(lsn) = flow.release_barrier()
+                            && let Some(shared) = self.confirmed.get(flow.id.0 as usize)
+                        {
+                            shared.fetch_max(lsn.0, Ordering::Release);
+                        }
                     }
                 }
                 Ok(WorkerCommand::Drain) => self.draining = true,

@@ -8,9 +8,9 @@
 use super::batch::{Batch, Guard};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn};
-use smallvec::SmallVec;
 use crate::uring::{ChunkId, Class as ChunkClass, Segment, Slab};
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::io::Write;
 
 /// Segments after which a batch closes, well under the kernel's 1024 parts a message.
