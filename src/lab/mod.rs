@@ -18,6 +18,7 @@ pub mod cpu;
 pub mod encode;
 pub mod error;
 pub mod flow;
+pub mod generate;
 pub mod master;
 pub mod recordings;
 pub mod relay;
