@@ -94,7 +94,13 @@ mod tests {
         ];
         let machine = Machine::judge(checks, Memlock { limit_bytes: Some(8 << 20), exempt: false });
         assert!(!machine.usable);
-        insta::assert_snapshot!(machine.text(), @"");
+        insta::assert_snapshot!(machine.text(), @r#"
+        kernel               yes     6.1.0-13-amd64
+        ring-defer-taskrun   FAILED  io_uring is forbidden to this process
+        sendmsg-zc-fixed     no      needs Linux 6.15
+        warning: only 8.0 MiB of memory may be locked, and the buffers of the default --memory take 128.0 MiB: they are not registered with the kernel then, which costs a little CPU time. Raise the limit (ulimit -l 131072, LimitMEMLOCK= in a unit file, docker run --ulimit memlock=-1) or give CAP_IPC_LOCK
+        df2redis does not run on this machine: see what FAILED, and linux-only.md.
+        "#);
     }
 
     #[test]

@@ -126,6 +126,7 @@ impl<'o> Job<'o> {
                 Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, attempt, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
+                    target = self.target_again(&probed.run_id).await?;
                     target.call(&[b"FLUSHALL"]).await?;
                     self.totals = Totals::new();
                     self.enter(Phase::Connect);
@@ -135,6 +136,7 @@ impl<'o> Job<'o> {
             }
         };
         self.enter(Phase::Settling);
+        target = self.target_again(&probed.run_id).await?;
         self.ask_suspects(&mut target, &summaries).await?;
         self.remove_markers(&mut target, &summaries).await?;
         if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
@@ -145,6 +147,20 @@ impl<'o> Job<'o> {
         }
         self.enter(Phase::Done);
         Ok(())
+    }
+
+    /// A fresh control connection: the first one was idle all through the sync, and the target (`timeout`) or a firewall
+    /// may have closed it.
+    async fn target_again(&self, run_id: &str) -> Result<TargetLink, EngineError> {
+        let mut link = TargetLink::connect(&self.settings.target, self.settings.connect_timeout).await?;
+        if target::run_id(&mut link).await? == run_id {
+            return Ok(link);
+        }
+        Err(EngineError::Target(
+            "the target server was restarted during the run, so writes that it had acknowledged may be lost; run again \
+             with --on-existing flush"
+                .into(),
+        ))
     }
 
     /// One full sync. Workers are stopped whatever happens; their summaries enter the report.
@@ -290,6 +306,7 @@ impl<'o> Job<'o> {
         for tally in &summary.tallies {
             super::rows::add_tally(&mut self.report, tally);
         }
+        super::rows::add_existing(&mut self.report, summary.existing_skipped);
         self.report.search_indexes.extend(summary.search_indexes);
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;
