@@ -12,6 +12,11 @@ mod layout;
 mod listpack;
 mod lzf;
 pub mod owner;
+mod release;
+pub mod reply;
+mod request;
+pub mod session;
+mod session_error;
 pub mod stream;
 mod stream_value;
 #[cfg(test)]

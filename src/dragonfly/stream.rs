@@ -842,4 +842,6 @@ fn skip_module_aux(reader: &mut Reader<'_>) -> Read<()> {
 }
 
 #[cfg(test)]
+mod proptests;
+#[cfg(test)]
 mod tests;
