@@ -156,6 +156,7 @@ impl<'o> Job<'o> {
         for tally in &summary.tallies {
             super::rows::add_tally(&mut self.report, tally);
         }
+        super::rows::add_existing(&mut self.report, summary.existing_skipped);
         self.report.search_indexes.extend(summary.search_indexes);
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;

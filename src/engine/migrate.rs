@@ -44,6 +44,7 @@ impl Job<'_> {
                 Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, attempt, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
+                    target = self.target_again(&probed.run_id).await?;
                     target.call(&[b"FLUSHALL"]).await?;
                     self.totals = Totals::new();
                     self.enter(Phase::Connect);
@@ -53,6 +54,7 @@ impl Job<'_> {
             }
         };
         self.enter(Phase::Settling);
+        target = self.target_again(&probed.run_id).await?;
         self.ask_suspects(&mut target, &summaries).await?;
         self.remove_markers(&mut target, &summaries).await?;
         self.note_target_cpu(&mut target, &probed).await;
@@ -86,6 +88,20 @@ impl Job<'_> {
         if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(target).await) {
             self.report.cpu_target = Some(after.since(before));
         }
+    }
+
+    /// A fresh control connection: the first one was idle all through the sync, and the target (`timeout`) or a firewall
+    /// may have closed it.
+    async fn target_again(&self, run_id: &str) -> Result<TargetLink, EngineError> {
+        let mut link = TargetLink::connect(&self.settings.target, self.settings.connect_timeout).await?;
+        if target::run_id(&mut link).await? == run_id {
+            return Ok(link);
+        }
+        Err(EngineError::Target(
+            "the target server was restarted during the run, so writes that it had acknowledged may be lost; run again \
+             with --on-existing flush"
+                .into(),
+        ))
     }
 
     /// One full sync. Workers are stopped whatever happens; their summaries enter the report.
