@@ -5,7 +5,7 @@
 
 use super::error::EngineError;
 use super::handle::Existing;
-use super::migrate::{owner_rule, plan_of};
+use super::migrate::{graver, owner_rule, plan_of};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::target::{self, OWN_PREFIX, TargetLink};
@@ -42,6 +42,8 @@ pub struct Crew {
     reconnected: UnboundedReceiver<Reconnected>,
     reconnected_tx: UnboundedSender<Reconnected>,
     summaries: Vec<WorkerSummary>,
+    /// Ids, at the target, of all connections that workers had.
+    client_ids: Vec<i64>,
 }
 
 struct Reconnected {
@@ -98,18 +100,16 @@ impl Crew {
             reconnected,
             reconnected_tx,
             summaries: Vec::new(),
+            client_ids: Vec::new(),
         };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
             for lane in 0..lanes_of(share.len()) {
                 let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
-                lanes.push(LaneStart {
-                    node: 0,
-                    client_id: target::client_id(&mut link).await?,
-                    socket: link.hand_over()?,
-                    marker,
-                });
+                let client_id = target::client_id(&mut link).await?;
+                crew.client_ids.push(client_id);
+                lanes.push(LaneStart { node: 0, client_id, socket: link.hand_over()?, marker });
             }
             let (commands, receiver) = mpsc::channel();
             let start = WorkerStart {
@@ -189,6 +189,7 @@ impl Crew {
                 },
                 Some(again) = self.reconnected.recv() => {
                     let Again { socket, client_id, applied } = again.result?;
+                    self.client_ids.push(client_id);
                     let command =
                         WorkerCommand::Resume { lane: again.lane, generation: again.generation, socket, client_id, applied };
                     self.tell(again.worker, command);
@@ -217,6 +218,11 @@ impl Crew {
         });
     }
 
+    /// Ids of all connections that workers had. What they sent last may still wait at the target.
+    pub fn client_ids(&self) -> &[i64] {
+        &self.client_ids
+    }
+
     /// Stops every worker and waits for it. Returns their summaries and the first failure among them.
     pub async fn stop(&mut self) -> (Vec<WorkerSummary>, Result<(), EngineError>) {
         for worker in 0..self.members.len() {
@@ -227,11 +233,7 @@ impl Crew {
         loop {
             match tokio::time::timeout_at(deadline, self.events.recv()).await {
                 Ok(Some(WorkerEvent::Finished { summary })) => self.summaries.push(*summary),
-                Ok(Some(WorkerEvent::Failed { error, .. })) => {
-                    if outcome.is_ok() {
-                        outcome = Err(error);
-                    }
-                }
+                Ok(Some(WorkerEvent::Failed { error, .. })) => outcome = graver(outcome, Err(error)),
                 Ok(Some(WorkerEvent::Ready { worker, waker, .. })) => {
                     waker.wake();
                     if let Some(member) = self.members.get_mut(worker) {
@@ -263,7 +265,8 @@ async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) ->
     loop {
         match try_again(settings, run_id, lost).await {
             Ok(done) => return Ok(done),
-            Err(error @ EngineError::Refused(_)) => return Err(EngineError::Target(error.to_string())),
+            // Waiting does not help.
+            Err(EngineError::Refused(reason)) => return Err(EngineError::Target(reason)),
             Err(error) if tokio::time::Instant::now() + pause >= deadline => {
                 return Err(EngineError::Target(format!(
                     "the connection was lost and could not be made again within {:?}: {error}",
@@ -283,11 +286,7 @@ async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Res
     let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
     let now = target::run_id(&mut link).await?;
     if now != run_id {
-        return Err(EngineError::Refused(
-            "the target server was restarted during the run, so writes that it had acknowledged may be lost; run again \
-             with --on-existing flush"
-                .into(),
-        ));
+        return Err(EngineError::Refused(target::RESTARTED.into()));
     }
     // Bytes of the lost connection may still wait at the target: it must never execute them after what comes now.
     target::end_client(&mut link, lost.client_id).await?;

@@ -8,12 +8,13 @@
 
 use super::crew::{Crew, CrewPlan};
 use super::error::{Class, EngineError};
+use super::handle::Existing;
 use super::phase::Phase;
 use super::settings::{MigrateSettings, OnExisting};
 use super::source::Source;
 use super::target::{self, TargetLink};
 use super::worker::{WorkerEvent, WorkerSummary};
-use crate::convert::{Limits, Plan};
+use crate::convert::{Limits, Plan, What};
 use crate::dragonfly::owner::OwnerRule;
 use crate::redis::Capabilities;
 use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
@@ -22,7 +23,7 @@ use crate::report::observer::{FlowProgress, Observer, ProgressSnapshot};
 use crate::uring::{self, Ring, RingSettings, SlabLayout};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Runs the job to its end. Never panics on what peers do; every failure is in the outcome.
 pub fn run_migrate(command: &str, settings: MigrateSettings, observer: &mut dyn Observer) -> RunInputs {
@@ -48,6 +49,8 @@ fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
 
 /// A sync that the source voided by a flush is begun anew this many times.
 const ATTEMPTS_MAX: u32 = 5;
+/// Names of search indexes that the report lists.
+const SEARCH_INDEXES_MAX: usize = 1000;
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) struct Job<'o> {
@@ -62,6 +65,8 @@ pub(super) struct Job<'o> {
     /// Something was written to the target.
     touched: bool,
     transfer_since: Option<Instant>,
+    /// Ids, at the target, of the connections of the last attempt's workers.
+    client_ids: Vec<i64>,
     cpu_at_start: Option<CpuSample>,
 }
 
@@ -83,6 +88,7 @@ impl<'o> Job<'o> {
             keys_expected: None,
             touched: false,
             transfer_since: None,
+            client_ids: Vec::new(),
             cpu_at_start: CpuSample::of_process(),
         }
     }
@@ -97,6 +103,77 @@ impl<'o> Job<'o> {
     }
 
     async fn run(&mut self) -> Result<(), EngineError> {
+        let mut signals = Signals::new()?;
+        let (probed, mut source, existing) = tokio::select! {
+            ready = self.prepare() => ready?,
+            () = signals.received() => return Err(EngineError::Interrupted),
+        };
+        let settings = self.settings.clone();
+        let may_flush = probed.keyspace.is_empty() || settings.on_existing == OnExisting::Flush;
+        let mut attempt = 1;
+        let summaries = loop {
+            let plan = CrewPlan {
+                settings: settings.clone(),
+                capabilities: probed.capabilities.clone(),
+                existing: existing.clone(),
+                run_id: probed.run_id.clone(),
+            };
+            match self.attempt(&mut source, plan, &mut signals).await {
+                Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
+                    tracing::warn!(flow, %command, attempt, "the source was flushed during the full sync: beginning anew");
+                    attempt += 1;
+                    // What the workers sent last must not be executed after the FLUSHALL.
+                    let mut target = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+                    for client_id in std::mem::take(&mut self.client_ids) {
+                        target::end_client(&mut target, client_id).await?;
+                    }
+                    target.call(&[b"FLUSHALL", b"ASYNC"]).await?;
+                    self.totals = Totals::new();
+                    self.report.not_carried = Default::default();
+                    self.enter(Phase::Connect);
+                    source = Source::connect(&settings.source, settings.connect_timeout).await?;
+                }
+                Err(EngineError::SyncVoided { flow, command }) if !may_flush => {
+                    return Err(EngineError::Source(format!(
+                        "flow {flow}: the source ran {command} during the full sync, which voids the snapshot. The sync \
+                         could begin anew only after emptying the target, which held keys of its own (--on-existing {}), \
+                         so it is left as it is",
+                        if settings.on_existing == OnExisting::Skip { "skip" } else { "replace" }
+                    )));
+                }
+                result => break result?,
+            }
+        };
+        self.enter(Phase::Settling);
+        tokio::select! {
+            settled = self.settle(&probed, &summaries) => settled?,
+            () = signals.received() => return Err(EngineError::Interrupted),
+        }
+        for summary in summaries {
+            self.add_summary(summary);
+        }
+        self.enter(Phase::Done);
+        Ok(())
+    }
+
+    /// What must be done once everything is acknowledged.
+    async fn settle(&mut self, probed: &target::Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+        // A connection of its own: the first one would have been idle for as long as the load took, and a target with
+        // `timeout` closes such.
+        let mut target = TargetLink::connect(&self.settings.target, self.settings.connect_timeout).await?;
+        if target::run_id(&mut target).await? != probed.run_id {
+            return Err(EngineError::Target(target::RESTARTED.into()));
+        }
+        self.ask_suspects(&mut target, summaries).await?;
+        self.remove_markers(&mut target, summaries).await?;
+        if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
+            self.report.cpu_target = Some(after.since(before));
+        }
+        Ok(())
+    }
+
+    /// Asks both sides what they are, and applies `--on-existing`.
+    async fn prepare(&mut self) -> Result<(target::Target, Source, Arc<Existing>), EngineError> {
         let settings = self.settings.clone();
         let mut target = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
         let probed = target::probe(&mut target).await?;
@@ -107,56 +184,37 @@ impl<'o> Job<'o> {
             flows: 0,
         }];
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
-        let mut source = Source::connect(&settings.source, settings.connect_timeout).await?;
+        let source = Source::connect(&settings.source, settings.connect_timeout).await?;
         self.keys_expected = source.keys();
         self.report.source.make = "dragonfly".into();
         self.report.source.version = source.version().to_string();
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
-        let may_flush = probed.keyspace.is_empty() || settings.on_existing == OnExisting::Flush;
-        let mut attempt = 1;
-        let summaries = loop {
-            let plan = CrewPlan {
-                settings: settings.clone(),
-                capabilities: probed.capabilities.clone(),
-                existing: existing.clone(),
-                run_id: probed.run_id.clone(),
-            };
-            match self.attempt(&mut source, plan).await {
-                Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
-                    tracing::warn!(flow, %command, attempt, "the source was flushed during the full sync: beginning anew");
-                    attempt += 1;
-                    target.call(&[b"FLUSHALL"]).await?;
-                    self.totals = Totals::new();
-                    self.enter(Phase::Connect);
-                    source = Source::connect(&settings.source, settings.connect_timeout).await?;
-                }
-                result => break result?,
-            }
-        };
-        self.enter(Phase::Settling);
-        self.ask_suspects(&mut target, &summaries).await?;
-        self.remove_markers(&mut target, &summaries).await?;
-        if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
-            self.report.cpu_target = Some(after.since(before));
-        }
-        for summary in summaries {
-            self.add_summary(summary);
-        }
-        self.enter(Phase::Done);
-        Ok(())
+        Ok((probed, source, existing))
     }
 
     /// One full sync. Workers are stopped whatever happens; their summaries enter the report.
-    async fn attempt(&mut self, source: &mut Source, plan: CrewPlan) -> Result<Vec<WorkerSummary>, EngineError> {
+    async fn attempt(
+        &mut self,
+        source: &mut Source,
+        plan: CrewPlan,
+        signals: &mut Signals,
+    ) -> Result<Vec<WorkerSummary>, EngineError> {
         self.enter(Phase::Flows);
-        source.register().await?;
-        self.report.source.flows = source.flows();
-        let flows = source.open_flows().await?;
-        let mut crew = Crew::start(plan, flows).await?;
-        let result = self.sync(source, &mut crew).await;
+        let opened = async {
+            source.register().await?;
+            self.report.source.flows = source.flows();
+            let flows = source.open_flows().await?;
+            Crew::start(plan, flows).await
+        };
+        let mut crew = tokio::select! {
+            crew = opened => crew?,
+            () = signals.received() => return Err(EngineError::Interrupted),
+        };
+        let result = self.sync(source, &mut crew, signals).await;
         let (summaries, ended) = crew.stop().await;
-        match result.and(ended) {
+        self.client_ids = crew.client_ids().to_vec();
+        match graver(result, ended) {
             Ok(()) => Ok(summaries),
             Err(error) => {
                 if !matches!(error, EngineError::SyncVoided { .. }) {
@@ -169,12 +227,10 @@ impl<'o> Job<'o> {
         }
     }
 
-    async fn sync(&mut self, source: &mut Source, crew: &mut Crew) -> Result<(), EngineError> {
+    async fn sync(&mut self, source: &mut Source, crew: &mut Crew, signals: &mut Signals) -> Result<(), EngineError> {
         self.report.ring_features = crew.features();
         let flows = source.flows() as usize;
         let (mut at_end, mut complete, mut drained) = (0, 0, 0);
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| EngineError::System(e.to_string()))?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(|e| EngineError::System(e.to_string()))?;
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         self.enter(Phase::FullSync);
         self.touched = true;
@@ -200,8 +256,7 @@ impl<'o> Job<'o> {
                     event => self.watch(event),
                 },
                 _ = ticks.tick() => self.progress(),
-                _ = interrupt.recv() => return Err(EngineError::Interrupted),
-                _ = terminate.recv() => return Err(EngineError::Interrupted),
+                () = signals.received() => return Err(EngineError::Interrupted),
             }
             if self.phase == Phase::FullSync && at_end == flows && request.is_none() {
                 self.enter(Phase::StartingStable);
@@ -279,6 +334,14 @@ impl<'o> Job<'o> {
     }
 
     fn add_not_carried(&mut self, item: &NotCarried) {
+        if item.kind == What::SearchIndex.name() && self.report.search_indexes.len() < SEARCH_INDEXES_MAX {
+            let name = item.key.split(|byte| *byte == b' ').next().unwrap_or_default();
+            let name = String::from_utf8_lossy(name).into_owned();
+            // From 1.37 on every flow says it (wire 2.4).
+            if !self.report.search_indexes.contains(&name) {
+                self.report.search_indexes.push(name);
+            }
+        }
         self.report.not_carried.push(item);
         self.observer.not_carried(item);
     }
@@ -290,7 +353,6 @@ impl<'o> Job<'o> {
         for tally in &summary.tallies {
             super::rows::add_tally(&mut self.report, tally);
         }
-        self.report.search_indexes.extend(summary.search_indexes);
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;
         }
@@ -334,6 +396,36 @@ impl<'o> Job<'o> {
             self.phase.name(),
             target::OWN_PREFIX
         )
+    }
+}
+
+/// The cause among two ends. A worker that fails for its own reasons closes its flows, whereupon the source ends all of the
+/// registration: what is then heard of the source is only the echo.
+pub(super) fn graver(left: Result<(), EngineError>, right: Result<(), EngineError>) -> Result<(), EngineError> {
+    match (left, right) {
+        (Err(EngineError::Source(_)), Err(right)) => Err(right),
+        (left, right) => left.and(right),
+    }
+}
+
+/// SIGINT and SIGTERM, from the start of the run to its end: what comes between two waits is not lost.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, EngineError> {
+        let listen = |kind| signal(kind).map_err(|e| EngineError::System(format!("signals cannot be received: {e}")));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Returns when one of them came.
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
