@@ -25,8 +25,7 @@ pub fn run(args: &BenchArgs, spec: &Spec) -> Result<RelayStats, LabError> {
         let mut buffer = vec![0; 256 << 10];
         while matches!(theirs.read(&mut buffer), Ok(1..)) {}
     });
-    let options =
-        RelayOptions { chunk_bytes: args.relay_chunk, cpu: Some(args.tool_cpu), ..RelayOptions::default() };
+    let options = RelayOptions { chunk_bytes: args.relay_chunk, cpu: Some(args.tool_cpu), ..RelayOptions::default() };
     // In a thread of its own: it is pinned elsewhere than its peers.
     let relay = std::thread::spawn(move || run_relay(source, sink, &options));
     let stats = relay.join().map_err(|_| LabError::Bench("the relay panicked".into()))?;

@@ -30,7 +30,10 @@ pub fn run(args: &BenchArgs, results: &mut Results) -> Result<(), LabError> {
                 let run = tool::migrate(args, &spec, server.port())?;
                 Ok((run, cpu_s(client)? - before))
             })?;
-            eprintln!("redis, {flows} flows {}: {run:?} redis {server_cpu_s:.2} pipe {pipe_s:.2} blind {blind_s:.2}", round + 1);
+            eprintln!(
+                "redis, {flows} flows {}: {run:?} redis {server_cpu_s:.2} pipe {pipe_s:.2} blind {blind_s:.2}",
+                round + 1
+            );
             figures.of_pipe.push(pipe_s / run.transfer_s);
             figures.of_blind.push(blind_s / run.transfer_s);
             figures.cpu_share.push(run.cpu_s / server_cpu_s);

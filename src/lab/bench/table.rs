@@ -57,7 +57,8 @@ impl Results {
     pub fn render(&self) -> String {
         let mut text = String::new();
         let _ = writeln!(text, "`{}` on {}\n", self.command, self.machine);
-        text += "| case | figure | median | lowest | highest | to reach | reached |\n|---|---|---:|---:|---:|---:|---|\n";
+        text +=
+            "| case | figure | median | lowest | highest | to reach | reached |\n|---|---|---:|---:|---:|---:|---|\n";
         for row in &self.rows {
             let wanted = match (row.at_least, row.at_most) {
                 (Some(least), _) => format!(">= {least}"),
@@ -86,7 +87,8 @@ fn short(value: f64) -> String {
 
 fn machine() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let models: Vec<&str> = info.lines().filter_map(|line| line.strip_prefix("model name")?.split(": ").nth(1)).collect();
+    let models: Vec<&str> =
+        info.lines().filter_map(|line| line.strip_prefix("model name")?.split(": ").nth(1)).collect();
     let model = models.first().copied().unwrap_or("unknown CPU");
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or("?");

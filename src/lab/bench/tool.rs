@@ -20,7 +20,6 @@ pub struct ToolRun {
     pub transfer_s: f64,
     pub system_calls: u64,
     pub rss_bytes: u64,
-    pub pipeline_depth: f64,
 }
 
 /// A run from a generated source into a sink.
@@ -68,7 +67,6 @@ pub fn migrate(args: &BenchArgs, spec: &Spec, target_port: u16) -> Result<ToolRu
         transfer_s: number("/rates/transfer_ms") / 1e3,
         system_calls: number("/batches/system_calls") as u64,
         rss_bytes: number("/rss_bytes_peak") as u64,
-        pipeline_depth: number("/batches/pipeline_depth_mean"),
     };
     if run.keys != keys {
         return Err(LabError::Bench(format!("df2redis reports {} keys of {keys}", run.keys)));
