@@ -118,11 +118,7 @@ impl FlowHandler {
     /// An object of the snapshot, or a part of one, or an AUX field.
     pub fn snapshot(&mut self, event: &Event<'_>, now_ms: i64, out: &mut Writer<'_>) -> Result<(), EngineError> {
         match event {
-            Event::Whole { meta, body } => {
-                if !self.admits(meta, Some(body)) {
-                    return Ok(());
-                }
-            }
+            Event::Whole { meta, body } if !self.admits(meta, Some(body)) => return Ok(()),
             Event::Begin { object, meta, .. } => {
                 self.dropped_objects.retain(|id| id != object);
                 if !self.admits(meta, None) {

@@ -254,12 +254,12 @@ impl Lane {
                 let step = count.min(u64::from(batch.commands - batch.replied));
                 batch.replied += step as u32;
                 count -= step;
-                if batch.replied == batch.commands {
-                    if let Some(batch) = sent.pop_front() {
-                        *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
-                        *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
-                        acked(batch);
-                    }
+                if batch.replied == batch.commands
+                    && let Some(batch) = sent.pop_front()
+                {
+                    *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
+                    *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
+                    acked(batch);
                 }
             }
         });
