@@ -194,16 +194,17 @@ impl Held {
         Some(at)
     }
 
-    /// Takes one key whose expiry is to be set now. `after_ms`: expiries before it stay held (the source's own DEL, or a
+    /// Takes the keys whose expiry is to be set now. `after_ms`: expiries before it stay held (the source's own DEL, or a
     /// renewal, is on its way); None: all are given back.
-    pub fn release(&mut self, after_ms: Option<i64>) -> Option<(DbIndex, Box<[u8]>, i64)> {
-        let due = |at: i64| after_ms.is_none_or(|after| at > after);
-        let (db, key, at) = self
-            .by_db
-            .iter()
-            .find_map(|(db, keys)| keys.iter().find(|(_, at)| due(**at)).map(|(key, at)| (*db, key.clone(), *at)))?;
-        self.remove(db, &key);
-        Some((db, key, at))
+    pub fn take_due(&mut self, after_ms: Option<i64>) -> Vec<(DbIndex, Box<[u8]>, i64)> {
+        let mut due = Vec::new();
+        for (db, keys) in &mut self.by_db {
+            let taken = keys.extract_if(|_, at| after_ms.is_none_or(|after| *at > after));
+            due.extend(taken.map(|(key, at)| (*db, key, at)));
+        }
+        self.by_db.retain(|_, keys| !keys.is_empty());
+        self.recount();
+        due
     }
 
     /// All keys of a database are gone, or of all.
@@ -212,6 +213,10 @@ impl Held {
             None => self.by_db.clear(),
             Some(db) => drop(self.by_db.remove(&db)),
         }
+        self.recount();
+    }
+
+    fn recount(&mut self) {
         let keys = self.by_db.values().flat_map(HashMap::keys);
         self.bytes_used = keys.map(|key| key.len() + KEY_OVERHEAD_BYTES).sum();
     }
@@ -241,7 +246,9 @@ mod tests {
     }
 
     fn all(held: &mut Held) -> Vec<(String, i64)> {
-        let mut keys: Vec<_> = std::iter::from_fn(|| held.release(None))
+        let mut keys: Vec<_> = held
+            .take_due(None)
+            .into_iter()
             .map(|(_, key, at)| (String::from_utf8_lossy(&key).into_owned(), at))
             .collect();
         keys.sort();
@@ -287,7 +294,7 @@ mod tests {
         assert_eq!(all(&mut held), [("k".to_string(), NOW + 5)]);
         assert_eq!(record(&mut held, "RESTORE k 1000002 P ABSTTL"), "RESTORE k 0 P ABSTTL");
         assert_eq!(record(&mut held, "MOVE k 3"), "MOVE k 3");
-        assert_eq!(held.release(None), Some((DbIndex(3), b"k"[..].into(), NOW + 2)));
+        assert_eq!(held.take_due(None), [(DbIndex(3), b"k"[..].into(), NOW + 2)]);
     }
 
     #[test]
@@ -327,8 +334,8 @@ mod tests {
         let mut held = held();
         held.snapshot_key(DB, b"past", Some(NOW - 5), NOW);
         held.snapshot_key(DB, b"near", Some(NOW + 5), NOW);
-        assert_eq!(held.release(Some(NOW)), Some((DB, b"near"[..].into(), NOW + 5)));
-        assert_eq!(held.release(Some(NOW)), None);
+        assert_eq!(held.take_due(Some(NOW)), [(DB, b"near"[..].into(), NOW + 5)]);
+        assert_eq!(held.take_due(Some(NOW)), []);
         assert!(!held.is_empty());
     }
 }

@@ -123,7 +123,7 @@ impl Lane {
     }
 
     /// A writer that borrows nothing.
-    fn plain_writer<'a>(&'a mut self, slab: &'a mut Slab, batch_bytes: usize, read_ns: u64) -> Writer<'a> {
+    pub fn plain_writer<'a>(&'a mut self, slab: &'a mut Slab, batch_bytes: usize, read_ns: u64) -> Writer<'a> {
         Writer {
             encoder: &mut self.encoder,
             slab,
