@@ -51,6 +51,8 @@ fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
 const ATTEMPTS_MAX: u32 = 5;
 /// Names of search indexes that the report lists.
 const SEARCH_INDEXES_MAX: usize = 1000;
+const SETTLE_TRIES: u32 = 6;
+const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) struct Job<'o> {
@@ -146,7 +148,7 @@ impl<'o> Job<'o> {
         };
         self.enter(Phase::Settling);
         tokio::select! {
-            settled = self.settle(&probed, &summaries) => settled?,
+            settled = self.settle_patiently(&probed, &summaries) => settled?,
             () = signals.received() => return Err(EngineError::Interrupted),
         }
         for summary in summaries {
@@ -156,7 +158,25 @@ impl<'o> Job<'o> {
         Ok(())
     }
 
-    /// What must be done once everything is acknowledged.
+    /// Everything is loaded: a connection that breaks now is no reason to call it a failure.
+    async fn settle_patiently(
+        &mut self,
+        probed: &target::Target,
+        summaries: &[WorkerSummary],
+    ) -> Result<(), EngineError> {
+        let mut pause = SETTLE_PAUSE;
+        for _ in 1..SETTLE_TRIES {
+            match self.settle(probed, summaries).await {
+                Err(error @ EngineError::Target(_)) => tracing::warn!(%error, "trying again to settle"),
+                done => return done,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        self.settle(probed, summaries).await
+    }
+
+    /// What must be done once everything is acknowledged. May be done again.
     async fn settle(&mut self, probed: &target::Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
         // A connection of its own: the first one would have been idle for as long as the load took, and a target with
         // `timeout` closes such.
@@ -306,6 +326,7 @@ impl<'o> Job<'o> {
 
     /// Keys that an omitted DEL of the source may have left behind (wire 2.10).
     async fn ask_suspects(&mut self, target: &mut TargetLink, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+        self.report.suspects.asked = 0;
         let suspects: Vec<_> = summaries.iter().flat_map(|s| s.suspects.iter()).collect();
         if suspects.is_empty() {
             return Ok(());
@@ -403,7 +424,7 @@ impl<'o> Job<'o> {
 /// registration: what is then heard of the source is only the echo.
 pub(super) fn graver(left: Result<(), EngineError>, right: Result<(), EngineError>) -> Result<(), EngineError> {
     match (left, right) {
-        (Err(EngineError::Source(_)), Err(right)) => Err(right),
+        (Err(EngineError::Source(_)), Err(right)) if !matches!(right, EngineError::Source(_)) => Err(right),
         (left, right) => left.and(right),
     }
 }
