@@ -1,87 +1,118 @@
-//! Which flow owns a key, and how the source computes it (wire 1.1).
+//! Which flow owns a key, so that strays can be dropped (wire 1.1).
 //!
-//! PFMERGE leaves copies of its result on flows that do not own the key (strays), and every snapshot sends them. So the
-//! rule is learned from the keys themselves: all but strays fit, and only HyperLogLogs can be strays. A rule is given up
-//! at the first other key that does not fit it; if none is left, nothing is ever called a stray.
-//! Shared by all workers: two atomics.
+//! A master places a key by XXH64 of the key, or of its hash tag if so configured; the stream does not say which. An
+//! [`OwnerRule`] is shared by all flows and starts with both rules alive. Each key that [`OwnerRule::observe`] is shown can
+//! refute a rule by standing on a flow where that rule does not put it; only HyperLogLogs cannot, because strays are made
+//! by PFMERGE alone. [`OwnerRule::verdict`] says `Stray` only if every rule that is still alive says so.
+//!
+//! Flags such as `locktag_delimiter` make rules that are not known here: then both are refuted and the verdict is
+//! `Unknown` for good. Keys judged `Stray` before that were judged by a wrong rule: [`OwnerRule::strays_in_doubt`] counts
+//! them, and a sync in which it is not 0 must not be called a success.
 
 use crate::ids::FlowId;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use twox_hash::XxHash64;
 
-/// Seed of the source's key hash, the same in every release.
+/// Seed of the hash that places keys; the same in every release examined.
 const SEED: u64 = 120_577_240_643;
 
-/// Whether a flow owns a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Flow of a key by the hash of the whole key.
+pub fn flow_of_key(key: &[u8], flows: u32) -> FlowId {
+    FlowId((XxHash64::oneshot(SEED, key) % u64::from(flows.max(1))) as u32)
+}
+
+/// What is hashed under `lock_on_hashtags` and in cluster mode: what stands between the first `{` and the first `}` after
+/// it, or the whole key if there is nothing.
+pub fn hash_tag(key: &[u8]) -> &[u8] {
+    let tag = memchr::memchr(b'{', key).and_then(|open| {
+        let after = key.get(open + 1..)?;
+        after.get(..memchr::memchr(b'}', after)?)
+    });
+    tag.filter(|tag| !tag.is_empty()).unwrap_or(key)
+}
+
+/// What can be said about a key on a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Own,
+    /// The flow does not own the key: what it says about it is not true.
     Stray,
-    /// No rule fits what was seen, or the rules that fit disagree.
+    /// The rules do not agree, or none fits: keep the key.
     Unknown,
 }
 
+/// Learns from keys which rule the master follows. Shared by all flows.
 #[derive(Debug)]
 pub struct OwnerRule {
-    flows: u64,
-    whole_key_fits: AtomicBool,
-    hash_tag_fits: AtomicBool,
+    flows: u32,
+    /// Rules that no key has refuted.
+    alive: AtomicU8,
+    /// Verdicts `Stray` given.
+    strays: AtomicU64,
 }
+
+const PLAIN: u8 = 1;
+const HASH_TAG: u8 = 2;
+const BOTH: u8 = PLAIN | HASH_TAG;
 
 impl OwnerRule {
+    /// `flows`: number of shards of the master.
     pub fn new(flows: u32) -> Self {
-        Self {
-            flows: u64::from(flows.max(1)),
-            whole_key_fits: AtomicBool::new(true),
-            hash_tag_fits: AtomicBool::new(true),
-        }
+        Self { flows, alive: AtomicU8::new(BOTH), strays: AtomicU64::new(0) }
     }
 
-    /// Learns from a key of the snapshot. HyperLogLogs teach nothing, because they may be strays.
+    /// Takes a snapshot key into account. `is_hyll`: its value is a string beginning `HYLL`. It is enough to show the
+    /// first few thousand keys and every key that contains `{`, each before its verdict is asked for.
     pub fn observe(&self, flow: FlowId, key: &[u8], is_hyll: bool) {
-        if is_hyll || self.flows == 1 {
+        let alive = self.alive.load(Ordering::Relaxed);
+        if is_hyll || alive == 0 || self.flows <= 1 {
             return;
         }
-        let tag = hash_tag(key);
-        let whole = self.owner(key) == flow;
-        if !whole {
-            self.whole_key_fits.store(false, Ordering::Relaxed);
-        }
-        let tagged = if tag.len() == key.len() { whole } else { self.owner(tag) == flow };
-        if !tagged {
-            self.hash_tag_fits.store(false, Ordering::Relaxed);
+        let misfits = BOTH & !self.fitting(flow, key);
+        if alive & misfits != 0 {
+            self.alive.fetch_and(!misfits, Ordering::Relaxed);
         }
     }
 
+    /// Whether the flow owns the key, as far as is known.
     pub fn verdict(&self, flow: FlowId, key: &[u8]) -> Verdict {
-        if self.flows == 1 {
+        if self.flows <= 1 {
             return Verdict::Own;
         }
-        let fits = (self.whole_key_fits.load(Ordering::Relaxed), self.hash_tag_fits.load(Ordering::Relaxed));
-        let of = |owner: FlowId| if owner == flow { Verdict::Own } else { Verdict::Stray };
-        match fits {
-            (true, false) => of(self.owner(key)),
-            (false, true) => of(self.owner(hash_tag(key))),
-            (true, true) => {
-                let (whole, tagged) = (of(self.owner(key)), of(self.owner(hash_tag(key))));
-                if whole == tagged { whole } else { Verdict::Unknown }
+        let alive = self.alive.load(Ordering::Relaxed);
+        if alive == 0 {
+            return Verdict::Unknown;
+        }
+        match self.fitting(flow, key) & alive {
+            0 => {
+                self.strays.fetch_add(1, Ordering::Relaxed);
+                Verdict::Stray
             }
-            (false, false) => Verdict::Unknown,
+            fitting if fitting == alive => Verdict::Own,
+            _ => Verdict::Unknown,
         }
     }
 
-    fn owner(&self, hashed: &[u8]) -> FlowId {
-        FlowId((XxHash64::oneshot(SEED, hashed) % self.flows) as u32)
+    /// Whether the master follows a rule that is not known here.
+    pub fn is_refuted(&self) -> bool {
+        self.alive.load(Ordering::Relaxed) == 0
     }
-}
 
-/// What stands between the first `{` and the first `}` after it; the whole key if there is no such pair, or nothing in it.
-fn hash_tag(key: &[u8]) -> &[u8] {
-    let Some(open) = memchr::memchr(b'{', key) else { return key };
-    let rest = &key[open + 1..];
-    match memchr::memchr(b'}', rest) {
-        Some(close) if close > 0 => &rest[..close],
-        _ => key,
+    /// Number of verdicts `Stray` that were given under a rule that turned out not to be the master's. If it is not 0 at
+    /// the end of the snapshot, keys may have been dropped wrongly.
+    pub fn strays_in_doubt(&self) -> u64 {
+        if self.is_refuted() { self.strays.load(Ordering::Relaxed) } else { 0 }
+    }
+
+    /// The rules that put the key on this flow.
+    fn fitting(&self, flow: FlowId, key: &[u8]) -> u8 {
+        let fits = |hashed: &[u8]| flow_of_key(hashed, self.flows) == flow;
+        let tag = hash_tag(key);
+        // Without a tag one hash answers for both rules.
+        if tag.len() == key.len() {
+            return if fits(key) { BOTH } else { 0 };
+        }
+        (u8::from(fits(key)) * PLAIN) | (u8::from(fits(tag)) * HASH_TAG)
     }
 }
 
@@ -89,58 +120,75 @@ fn hash_tag(key: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    /// Flow of a key by the rule under test.
-    fn flow_of(rule: &OwnerRule, hashed: &[u8]) -> FlowId {
-        rule.owner(hashed)
-    }
-
-    fn other(flow: FlowId, flows: u32) -> FlowId {
-        FlowId((flow.0 + 1) % flows)
-    }
-
     #[test]
-    fn finds_strays_by_the_rule_that_all_other_keys_fit() {
-        let rule = OwnerRule::new(3);
-        for i in 0..50 {
-            let key = format!("user:{{{i}}}:name").into_bytes();
-            let flow = flow_of(&rule, format!("{i}").as_bytes());
-            rule.observe(flow, &key, false);
+    fn tags() {
+        for (key, tag) in [
+            ("plain", "plain"),
+            ("{user}:1", "user"),
+            ("a{b}c{d}", "b"),
+            ("a{}b{c}", "a{}b{c}"),
+            ("a{b", "a{b"),
+            ("a}b{c}", "c"),
+            ("a{{b}}", "{b"),
+            ("", ""),
+        ] {
+            assert_eq!(hash_tag(key.as_bytes()), tag.as_bytes(), "{key}");
         }
-        let key = b"{7}:hll";
-        let home = flow_of(&rule, b"7");
-        assert_eq!(rule.verdict(home, key), Verdict::Own);
-        assert_eq!(rule.verdict(other(home, 3), key), Verdict::Stray);
     }
 
-    #[test]
-    fn a_stray_does_not_refute_the_rule() {
-        let rule = OwnerRule::new(3);
-        let home = flow_of(&rule, b"h");
-        rule.observe(other(home, 3), b"h", true);
-        assert_eq!(rule.verdict(home, b"h"), Verdict::Own);
-        assert_eq!(rule.verdict(other(home, 3), b"h"), Verdict::Stray);
+    /// A key `prefix<i>` that the rule given puts on the flow given.
+    fn key_on(flow: u32, flows: u32, make: impl Fn(u32) -> String, hashed: fn(&[u8]) -> &[u8]) -> String {
+        (0..).map(make).find(|key| flow_of_key(hashed(key.as_bytes()), flows) == FlowId(flow)).unwrap()
     }
 
-    #[test]
-    fn drops_nothing_where_no_rule_fits() {
-        let rule = OwnerRule::new(3);
-        let home = flow_of(&rule, b"k");
-        rule.observe(other(home, 3), b"k", false);
-        for flow in 0..3 {
-            assert_eq!(rule.verdict(FlowId(flow), b"anything"), Verdict::Unknown);
-        }
+    fn whole(key: &[u8]) -> &[u8] {
+        key
     }
 
     #[test]
     fn one_flow_owns_everything() {
-        assert_eq!(OwnerRule::new(1).verdict(FlowId(0), b"{a}b"), Verdict::Own);
+        let rule = OwnerRule::new(1);
+        rule.observe(FlowId(0), b"k", false);
+        assert_eq!(rule.verdict(FlowId(0), b"k"), Verdict::Own);
     }
 
     #[test]
-    fn hash_tags() {
-        assert_eq!(hash_tag(b"a{b}c"), b"b");
-        assert_eq!(hash_tag(b"a{}c"), b"a{}c");
-        assert_eq!(hash_tag(b"a{bc"), b"a{bc");
-        assert_eq!(hash_tag(b"a{{b}}"), b"{b");
+    fn keys_without_a_tag_are_judged_at_once() {
+        let rule = OwnerRule::new(3);
+        let key = key_on(1, 3, |i| format!("k{i}"), whole);
+        assert_eq!(rule.verdict(FlowId(1), key.as_bytes()), Verdict::Own);
+        assert_eq!(rule.verdict(FlowId(2), key.as_bytes()), Verdict::Stray);
+        // A HyperLogLog proves nothing.
+        rule.observe(FlowId(2), key.as_bytes(), true);
+        assert_eq!(rule.verdict(FlowId(2), key.as_bytes()), Verdict::Stray);
+        assert_eq!(rule.strays_in_doubt(), 0);
+        // Another value there refutes all rules, and brings the verdicts given into doubt.
+        rule.observe(FlowId(2), key.as_bytes(), false);
+        assert_eq!(rule.verdict(FlowId(2), key.as_bytes()), Verdict::Unknown);
+        assert!(rule.is_refuted());
+        assert_eq!(rule.strays_in_doubt(), 2);
+    }
+
+    #[test]
+    fn keys_with_a_tag_wait_until_one_rule_is_refuted() {
+        let flows = 4;
+        // On flow 0 by their tag, elsewhere by the whole key.
+        let make = |i: u32| format!("{{tag}}{i}");
+        let tag_flow = flow_of_key(b"tag", flows);
+        let elsewhere: Vec<_> =
+            (0..50).map(make).filter(|key| flow_of_key(key.as_bytes(), flows) != tag_flow).take(2).collect();
+        let (first, second) = (elsewhere[0].as_bytes(), elsewhere[1].as_bytes());
+        let rule = OwnerRule::new(flows);
+        assert_eq!(rule.verdict(tag_flow, first), Verdict::Unknown);
+        let neither = (0..flows).map(FlowId).find(|f| *f != tag_flow && *f != flow_of_key(first, flows)).unwrap();
+        assert_eq!(rule.verdict(neither, first), Verdict::Stray);
+        rule.observe(tag_flow, first, false);
+        assert_eq!(rule.verdict(tag_flow, second), Verdict::Own);
+        assert_eq!(rule.verdict(flow_of_key(second, flows), second), Verdict::Stray);
+        // The other way round.
+        let rule = OwnerRule::new(flows);
+        rule.observe(flow_of_key(first, flows), first, false);
+        assert_eq!(rule.verdict(tag_flow, second), Verdict::Stray);
+        assert_eq!(rule.verdict(flow_of_key(second, flows), second), Verdict::Own);
     }
 }

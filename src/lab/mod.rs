@@ -6,6 +6,7 @@
 //! - [`encode`]: the encoder below `generate`, written from dragonfly-wire.md alone, so that it can judge the decoder.
 //! - [`flow`]: the writer of one flow: pieces, cuts, stalls, garbled bytes, slow sending.
 //! - [`relay`]: the floor under the benchmarks: reads and sends, decodes nothing.
+//! - [`bench`]: measurements of the tool beside the relay and beside real loaders (`tools/bench load`).
 //! - [`sink`]: a RESP server that answers at full speed; [`script`]: one that misbehaves by script.
 //! - [`proxy`]: bytes through to a real server, cut, slowed, paused or split on the way.
 //! - [`servers`]: real servers as children; [`client`]: a small blocking client to ask them.
@@ -14,11 +15,13 @@
 //! Nothing in `dragonfly`, `redis`, `convert`, `engine` or `uring` is used to make the bytes that test them.
 
 pub mod answers;
+pub mod bench;
 pub mod client;
 pub mod cpu;
 pub mod encode;
 pub mod error;
 pub mod flow;
+pub mod generate;
 pub mod master;
 pub mod proxy;
 pub mod recordings;

@@ -3,6 +3,8 @@
 //! A hang is a defect: every child is killed at its deadline, and the test fails saying so.
 #![allow(dead_code)] // each test file uses a part
 
+pub mod captures;
+
 use df2redis::lab::client::{Client, Reply};
 use df2redis::lab::encode as enc;
 use df2redis::lab::flow::{Faults, FlowWriter};

@@ -17,25 +17,13 @@ impl World {
     fn new() -> Self {
         let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 64 };
         let (ours, theirs) = tcp_pair().unwrap();
-        let start = LaneStart { node: 0, socket: ours.into(), marker: b"m".to_vec(), client_id: 1 };
+        let start =
+            LaneStart { node: 0, socket: ours.into(), marker: b"m".to_vec(), checkpoint: "c".into(), client_id: 1 };
         Self { lane: Lane::new(0, start), slab: Slab::unregistered(layout).unwrap(), _peers: vec![theirs] }
     }
 
     fn write(&mut self, db: u16, class: Class, args: &[&[u8]]) {
-        let Lane { encoder, guard, closed, spare_segments, .. } = &mut self.lane;
-        let slab = &mut self.slab;
-        let source = &Source::None;
-        let mut writer = Writer {
-            encoder,
-            slab,
-            guard: Some(guard),
-            source,
-            borrow_bytes_min: usize::MAX,
-            batch_bytes: usize::MAX,
-            closed,
-            spare_segments,
-            read_ns: 0,
-        };
+        let mut writer = self.lane.plain_writer(&mut self.slab, usize::MAX, 0);
         writer.begin(CommandMeta { slot: Slot(0), db: DbIndex(db.into()), class, all_nodes: false });
         writer.put(&resp::command(args));
         writer.end();

@@ -144,6 +144,7 @@ impl Master {
             state: Mutex::default(),
             stopping: AtomicBool::new(false),
             connections_count: AtomicU64::new(0),
+            finished_count: AtomicU64::new(0),
         });
         let accepted = shared.clone();
         let accepting = Some(std::thread::spawn(move || accept(&listener, &accepted)));
@@ -171,6 +172,11 @@ impl Master {
     /// Registrations (sync ids) given out so far.
     pub fn registrations_count(&self) -> u64 {
         self.shared.state().last_sync_id
+    }
+
+    /// Registrations whose flows were all sent up to their tokens.
+    pub fn finished_count(&self) -> u64 {
+        self.shared.finished_count.load(Ordering::Acquire)
     }
 
     /// Requests of main and plain connections so far, words joined by blanks; the first 10,000.
@@ -226,6 +232,7 @@ struct Shared {
     state: Mutex<State>,
     stopping: AtomicBool,
     connections_count: AtomicU64,
+    finished_count: AtomicU64,
 }
 
 #[derive(Default)]

@@ -104,6 +104,9 @@ impl Registration {
         while !state.cancelled && state.finished.contains(&false) {
             state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
+        if !state.finished.contains(&false) {
+            shared.finished_count.fetch_add(1, Ordering::AcqRel);
+        }
         Ok(!state.cancelled)
     }
 
