@@ -87,8 +87,8 @@ fn wrong_and_missing_passwords() {
     for (source, target, code, text) in [
         (Some(SOURCE_SECRET), None, 5, "NOAUTH"),
         (Some(SOURCE_SECRET), Some("wrong-1"), 5, "WRONGPASS"),
-        (None, Some(TARGET_SECRET), 4, "NOAUTH"),
-        (Some("wrong-2"), Some(TARGET_SECRET), 4, "WRONGPASS"),
+        (None, Some(TARGET_SECRET), 4, "wants a password"),
+        (Some("wrong-2"), Some(TARGET_SECRET), 4, "refuses user name or password"),
     ] {
         let master = secured();
         let mut command = migrate_command(master.port(), server.port(), &[]);

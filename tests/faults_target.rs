@@ -12,16 +12,13 @@ use df2redis::lab::recordings;
 use df2redis::lab::replay::Replay;
 use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use std::collections::BTreeMap;
 use std::time::Duration;
-
-type Truth = BTreeMap<(u32, Vec<u8>), (String, Vec<Vec<u8>>)>;
 
 /// Four flows full of what must not be applied twice: long lists (chunked RPUSH), counters, APPENDs and RPUSHes in
 /// journal blobs, in several databases, among many blind writes. Returns what must be there in the end.
-fn touchy_source() -> (Vec<FlowBytes>, Truth) {
+fn touchy_source() -> (Vec<FlowBytes>, Contents) {
     let mut flows = vec![FlowBytes::new(); 4];
-    let mut truth = Truth::new();
+    let mut truth = Contents::new();
     let mut put = |db: u32, key: &str, kind: &str, values: Vec<Vec<u8>>| {
         truth.insert((db, key.as_bytes().to_vec()), (kind.to_owned(), values));
     };
@@ -68,7 +65,7 @@ fn touchy_source() -> (Vec<FlowBytes>, Truth) {
 const CHUNKED: &[&str] = &["--restore-bytes-max", "1KiB", "--batch-bytes", "8KiB"];
 
 #[track_caller]
-fn assert_truth(server: &Server, truth: &Truth, what: &str) {
+fn assert_truth(server: &Server, truth: &Contents, what: &str) {
     let mut client = server.client().unwrap();
     let found = contents(&mut client);
     for (place, value) in truth {

@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn records_come_out_as_they_went_in() {
         let lengths = [1, 5, CHUNK - 6, 10, CHUNK, CHUNK + 1, 3, 5 * CHUNK + 17, 1, 2 * CHUNK, 7, CHUNK - 1, 2];
-        let all: Vec<u8> = (0..lengths.iter().sum::<usize>()).map(|i| (i * 31 >> 3) as u8).collect();
+        let all: Vec<u8> = (0..lengths.iter().sum::<usize>()).map(|i| ((i * 31) >> 3) as u8).collect();
         for piece in [977, CHUNK, 20_000] {
             let (mut slab, heap, mut cursor) = (slab(4), HeapBudget::new(1 << 20), Cursor::default());
             let (mut received, mut done) = (0, 0);
