@@ -404,3 +404,6 @@ fn position_of(batch: &Batch, slab: &Slab, index: u32) -> Result<(usize, DbIndex
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again: {e}")))?;
     Ok((offset as usize, db))
 }
+
+#[cfg(test)]
+mod tests;
