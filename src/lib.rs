@@ -1,4 +1,4 @@
-//! df2redis moves the whole data set of a live Dragonfly server into Redis or Valkey and keeps it in step.
+//! df2redis moves the whole data set of a live Dragonfly server into Redis or Valkey.
 //!
 //! ```text
 //! flow socket -> READ_FIXED into a slab chunk -> dragonfly::stream (events that borrow the chunk)
@@ -14,8 +14,9 @@
 //! - [`uring`]: the kernel: probe, ring, slab of fixed buffers, linked writes. The only room with `unsafe`.
 //! - [`convert`]: event to commands for one given target; policies for what it cannot hold. Knows the first two.
 //! - [`report`]: counters, histograms, exporters.
-//! - [`engine`]: control plane, workers, windows in flight, phases. Knows all of the above.
-//! - [`lab`]: simulated Dragonfly, replaying master, RESP sink, relay: what demo, bench and tests stand on.
+//! - [`engine`]: control plane, workers, windows in flight, phases. Knows all of the above. Begin at [`engine::run_migrate`].
+//! - [`lab`]: simulated Dragonfly (generated or replayed), RESP sink, relay, real servers as children: what demo, bench
+//!   and tests stand on. Beside the program itself, `tools/dfly-sim` is its command line.
 //! - [`operator`]: progress and logging.
 //! - [`cli`]: one file a subcommand; settings.
 //!

@@ -1,7 +1,7 @@
 //! `df2redis migrate`: the main job.
 
 use super::settings::{Console, OutputForm, UsageError, Values, resolve};
-use super::{Mode, log_warnings, print_out};
+use super::{Mode, log_warnings, machine, print_out};
 use crate::engine;
 use crate::engine::settings::MigrateSettings;
 use crate::operator::progress::Progress;
@@ -11,12 +11,14 @@ use std::io::IsTerminal;
 use std::time::SystemTime;
 
 pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) -> Result<ExitClass, UsageError> {
-    let settings = resolve::migrate(values)?;
-    log_warnings(values);
-    match mode {
-        Mode::ResolveOnly => Ok(ExitClass::Done),
-        Mode::Run => Ok(run_watched("migrate", settings, console, screen)),
+    let mut settings = resolve::migrate(values)?;
+    if mode == Mode::ResolveOnly {
+        log_warnings(values);
+        return Ok(ExitClass::Done);
     }
+    machine::fit(values, &mut settings);
+    log_warnings(values);
+    Ok(run_watched("migrate", settings, console, screen))
 }
 
 /// Runs the job with progress, report files and the final report; for every subcommand that moves data.

@@ -7,6 +7,7 @@
 mod args;
 pub mod demo;
 pub mod exit;
+mod machine;
 pub mod migrate;
 pub mod probe;
 pub mod replicate;

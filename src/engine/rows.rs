@@ -1,7 +1,7 @@
 //! From what the rooms count to the rows of the report.
 
 use crate::convert::journal::{Note, NoteKind};
-use crate::convert::{NotCarried as Item, Tally, TypeClass};
+use crate::convert::{Action, NotCarried as Item, Tally, TypeClass, What};
 use crate::report::document::{NotCarried, RingFeature, RunInputs, TypeRow};
 use crate::uring::Features;
 
@@ -32,6 +32,21 @@ pub fn add_tally(report: &mut RunInputs, tally: &Tally) {
     report.scripts_loaded += tally.scripts_loaded;
 }
 
+/// Adds a row for what `--on-existing skip` passed over: keys of the snapshot and recorded commands.
+pub fn add_existing(report: &mut RunInputs, skipped: u64) {
+    const NAME: &str = "existing";
+    if skipped == 0 {
+        return;
+    }
+    if !report.types.iter().any(|row| row.type_name == NAME) {
+        report.types.push(TypeRow { type_name: NAME.to_string(), ..TypeRow::default() });
+    }
+    for row in report.types.iter_mut().filter(|row| row.type_name == NAME) {
+        row.keys_read += skipped;
+        *row.keys_skipped.entry("held by the target before".to_string()).or_default() += skipped;
+    }
+}
+
 pub fn ring_features(features: &Features) -> Vec<RingFeature> {
     features
         .features
@@ -42,12 +57,18 @@ pub fn ring_features(features: &Features) -> Vec<RingFeature> {
 
 /// A thing of the snapshot that was not carried over.
 pub fn snapshot_item(item: Item) -> NotCarried {
+    let reason = match (item.what, item.action) {
+        (What::SearchIndex | What::SearchSynonyms, _) => "search indexes are not carried over".to_string(),
+        (_, Action::Drop) => format!("{} of them dropped; the target cannot hold them", item.count),
+        (_, Action::AsString) => "stored as a string; the target has no JSON module".to_string(),
+        _ => "the target cannot hold it".to_string(),
+    };
     NotCarried {
         db: item.db,
         key: crate::convert::escape::original(&item.key),
         kind: item.what.name().to_string(),
         action: item.action.to_string(),
-        reason: format!("{} of it; the target cannot hold it", item.count),
+        reason,
     }
 }
 

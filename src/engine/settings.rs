@@ -70,6 +70,14 @@ pub struct Follow {
     pub on_lost_position: OnLostPosition,
 }
 
+/// `--memory` where nothing else is said.
+pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;
+
+/// Memory that registered buffers lock, of all workers, at most: half of `--memory` (see `sizes`).
+pub fn locked_bytes(memory_bytes: usize) -> u64 {
+    memory_bytes as u64 / 2
+}
+
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct MigrateSettings {
     pub source: Endpoint,

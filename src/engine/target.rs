@@ -31,6 +31,10 @@ pub struct Target {
 /// Most keys that `--on-existing skip` remembers for each MiB of `--memory`.
 const EXISTING_PER_MIB: usize = 8192;
 
+/// What a changed run id means.
+pub const RESTARTED: &str = "the target server was restarted during the run, so writes that it had acknowledged may be lost; \
+                             run again with --on-existing flush";
+
 /// A control connection to the target.
 pub struct TargetLink {
     link: Link,
@@ -274,17 +278,21 @@ pub async fn client_id(link: &mut TargetLink) -> Result<i64, EngineError> {
     }
 }
 
-/// Ends a connection of ours that was lost, so that nothing it still holds is executed.
+/// Ends a connection of ours that was lost, so that nothing it still holds is executed. Without that being sure, going on
+/// could apply a command twice.
 pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), EngineError> {
+    let refused = || {
+        EngineError::Refused(
+            "a connection to the target was lost, and to go on the target's user needs the permissions +client|id and \
+             +client|kill: without them the target might still execute what the lost connection had sent"
+                .into(),
+        )
+    };
     if client_id == 0 {
-        return Ok(());
+        return Err(refused());
     }
     match link.call_raw("CLIENT", &[b"CLIENT", b"KILL", b"ID", client_id.to_string().as_bytes()]).await? {
-        Value::Error(text) if text.starts_with(b"NOPERM") => Err(EngineError::Refused(
-            "after a lost connection the target's user needs the permission +client|kill: without it the target might \
-             still execute what the lost connection had sent"
-                .into(),
-        )),
+        Value::Error(text) if text.starts_with(b"NOPERM") => Err(refused()),
         _ => Ok(()),
     }
 }

@@ -8,6 +8,7 @@
 //! - [`relay`]: the floor under the benchmarks: reads and sends, decodes nothing.
 //! - [`bench`]: measurements of the tool beside the relay and beside real loaders (`tools/bench load`).
 //! - [`sink`]: a RESP server that answers at full speed; [`script`]: one that misbehaves by script.
+//! - [`proxy`]: bytes through to a real server, cut, slowed, paused or split on the way.
 //! - [`servers`]: real servers as children; [`client`]: a small blocking client to ask them.
 //!
 //! Everything here runs on plain blocking threads, so that nothing of the tool's own engine is under the tests' feet.
@@ -22,6 +23,7 @@ pub mod error;
 pub mod flow;
 pub mod generate;
 pub mod master;
+pub mod proxy;
 pub mod recordings;
 pub mod relay;
 pub mod replay;

@@ -7,6 +7,7 @@
 use super::LabError;
 use super::client::{Address, Client};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -104,6 +105,9 @@ pub struct ServerOptions {
     pub modules: Vec<PathBuf>,
     /// Pin it to this core (by `taskset`).
     pub core: Option<usize>,
+    /// Kill it when the thread that starts it ends, however that happens, and keep the terminal's Ctrl-C from it: for
+    /// the demo, whose main thread lives as long as the run. (Tests share servers between threads that come and go.)
+    pub dies_with_parent: bool,
 }
 
 impl ServerOptions {
@@ -213,6 +217,9 @@ impl Server {
         }
         for (directive, value) in &self.options.config {
             command.arg(format!("--{directive}")).arg(value);
+        }
+        if self.options.dies_with_parent {
+            crate::uring::cpu::die_with_parent(&mut command).process_group(0);
         }
         let child = command
             .current_dir(&self.dir)

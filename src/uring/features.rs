@@ -52,3 +52,10 @@ pub struct Memlock {
     /// The process has CAP_IPC_LOCK, so that the limit does not apply (in a user namespace it may still).
     pub exempt: bool,
 }
+
+impl Memlock {
+    /// The limit, where it binds and is below `needed_bytes`.
+    pub fn too_little_for(self, needed_bytes: u64) -> Option<u64> {
+        self.limit_bytes.filter(|limit| !self.exempt && *limit < needed_bytes)
+    }
+}

@@ -3,6 +3,7 @@
 //! Version numbers lie in both directions (backports, bugs of single releases), so beyond the floor only what was tried
 //! counts. The self-test is the body of `df2redis probe`.
 
+use super::error::UringError;
 use super::op::Segment;
 use super::ring::{Completion, CompletionKind, Outgoing, Ring};
 use super::settings::{ReadMode, RingSettings, SlabLayout, TaskRun, WriteMode};
@@ -90,12 +91,8 @@ pub struct Check {
 pub fn self_test() -> Vec<Check> {
     let mut checks = Vec::new();
     let release = kernel_release();
-    checks.push(check("kernel", false, if is_older(&release, KERNEL_FLOOR) { Err(release) } else { Ok(release) }));
-    let switch = match io_uring_disabled() {
-        None => Ok("no such switch on this kernel".to_string()),
-        Some(0) => Ok("kernel.io_uring_disabled = 0".to_string()),
-        Some(value) => Err(format!("kernel.io_uring_disabled = {value}")),
-    };
+    checks.push(check("kernel", false, judge_kernel(release)));
+    let switch = judge_switch(io_uring_disabled());
     checks.push(check("switch", false, switch));
     checks.push(check("locked-memory", false, Ok(memlock_text())));
     checks.push(check("ring-defer-taskrun", false, try_ring(TaskRun::Defer)));
@@ -115,6 +112,21 @@ pub fn self_test() -> Vec<Check> {
     checks.push(check("sendmsg-zc-fixed", true, fixed));
     checks.push(check("huge-pages", true, try_huge_pages()));
     checks
+}
+
+/// Old enough to be refused at the start.
+fn judge_kernel(release: String) -> Result<String, String> {
+    if is_older(&release, KERNEL_FLOOR) { Err(text(UringError::KernelTooOld { release })) } else { Ok(release) }
+}
+
+/// With 1 it depends on who asks, which the checks of the ring find out.
+fn judge_switch(value: Option<u32>) -> Result<String, String> {
+    match value {
+        None => Ok("no such switch on this kernel".to_string()),
+        Some(0) => Ok("kernel.io_uring_disabled = 0".to_string()),
+        Some(1) => Ok("kernel.io_uring_disabled = 1: only for kernel.io_uring_group and CAP_SYS_ADMIN".to_string()),
+        Some(value) => Err(text(UringError::Disabled { value })),
+    }
 }
 
 fn check(name: &'static str, optional: bool, result: Result<String, String>) -> Check {
@@ -269,7 +281,6 @@ fn text(error: impl std::fmt::Display) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::uring::UringError;
 
     #[test]
     fn versions_are_compared_by_number() {
@@ -285,6 +296,13 @@ mod tests {
         ] {
             assert_eq!(is_older(release, KERNEL_FLOOR), older, "{release}");
         }
+    }
+
+    #[test]
+    fn what_keeps_the_tool_from_starting_comes_with_its_remedy() {
+        assert!(judge_kernel("5.15.0-91-generic".into()).unwrap_err().contains("6.1 or newer"));
+        assert!(judge_switch(Some(2)).unwrap_err().contains("sysctl kernel.io_uring_disabled=0"));
+        assert!(judge_switch(Some(1)).is_ok() && judge_switch(None).is_ok());
     }
 
     #[test]

@@ -18,6 +18,9 @@ use std::time::Duration;
 /// Largest configuration file read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Variables of the demo, the tests and the tools (see `lab::servers`, `lab::recordings`), which are no settings.
+const LAB_VARIABLES: [&str; 2] = ["DF2REDIS_SERVERS", "DF2REDIS_CAPTURES"];
+
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -135,7 +138,7 @@ impl Values {
 
     fn warn_of_unknown_variables(&mut self, environment: &Environment) {
         for name in environment.0.keys() {
-            if TABLE.iter().any(|setting| setting.variable() == *name) {
+            if TABLE.iter().any(|setting| setting.variable() == *name) || LAB_VARIABLES.contains(&name.as_str()) {
                 continue;
             }
             let known: Vec<String> = TABLE.iter().map(|setting| setting.variable()).collect();

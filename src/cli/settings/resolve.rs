@@ -7,7 +7,7 @@ use super::error::UsageError;
 use super::layers::{Origin, Values};
 use super::syntax;
 use super::table::{self, Setting};
-use crate::convert::{Action, Kind, Policy};
+use crate::convert::Policy;
 use crate::engine::settings::{Endpoint, Follow, MigrateSettings, OnExisting, OnLostPosition, Secret};
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
@@ -327,71 +327,9 @@ fn together(values: &Values, a: &'static Setting, b: &'static Setting, why: &str
     UsageError::Combination(format!("{} and {} cannot go together: {why}", show(a), show(b)))
 }
 
-/// Every kind that some target cannot hold.
-const KINDS: [Kind; 7] = [
-    Kind::Json,
-    Kind::Filters,
-    Kind::FieldExpiry,
-    Kind::MemberExpiry,
-    Kind::LargeString,
-    Kind::Command,
-    Kind::DanglingPending,
-];
-
-/// The name of a kind, and what may be done with it.
-fn kind_words(kind: Kind) -> (&'static str, &'static [(&'static str, Action)]) {
-    const SKIP: &[(&str, Action)] = &[("refuse", Action::Refuse), ("skip", Action::Skip)];
-    const DROP: &[(&str, Action)] = &[("refuse", Action::Refuse), ("drop", Action::Drop)];
-    const TEXT: &[(&str, Action)] = &[("refuse", Action::Refuse), ("skip", Action::Skip), ("string", Action::AsString)];
-    match kind {
-        Kind::Json => ("json", TEXT),
-        Kind::Filters => ("filters", SKIP),
-        Kind::FieldExpiry => ("field-expiry", DROP),
-        Kind::MemberExpiry => ("member-expiry", DROP),
-        Kind::LargeString => ("large-string", SKIP),
-        Kind::Command => ("command", SKIP),
-        Kind::DanglingPending => ("dangling-pending", DROP),
-    }
-}
-
 fn policy(values: &Values) -> Result<Policy, UsageError> {
-    let mut by_kind = Vec::new();
-    let mut skip_all = None;
-    for item in values.texts(&table::ON_UNSUPPORTED) {
-        let parsed = match item.as_str() {
-            "refuse" | "skip" => {
-                let skip = item == "skip";
-                if skip_all.replace(skip).is_some_and(|before| before != skip) {
-                    Err("refuse and skip for all exclude each other".to_string())
-                } else {
-                    Ok(())
-                }
-            }
-            item => kind_action(item).map(|pair| by_kind.push(pair)),
-        };
-        parsed.map_err(|reason| values.wrong(&table::ON_UNSUPPORTED, &reason))?;
-    }
-    Ok(Policy { by_kind, skip_all: skip_all.unwrap_or(false) })
-}
-
-fn kind_action(item: &str) -> Result<(Kind, Action), String> {
-    let Some((name, action)) = item.split_once('=') else {
-        return Err(format!("{item:?} is neither refuse, skip nor KIND=ACTION"));
-    };
-    let Some(kind) = KINDS.into_iter().find(|&kind| kind_words(kind).0 == name) else {
-        let names: Vec<_> = KINDS.into_iter().map(|kind| kind_words(kind).0).collect();
-        let meant = super::suggest::nearest(name, names.iter().copied());
-        let meant = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
-        return Err(format!("there is no kind {name:?} (there are {}){meant}", names.join(", ")));
-    };
-    let (_, actions) = kind_words(kind);
-    match actions.iter().find(|(word, _)| *word == action) {
-        Some(&(_, action)) => Ok((kind, action)),
-        None => {
-            let words: Vec<_> = actions.iter().map(|(word, _)| *word).collect();
-            Err(format!("{name} can be {}, not {action:?}", words.join(", ")))
-        }
-    }
+    Policy::parse(values.texts(&table::ON_UNSUPPORTED))
+        .map_err(|error| values.wrong(&table::ON_UNSUPPORTED, &error.to_string()))
 }
 
 #[cfg(test)]

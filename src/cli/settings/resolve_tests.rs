@@ -4,6 +4,7 @@ use super::super::layers::{Environment, Flags};
 use super::super::print::print_config;
 use super::super::table::{MIGRATE, TABLE};
 use super::*;
+use crate::convert::{Action, Kind};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -126,7 +127,7 @@ fn golden_refusals() {
         vec![("on-existing", "merge")],
         vec![("on-unsupported", "jsn=skip")],
         vec![("on-unsupported", "json=drop")],
-        vec![("on-unsupported", "skip"), ("on-unsupported", "refuse")],
+        vec![("on-unsupported", "member-expiry=skip")],
         vec![("on-unsupported", "perhaps")],
         vec![("taskrun", "defer"), ("sqpoll", "10")],
         vec![("read", "read-fixed"), ("registered-buffers", "off")],

@@ -200,7 +200,7 @@ settings! {
         "When the kernel completes requests: when asked, at the next system call, or at once";
     SQPOLL: RING, DATA, "sqpoll", "MS", Count { min: 1, max: 60_000 }, Unset, Everywhere,
         "A kernel thread polls for requests and sleeps after this many idle milliseconds; it burns a core, and needs --taskrun interrupt";
-    SQ_ENTRIES: RING, DATA, "sq-entries", "N", Count { min: 32, max: 32_768 }, Value("256"), Everywhere,
+    SQ_ENTRIES: RING, DATA, "sq-entries", "N", Count { min: 32, max: 4096 }, Value("256"), Everywhere,
         "Entries of each worker's submission queue; a power of two";
 
     KEYS: GENERATOR, DEMO, "keys", "N", Count { min: 1, max: 1_000_000_000 }, Value("300000"), Everywhere,
@@ -238,5 +238,7 @@ mod tests {
             }
             assert!(!(setting.is_secret() && setting.has_flag()), "{}", setting.name);
         }
+        let memory = crate::engine::settings::MEMORY_BYTES_DEFAULT >> 20;
+        assert!(matches!(MEMORY.default, Value(text) if text == format!("{memory}MiB")));
     }
 }

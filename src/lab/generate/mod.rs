@@ -13,7 +13,9 @@ pub mod model;
 mod object;
 mod sha256;
 pub mod spec;
+pub mod verify;
 
+pub use entry::Entry;
 pub use model::Model;
 pub use spec::{Compression, Group, Kind, Release, Spec, parse_mix};
 

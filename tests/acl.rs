@@ -1,0 +1,149 @@
+//! The least permissions that `migrate` needs at the target, as README.md lists them: with them everything works, and
+//! without any single one something does not. The target is a real redis-server; the source is simulated.
+
+use df2redis::lab::flow::Faults;
+use df2redis::lab::generate::{Generator, Spec, verify::verify};
+use df2redis::lab::master::MasterOptions;
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use std::collections::BTreeSet;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// README.md has the same line.
+const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous +restore +select +info +command|list \
+    +multi +exec +script|load +get +client|id +client|kill";
+/// Only for some settings.
+const TARGET_ACL_FLUSH: &str = "ACL SETUSER df2redis +flushall";
+const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
+/// README.md lists the same for the source.
+const SOURCE_COMMANDS: [&str; 7] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", "SELECT", "EXISTS"];
+
+fn spec() -> Spec {
+    Spec {
+        flows_count: 2,
+        chunk_bytes: 700,
+        databases: vec![0, 5],
+        expire_fraction: 0.2,
+        journal_ratio: 0.5,
+        omitted_deletes_count: 2,
+        ..Spec::of(
+            "string:100B=200,string:9MiB=1,int=30,list:5x8=10,list:50000x20=1,set:200x9=5,set:20000x20=1,intset:50x1000=5,\
+             hash:5x8=20,hash:20000x30=1,zset:5x8=10,zset:20000x12=1,stream:250x6=6,stream:0x0=1",
+        )
+        .unwrap()
+    }
+}
+
+fn start(source_port: u16, server: &Server, more: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_df2redis"))
+        .args(["migrate", "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
+        .args(["--target", &format!("redis://127.0.0.1:{}", server.port()), "--memory", "64MiB", "--cores", "1"])
+        .args(["--output", "json"])
+        .args(more)
+        .env("DF2REDIS_TARGET_USER", "df2redis")
+        .env("DF2REDIS_TARGET_PASSWORD", "secret")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Migrates once; the target is emptied before.
+fn migrate(server: &Server, more: &[&str]) -> Output {
+    server.client().unwrap().run("FLUSHALL").unwrap();
+    let (master, _) = Generator::start(spec(), MasterOptions::default()).unwrap();
+    start(master.port(), server, more).wait_with_output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn server() -> Option<Server> {
+    match Server::start_kind(ServerKind::Redis7, ServerOptions::default()) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn the_listed_permissions_suffice_and_each_is_needed() {
+    let Some(server) = server() else { return };
+    let mut admin = server.client().unwrap();
+    admin.run(TARGET_ACL).unwrap();
+    let (master, model) = Generator::start(spec(), MasterOptions::default()).unwrap();
+    let output = start(master.port(), &server, &[]).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let verdict = verify(&spec(), &model, &mut server.client().unwrap(), u64::MAX).unwrap();
+    assert!(verdict.is_same(), "{verdict:?}");
+    let sent: BTreeSet<String> =
+        master.requests().iter().filter_map(|line| line.split(' ').next()).map(str::to_uppercase).collect();
+    assert!(sent.iter().all(|name| SOURCE_COMMANDS.contains(&name.as_str())), "{sent:?}");
+
+    // Client connections are only looked after when one is lost, and scripts only where the source has some.
+    for grant in ["+@write", "+restore", "+select", "+info", "+command|list", "+multi", "+exec"] {
+        admin.run(TARGET_ACL).unwrap();
+        admin.run(&format!("ACL SETUSER df2redis -{}", &grant[1..])).unwrap();
+        let output = migrate(&server, &[]);
+        assert_eq!(output.status.code(), Some(5), "without {grant}: {}", stderr(&output));
+        assert!(stderr(&output).contains("NOPERM"), "without {grant}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn other_ways_with_existing_keys_need_one_more() {
+    let Some(server) = server() else { return };
+    let mut admin = server.client().unwrap();
+    for (setting, grant) in [("flush", TARGET_ACL_FLUSH), ("skip", TARGET_ACL_SKIP)] {
+        let run = |admin: &mut df2redis::lab::client::Client| {
+            admin.run("FLUSHALL").unwrap();
+            admin.run("SET mine 1").unwrap();
+            let (master, _) = Generator::start(spec(), MasterOptions::default()).unwrap();
+            start(master.port(), &server, &["--on-existing", setting]).wait_with_output().unwrap()
+        };
+        admin.run("ACL DELUSER df2redis").unwrap();
+        admin.run(TARGET_ACL).unwrap();
+        let output = run(&mut admin);
+        assert_eq!(output.status.code(), Some(5), "{setting}: {}", stderr(&output));
+        admin.run(grant).unwrap();
+        let output = run(&mut admin);
+        assert_eq!(output.status.code(), Some(0), "{setting}: {}", stderr(&output));
+    }
+}
+
+/// After a lost connection: what it may still hold must never be executed, so its end has to be sure.
+#[test]
+fn going_on_after_a_lost_connection_needs_client_kill() {
+    let Some(server) = server() else { return };
+    for (missing, code) in [(None, 0), (Some("client|kill"), 5), (Some("client|id"), 5), (Some("get"), 5)] {
+        let mut admin = server.client().unwrap();
+        admin.run("FLUSHALL").unwrap();
+        admin.run("ACL DELUSER df2redis").unwrap();
+        admin.run(TARGET_ACL).unwrap();
+        if let Some(name) = missing {
+            admin.run(&format!("ACL SETUSER df2redis -{name}")).unwrap();
+        }
+        let options = MasterOptions { faults: Faults::default().slow(4 << 20), ..MasterOptions::default() };
+        let (master, model) = Generator::start(spec(), options).unwrap();
+        let child = start(master.port(), &server, &["--connections", "1"]);
+        let until = Instant::now() + Duration::from_secs(20);
+        while admin.run("DBSIZE").unwrap().int() < Some(100) {
+            assert!(Instant::now() < until, "nothing is written");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let killed = admin.run("CLIENT KILL USER df2redis").unwrap().int();
+        assert!(killed > Some(0));
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "without {missing:?}: {}", stderr(&output));
+        match missing {
+            None => {
+                let verdict = verify(&spec(), &model, &mut server.client().unwrap(), u64::MAX).unwrap();
+                assert!(verdict.is_same(), "{verdict:?}");
+            }
+            Some(_) => assert!(stderr(&output).contains("permission") || stderr(&output).contains("NOPERM")),
+        }
+    }
+}
