@@ -223,6 +223,7 @@ impl Flow {
     ) -> Result<Pumped, EngineError> {
         let chunk_bytes = sizes.layout.rx_chunk_bytes;
         let mut consumed_bytes = 0;
+        lane.reopen_window(settings.window_bytes);
         if !self.reading {
             self.input.filled(slab);
         }

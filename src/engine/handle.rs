@@ -311,10 +311,17 @@ pub enum Applied {
 /// Whether a whole string value is a HyperLogLog: it begins with `HYLL`.
 fn is_hyll(meta: &KeyMeta<'_>, body: &[u8]) -> bool {
     // Length byte(s) first: a HyperLogLog has at least 16 bytes, so its form is raw or LZF, whose first literal run
-    // holds the magic.
-    match value::string_value(meta, body) {
-        Ok(Text::Raw(text)) => text.starts_with(b"HYLL"),
-        Ok(Text::Lzf { packed, .. }) => packed.get(1..5) == Some(b"HYLL"),
-        _ => false,
-    }
+    // holds the magic. This is asked of every string, so the raw forms are not taken apart for it.
+    let text_at = match body.first() {
+        Some(0x00..=0x3f) => 1,
+        Some(0x40..=0x7f) => 2,
+        Some(0x80) => 5,
+        Some(0x81) => 9,
+        Some(0xc3) => {
+            return matches!(value::string_value(meta, body),
+                Ok(Text::Lzf { packed, .. }) if packed.get(1..5) == Some(b"HYLL"));
+        }
+        _ => return false,
+    };
+    body.get(text_at..).is_some_and(|text| text.starts_with(b"HYLL"))
 }

@@ -47,6 +47,8 @@ pub struct Lane {
     /// Bytes in `ready` and `sent`.
     pub unacked_bytes: usize,
     pub unacked_commands: u64,
+    /// The window was used up and has not been half answered since.
+    pub window_full: bool,
     scanner: ReplyScanner,
     pub reply_chunk: Option<ChunkId>,
     pub reading: bool,
@@ -80,11 +82,20 @@ impl Lane {
             spare_segments: Vec::new(),
             unacked_bytes: 0,
             unacked_commands: 0,
+            window_full: false,
             scanner: ReplyScanner::new(),
             reply_chunk: None,
             reading: false,
             reconnects: 0,
             losses_in_a_row: 0,
+        }
+    }
+
+    /// Opens a window that was used up once half of it is answered, so that what follows is converted and sent in long
+    /// pieces, and not in as short ones as the answers come in.
+    pub fn reopen_window(&mut self, window_bytes: usize) {
+        if self.window_full && self.unacked_bytes <= window_bytes / 2 {
+            self.window_full = false;
         }
     }
 

@@ -727,6 +727,10 @@ fn submit_lane(
 }
 
 /// Whether a lane (and the slab) can take one more event.
-pub fn has_room(slab: &uring::Slab, lane: &Lane, window_bytes: usize) -> bool {
-    lane.unacked_bytes + lane.encoder.batch.bytes < window_bytes && slab.free_count(Class::Tx) > TX_CHUNKS_RESERVE
+#[inline]
+pub fn has_room(slab: &uring::Slab, lane: &mut Lane, window_bytes: usize) -> bool {
+    if lane.unacked_bytes + lane.encoder.batch.bytes >= window_bytes {
+        lane.window_full = true;
+    }
+    !lane.window_full && slab.free_count(Class::Tx) > TX_CHUNKS_RESERVE
 }
