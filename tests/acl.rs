@@ -18,6 +18,15 @@ const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
 /// README.md lists the same for the source.
 const SOURCE_COMMANDS: [&str; 7] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", "SELECT", "EXISTS"];
 
+#[test]
+fn readme_lists_the_same() {
+    let readme = include_str!("../README.md");
+    assert!(readme.contains(TARGET_ACL) && readme.contains(TARGET_ACL_FLUSH) && readme.contains(TARGET_ACL_SKIP));
+    // AUTH needs no permission.
+    let source: String = SOURCE_COMMANDS[1..].iter().map(|name| format!(" +{name}")).collect();
+    assert!(readme.contains(&format!("ACL SETUSER df2redis ON >secret ~*{source}")));
+}
+
 fn spec() -> Spec {
     Spec {
         flows_count: 2,
