@@ -2,7 +2,7 @@
 
 use super::settings::{Console, OutputForm, UsageError, Values, resolve};
 use super::{Mode, log_warnings, machine, print_out};
-use crate::engine::run_migrate;
+use crate::engine;
 use crate::engine::settings::MigrateSettings;
 use crate::operator::progress::Progress;
 use crate::operator::{Screen, Watcher};
@@ -36,7 +36,7 @@ pub fn run_watched(command: &str, settings: MigrateSettings, console: &Console, 
         None => None,
     };
     let mut watcher = Watcher::new(Progress::new(console.progress, screen.clone()), files);
-    let report = RunReport::assemble(run_migrate(command, settings, &mut watcher));
+    let report = RunReport::assemble(engine::run(command, settings, &mut watcher));
     if let Err(error) = watcher.finish(&report) {
         tracing::warn!("{error}");
     }

@@ -10,6 +10,7 @@ pub mod exit;
 mod machine;
 pub mod migrate;
 pub mod probe;
+pub mod replicate;
 pub mod settings;
 
 use crate::operator::{Screen, logging};
@@ -36,6 +37,11 @@ enum Command {
     Migrate {
         #[command(flatten)]
         raw: RawArgs<{ table::MIGRATE }>,
+    },
+    /// Copy everything, then follow every later write until stopped; go on from the target's checkpoint after a restart
+    Replicate {
+        #[command(flatten)]
+        raw: RawArgs<{ table::REPLICATE }>,
     },
     /// Run the main job with no server at hand: simulated source, redis-server child or built-in sink
     Demo {
@@ -66,6 +72,7 @@ pub fn run(
     let environment = Environment::of(variables);
     let result = match &arguments.command {
         Command::Migrate { raw } => with_settings(raw, &environment, migrate::run),
+        Command::Replicate { raw } => with_settings(raw, &environment, replicate::run),
         Command::Demo { raw } => with_settings(raw, &environment, demo::run),
         Command::Probe { raw } => with_settings(raw, &environment, probe::run),
     };

@@ -2,7 +2,8 @@
 //!
 //! The decoder (`stream::StreamDecoder`) makes them; `convert` consumes them. A value that is small arrives as one
 //! [`Event::Whole`] whose body is exactly the stream's own bytes (so that it can be a RESTORE payload); a value that is
-//! large, or cut into tagged chunks, arrives as `Begin`, any number of `Run`s, `End`, with other events in between.
+//! large, or cut into tagged chunks, arrives as `Begin`, any number of `Run`s, `End`, with other events in between. A value
+//! whose type cannot be cut (one string) is always whole, in a tagged chunk too; only a long raw string is cut by us.
 //! Layouts: dragonfly-wire.md 2 and 3.
 
 use crate::ids::{DbIndex, Lsn};
@@ -84,11 +85,11 @@ pub enum Event<'a> {
     /// uncuttable string (JSON, listpacks, filters ...).
     Whole { meta: KeyMeta<'a>, body: &'a [u8] },
     /// A split object begins. `count` is the announced number of elements (of bytes, for a raw string: its `Run`s are
-    /// then plain bytes).
+    /// then plain bytes; 0 for filters, which announce nothing).
     Begin { object: ObjectId, meta: KeyMeta<'a>, count: u64 },
     /// `count` complete elements of a split object, `body` being exactly their bytes. For a raw string: the next bytes
     /// of it, `count` = body.len(). For streams: `stage` tells what the elements are. For types that are
-    /// only reported, never carried (filters), bodies are not promised to end at element borders.
+    /// only reported, never carried (filters), bodies are not promised to end at element borders and `count` is 0.
     Run { object: ObjectId, stage: Stage, count: u64, body: &'a [u8] },
     /// The object is complete.
     End { object: ObjectId },
@@ -102,7 +103,8 @@ pub enum Event<'a> {
     JournalOffset(Lsn),
     /// EOF opcode, 8 zero bytes and the token; nothing of the snapshot follows. The decoder compared nothing.
     Eof { token: [u8; 40] },
-    /// Something that was read over on purpose (vector index graphs, RESIZEDB ...), for the log.
+    /// Something that was read over on purpose (vector index graphs, RESIZEDB ...), for the log. Long things are read over in
+    /// pieces, with one event each. A SELECTDB (fe) shows only where nothing stands behind it yet; it needs no mention.
     Skipped { opcode: u8 },
 }
 

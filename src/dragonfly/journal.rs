@@ -112,7 +112,7 @@ impl JournalDecoder {
                 Ok(JournalProgress::Event { event, consumed: reader.pos() })
             }
             Err(Stop::More(at_least)) => Ok(JournalProgress::NeedMore { at_least }),
-            Err(Stop::Wrong(reason)) => Err(DecodeError { flow: self.flow, offset: self.offset, reason }),
+            Err(Stop::Wrong(reason)) => Err(DecodeError { flow: self.flow, offset: self.offset, reason: *reason }),
         }
     }
 
@@ -139,7 +139,7 @@ impl JournalDecoder {
                     let missing = at_least.saturating_sub(rest.len()) as u64;
                     return Err(wrong(at, Reason::JournalBlobTruncated { missing }));
                 }
-                Err(Stop::Wrong(reason)) => return Err(wrong(at, reason)),
+                Err(Stop::Wrong(reason)) => return Err(wrong(at, *reason)),
             }
             rest = rest.get(reader.pos()..).unwrap_or_default();
         }

@@ -312,10 +312,11 @@ fn run_of(shape: Shape, count: u64, view: &[u8], limits: &Limits) -> Read<(u64, 
 fn skip_elements(shape: Shape, count: u64, reader: &mut Reader<'_>, limits: &Limits) -> Read<()> {
     need(reader, count, shape.bytes_min())?;
     for done in 0..count {
-        let mark = *reader;
+        let mark = reader.pos();
         if let Err(stop) = limits.atom(reader, |reader| shape.skip(reader)) {
             // All that are missing need room, not only the next: else a record that comes in drops is walked over often.
-            need(&mark, count - done, shape.bytes_min())?;
+            reader.rewind(mark);
+            need(reader, count - done, shape.bytes_min())?;
             return Err(stop);
         }
     }

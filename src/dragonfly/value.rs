@@ -3,7 +3,7 @@
 //! In: a body of an [`super::Event::Whole`] or [`super::Event::Run`], hostile even though the stream decoder has found its
 //! end. Out: elements, each borrowing the body, or (LZF-packed containers) a scratch buffer that is reused; nothing is
 //! allocated per element. Errors are unplaced: they know the offset in the body, the caller adds flow and stream offset
-//! ([`DecodeError::placed`]). Streams are in [`super::stream_value`].
+//! ([`DecodeError::placed`]). Streams are in `stream_value`.
 
 use super::error::{DecodeError, Reason};
 use super::event::{KeyMeta, ObjectType, Text};
@@ -121,7 +121,7 @@ impl<E> From<Reason> for Fault<E> {
 pub(super) fn complete<T>(read: Read<T>, body_len: usize) -> Result<T, Reason> {
     read.map_err(|stop| match stop {
         Stop::More(at_least) => Reason::ValueTruncated { missing: at_least.saturating_sub(body_len) as u64 },
-        Stop::Wrong(reason) => reason,
+        Stop::Wrong(reason) => *reason,
     })
 }
 

@@ -14,12 +14,13 @@ use super::lzf;
 pub enum Stop {
     /// The slice, counted from its beginning, must be at least this long.
     More(usize),
-    Wrong(Reason),
+    /// Boxed, so that the result of a read that succeeds stays small.
+    Wrong(Box<Reason>),
 }
 
 impl From<Reason> for Stop {
     fn from(reason: Reason) -> Self {
-        Stop::Wrong(reason)
+        Stop::Wrong(Box::new(reason))
     }
 }
 
@@ -223,6 +224,17 @@ impl<'a> Reader<'a> {
     /// Steps over a string in any form.
     #[inline]
     pub fn skip_string(&mut self) -> Read<()> {
+        // Short raw strings are by far the most frequent; everything else goes the long way.
+        if let Some(&first) = self.buf.get(self.pos)
+            && first <= 0x3f
+            && u64::from(first) <= self.string_max
+        {
+            let end = self.pos + 1 + usize::from(first);
+            if end <= self.buf.len() {
+                self.pos = end;
+                return Ok(());
+            }
+        }
         self.string().map(|_| ())
     }
 
@@ -240,7 +252,7 @@ impl<'a> Reader<'a> {
     fn more(&self, needed: u64) -> Stop {
         match usize::try_from(needed).ok().and_then(|needed| self.pos.checked_add(needed)) {
             Some(at_least) => Stop::More(at_least),
-            None => Stop::Wrong(Reason::LengthOverflow),
+            None => Reason::LengthOverflow.into(),
         }
     }
 }
@@ -298,7 +310,7 @@ mod tests {
         assert_eq!(packed(&[0x80, 0xff, 0xff, 0xff, 0xff]), Ok(u64::from(u32::MAX)));
         assert_eq!(packed(&[0x81, 0, 0, 0, 1, 0, 0, 0, 0]), Ok(1 << 32));
         for byte in 0x82..=0xff {
-            assert_eq!(packed(&[byte, 0, 0]), Err(Stop::Wrong(Reason::BadPackedNumber { byte })));
+            assert_eq!(packed(&[byte, 0, 0]), Err(Reason::BadPackedNumber { byte }.into()));
         }
     }
 
@@ -334,8 +346,7 @@ mod tests {
 
     #[test]
     fn a_length_beyond_the_limit_is_wrong_before_its_bytes_come() {
-        let too_long =
-            |announced| Err(Stop::Wrong(Reason::LimitPassed { what: Limit::AtomBytes, announced, limit: 1000 }));
+        let too_long = |announced| Err(Reason::LimitPassed { what: Limit::AtomBytes, announced, limit: 1000 }.into());
         assert_eq!(Reader::new(&[0x80, 0, 0, 0x10, 0], 1000).string(), too_long(4096));
         assert_eq!(
             Reader::new(&[0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], 1000).string(),
@@ -344,7 +355,7 @@ mod tests {
         assert_eq!(Reader::new(&[0xc3, 1, 0x80, 0, 0, 0x10, 0], 1000).string(), too_long(4096));
         assert_eq!(
             Reader::of_complete(&[0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]).string(),
-            Err(Stop::Wrong(Reason::LengthOverflow))
+            Err(Reason::LengthOverflow.into())
         );
     }
 
@@ -352,7 +363,7 @@ mod tests {
     fn an_lzf_string_cannot_promise_more_than_its_bytes_can_hold() {
         assert_eq!(
             Reader::new(&[0xc3, 2, 0x41, 0x2c, 0, b'a'], 1000).string(),
-            Err(Stop::Wrong(Reason::LzfImplausible { packed: 2, plain: 300 }))
+            Err(Reason::LzfImplausible { packed: 2, plain: 300 }.into())
         );
     }
 }

@@ -5,7 +5,7 @@
 //! back by [`Batch::release`]; a guard group (MULTI .. marker, EXEC) reaches from its first command to the batch's end.
 //! A batch is never changed once closed: what must be found again in it (the k-th command) is found by re-reading.
 
-use crate::ids::DbIndex;
+use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::uring::{ChunkId, Segment, Slab};
 use bytes::Bytes;
 
@@ -28,6 +28,8 @@ pub struct Batch {
     pub commands: u32,
     pub replied: u32,
     pub guard: Option<Guard>,
+    /// For each flow with journal records in it: the LSN behind the last of them. Acknowledged with the batch.
+    pub positions: Vec<(FlowId, Lsn)>,
     /// SELECTs inside: index of the command and the database.
     pub selects: Vec<(u32, DbIndex)>,
     /// Database selected where the batch begins.
@@ -47,6 +49,7 @@ impl Batch {
             commands: 0,
             replied: 0,
             guard: None,
+            positions: Vec::new(),
             selects: Vec::new(),
             db_at_start,
             first_read_ns: 0,
@@ -55,7 +58,7 @@ impl Batch {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.commands == 0 && self.bytes == 0
+        self.commands == 0 && self.bytes == 0 && self.positions.is_empty()
     }
 
     /// The batch's bytes, in order.

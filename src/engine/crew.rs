@@ -3,19 +3,22 @@
 //! In: the flows, opened. Out: the workers' events. Invariants: no thread outlives `stop`; a connection that a worker
 //! lost is made again only to the same server process (a restarted one may have forgotten acknowledged writes).
 
+use super::checkpoint::CHECKPOINT_KEY;
 use super::error::EngineError;
 use super::handle::Existing;
-use super::migrate::{owner_rule, plan_of};
+use super::job::plan_of;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
-use super::target::{self, OWN_PREFIX, TargetLink};
-use super::worker::{self, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::target::{self, OWN_PREFIX};
+use super::worker::{self, Barrier, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use crate::dragonfly::owner::OwnerRule;
 use crate::ids::DbIndex;
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -42,6 +45,12 @@ pub struct Crew {
     reconnected: UnboundedReceiver<Reconnected>,
     reconnected_tx: UnboundedSender<Reconnected>,
     summaries: Vec<WorkerSummary>,
+    /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
+    confirmed: Arc<Vec<AtomicU64>>,
+    owner: Arc<OwnerRule>,
+    /// Flows that stand before a global command, and workers that are drained before one.
+    barriers: Vec<Barrier>,
+    barrier_workers: usize,
 }
 
 struct Reconnected {
@@ -81,9 +90,11 @@ impl Crew {
         let lanes_of = |flows: usize| settings.connections.clamp(1, flows.max(1));
         let sizes = Sizes::derive(&settings, workers, flows_max, lanes_of(flows_max))?;
         let convert_plan = plan_of(&settings, plan.capabilities.clone(), sizes.set_bytes_max)?;
-        let owner = owner_rule(flows_count as u32);
+        let owner = Arc::new(OwnerRule::new(flows_count as u32));
         let job = format!("{:x}{:x}", std::process::id(), uring::clock::realtime_ms());
 
+        let confirmed: Arc<Vec<AtomicU64>> =
+            Arc::new(flows.iter().map(|flow| AtomicU64::new(flow.resume_at.map_or(0, |lsn| lsn.0))).collect());
         let mut shares: Vec<Vec<FlowStart>> = (0..workers).map(|_| Vec::new()).collect();
         for (i, flow) in flows.into_iter().enumerate() {
             shares[i % workers].push(flow);
@@ -98,17 +109,22 @@ impl Crew {
             reconnected,
             reconnected_tx,
             summaries: Vec::new(),
+            confirmed,
+            owner: owner.clone(),
+            barriers: Vec::new(),
+            barrier_workers: 0,
         };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
             for lane in 0..lanes_of(share.len()) {
-                let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+                let mut link = target::connect_lane(&settings).await?;
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
                 lanes.push(LaneStart {
                     node: 0,
                     client_id: target::client_id(&mut link).await?,
                     socket: link.hand_over()?,
                     marker,
+                    checkpoint: CHECKPOINT_KEY.to_string(),
                 });
             }
             let (commands, receiver) = mpsc::channel();
@@ -124,6 +140,7 @@ impl Crew {
                 lanes,
                 events: events_tx.clone(),
                 commands: receiver,
+                confirmed: crew.confirmed.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -164,6 +181,32 @@ impl Crew {
         Ok(())
     }
 
+    /// The barriers, once every flow stands before one and everything before them is acknowledged.
+    pub fn take_barriers(&mut self) -> Option<Vec<Barrier>> {
+        if self.barriers.len() < self.confirmed.len() || self.barrier_workers < self.members.len() {
+            return None;
+        }
+        self.barrier_workers = 0;
+        Some(std::mem::take(&mut self.barriers))
+    }
+
+    /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is.
+    pub fn confirmed(&self) -> Vec<u64> {
+        self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
+    }
+
+    /// Tells every worker the same.
+    pub fn tell_all(&self, command: impl Fn() -> WorkerCommand) {
+        for worker in 0..self.members.len() {
+            self.tell(worker, command());
+        }
+    }
+
+    /// Keys dropped as strays under a rule that turned out to be wrong.
+    pub fn strays_in_doubt(&self) -> u64 {
+        self.owner.strays_in_doubt()
+    }
+
     pub fn workers(&self) -> usize {
         self.members.len()
     }
@@ -184,7 +227,15 @@ impl Crew {
                     Some(WorkerEvent::LaneLost { worker, lane, generation, client_id, marker, marked_dbs }) => {
                         self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs });
                     }
-                    Some(event) => return Ok(event),
+                    Some(event) => {
+                        // Kept here, because a flow may stand before a barrier while others are still in the full sync.
+                        match &event {
+                            WorkerEvent::AtBarrier(barrier) => self.barriers.push(barrier.clone()),
+                            WorkerEvent::BarrierDrained => self.barrier_workers += 1,
+                            _ => {}
+                        }
+                        return Ok(event);
+                    }
                     None => return Err(EngineError::Internal("all workers ended without a word".into())),
                 },
                 Some(again) = self.reconnected.recv() => {
@@ -197,7 +248,7 @@ impl Crew {
         }
     }
 
-    fn tell(&self, worker: usize, command: WorkerCommand) {
+    pub fn tell(&self, worker: usize, command: WorkerCommand) {
         if let Some(member) = self.members.get(worker) {
             // A worker that is gone has said why through its event.
             let _ = member.commands.send(command);
@@ -280,7 +331,7 @@ async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) ->
 }
 
 async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
-    let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+    let mut link = target::connect_lane(settings).await?;
     let now = target::run_id(&mut link).await?;
     if now != run_id {
         return Err(EngineError::Refused(

@@ -14,6 +14,7 @@ pub enum Class {
     CorruptStream,
     System,
     Interrupted,
+    PositionLost,
     Internal,
 }
 
@@ -33,6 +34,9 @@ pub enum EngineError {
     CorruptValue(String),
     #[error("{0}")]
     System(String),
+    /// The position in the source's journal is lost: only a full sync is left.
+    #[error("position lost: {0}")]
+    LostPosition(String),
     #[error("interrupted")]
     Interrupted,
     /// The source was emptied (FLUSHALL, FLUSHDB) while its snapshot was being read: the sync begins anew.
@@ -75,6 +79,7 @@ impl EngineError {
             Self::Corrupt(_) | Self::CorruptValue(_) => Class::CorruptStream,
             Self::System(_) => Class::System,
             Self::Interrupted => Class::Interrupted,
+            Self::LostPosition(_) => Class::PositionLost,
             Self::Internal(_) => Class::Internal,
         }
     }

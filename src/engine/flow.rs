@@ -10,8 +10,9 @@ use super::input::{Cursor, HeapBudget, Room, Window};
 use super::lane::Lane;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::stable::Stable;
 use super::worker::{FlowStart, WorkerEvent, has_room};
-use super::writer::{Encoder, Source, Writer};
+use super::writer::{Encoder, Writer};
 use crate::dragonfly::blob::BlobReader;
 use crate::dragonfly::journal::JournalDecoder;
 use crate::dragonfly::stream::{Progress, StreamDecoder};
@@ -29,6 +30,10 @@ pub enum FlowState {
     SnapshotEnded,
     /// Offset, EOF and the right token came. What follows is stable journal, read and dropped.
     Complete,
+    /// Following the journal.
+    Stable,
+    /// Before a global command, waiting for the other flows.
+    AtBarrier,
 }
 
 impl FlowState {
@@ -37,6 +42,8 @@ impl FlowState {
             Self::Snapshot => "snapshot",
             Self::SnapshotEnded => "snapshot ended",
             Self::Complete => "complete",
+            Self::Stable => "stable",
+            Self::AtBarrier => "at barrier",
         }
     }
 }
@@ -70,6 +77,11 @@ pub struct Flow {
     pub unread_ns_max: u64,
     pub input: Cursor,
     pub handler: FlowHandler,
+    /// In stable sync.
+    pub stable: Option<Stable>,
+    /// Go on with the journal after the token.
+    follow: bool,
+    pub(super) pump_bytes_max: usize,
     decoder: StreamDecoder,
     journal: JournalDecoder,
     blob: Option<Blob>,
@@ -77,7 +89,7 @@ pub struct Flow {
     staged: Option<Box<Encoder>>,
     eof_token: [u8; 40],
     next_lsn: Option<Lsn>,
-    read_ns: u64,
+    pub(super) read_ns: u64,
 }
 
 /// Bytes of one flow decoded in one turn.
@@ -87,7 +99,7 @@ const PUMP_BYTES: usize = 1 << 20;
 const PIECE_BYTES_MIN: u64 = 64 * 1024;
 
 /// What the inner loop stopped for.
-enum Stop {
+pub(super) enum Stop {
     Need(usize),
     Blob(Codec, Bytes),
     Full,
@@ -101,10 +113,11 @@ impl Flow {
         lane: usize,
         handler: FlowHandler,
         sizes: &Sizes,
+        follow: bool,
         slab: &mut Slab,
         heap: &HeapBudget,
     ) -> Result<Self, EngineError> {
-        let FlowStart { id, socket, eof_token, early } = start;
+        let FlowStart { id, socket, eof_token, early, resume_at } = start;
         let mut input = Cursor::default();
         if input.make_room(slab, heap, 1, sizes.layout.rx_chunk_bytes) == Room::Wait {
             return Err(EngineError::Internal("the slab has no chunk for a new flow".into()));
@@ -121,7 +134,10 @@ impl Flow {
             id,
             socket: Rc::new(Socket::from(socket)),
             lane,
-            state: FlowState::Snapshot,
+            state: if resume_at.is_some() { FlowState::Stable } else { FlowState::Snapshot },
+            stable: resume_at.map(|lsn| Stable::new(JournalDecoder::new(id, sizes.limits.atom_bytes_max), lsn)),
+            follow,
+            pump_bytes_max: PUMP_BYTES,
             reading: false,
             closed: false,
             bytes_in: early.len() as u64,
@@ -203,17 +219,23 @@ impl Flow {
             self.input.filled(slab, heap);
         }
         loop {
-            if self.is_complete() {
-                return Ok(self.drop_stable(slab, heap, chunk_bytes));
+            match self.state {
+                FlowState::Complete => return Ok(self.drop_stable(slab, heap, chunk_bytes)),
+                FlowState::AtBarrier => return Ok(Pumped::Waiting),
+                FlowState::Snapshot | FlowState::SnapshotEnded | FlowState::Stable => {}
             }
             if !has_room(slab, lane, settings.window_bytes) {
                 return Ok(Pumped::Waiting);
             }
-            let stop = self.decode(slab, lane, settings, now_ms, events, &mut consumed_bytes)?;
+            let stop = if self.state == FlowState::Stable {
+                self.decode_stable(slab, lane, settings, now_ms, events, &mut consumed_bytes)?
+            } else {
+                self.decode(slab, lane, settings, now_ms, events, &mut consumed_bytes)?
+            };
             match stop {
                 Stop::Full => return Ok(Pumped::Waiting),
                 Stop::Budget => return Ok(Pumped::Budget),
-                Stop::Complete => {}
+                Stop::Complete => self.begin_stable(slab, lane, settings, sizes.limits.atom_bytes_max)?,
                 Stop::Blob(codec, frame) => {
                     self.decoder.enter_blob()?;
                     let reader = BlobReader::new(codec, frame).map_err(|reason| self.corrupt(reason))?;
@@ -261,16 +283,11 @@ impl Flow {
             Window::Chunk(chunk, view) => view.len() == slab.capacity(*chunk),
             Window::Heap(_) => true,
         };
-        let source = match &window {
-            Window::Chunk(chunk, view) => Source::Chunk(*chunk, view.clone()),
-            Window::Heap(bytes) => Source::Heap(bytes.clone()),
-        };
+        let source = window.source();
         let bytes = window.bytes();
         let stop = loop {
+            // Asked also with nothing left: the end of an object takes no bytes.
             let rest = &bytes[position..];
-            if rest.is_empty() {
-                break Stop::Need(1);
-            }
             let raw_left = decoder.raw_bytes_left();
             if raw_left > 0 && !window_is_last {
                 let wanted = raw_left.min(PIECE_BYTES_MIN) as usize;
@@ -279,7 +296,7 @@ impl Flow {
                 }
             }
             let (event, consumed) = match decoder.next(rest)? {
-                Progress::NeedMore { at_least } => break Stop::Need(at_least),
+                Progress::NeedMore { at_least } => break Stop::Need(at_least.max(1)),
                 Progress::Event { event, consumed } => (event, consumed),
             };
             position += consumed;
@@ -308,7 +325,7 @@ impl Flow {
                         EngineError::Internal("the decoder let an EOF without JOURNAL_OFFSET pass".into())
                     })?;
                     *state = FlowState::Complete;
-                    let _ = events.send(WorkerEvent::Complete { flow: self.id, next_lsn });
+                    let _ = events.send(WorkerEvent::Complete { flow: self.id, next_lsn, token });
                     break Stop::Complete;
                 }
                 Event::Compressed { codec, frame } => {
@@ -343,6 +360,7 @@ impl Flow {
                     source: &source,
                     borrow_bytes_min: settings.borrow_bytes_min,
                     batch_bytes: settings.batch_bytes,
+                    in_record: false,
                     closed,
                     spare_segments,
                     read_ns: self.read_ns,
@@ -367,7 +385,7 @@ impl Flow {
             if !has_room(slab, lane, settings.window_bytes) {
                 break Stop::Full;
             }
-            if *consumed_bytes > PUMP_BYTES {
+            if *consumed_bytes > self.pump_bytes_max {
                 break Stop::Budget;
             }
         };
@@ -404,6 +422,30 @@ impl Flow {
         blob.cursor.clear(slab);
         self.blob = None;
         Ok(Room::Ready)
+    }
+
+    /// The full sync of this flow is over: what follows is journal. The position is put into the checkpoint behind all that
+    /// the snapshot wrote.
+    fn begin_stable(
+        &mut self,
+        slab: &mut Slab,
+        lane: &mut Lane,
+        settings: &MigrateSettings,
+        atom_bytes_max: usize,
+    ) -> Result<(), EngineError> {
+        if !self.follow {
+            return Ok(());
+        }
+        let next_lsn =
+            self.next_lsn.ok_or_else(|| EngineError::Internal("a flow is complete without its LSN".into()))?;
+        let decoder = JournalDecoder::new(self.id, atom_bytes_max).starting_at(self.decoder.offset_bytes());
+        let mut stable = Stable::new(decoder, next_lsn);
+        // Nothing is confirmed before the snapshot's last command is.
+        stable.acked_lsn = Lsn(0);
+        self.stable = Some(stable);
+        self.state = FlowState::Stable;
+        lane.note_position(slab, settings.batch_bytes, self.id, next_lsn, self.read_ns);
+        Ok(())
     }
 
     fn corrupt(&self, reason: Reason) -> EngineError {

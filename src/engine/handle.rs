@@ -8,7 +8,7 @@
 use super::error::EngineError;
 use super::rows;
 use super::writer::Writer;
-use crate::convert::journal::{self, JournalTranslator, Outcome, Suspects};
+use crate::convert::journal::{self, GlobalCommand, JournalTranslator, Outcome, Suspects};
 use crate::convert::{Converter, Plan};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
@@ -187,44 +187,66 @@ impl FlowHandler {
             if let JournalEvent::Command(command) = event
                 && outcome.is_ok()
             {
-                outcome = self.journal_command(&command, now_ms, out);
+                outcome = match self.journal_command(&command, now_ms, false, out) {
+                    Ok(Applied::Global(_)) => Err(EngineError::SyncVoided {
+                        flow: self.flow.0,
+                        command: String::from_utf8_lossy(command.name()).into_owned(),
+                    }),
+                    Ok(Applied::Done) => Ok(()),
+                    Err(error) => Err(error),
+                };
             }
             Ok(())
         })?;
         outcome
     }
 
-    fn journal_command(&mut self, command: &Command<'_>, now_ms: i64, out: &mut Writer<'_>) -> Result<(), EngineError> {
+    /// One journal record. `stable`: after the full sync, where every record settles the keys it names.
+    pub fn journal_command(
+        &mut self,
+        command: &Command<'_>,
+        now_ms: i64,
+        stable: bool,
+        out: &mut Writer<'_>,
+    ) -> Result<Applied, EngineError> {
         let args: SmallVec<[&[u8]; 16]> = command.args().collect();
         self.counts.journal_records += 1;
         if let Some(key) = journal::stray_candidate(&args)
             && self.is_stray(key)
         {
-            return Ok(());
+            return Ok(Applied::Done);
         }
         if !self.existing.is_empty() {
             for key in journal::keys_of(&args) {
                 if !self.admits_existing(command.db, key) {
-                    return Ok(());
+                    return Ok(Applied::Done);
                 }
             }
         }
-        self.suspects.record(command.db, &args).map_err(|e| EngineError::Refused(e.to_string()))?;
+        if !stable {
+            self.suspects.record(command.db, &args).map_err(|e| EngineError::Refused(e.to_string()))?;
+        } else if !self.suspects.is_empty() {
+            journal::keys_of(&args).for_each(|key| self.suspects.settled(command.db, key));
+        }
         let Self { translator, restorer, .. } = self;
         let outcome = translator.command(command.db, command.txid, &args, now_ms, restorer, out);
         match outcome.map_err(EngineError::from)? {
-            Outcome::Global(_) => Err(EngineError::SyncVoided {
-                flow: self.flow.0,
-                command: String::from_utf8_lossy(command.name()).into_owned(),
-            }),
+            Outcome::Global(global) => Ok(Applied::Global(global)),
             Outcome::NotCarried { kind } => Err(EngineError::Refused(format!(
                 "flow {}: the recorded command {} cannot be applied to this target in one step ({kind:?})",
                 self.flow,
                 command.name().escape_ascii()
             ))),
-            _ => Ok(()),
+            _ => Ok(Applied::Done),
         }
     }
+}
+
+/// What became of a journal record.
+pub enum Applied {
+    Done,
+    /// Nothing was written: the command concerns all flows.
+    Global(GlobalCommand),
 }
 
 /// Whether a whole string value is a HyperLogLog: it begins with `HYLL`.

@@ -5,6 +5,7 @@
 //! collected on the heap (a jumbo), by as many bytes as really arrived. Invariants: `parsed <= filled`; no byte is
 //! skipped or given twice; the heap in use by all flows of a worker stays under one budget.
 
+use super::writer::Source;
 use crate::uring::{ChunkId, ChunkView, Class, Slab};
 use bytes::Bytes;
 use std::cell::Cell;
@@ -82,6 +83,14 @@ pub enum Window {
 }
 
 impl Window {
+    /// What commands may borrow from.
+    pub fn source(&self) -> Source {
+        match self {
+            Self::Chunk(chunk, view) => Source::Chunk(*chunk, view.clone()),
+            Self::Heap(bytes) => Source::Heap(bytes.clone()),
+        }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Chunk(_, view) => view,

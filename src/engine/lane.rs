@@ -9,7 +9,8 @@ use super::batch::Batch;
 use super::error::EngineError;
 use super::worker::LaneStart;
 use super::writer::{Encoder, GuardState, Source, Writer};
-use crate::ids::DbIndex;
+use crate::convert::{Class, CommandMeta, Out};
+use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::reply::{Reply, ReplyScanner};
 use crate::redis::request;
 use crate::uring::{ChunkId, Outgoing, Ring, Segment, Slab, Socket};
@@ -57,7 +58,7 @@ const SPARE_SEGMENTS_MAX: usize = 64;
 
 impl Lane {
     pub fn new(index: usize, start: LaneStart) -> Self {
-        let LaneStart { node, socket, marker, client_id } = start;
+        let LaneStart { node, socket, marker, client_id, checkpoint } = start;
         Self {
             index,
             node,
@@ -65,7 +66,7 @@ impl Lane {
             client_id,
             generation: 0,
             encoder: Encoder::new(),
-            guard: GuardState { marker, sequence: 0, marked_dbs: Vec::new() },
+            guard: GuardState { checkpoint, marker, sequence: 0, marked_dbs: Vec::new() },
             ready: VecDeque::new(),
             sent: VecDeque::new(),
             in_kernel: 0,
@@ -96,6 +97,27 @@ impl Lane {
         if self.encoder.batch.is_empty() {
             return;
         }
+        self.plain_writer(slab, batch_bytes, 0).close();
+        self.queue_closed();
+    }
+
+    /// Puts a position behind everything encoded so far.
+    pub fn note_position(&mut self, slab: &mut Slab, batch_bytes: usize, flow: FlowId, next_lsn: Lsn, read_ns: u64) {
+        self.plain_writer(slab, batch_bytes, read_ns).record_done(flow, next_lsn);
+        self.queue_closed();
+    }
+
+    /// Deletes a key, in order with everything else on this lane.
+    pub fn delete(&mut self, slab: &mut Slab, batch_bytes: usize, db: DbIndex, key: &[u8]) {
+        let mut writer = self.plain_writer(slab, batch_bytes, 0);
+        writer.begin(CommandMeta { slot: Slot(0), db, class: Class::Blind, all_nodes: false });
+        writer.put(&crate::redis::resp::command(&[b"DEL", key]));
+        writer.end();
+        self.queue_closed();
+    }
+
+    /// A writer that borrows nothing.
+    fn plain_writer<'a>(&'a mut self, slab: &'a mut Slab, batch_bytes: usize, read_ns: u64) -> Writer<'a> {
         Writer {
             encoder: &mut self.encoder,
             slab,
@@ -105,10 +127,9 @@ impl Lane {
             batch_bytes,
             closed: &mut self.closed,
             spare_segments: &mut self.spare_segments,
-            read_ns: 0,
+            in_record: false,
+            read_ns,
         }
-        .close();
-        self.queue_closed();
     }
 
     /// Moves the batches closed by a writer to the queue.

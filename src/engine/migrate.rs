@@ -1,116 +1,34 @@
 //! `migrate`: one full sync, from the handshake to a proven end.
 //!
-//! In: resolved settings. Out: a `RunInputs` with everything that the report says, whatever happened. The control plane
-//! runs on tokio-uring in the calling thread; workers run in theirs. Phases: connect -> flows -> full sync -> (all flows
-//! at FULLSYNC_END) -> STARTSTABLE -> (all flows complete, everything acknowledged) -> suspects asked -> markers removed.
-//! Invariant: the outcome is `Done` only if every flow delivered its offset, EOF and token and every command sent was
-//! answered.
+//! Phases: connect -> flows -> full sync -> (all flows at FULLSYNC_END) -> STARTSTABLE -> (all flows complete, everything
+//! acknowledged) -> suspects asked -> markers removed. Invariant: the outcome is `Done` only if every flow delivered its
+//! offset, EOF and token and every command sent was answered.
 
 use super::crew::{Crew, CrewPlan};
-use super::error::{Class, EngineError};
+use super::error::EngineError;
+use super::job::{Job, Signals};
 use super::phase::Phase;
-use super::settings::{MigrateSettings, OnExisting};
-use super::source::Source;
-use super::target::{self, TargetLink};
+use super::settings::OnExisting;
+use super::source::{Source, session_error};
+use super::target::{self, Target, TargetLink};
 use super::worker::{WorkerEvent, WorkerSummary};
-use crate::convert::{Limits, Plan};
-use crate::dragonfly::owner::OwnerRule;
-use crate::redis::Capabilities;
-use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
-use crate::report::document::{ExitClass, NotCarried, Outcome, RunInputs, ServerInfo};
-use crate::report::observer::{FlowProgress, Observer, ProgressSnapshot};
-use crate::uring::{self, Ring, RingSettings, SlabLayout};
+use crate::dragonfly::session::{Action, Session, Signal};
+use crate::report::counters::Totals;
+use crate::report::document::ServerInfo;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
-
-/// Runs the job to its end. Never panics on what peers do; every failure is in the outcome.
-pub fn run_migrate(command: &str, settings: MigrateSettings, observer: &mut dyn Observer) -> RunInputs {
-    let mut job = Job::new(command, settings, observer);
-    // tokio-uring would panic where io_uring is not to be had; this says why and what to do.
-    let result = match check_ring(&job.settings.ring) {
-        Ok(()) => tokio_uring::start(job.run()),
-        Err(e) => Err(e),
-    };
-    job.finish(result)
-}
-
-/// Sets a small ring up and drops it, in a thread of its own (a ring belongs to the thread that made it).
-fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
-    let settings = settings.clone();
-    let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 1 };
-    let ring = std::thread::spawn(move || Ring::new(&settings, layout).map(drop).map_err(|e| e.to_string()));
-    match ring.join() {
-        Ok(outcome) => outcome.map_err(EngineError::System),
-        Err(_) => Err(EngineError::Internal("setting a ring up panicked".into())),
-    }
-}
 
 /// A sync that the source voided by a flush is begun anew this many times.
-const ATTEMPTS_MAX: u32 = 5;
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+pub(super) const ATTEMPTS_MAX: u32 = 5;
+pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
-pub(super) struct Job<'o> {
-    settings: Arc<MigrateSettings>,
-    observer: &'o mut dyn Observer,
-    started: Instant,
-    phase: Phase,
-    phase_since: Instant,
-    report: RunInputs,
-    totals: Totals,
-    keys_expected: Option<u64>,
-    /// Something was written to the target.
-    touched: bool,
-    transfer_since: Option<Instant>,
-    cpu_at_start: Option<CpuSample>,
-}
-
-impl<'o> Job<'o> {
-    fn new(command: &str, settings: MigrateSettings, observer: &'o mut dyn Observer) -> Self {
-        let value = serde_json::to_value(&settings).unwrap_or_default();
-        let mut report = RunInputs::empty(command, Outcome::done(), value);
-        report.started_unix_ms = uring::clock::realtime_ms();
-        report.kernel = uring::probe::kernel_release();
-        report.source.address = format!("{}:{}", settings.source.host, settings.source.port);
-        Self {
-            settings: Arc::new(settings),
-            observer,
-            started: Instant::now(),
-            phase: Phase::Connect,
-            phase_since: Instant::now(),
-            report,
-            totals: Totals::new(),
-            keys_expected: None,
-            touched: false,
-            transfer_since: None,
-            cpu_at_start: CpuSample::of_process(),
-        }
-    }
-
-    fn enter(&mut self, phase: Phase) {
-        debug_assert!(self.phase.may_enter(phase), "{:?} -> {phase:?}", self.phase);
-        let now = Instant::now();
-        self.report.phases.push((self.phase.name().to_string(), now - self.phase_since));
-        tracing::info!(phase = phase.name(), "phase");
-        self.phase = phase;
-        self.phase_since = now;
-    }
-
-    async fn run(&mut self) -> Result<(), EngineError> {
+impl Job<'_> {
+    pub(super) async fn migrate(&mut self) -> Result<(), EngineError> {
         let settings = self.settings.clone();
         let mut target = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
-        let probed = target::probe(&mut target).await?;
-        self.report.targets = vec![ServerInfo {
-            address: format!("{}:{}", settings.target.host, settings.target.port),
-            make: probed.make.to_ascii_lowercase(),
-            version: probed.version.clone(),
-            flows: 0,
-        }];
+        let probed = self.probe_target(&mut target).await?;
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
-        let mut source = Source::connect(&settings.source, settings.connect_timeout).await?;
-        self.keys_expected = source.keys();
-        self.report.source.make = "dragonfly".into();
-        self.report.source.version = source.version().to_string();
+        let mut source = self.connect_source().await?;
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
         let may_flush = probed.keyspace.is_empty() || settings.on_existing == OnExisting::Flush;
@@ -139,14 +57,37 @@ impl<'o> Job<'o> {
         target = self.target_again(&probed.run_id).await?;
         self.ask_suspects(&mut target, &summaries).await?;
         self.remove_markers(&mut target, &summaries).await?;
-        if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
-            self.report.cpu_target = Some(after.since(before));
-        }
+        self.note_target_cpu(&mut target, &probed).await;
         for summary in summaries {
             self.add_summary(summary);
         }
         self.enter(Phase::Done);
         Ok(())
+    }
+
+    pub(super) async fn probe_target(&mut self, target: &mut TargetLink) -> Result<Target, EngineError> {
+        let probed = target::probe(target).await?;
+        self.report.targets = vec![ServerInfo {
+            address: format!("{}:{}", self.settings.target.host, self.settings.target.port),
+            make: probed.make.to_ascii_lowercase(),
+            version: probed.version.clone(),
+            flows: 0,
+        }];
+        Ok(probed)
+    }
+
+    pub(super) async fn connect_source(&mut self) -> Result<Source, EngineError> {
+        let source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
+        self.keys_expected = source.keys();
+        self.report.source.make = "dragonfly".into();
+        self.report.source.version = source.version().to_string();
+        Ok(source)
+    }
+
+    pub(super) async fn note_target_cpu(&mut self, target: &mut TargetLink, probed: &Target) {
+        if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(target).await) {
+            self.report.cpu_target = Some(after.since(before));
+        }
     }
 
     /// A fresh control connection: the first one was idle all through the sync, and the target (`timeout`) or a firewall
@@ -165,12 +106,9 @@ impl<'o> Job<'o> {
 
     /// One full sync. Workers are stopped whatever happens; their summaries enter the report.
     async fn attempt(&mut self, source: &mut Source, plan: CrewPlan) -> Result<Vec<WorkerSummary>, EngineError> {
-        self.enter(Phase::Flows);
-        source.register().await?;
-        self.report.source.flows = source.flows();
-        let flows = source.open_flows().await?;
-        let mut crew = Crew::start(plan, flows).await?;
-        let result = self.sync(source, &mut crew).await;
+        let mut session = Session::new();
+        let mut crew = self.open_full(source, &mut session, plan).await?;
+        let result = self.sync_to_drain(source, &mut session, &mut crew).await;
         let (summaries, ended) = crew.stop().await;
         match result.and(ended) {
             Ok(()) => Ok(summaries),
@@ -185,84 +123,123 @@ impl<'o> Job<'o> {
         }
     }
 
-    async fn sync(&mut self, source: &mut Source, crew: &mut Crew) -> Result<(), EngineError> {
+    /// Registers, opens all flows for a full sync, and starts the workers.
+    pub(super) async fn open_full(
+        &mut self,
+        source: &mut Source,
+        session: &mut Session,
+        plan: CrewPlan,
+    ) -> Result<Crew, EngineError> {
+        self.enter(Phase::Flows);
+        let registration = source.register().await?;
+        self.report.source.flows = registration.flows;
+        session.on(Signal::Registered(registration)).map_err(session_error)?;
+        let mut starts = Vec::new();
+        for flow in source.open_flows(None).await? {
+            session.on(Signal::FlowOpened { flow: flow.start.id, opened: flow.opened }).map_err(session_error)?;
+            starts.push(flow.start);
+        }
+        let crew = Crew::start(plan, starts).await?;
         self.report.ring_features = crew.features();
-        let flows = source.flows() as usize;
-        let (mut at_end, mut complete, mut drained) = (0, 0, 0);
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| EngineError::System(e.to_string()))?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(|e| EngineError::System(e.to_string()))?;
+        Ok(crew)
+    }
+
+    async fn sync_to_drain(
+        &mut self,
+        source: &mut Source,
+        session: &mut Session,
+        crew: &mut Crew,
+    ) -> Result<(), EngineError> {
+        let mut drained = 0;
+        let mut signals = Signals::new()?;
+        self.full_sync(source, session, crew, &mut signals, &mut drained).await?;
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
-        self.enter(Phase::FullSync);
-        self.touched = true;
-        self.transfer_since = Some(Instant::now());
-        // The answers to SYNC and STARTSTABLE come only after writes to the flows, so events are taken meanwhile.
-        let mut request = Some(source.start_sync()?);
-        loop {
+        while drained < crew.workers() {
             tokio::select! {
-                answer = async { match &mut request { Some(request) => request.await, None => std::future::pending().await } } => {
-                    request = None;
-                    source.answered(answer?);
-                }
                 event = crew.event() => match event? {
-                    WorkerEvent::FullSyncEnd { flow } => {
-                        tracing::debug!(%flow, "FULLSYNC_END");
-                        at_end += 1;
-                    }
-                    WorkerEvent::Complete { flow, next_lsn } => {
-                        tracing::info!(%flow, %next_lsn, "flow complete: the target holds the state before this LSN once drained");
-                        complete += 1;
-                    }
                     WorkerEvent::Drained => drained += 1,
                     event => self.watch(event),
                 },
                 _ = ticks.tick() => self.progress(),
-                _ = interrupt.recv() => return Err(EngineError::Interrupted),
-                _ = terminate.recv() => return Err(EngineError::Interrupted),
+                _ = signals.next() => return Err(EngineError::Interrupted),
             }
-            if self.phase == Phase::FullSync && at_end == flows && request.is_none() {
-                self.enter(Phase::StartingStable);
-                request = Some(source.start_stable()?);
-            }
-            if drained == crew.workers()
-                && complete == flows
-                && request.is_none()
-                && self.phase == Phase::StartingStable
-            {
-                self.progress();
-                return Ok(());
+        }
+        self.progress();
+        Ok(())
+    }
+
+    /// From DFLY SYNC until every flow has delivered its offset and token and STARTSTABLE was accepted.
+    pub(super) async fn full_sync(
+        &mut self,
+        source: &mut Source,
+        session: &mut Session,
+        crew: &mut Crew,
+        signals: &mut Signals,
+        drained: &mut usize,
+    ) -> Result<(), EngineError> {
+        let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+        self.enter(Phase::FullSync);
+        self.touched = true;
+        self.transfer_since.get_or_insert_with(Instant::now);
+        // The answers to SYNC and STARTSTABLE come only after writes to the flows, so events are taken meanwhile.
+        let sync = session.request(&Action::SendSync).map(|request| source.phase_command(&request));
+        let mut answer = sync.transpose()?;
+        loop {
+            let action = tokio::select! {
+                reply = async { match &mut answer { Some(answer) => answer.await, None => std::future::pending().await } } => {
+                    answer = None;
+                    let (link, reply) = reply?;
+                    source.answered(link);
+                    let signal = match self.phase {
+                        Phase::FullSync => Signal::SyncReply(&reply),
+                        _ => Signal::StartStableReply(&reply),
+                    };
+                    session.on(signal)
+                }
+                event = crew.event() => match event? {
+                    WorkerEvent::FullSyncEnd { flow } => session.on(Signal::FullSyncEnd(flow)),
+                    WorkerEvent::Complete { flow, next_lsn, token } => {
+                        tracing::info!(%flow, %next_lsn, "flow complete");
+                        session
+                            .on(Signal::JournalOffset { flow, lsn: next_lsn })
+                            .and_then(|_| session.on(Signal::Eof { flow, token }))
+                    }
+                    WorkerEvent::Drained => {
+                        *drained += 1;
+                        Ok(None)
+                    }
+                    event => {
+                        self.watch(event);
+                        Ok(None)
+                    }
+                },
+                _ = ticks.tick() => {
+                    self.progress();
+                    Ok(None)
+                }
+                _ = signals.next() => return Err(EngineError::Interrupted),
+            };
+            match action.map_err(session_error)? {
+                Some(action @ Action::SendStartStable) => {
+                    self.enter(Phase::StartingStable);
+                    let request = session.request(&action).map(|request| source.phase_command(&request));
+                    answer = request.transpose()?;
+                }
+                Some(Action::Finish) => return self.check_strays(crew),
+                _ => {}
             }
         }
     }
 
-    /// Events that only the report and the observer care for.
-    fn watch(&mut self, event: WorkerEvent) {
-        if let WorkerEvent::Sample { worker, stats, interval, not_carried } = event {
-            self.totals.update(worker as u16, *stats);
-            self.report.latencies.add(&interval);
-            self.observer.interval(&interval);
-            self.observer.second(self.started.elapsed());
-            for item in not_carried {
-                self.add_not_carried(&item);
-            }
+    /// A key dropped as a stray under a rule that later turned out to be wrong was perhaps no stray.
+    fn check_strays(&self, crew: &Crew) -> Result<(), EngineError> {
+        match crew.strays_in_doubt() {
+            0 => Ok(()),
+            count => Err(EngineError::Source(format!(
+                "{count} HyperLogLog keys were dropped as stale copies before it showed that the source places its keys by \
+                 a rule that is not known (locktag flags?); run again: with what is known now nothing would be dropped"
+            ))),
         }
-    }
-
-    fn progress(&mut self) {
-        let sum = self.totals.sum();
-        let snapshot = ProgressSnapshot {
-            phase: self.phase.name().to_string(),
-            elapsed: self.started.elapsed(),
-            flows: sum
-                .flows
-                .iter()
-                .map(|f| FlowProgress { flow: f.flow, bytes_in: f.bytes_in, keys: f.keys, state: f.state })
-                .collect(),
-            bytes_in: sum.bytes_in,
-            bytes_out: sum.bytes_out,
-            keys: sum.keys,
-            keys_expected: self.keys_expected,
-        };
-        self.observer.progress(&snapshot);
     }
 
     /// Keys that an omitted DEL of the source may have left behind (wire 2.10).
@@ -293,92 +270,4 @@ impl<'o> Job<'o> {
         }
         Ok(())
     }
-
-    fn add_not_carried(&mut self, item: &NotCarried) {
-        self.report.not_carried.push(item);
-        self.observer.not_carried(item);
-    }
-
-    fn add_summary(&mut self, summary: WorkerSummary) {
-        for item in &summary.not_carried {
-            self.add_not_carried(item);
-        }
-        for tally in &summary.tallies {
-            super::rows::add_tally(&mut self.report, tally);
-        }
-        super::rows::add_existing(&mut self.report, summary.existing_skipped);
-        self.report.search_indexes.extend(summary.search_indexes);
-        for (name, count) in summary.journal_by_name {
-            *self.report.journal_commands.entry(name).or_default() += count;
-        }
-        self.report.latencies.add(&summary.interval);
-        self.observer.interval(&summary.interval);
-        self.totals.update(summary.worker as u16, summary.stats);
-        if let Some(version) = summary.source_version {
-            self.report.source.version = version;
-        }
-    }
-
-    fn finish(mut self, result: Result<(), EngineError>) -> RunInputs {
-        let now = Instant::now();
-        self.report.phases.push((self.phase.name().to_string(), now - self.phase_since));
-        self.report.elapsed = self.started.elapsed();
-        self.report.transfer = self.transfer_since.map_or(Duration::ZERO, |since| now - since);
-        self.report.totals = self.totals.sum();
-        self.report.rss_bytes_peak = rss_bytes_peak();
-        self.report.cpu_tool = match (self.cpu_at_start, CpuSample::of_process()) {
-            (Some(before), Some(after)) => Some(after.since(before)),
-            _ => None,
-        };
-        self.observer.second(self.report.elapsed);
-        if let Err(error) = result {
-            let state = self.target_state();
-            self.report.outcome = Outcome::failed(exit_class(error.class()), error.to_string(), Some(state));
-        }
-        self.report
-    }
-
-    /// What the operator finds at the target after a run that did not reach its end.
-    fn target_state(&self) -> String {
-        if !self.touched {
-            return "nothing was written to the target".into();
-        }
-        format!(
-            "the target holds a part of the source's data ({} keys were read in phase \"{}\") and must not be used as it \
-             is; run again with --on-existing flush, or replace if it held keys of its own. Keys that begin with \"{}\" \
-             are this tool's and may be deleted",
-            self.totals.sum().keys,
-            self.phase.name(),
-            target::OWN_PREFIX
-        )
-    }
-}
-
-fn exit_class(class: Class) -> ExitClass {
-    match class {
-        Class::Refused => ExitClass::Refused,
-        Class::Source => ExitClass::Source,
-        Class::Target => ExitClass::Target,
-        Class::CorruptStream => ExitClass::Corrupt,
-        Class::System => ExitClass::System,
-        Class::Interrupted => ExitClass::Interrupted,
-        Class::Internal => ExitClass::Internal,
-    }
-}
-
-/// The plan that every flow of a run converts by.
-pub(super) fn plan_of(
-    settings: &MigrateSettings,
-    capabilities: Capabilities,
-    set_bytes_max: u64,
-) -> Result<Arc<Plan>, EngineError> {
-    let limits = Limits { restore_bytes_max: settings.restore_bytes_max, set_bytes_max, ..Limits::default() };
-    Plan::new(capabilities, settings.on_unsupported.clone(), limits)
-        .map(Arc::new)
-        .map_err(|e| EngineError::Refused(e.to_string()))
-}
-
-/// A fresh owner rule for a registration.
-pub(super) fn owner_rule(flows: u32) -> Arc<OwnerRule> {
-    Arc::new(OwnerRule::new(flows))
 }

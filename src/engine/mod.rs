@@ -14,23 +14,27 @@
 //! nothing.
 
 mod batch;
+mod checkpoint;
 mod crew;
 pub mod error;
 mod errors;
 mod flow;
 mod handle;
 mod input;
+mod job;
 mod lane;
 mod link;
 mod migrate;
 mod phase;
+mod replicate;
 mod rows;
 pub mod settings;
 mod sizes;
 mod source;
+mod stable;
 mod target;
 mod worker;
 mod writer;
 
 pub use error::EngineError;
-pub use migrate::run_migrate;
+pub use job::run;

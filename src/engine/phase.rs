@@ -12,6 +12,12 @@ pub enum Phase {
     StartingStable,
     /// Every flow is complete and every command answered; suspects are asked, markers removed.
     Settling,
+    /// Following the journal, behind the source.
+    CatchingUp,
+    /// Every flow's applied position was equal to the source's at some instant.
+    InStep,
+    /// Told to stop: what was read is applied and acknowledged.
+    Stopping,
     Done,
 }
 
@@ -23,6 +29,9 @@ impl Phase {
             Self::FullSync => "full sync",
             Self::StartingStable => "starting stable",
             Self::Settling => "settling",
+            Self::CatchingUp => "catching up",
+            Self::InStep => "in step",
+            Self::Stopping => "stopping",
             Self::Done => "done",
         }
     }
@@ -37,7 +46,11 @@ impl Phase {
                 | (FullSync, StartingStable)
                 | (StartingStable, Settling)
                 | (Settling, Done)
-                | (Flows | FullSync | StartingStable, Connect)
+                | (Flows | StartingStable, CatchingUp)
+                | (CatchingUp, InStep)
+                | (InStep, CatchingUp)
+                | (CatchingUp | InStep, Stopping)
+                | (Connect | Flows | FullSync | StartingStable | CatchingUp | InStep, Connect)
         )
     }
 }

@@ -54,6 +54,22 @@ pub enum OnExisting {
     Skip,
 }
 
+/// What to do when the source cannot go on from the position that the target holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnLostPosition {
+    /// Stop and say how far the position was lost.
+    Stop,
+    /// Empty the target and take a full sync again.
+    Resync,
+}
+
+/// `replicate`: what it needs to know beyond `migrate`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Follow {
+    pub on_lost_position: OnLostPosition,
+}
+
 /// `--memory` where nothing else is said.
 pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;
 
@@ -89,6 +105,8 @@ pub struct MigrateSettings {
     pub ring: RingSettings,
     /// Give up on connecting, and on answers of the control connections, after this time.
     pub connect_timeout: Duration,
+    /// Stay after the full sync and follow the journal.
+    pub follow: Option<Follow>,
     /// Where to write the report files.
     pub report_dir: Option<PathBuf>,
 }

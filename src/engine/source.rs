@@ -1,27 +1,22 @@
 //! The source's control connection: registration, flows, phase commands, and plain questions.
 //!
-//! In: the source's address. Out: opened flows, ready for DFLY SYNC. The order of requests is that of wire 1.2: in
-//! particular CLIENT-VERSION is never sent before the registration exists (it would crash the master).
+//! In: the source's address. Out: opened flows, ready for DFLY SYNC (or, in a partial sync, for STARTSTABLE). What is sent
+//! and what replies mean is said by `dragonfly::session`; this module only carries the bytes.
 
 use super::error::EngineError;
 use super::link::{Link, LinkError};
 use super::settings::Endpoint;
 use super::worker::FlowStart;
-use crate::ids::{DbIndex, FlowId};
+use crate::dragonfly::reply::{Reply, parse_reply};
+use crate::dragonfly::session::{
+    self, Credentials, Directive, FlowHandshake, FlowOpened, Handshake, Registration, Release, Request, SessionError,
+};
+use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::info::Info;
 use crate::redis::resp;
-use crate::redis::value::{self, Value};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
-
-/// What the source said at the registration.
-#[derive(Clone, Debug)]
-struct Registration {
-    master_id: String,
-    sync_id: String,
-    flows: u32,
-}
 
 pub struct Source {
     endpoint: Endpoint,
@@ -32,40 +27,60 @@ pub struct Source {
     registration: Option<Registration>,
 }
 
-/// Most flows that a native replica accepts.
-const FLOWS_MAX: i64 = 1024;
-/// Announced version: LSN markers on every release, no vector-graph opcodes (wire 1.4).
-const CLIENT_VERSION: &[u8] = b"4";
+/// A flow that the source opened.
+pub struct OpenFlow {
+    pub opened: FlowOpened,
+    pub start: FlowStart,
+}
+
 /// DFLY SYNC and STARTSTABLE are answered only after the flows were written to.
 const PHASE_PATIENCE: Duration = Duration::from_secs(600);
 
-/// A phase command on its way.
-pub type PhaseAnswer = Pin<Box<dyn Future<Output = Result<Link, EngineError>>>>;
+/// From this release on a partial sync begins with STARTSTABLE, without DFLY SYNC (wire 1.7).
+const PARTIAL_WITHOUT_SYNC: (u32, u32) = (1, 35);
 
-fn source_error(e: LinkError) -> EngineError {
+/// A phase command on its way: gives back the connection and the reply.
+pub type PhaseAnswer = Pin<Box<dyn Future<Output = Result<(Link, Reply), EngineError>>>>;
+
+fn link_error(e: LinkError) -> EngineError {
     EngineError::Source(e.to_string())
+}
+
+/// Where a source error leads: what is wrong with the operator's choice is refused, the rest may be tried again.
+pub fn session_error(e: SessionError) -> EngineError {
+    match e {
+        SessionError::NotDragonfly | SessionError::SourceIsReplica => EngineError::Refused(e.to_string()),
+        e => EngineError::Source(e.to_string()),
+    }
 }
 
 impl Source {
     /// Connects, authenticates and asks what the source is. Changes nothing at the source.
     pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, EngineError> {
-        let mut link = open(endpoint, timeout).await?;
+        let mut link = Link::connect(&endpoint.host, endpoint.port, timeout).await.map_err(link_error)?;
+        if let Some(credentials) = credentials(endpoint) {
+            expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
+        }
         let (mut version, mut keys) = (String::new(), None);
-        // INFO needs no permission that replication needs; without it only the report and the progress know less.
-        if let Value::Bulk(text) = ask(&mut link, "INFO", &[b"INFO"]).await? {
-            let text = String::from_utf8_lossy(&text).into_owned();
-            let info = Info::parse(&text);
-            version = info.get("dragonfly_version").unwrap_or_default().to_string();
-            if version.is_empty() {
-                return Err(EngineError::Refused(format!(
-                    "{}:{} is no Dragonfly server (its INFO names no dragonfly_version)",
-                    endpoint.host, endpoint.port
-                )));
+        // Replication needs no INFO; without it only the report and the progress know less.
+        match ask(&mut link, "INFO", resp::command(&[b"INFO"])).await? {
+            Reply::Bulk(Some(text)) => {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let info = Info::parse(&text);
+                version = info.get("dragonfly_version").unwrap_or_default().to_string();
+                if version.is_empty() {
+                    return Err(EngineError::Refused(format!(
+                        "{}:{} is no Dragonfly server (its INFO names no dragonfly_version)",
+                        endpoint.host, endpoint.port
+                    )));
+                }
+                let by_db = info.keys_by_db();
+                if !by_db.is_empty() {
+                    keys = Some(by_db.iter().map(|(_, keys)| keys).sum());
+                }
             }
-            let by_db = info.keys_by_db();
-            if !by_db.is_empty() {
-                keys = Some(by_db.iter().map(|(_, keys)| keys).sum());
-            }
+            Reply::Error(text) if text.starts_with(b"NOPERM") => {}
+            other => return Err(session_error(SessionError::of_reply("INFO", &other))),
         }
         Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keys, registration: None })
     }
@@ -80,179 +95,140 @@ impl Source {
         self.keys
     }
 
-    pub fn flows(&self) -> u32 {
-        self.registration.as_ref().map_or(0, |registration| registration.flows)
-    }
-
-    fn link(&mut self) -> Result<&mut Link, EngineError> {
-        self.link.as_mut().ok_or_else(|| EngineError::Internal("the control connection is in use".into()))
-    }
-
-    /// Registers as a replica.
-    pub async fn register(&mut self) -> Result<(), EngineError> {
+    /// Registers as a replica, on the connection that asked what the source is.
+    pub async fn register(&mut self) -> Result<Registration, EngineError> {
+        // Authenticated already.
+        let mut handshake = Handshake::new(None);
         let link = self.link()?;
-        expect_ok(link, "PING", &[b"PING"]).await?;
-        expect_ok(link, "REPLCONF listening-port", &[b"REPLCONF", b"listening-port", b"0"]).await?;
-        let reply = ask(link, "REPLCONF capa dragonfly", &[b"REPLCONF", b"capa", b"dragonfly"]).await?;
-        let registration = registration(&reply, link.addr())?;
-        expect_ok(link, "REPLCONF CLIENT-VERSION", &[b"REPLCONF", b"CLIENT-VERSION", CLIENT_VERSION]).await?;
-        self.registration = Some(registration);
-        Ok(())
-    }
-
-    /// Opens every flow.
-    pub async fn open_flows(&mut self) -> Result<Vec<FlowStart>, EngineError> {
-        let Some(Registration { master_id, sync_id, flows }) = self.registration.clone() else {
-            return Err(EngineError::Internal("flows are opened before the registration".into()));
-        };
-        let mut opened = Vec::with_capacity(flows as usize);
-        for flow in 0..flows {
-            let mut link = open(&self.endpoint, self.timeout).await?;
-            let number = flow.to_string();
-            let what = format!("DFLY FLOW {number}");
-            let request: [&[u8]; 5] = [b"DFLY", b"FLOW", master_id.as_bytes(), sync_id.as_bytes(), number.as_bytes()];
-            let reply = ask(&mut link, &what, &request).await?;
-            let eof_token = flow_token(&reply, &what)?;
-            let (socket, early) = link.hand_over().map_err(source_error)?;
-            opened.push(FlowStart { id: FlowId(flow), socket, eof_token, early });
+        while let Some(request) = handshake.request() {
+            let reply = ask(link, "the handshake", encoded(&request)).await?;
+            handshake.reply(&reply).map_err(session_error)?;
         }
-        Ok(opened)
+        let registration = handshake
+            .finish()
+            .ok_or_else(|| EngineError::Internal("the handshake ended without a registration".into()))?;
+        if registration.version > session::SOURCE_VERSION_KNOWN_MAX {
+            tracing::warn!(
+                version = registration.version,
+                "the source speaks a newer protocol version than was examined; unknown records will be refused"
+            );
+        }
+        self.registration = Some(registration.clone());
+        Ok(registration)
     }
 
-    /// Sends `DFLY SYNC`. The future gives the connection back through [`Source::answered`].
-    pub fn start_sync(&mut self) -> Result<PhaseAnswer, EngineError> {
-        self.phase_command("SYNC")
+    /// Opens every flow, asking for a partial sync from `lsns` (one a flow) if given.
+    pub async fn open_flows(&mut self, lsns: Option<&[Lsn]>) -> Result<Vec<OpenFlow>, EngineError> {
+        let registration = self.registered()?.clone();
+        let mut flows = Vec::with_capacity(registration.flows as usize);
+        for id in (0..registration.flows).map(FlowId) {
+            let from = lsns.and_then(|lsns| lsns.get(id.0 as usize)).copied();
+            let mut link =
+                Link::connect(&self.endpoint.host, self.endpoint.port, self.timeout).await.map_err(link_error)?;
+            let mut handshake = FlowHandshake::new(credentials(&self.endpoint), &registration, id, from);
+            while let Some(request) = handshake.request() {
+                let reply = ask(&mut link, "DFLY FLOW", encoded(&request)).await?;
+                handshake.reply(&reply).map_err(session_error)?;
+            }
+            let opened =
+                handshake.finish().ok_or_else(|| EngineError::Internal("a flow was opened without a reply".into()))?;
+            let (socket, early) = link.hand_over().map_err(link_error)?;
+            let resume_at = from.filter(|_| opened.directive == Directive::Partial);
+            flows.push(OpenFlow {
+                opened,
+                start: FlowStart { id, socket, eof_token: opened.eof_token, early, resume_at },
+            });
+        }
+        Ok(flows)
     }
 
-    /// Sends `DFLY STARTSTABLE`: only when every flow is at FULLSYNC_END, and while all flows are being read (wire 1.6).
-    pub fn start_stable(&mut self) -> Result<PhaseAnswer, EngineError> {
-        self.phase_command("STARTSTABLE")
+    /// Sends a phase command (`DFLY SYNC`, `DFLY STARTSTABLE`). The connection comes back with the reply; give it to
+    /// [`Source::answered`].
+    pub fn phase_command(&mut self, request: &Request<'_>) -> Result<PhaseAnswer, EngineError> {
+        let request = encoded(request);
+        let mut link = self.link.take().ok_or_else(in_use)?;
+        Ok(Box::pin(async move {
+            link.set_timeout(PHASE_PATIENCE);
+            let reply = ask(&mut link, "a DFLY phase command", request).await?;
+            Ok((link, reply))
+        }))
     }
 
     /// The phase command was answered.
-    pub fn answered(&mut self, link: Link) {
+    pub fn answered(&mut self, mut link: Link) {
+        link.set_timeout(self.timeout);
         self.link = Some(link);
     }
 
-    fn phase_command(&mut self, name: &'static str) -> Result<PhaseAnswer, EngineError> {
-        let sync_id = self.registration.as_ref().map(|r| r.sync_id.clone()).unwrap_or_default();
-        let mut link =
-            self.link.take().ok_or_else(|| EngineError::Internal("the control connection is in use".into()))?;
-        Ok(Box::pin(async move {
-            link.set_timeout(PHASE_PATIENCE);
-            let what = format!("DFLY {name}");
-            expect_ok(&mut link, &what, &[b"DFLY", name.as_bytes(), sync_id.as_bytes()]).await?;
-            Ok(link)
-        }))
+    /// Begins a partial sync of flows that were all granted one.
+    pub fn start_partial(&mut self) -> Result<PhaseAnswer, EngineError> {
+        let sync_id = self.registered()?.sync_id.clone();
+        self.phase_command(&Request::StartStable { sync_id: &sync_id })
+    }
+
+    /// LSN of the next record of each shard.
+    pub async fn replica_offsets(&mut self) -> Result<Vec<Lsn>, EngineError> {
+        let flows = self.registered()?.flows;
+        let reply = ask(self.link()?, "DFLY REPLICAOFFSET", encoded(&Request::ReplicaOffset)).await?;
+        session::replica_offsets(&reply, flows).map_err(session_error)
+    }
+
+    /// The control connection is not waiting for a phase command.
+    pub fn is_free(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Whether a partial sync can be begun as this tool does it.
+    pub fn partial_without_sync(&self) -> bool {
+        Release::parse(&self.version).is_some_and(|release| (release.major, release.minor) >= PARTIAL_WITHOUT_SYNC)
     }
 
     /// Whether a key exists at the source now.
     pub async fn exists(&mut self, db: DbIndex, key: &[u8]) -> Result<bool, EngineError> {
         let link = self.link()?;
-        expect_ok(link, "SELECT", &[b"SELECT", db.to_string().as_bytes()]).await?;
-        match ask(link, "EXISTS", &[b"EXISTS", key]).await? {
-            Value::Integer(n) => Ok(n > 0),
-            other => Err(EngineError::Source(format!("the source answered EXISTS with {other:?}"))),
+        let select = ask(link, "SELECT", resp::command(&[b"SELECT", db.to_string().as_bytes()])).await?;
+        if select != Reply::Simple(b"OK".to_vec()) {
+            return Err(session_error(SessionError::of_reply("SELECT", &select)));
+        }
+        match ask(link, "EXISTS", resp::command(&[b"EXISTS", key])).await? {
+            Reply::Integer(n) => Ok(n > 0),
+            other => Err(session_error(SessionError::of_reply("EXISTS", &other))),
         }
     }
-}
 
-/// A connected, authenticated connection.
-async fn open(endpoint: &Endpoint, timeout: Duration) -> Result<Link, EngineError> {
-    let mut link = Link::connect(&endpoint.host, endpoint.port, timeout).await.map_err(source_error)?;
-    if let Some(password) = endpoint.password.expose() {
-        let args: Vec<&[u8]> = match endpoint.user.expose() {
-            Some(user) => vec![b"AUTH", user.as_bytes(), password.as_bytes()],
-            None => vec![b"AUTH", password.as_bytes()],
-        };
-        expect_ok(&mut link, "AUTH", &args).await?;
+    fn link(&mut self) -> Result<&mut Link, EngineError> {
+        self.link.as_mut().ok_or_else(in_use)
     }
-    Ok(link)
-}
 
-/// One request and its reply. An error reply is an `Err` with what to do about it.
-async fn ask(link: &mut Link, what: &str, args: &[&[u8]]) -> Result<Value, EngineError> {
-    match link.request(what, resp::command(args), value::parse).await.map_err(source_error)? {
-        Value::Error(text) => Err(EngineError::Source(format!(
-            "{} answered {what} with \"{}\"; {}",
-            link.addr(),
-            text.escape_ascii(),
-            remedy(&String::from_utf8_lossy(&text))
-        ))),
-        value => Ok(value),
+    fn registered(&self) -> Result<&Registration, EngineError> {
+        self.registration
+            .as_ref()
+            .ok_or_else(|| EngineError::Internal("the source is used before the registration".into()))
     }
 }
 
-async fn expect_ok(link: &mut Link, what: &str, args: &[&[u8]]) -> Result<(), EngineError> {
-    match ask(link, what, args).await? {
-        Value::Simple(_) => Ok(()),
-        other => Err(EngineError::Source(format!("{} answered {what} with {other:?} instead of OK", link.addr()))),
-    }
+fn in_use() -> EngineError {
+    EngineError::Internal("the control connection is in use".into())
 }
 
-/// What to do about an error line (wire 1.11).
-fn remedy(text: &str) -> &'static str {
-    let has = |part: &str| text.contains(part);
-    if has("NOAUTH") {
-        "give the source's password (DF2REDIS_SOURCE_PASSWORD or --source-password-file)"
-    } else if has("WRONGPASS") {
-        "the source's user or password is wrong"
-    } else if has("without any password configured") {
-        "this is the admin port of a source without a password for it: leave the password out"
-    } else if has("NOPERM") {
-        "the source's user needs the commands REPLCONF and DFLY"
-    } else if has("restricted command") {
-        "the source restricts REPLCONF or DFLY to its admin port: give that port"
-    } else if has("Replicating a replica") {
-        "the source is a replica itself: give the address of its master"
-    } else if has("LOADING") {
-        "the source is loading its data: run again when it is ready"
-    } else if has("bad master id") || has("syncid not found") || has("invalid state") {
-        "the source dropped the registration (restarted, or a connection of it was closed; a load balancer in between \
-         breaks the protocol): run again"
-    } else if has("SHUTTING_DOWN") {
-        "the source is shutting down: run again when it is back"
-    } else if has("max number of clients") {
-        "the source has no connection left: raise its maxclients"
-    } else {
-        "see the source's log"
-    }
+fn credentials(endpoint: &Endpoint) -> Option<Credentials> {
+    let password = endpoint.password.expose()?.to_string();
+    Some(Credentials { user: endpoint.user.expose().map(str::to_string), password })
 }
 
-/// Takes the reply to `REPLCONF capa dragonfly` apart (wire 1.3).
-fn registration(reply: &Value, addr: &str) -> Result<Registration, EngineError> {
-    let wrong = |why: &str| EngineError::Source(format!("{addr} answered REPLCONF capa dragonfly {why}"));
-    let Value::Array(elements) = reply else {
-        return Err(EngineError::Refused(format!(
-            "{addr} is no Dragonfly server: it does not know the capability dragonfly (answer {reply:?})"
-        )));
-    };
-    let [Value::Simple(master_id), Value::Simple(sync_id), Value::Integer(flows), ..] = elements.as_slice() else {
-        return Err(wrong("with another shape than master id, sync id and number of flows"));
-    };
-    if master_id.len() != 40 || !master_id.iter().all(u8::is_ascii_hexdigit) {
-        return Err(wrong("with a master id that is not 40 hexadecimal digits"));
-    }
-    if !sync_id.starts_with(b"SYNC") || sync_id.len() > 32 || !sync_id[4..].iter().all(u8::is_ascii_digit) {
-        return Err(wrong("with a sync id that is not SYNC and a number"));
-    }
-    if !(1..=FLOWS_MAX).contains(flows) {
-        return Err(wrong(&format!("with {flows} flows; 1 to {FLOWS_MAX} are possible")));
-    }
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Registration { master_id: text(master_id), sync_id: text(sync_id), flows: *flows as u32 })
+fn encoded(request: &Request<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    request.encode(&mut bytes);
+    bytes
 }
 
-/// The token in the reply to `DFLY FLOW` (wire 1.5).
-fn flow_token(reply: &Value, what: &str) -> Result<[u8; 40], EngineError> {
-    if let Value::Array(elements) = reply
-        && let [Value::Simple(directive), Value::Simple(token)] = elements.as_slice()
-        && directive == b"FULL"
-        && let Ok(token) = <[u8; 40]>::try_from(token.as_slice())
-    {
-        return Ok(token);
+async fn ask(link: &mut Link, what: &str, request: Vec<u8>) -> Result<Reply, EngineError> {
+    link.request(what, request, parse_reply).await.map_err(link_error)
+}
+
+async fn expect_ok(link: &mut Link, what: &'static str, request: &Request<'_>) -> Result<(), EngineError> {
+    match ask(link, what, encoded(request)).await? {
+        Reply::Simple(text) if text == b"OK" => Ok(()),
+        other => Err(session_error(SessionError::of_reply(what, &other))),
     }
-    Err(EngineError::Source(format!(
-        "the source answered {what} with {reply:?} instead of FULL and a token of 40 bytes"
-    )))
 }

@@ -7,7 +7,7 @@ use super::error::EngineError;
 use super::handle::Existing;
 use super::link::{Link, LinkError};
 use super::settings::{Endpoint, MigrateSettings, OnExisting};
-use crate::ids::DbIndex;
+use crate::ids::{DbIndex, Slot};
 use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
 use crate::redis::value::{self, Value};
@@ -290,5 +290,61 @@ pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), Eng
     match link.call_raw("CLIENT", &[b"CLIENT", b"KILL", b"ID", client_id.to_string().as_bytes()]).await? {
         Value::Error(text) if text.starts_with(b"NOPERM") => Err(refused()),
         _ => Ok(()),
+    }
+}
+
+/// Name of the connections that carry data, so that those of a dead process can be found and ended.
+const LANE_NAME: &str = "df2redis-lane";
+
+/// A connection for data.
+pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
+    let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+    // Without the permission it stays nameless; `end_lanes` then says what is needed.
+    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", LANE_NAME.as_bytes()]).await?;
+    Ok(link)
+}
+
+/// Ends the data connections that a dead process of this job may have left: what they still hold must not be executed
+/// after the checkpoint has been read.
+pub async fn end_lanes(link: &mut TargetLink) -> Result<u64, EngineError> {
+    let Value::Bulk(list) = link.call(&[b"CLIENT", b"LIST"]).await? else {
+        return Err(EngineError::Target("the target answered CLIENT LIST with no text".into()));
+    };
+    let mut ended = 0;
+    for line in String::from_utf8_lossy(&list).lines() {
+        let field = |name: &str| line.split(' ').find_map(|part| part.strip_prefix(name));
+        if field("name=") == Some(LANE_NAME)
+            && let Some(id) = field("id=").and_then(|id| id.parse().ok())
+        {
+            end_client(link, id).await?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}
+
+/// Deletes the keys of these hash slots in database 0 (a cluster has no other).
+pub async fn delete_slots(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
+    let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
+    link.call(&[b"SELECT", b"0"]).await?;
+    loop {
+        let Value::Array(reply) = link.call(&[b"SCAN", &cursor, b"COUNT", b"1000"]).await? else {
+            return Err(EngineError::Target("the target answered SCAN with no array".into()));
+        };
+        let (Some(Value::Bulk(next)), Some(Value::Array(keys))) = (reply.first(), reply.get(1)) else {
+            return Err(EngineError::Target("the target answered SCAN with an unknown shape".into()));
+        };
+        for key in keys.iter().filter_map(Value::bytes) {
+            let slot = crate::redis::slot::slot(key);
+            let own = key.starts_with(OWN_PREFIX.as_bytes());
+            if !own && ranges.iter().any(|(first, last)| (*first..=*last).contains(&slot)) {
+                link.call(&[b"UNLINK", key]).await?;
+                deleted += 1;
+            }
+        }
+        if next.as_slice() == b"0" {
+            return Ok(deleted);
+        }
+        cursor = next.clone();
     }
 }

@@ -7,21 +7,24 @@
 //! the send chunks are used up, so memory is bounded by construction.
 
 use super::error::EngineError;
-use super::flow::{Flow, Pumped};
+use super::flow::{Flow, FlowState, Pumped};
 use super::handle::{Existing, FlowHandler};
 use super::input::HeapBudget;
 use super::lane::{Lane, Link};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use crate::convert::journal::GlobalCommand;
 use crate::convert::{Plan, Tally};
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::redis::resp;
 use crate::report::counters::{FlowSample, WorkerStats};
 use crate::report::document::NotCarried;
 use crate::report::latency::{Interval, Latency, Recorder};
-use crate::uring::{self, Class, Completion, CompletionKind, Features, Ring, Socket, Waker};
+use crate::uring::{self, Class, Completion, CompletionKind, Features, Outgoing, Ring, Segment, Socket, Waker};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
@@ -33,6 +36,18 @@ pub struct FlowStart {
     pub eof_token: [u8; 40],
     /// Stream bytes that came in the same segment as the reply to `DFLY FLOW`.
     pub early: Vec<u8>,
+    /// The source granted a partial sync: the journal goes on with this LSN, there is no snapshot.
+    pub resume_at: Option<Lsn>,
+}
+
+/// A global command that a flow stands before.
+#[derive(Clone, Debug)]
+pub struct Barrier {
+    pub flow: FlowId,
+    pub txid: u64,
+    pub command: GlobalCommand,
+    /// LSN behind the command on this flow.
+    pub next_lsn: Lsn,
 }
 
 /// A connected, authenticated connection to a target node, in database 0.
@@ -41,6 +56,8 @@ pub struct LaneStart {
     pub socket: OwnedFd,
     /// Key of the marker of guarded commands.
     pub marker: Vec<u8>,
+    /// Key of the job's checkpoint.
+    pub checkpoint: String,
     /// `CLIENT ID` of the connection at the target (0: unknown).
     pub client_id: i64,
 }
@@ -57,6 +74,8 @@ pub struct WorkerStart {
     pub lanes: Vec<LaneStart>,
     pub events: UnboundedSender<WorkerEvent>,
     pub commands: mpsc::Receiver<WorkerCommand>,
+    /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is confirmed.
+    pub confirmed: Arc<Vec<AtomicU64>>,
 }
 
 /// What a worker tells the control plane.
@@ -75,9 +94,19 @@ pub enum WorkerEvent {
     Complete {
         flow: FlowId,
         next_lsn: Lsn,
+        token: [u8; 40],
     },
-    /// All flows are complete and everything is acknowledged.
+    /// All flows are complete (or decoding was stopped) and everything is acknowledged.
     Drained,
+    /// A flow stands before a global command.
+    AtBarrier(Barrier),
+    /// All flows of the worker stand before a barrier and everything before it is acknowledged.
+    BarrierDrained,
+    /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for.
+    Suspects {
+        worker: usize,
+        keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
+    },
     /// Once a second.
     Sample {
         worker: usize,
@@ -112,6 +141,14 @@ pub enum WorkerCommand {
         client_id: i64,
         applied: u64,
     },
+    /// The global command was executed and its position stored.
+    ReleaseBarrier,
+    /// Decode nothing more; `Drained` follows when everything is acknowledged.
+    Drain,
+    /// Send the suspects once (they stay suspects until a record settles them or they are deleted).
+    ListSuspects,
+    /// The source has none of these keys: delete those that no record has settled since.
+    DeleteSuspects(Vec<(FlowId, DbIndex, Vec<u8>)>),
     /// End: drop everything and report.
     Stop,
 }
@@ -145,6 +182,7 @@ const SAMPLE_NS: u64 = 1_000_000_000;
 const KIND_FLOW: u64 = 1;
 const KIND_REPLY: u64 = 2;
 const KIND_SEND: u64 = 3;
+const KIND_ACK: u64 = 4;
 
 fn token(kind: u64, generation: u16, index: usize) -> u64 {
     kind << 56 | u64::from(generation) << 32 | index as u64
@@ -164,6 +202,10 @@ pub struct Worker {
     stats: WorkerStats,
     next_sample_ns: u64,
     drained: bool,
+    /// Told to decode nothing more.
+    draining: bool,
+    barrier_told: bool,
+    confirmed: Arc<Vec<AtomicU64>>,
     /// Flow that is pumped first this turn.
     first_flow: usize,
 }
@@ -181,8 +223,20 @@ pub fn run(start: WorkerStart) {
 
 impl Worker {
     fn new(start: WorkerStart) -> Result<Self, EngineError> {
-        let WorkerStart { index, cpu, settings, sizes, plan, owner, existing, flows, lanes, events, commands, .. } =
-            start;
+        let WorkerStart {
+            index,
+            cpu,
+            settings,
+            sizes,
+            plan,
+            owner,
+            existing,
+            flows,
+            lanes,
+            events,
+            commands,
+            confirmed,
+        } = start;
         if let Some(cpu) = cpu {
             uring::cpu::pin_current_thread(cpu)
                 .map_err(|e| EngineError::System(format!("worker {index} cannot be pinned to CPU {cpu}: {e}")))?;
@@ -190,10 +244,19 @@ impl Worker {
         let mut ring = Ring::new(&settings.ring, sizes.layout).map_err(|e| EngineError::System(e.to_string()))?;
         let lanes: Vec<Lane> = lanes.into_iter().enumerate().map(|(i, lane)| Lane::new(i, lane)).collect();
         let heap = HeapBudget::new(sizes.heap_bytes_max);
+        let follow = settings.follow.is_some();
         let mut built = Vec::with_capacity(flows.len());
         for (position, flow) in flows.into_iter().enumerate() {
             let handler = FlowHandler::new(flow.id, plan.clone(), owner.clone(), existing.clone());
-            built.push(Flow::new(flow, position % lanes.len().max(1), handler, &sizes, ring.slab_mut(), &heap)?);
+            built.push(Flow::new(
+                flow,
+                position % lanes.len().max(1),
+                handler,
+                &sizes,
+                follow,
+                ring.slab_mut(),
+                &heap,
+            )?);
         }
         let waker = ring.waker();
         let features = Box::new(ring.features().clone());
@@ -212,6 +275,9 @@ impl Worker {
             stats: WorkerStats::default(),
             next_sample_ns: uring::clock::monotonic_ns() + SAMPLE_NS,
             drained: false,
+            draining: false,
+            barrier_told: false,
+            confirmed,
             first_flow: 0,
         })
     }
@@ -223,7 +289,8 @@ impl Worker {
             if self.take_commands(now_ns)? {
                 return Ok(self.finish());
             }
-            let more = self.pump(now_ns)?;
+            let more = if self.draining { false } else { self.pump(now_ns)? };
+            self.send_acks(now_ns)?;
             self.submit(now_ns)?;
             self.arm_reads(now_ns)?;
             self.tell_when_drained();
@@ -255,6 +322,19 @@ impl Worker {
                     }
                     self.resume(lane, generation, socket, applied, now_ns)?;
                 }
+                Ok(WorkerCommand::ReleaseBarrier) => {
+                    self.barrier_told = false;
+                    for flow in &mut self.flows {
+                        if let Some(lsn) = flow.release_barrier()
+                            && let Some(shared) = self.confirmed.get(flow.id.0 as usize)
+                        {
+                            shared.fetch_max(lsn.0, Ordering::Release);
+                        }
+                    }
+                }
+                Ok(WorkerCommand::Drain) => self.draining = true,
+                Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
+                Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys),
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
             }
         }
@@ -277,6 +357,7 @@ impl Worker {
         let node = lane.node;
         for batch in known {
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
+            confirm(&mut self.flows, &self.confirmed, &batch);
             batch.release(self.ring.slab_mut());
         }
         self.stats.reconnects += 1;
@@ -385,6 +466,10 @@ impl Worker {
                     None => Ok(()),
                 }
             }
+            KIND_ACK => match completion.result {
+                // A few bytes on an idle socket go out whole or not at all; a broken one shows at the next read.
+                Ok(_) | Err(_) => Ok(()),
+            },
             _ => Ok(()),
         }
     }
@@ -435,6 +520,7 @@ impl Worker {
         self.ring.slab_mut().release(chunk);
         for batch in acked {
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
+            confirm(&mut self.flows, &self.confirmed, &batch);
             let segments = batch.release(self.ring.slab_mut());
             lane.recycle(segments);
         }
@@ -463,9 +549,57 @@ impl Worker {
     }
 
     fn tell_when_drained(&mut self) {
-        if !self.drained && self.flows.iter().all(|flow| flow.is_complete()) && self.lanes.iter().all(Lane::is_idle) {
+        let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
+        let ended = !self.drained && (self.draining || self.flows.iter().all(|flow| flow.is_complete()));
+        let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
+        if !(ended || held) || !self.lanes.iter().all(Lane::is_idle) {
+            return;
+        }
+        if ended {
             self.drained = true;
             let _ = self.events.send(WorkerEvent::Drained);
+        }
+        if held {
+            self.barrier_told = true;
+            let _ = self.events.send(WorkerEvent::BarrierDrained);
+        }
+    }
+
+    /// Acknowledges what the target has confirmed to the source, on each flow's own connection.
+    fn send_acks(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        for (position, flow) in self.flows.iter_mut().enumerate() {
+            let Some(stable) = &mut flow.stable else { continue };
+            // Before the snapshot is confirmed there is nothing to acknowledge.
+            if stable.acked_lsn == Lsn(0) || flow.socket.is_sending() {
+                continue;
+            }
+            if let Some(lsn) = stable.ack_due(now_ns) {
+                let request = resp::command(&[b"REPLCONF", b"ACK", lsn.to_string().as_bytes()]);
+                let segments = [Segment::Heap(request.into())];
+                let ack = Outgoing { segments: &segments, skip_bytes: 0, token: token(KIND_ACK, 0, position) };
+                self.ring.send(&flow.socket, &[ack]).map_err(|e| EngineError::System(e.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_suspects(&mut self) {
+        let mut keys = Vec::new();
+        for flow in &self.flows {
+            keys.extend(flow.handler.suspects.list().map(|(db, key)| (flow.id, db, key.to_vec())));
+        }
+        let _ = self.events.send(WorkerEvent::Suspects { worker: self.index, keys });
+    }
+
+    fn delete_suspects(&mut self, keys: Vec<(FlowId, DbIndex, Vec<u8>)>) {
+        for (id, db, key) in keys {
+            let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == id) else { continue };
+            // A record that came meanwhile has settled it: then the key's fate is in the journal.
+            if flow.handler.suspects.is_suspect(db, &key) {
+                flow.handler.suspects.settled(db, &key);
+                let lane = &mut self.lanes[flow.lane];
+                lane.delete(self.ring.slab_mut(), self.settings.batch_bytes, db, &key);
+            }
         }
     }
 
@@ -543,6 +677,18 @@ impl Worker {
                 summary.source_version.or_else(|| handler.converter.source_version().map(str::to_string));
         }
         summary
+    }
+}
+
+/// Moves the positions of an acknowledged batch forward.
+fn confirm(flows: &mut [Flow], confirmed: &[AtomicU64], batch: &super::batch::Batch) {
+    for (id, lsn) in &batch.positions {
+        if let Some(flow) = flows.iter_mut().find(|flow| flow.id == *id) {
+            flow.confirmed(*lsn);
+        }
+        if let Some(shared) = confirmed.get(id.0 as usize) {
+            shared.fetch_max(lsn.0, Ordering::Release);
+        }
     }
 }
 

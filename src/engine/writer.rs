@@ -7,9 +7,10 @@
 
 use super::batch::{Batch, Guard};
 use crate::convert::{Class, CommandMeta, Out};
-use crate::ids::DbIndex;
+use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::uring::{ChunkId, Class as ChunkClass, Segment, Slab};
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::io::Write;
 
 /// Segments after which a batch closes, well under the kernel's 1024 parts a message.
@@ -134,6 +135,8 @@ impl Encoder {
 
 /// The lane's side of guarded commands.
 pub struct GuardState {
+    /// Key of the job's checkpoint, in database 0.
+    pub checkpoint: String,
     /// Key that holds the position of the last guarded group applied.
     pub marker: Vec<u8>,
     /// Position of the last group begun.
@@ -141,6 +144,11 @@ pub struct GuardState {
     /// Databases in which the marker was written (it is written to the database current at the group's end).
     pub marked_dbs: Vec<DbIndex>,
 }
+
+/// Fields of the checkpoint that hold the next LSN of each flow begin with this.
+pub const LSN_FIELD_PREFIX: &str = "lsn:";
+/// The checkpoint lies here, whatever databases the data is in.
+pub const CHECKPOINT_DB: DbIndex = DbIndex(0);
 
 /// One event's access to the encoder.
 pub struct Writer<'a> {
@@ -151,6 +159,8 @@ pub struct Writer<'a> {
     pub source: &'a Source,
     pub borrow_bytes_min: usize,
     pub batch_bytes: usize,
+    /// A journal record with a position is being written: the batch must not end before `record_done`.
+    pub in_record: bool,
     /// Batches closed by this writer, to be queued by the lane.
     pub closed: &'a mut Vec<Batch>,
     pub spare_segments: &'a mut Vec<Vec<Segment>>,
@@ -158,11 +168,49 @@ pub struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// A journal record is complete: everything of `flow` before `next_lsn` stands in front of here. Ends a full batch,
+    /// so that a guarded command and the position behind it are never in different batches.
+    pub fn record_done(&mut self, flow: FlowId, next_lsn: Lsn) {
+        let positions = &mut self.encoder.batch.positions;
+        match positions.iter_mut().find(|(id, _)| *id == flow) {
+            Some((_, lsn)) => *lsn = next_lsn,
+            None => positions.push((flow, next_lsn)),
+        }
+        if self.encoder.batch.first_read_ns == 0 {
+            self.encoder.batch.first_read_ns = self.read_ns;
+        }
+        self.close_if_full(self.batch_bytes);
+    }
+
+    fn close_if_full(&mut self, batch_bytes: usize) {
+        if self.encoder.batch.bytes >= batch_bytes || self.encoder.batch.segments.len() >= SEGMENTS_MAX {
+            self.close();
+        }
+    }
+
+    /// Writes the positions of the batch into the checkpoint: with the guarded commands, or behind the blind ones.
+    fn write_positions(&mut self) {
+        let Some(state) = self.guard.as_deref() else { return };
+        if self.encoder.batch.positions.is_empty() {
+            return;
+        }
+        let mut fields: SmallVec<[String; 8]> = SmallVec::new();
+        for (flow, lsn) in &self.encoder.batch.positions {
+            fields.push(format!("{LSN_FIELD_PREFIX}{flow}"));
+            fields.push(lsn.to_string());
+        }
+        let mut args: SmallVec<[&[u8]; 12]> = smallvec::smallvec![&b"HSET"[..], state.checkpoint.as_bytes()];
+        args.extend(fields.iter().map(String::as_bytes));
+        self.encoder.select(self.slab, CHECKPOINT_DB);
+        self.encoder.command(self.slab, &args);
+    }
+
     /// Ends the guard group, if one is open, and moves the batch to `closed`.
     pub fn close(&mut self) {
         if self.encoder.batch.is_empty() {
             return;
         }
+        self.write_positions();
         if let (Some(guard), Some(state)) = (self.encoder.batch.guard, self.guard.as_deref_mut()) {
             let mut text = [0u8; 20];
             let digits = decimal(guard.sequence, &mut text);
@@ -279,10 +327,9 @@ impl Out for Writer<'_> {
     fn end(&mut self) {
         self.encoder.in_command = false;
         self.encoder.batch.commands += 1;
-        if self.guard.is_some()
-            && (self.encoder.batch.bytes >= self.batch_bytes || self.encoder.batch.segments.len() >= SEGMENTS_MAX)
-        {
-            self.close();
+        // In stable sync a batch ends between records (`record_done`).
+        if self.guard.is_some() && !self.in_record {
+            self.close_if_full(self.batch_bytes);
         }
     }
 }

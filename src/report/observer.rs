@@ -44,6 +44,9 @@ pub trait Observer {
     fn interval(&mut self, _interval: &Interval) {}
 
     /// The time since the run began: called at least once a second, and at the end after the last interval.
+    /// Every flow's applied position was equal to the source's.
+    fn in_step(&mut self) {}
+
     fn second(&mut self, _now: Duration) {}
 }
 

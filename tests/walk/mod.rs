@@ -8,7 +8,7 @@ use df2redis::dragonfly::value::{
     Element, Scratch, StreamTail, WalkError, count_elements, for_each_element, for_each_entry, stream_tail,
     stream_tail_offset,
 };
-use df2redis::dragonfly::{DecodeError, Event, KeyMeta, ObjectId, ObjectType, Reason, Stage, Text};
+use df2redis::dragonfly::{DecodeError, Event, KeyMeta, ObjectId, ObjectType, Stage, Text};
 use df2redis::ids::{FlowId, Lsn};
 use std::collections::{BTreeMap, HashMap};
 
@@ -108,6 +108,20 @@ pub fn walk_flow(
     }
     sink.walk.snapshot_bytes = at as u64;
     walk_journal(&bytes[at..], sink, piece)
+}
+
+/// Where an event of the outer stream ends, at `bytes_min` or later: the next such place.
+pub fn border(bytes: &[u8], bytes_min: usize, limits: Limits) -> usize {
+    let mut decoder = StreamDecoder::new(FlowId(0), limits);
+    let mut at = 0;
+    while at < bytes_min {
+        match decoder.next(&bytes[at..]).expect("the recording is good") {
+            // A blob not entered is a record like any other.
+            Progress::Event { consumed, .. } => at += consumed,
+            Progress::NeedMore { .. } => panic!("the recording ends before such a place"),
+        }
+    }
+    at
 }
 
 fn walk_journal(bytes: &[u8], mut sink: Sink, mut piece: impl FnMut() -> usize) -> Result<Walk, DecodeError> {
@@ -288,7 +302,3 @@ fn is_string(object_type: ObjectType) -> bool {
 pub fn is_filter(object_type: ObjectType) -> bool {
     matches!(object_type.byte(), 33..=37)
 }
-
-/// Only to name the type where a reason is matched.
-#[allow(dead_code, reason = "each test file uses its own part of this module")]
-pub type Why = Reason;

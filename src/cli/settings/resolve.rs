@@ -8,7 +8,7 @@ use super::layers::{Origin, Values};
 use super::syntax;
 use super::table::{self, Setting};
 use crate::convert::Policy;
-use crate::engine::settings::{Endpoint, MigrateSettings, OnExisting, Secret};
+use crate::engine::settings::{Endpoint, Follow, MigrateSettings, OnExisting, OnLostPosition, Secret};
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
 use crate::uring::{ReadMode, RingSettings, TaskRun, WriteMode};
@@ -59,6 +59,16 @@ pub fn migrate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
     data_plane(values, source, target, on_existing)
 }
 
+/// What `replicate` needs.
+pub fn replicate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
+    let on_lost_position = match values.text(&table::ON_LOST_POSITION)? {
+        "resync" => OnLostPosition::Resync,
+        _ => OnLostPosition::Stop,
+    };
+    let settings = migrate(values)?;
+    Ok(MigrateSettings { follow: Some(Follow { on_lost_position }), ..settings })
+}
+
 /// What `demo` needs besides the servers, which it starts itself and passes here.
 pub fn demo(values: &mut Values, source: Endpoint, target: Endpoint) -> Result<MigrateSettings, UsageError> {
     data_plane(values, source, target, OnExisting::Refuse)
@@ -94,6 +104,7 @@ fn data_plane(
 ) -> Result<MigrateSettings, UsageError> {
     let (cores, pin_cpus) = cores(values)?;
     let settings = MigrateSettings {
+        follow: None,
         source,
         target,
         on_existing,

@@ -39,8 +39,11 @@ pub type Jobs = u8;
 pub const MIGRATE: Jobs = 1;
 pub const DEMO: Jobs = 2;
 pub const PROBE: Jobs = 4;
+pub const REPLICATE: Jobs = 8;
+/// The jobs between two servers of the user's.
+const SERVED: Jobs = MIGRATE | REPLICATE;
 /// The jobs that move data.
-const DATA: Jobs = MIGRATE | DEMO;
+const DATA: Jobs = SERVED | DEMO;
 
 /// Where a setting may be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,29 +133,32 @@ use Fallback::{Computed, None as Unset, Required, Value};
 use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time};
 
 settings! {
-    SOURCE: SERVERS, MIGRATE, "source", "URL", Endpoint, Required, Everywhere,
+    SOURCE: SERVERS, SERVED, "source", "URL", Endpoint, Required, Everywhere,
         "Where to copy from: dragonfly://HOST:PORT";
-    TARGET: SERVERS, MIGRATE, "target", "URL", Endpoint, Required, Everywhere,
+    TARGET: SERVERS, SERVED, "target", "URL", Endpoint, Required, Everywhere,
         "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT";
-    SOURCE_USER: SERVERS, MIGRATE, "source-user", "NAME", Secret, Unset, NotFlag,
+    SOURCE_USER: SERVERS, SERVED, "source-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the source";
-    SOURCE_PASSWORD: SERVERS, MIGRATE, "source-password", "PASSWORD", Secret, Unset, NotFlag,
+    SOURCE_PASSWORD: SERVERS, SERVED, "source-password", "PASSWORD", Secret, Unset, NotFlag,
         "Password at the source";
-    SOURCE_PASSWORD_FILE: SERVERS, MIGRATE, "source-password-file", "FILE", Path, Unset, Everywhere,
+    SOURCE_PASSWORD_FILE: SERVERS, SERVED, "source-password-file", "FILE", Path, Unset, Everywhere,
         "Read the source's password from this file";
-    TARGET_USER: SERVERS, MIGRATE, "target-user", "NAME", Secret, Unset, NotFlag,
+    TARGET_USER: SERVERS, SERVED, "target-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the target";
-    TARGET_PASSWORD: SERVERS, MIGRATE, "target-password", "PASSWORD", Secret, Unset, NotFlag,
+    TARGET_PASSWORD: SERVERS, SERVED, "target-password", "PASSWORD", Secret, Unset, NotFlag,
         "Password at the target";
-    TARGET_PASSWORD_FILE: SERVERS, MIGRATE, "target-password-file", "FILE", Path, Unset, Everywhere,
+    TARGET_PASSWORD_FILE: SERVERS, SERVED, "target-password-file", "FILE", Path, Unset, Everywhere,
         "Read the target's password from this file";
     CONNECT_TIMEOUT: SERVERS, DATA, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
         "Give up on connecting, and on answers to the handshake, after this time";
 
-    ON_EXISTING: POLICY, MIGRATE, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,
+    ON_EXISTING: POLICY, SERVED, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,
         "What to do with a target that holds keys: do not start; overwrite keys that the source has too; FLUSHALL first; leave its keys as they are";
     ON_UNSUPPORTED: POLICY, DATA, "on-unsupported", "POLICY", List, Value("refuse"), Everywhere,
         "What to do with what the target cannot hold: refuse, skip, or KIND=ACTION for one kind (json=string, filters=skip, field-expiry=drop, member-expiry=drop, large-string=skip, command=skip, dangling-pending=drop); may be repeated";
+
+    ON_LOST_POSITION: POLICY, REPLICATE, "on-lost-position", "", Choice(&["stop", "resync"]), Value("stop"), Everywhere,
+        "When the source cannot go on from the target's checkpoint: stop and say how far; or empty the target and take a full sync again";
 
     CORES: RESOURCES, DATA, "cores", "N", Count { min: 1, max: 1024 }, Computed("the number of CPUs"), Everywhere,
         "Workers, each with its own ring; at most one a flow is used";

@@ -3,7 +3,7 @@
 use super::super::listpack::tests::{Plain, encode as listpack};
 use super::super::testing::*;
 use super::super::value::{Element, Scratch, WalkError, count_elements, for_each_element};
-use super::super::{Stage, Text};
+use super::super::{ObjectType, Stage, Text};
 use super::*;
 use proptest::prelude::*;
 

@@ -1,5 +1,6 @@
 //! Each opcode, type form, limit and trap of the stream, by hand-made bytes (wire appendix A among them).
 
+use super::super::event::ObjectType;
 use super::super::testing::*;
 use super::*;
 

@@ -1,0 +1,130 @@
+//! The job's checkpoint: one hash at the target, in database 0.
+//!
+//! Fields: `master` (the source process's id), `flows` (their number), `phase` (`full` until every flow's snapshot is
+//! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `lsn:<flow>` (LSN
+//! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
+//! behind blind ones). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
+//! and doubles nothing.
+
+use super::error::EngineError;
+use super::target::TargetLink;
+use super::writer::LSN_FIELD_PREFIX;
+use crate::ids::Lsn;
+use crate::redis::value::Value;
+
+/// Key of the hash.
+pub const CHECKPOINT_KEY: &str = "df2redis:checkpoint";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub master_id: String,
+    pub flows: u32,
+    /// Every flow's snapshot was confirmed: the positions are good.
+    pub stable: bool,
+    /// The target held nothing but this job's data: it may be emptied for a new full sync.
+    pub owned: bool,
+    /// By flow; only in the stable phase.
+    pub lsns: Vec<Lsn>,
+}
+
+/// Reads the checkpoint. None: no job has left one.
+pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineError> {
+    let Value::Array(pairs) = link.call(&[b"HGETALL", CHECKPOINT_KEY.as_bytes()]).await? else {
+        return Err(unreadable("it is no hash"));
+    };
+    if pairs.is_empty() {
+        return Ok(None);
+    }
+    let field = |name: &str| {
+        pairs
+            .chunks_exact(2)
+            .find(|pair| pair[0].text() == Some(name))
+            .and_then(|pair| pair[1].text())
+            .map(str::to_string)
+    };
+    let need = |name: &str| field(name).ok_or_else(|| unreadable(&format!("it has no field {name}")));
+    let flows: u32 = need("flows")?.parse().map_err(|_| unreadable("its number of flows is no number"))?;
+    let stable = need("phase")? == "stable";
+    let mut lsns = Vec::new();
+    if stable {
+        for flow in 0..flows.min(1024) {
+            let text = need(&format!("{LSN_FIELD_PREFIX}{flow}"))?;
+            lsns.push(Lsn(text.parse().map_err(|_| unreadable("a position is no number"))?));
+        }
+    }
+    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", lsns }))
+}
+
+fn unreadable(why: &str) -> EngineError {
+    EngineError::Target(format!(
+        "the checkpoint {CHECKPOINT_KEY} at the target cannot be read: {why}; delete it and begin with --on-existing flush"
+    ))
+}
+
+/// A full sync begins: nothing of it is good before [`mark_stable`].
+pub async fn begin(link: &mut TargetLink, master_id: &str, flows: u32, owned: bool) -> Result<(), EngineError> {
+    link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await?;
+    let flows = flows.to_string();
+    link.call(&[
+        b"HSET",
+        CHECKPOINT_KEY.as_bytes(),
+        b"master",
+        master_id.as_bytes(),
+        b"flows",
+        flows.as_bytes(),
+        b"phase",
+        b"full",
+        b"owned",
+        if owned { b"1" } else { b"0" },
+    ])
+    .await
+    .map(drop)
+}
+
+/// Every flow's snapshot and its first position are confirmed.
+pub async fn mark_stable(link: &mut TargetLink) -> Result<(), EngineError> {
+    link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"phase", b"stable"]).await.map(drop)
+}
+
+/// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either
+/// both are there after a crash, or neither.
+pub async fn execute_global(
+    link: &mut TargetLink,
+    checkpoint: &Checkpoint,
+    db: u32,
+    command: &[&[u8]],
+    lsns: &[(u32, Lsn)],
+) -> Result<(), EngineError> {
+    let flows = checkpoint.flows.to_string();
+    let db = db.to_string();
+    let mut fields: Vec<String> = Vec::new();
+    for (flow, lsn) in lsns {
+        fields.push(format!("{LSN_FIELD_PREFIX}{flow}"));
+        fields.push(lsn.to_string());
+    }
+    let mut set: Vec<&[u8]> = vec![
+        b"HSET",
+        CHECKPOINT_KEY.as_bytes(),
+        b"master",
+        checkpoint.master_id.as_bytes(),
+        b"flows",
+        flows.as_bytes(),
+        b"phase",
+        b"stable",
+        b"owned",
+        if checkpoint.owned { b"1" } else { b"0" },
+    ];
+    set.extend(fields.iter().map(String::as_bytes));
+    link.call(&[b"MULTI"]).await?;
+    link.call(&[b"SELECT", db.as_bytes()]).await?;
+    link.call(command).await?;
+    link.call(&[b"SELECT", b"0"]).await?;
+    link.call(&set).await?;
+    match link.call(&[b"EXEC"]).await? {
+        Value::Array(replies) => match replies.iter().find_map(Value::error_text) {
+            Some(error) => Err(EngineError::Target(format!("the target answered a global command with \"{error}\""))),
+            None => Ok(()),
+        },
+        other => Err(EngineError::Target(format!("the target answered EXEC with {other:?}"))),
+    }
+}

@@ -1,0 +1,235 @@
+//! One run of a job: what both `migrate` and `replicate` keep and report, and how a run begins and ends.
+//!
+//! In: resolved settings. Out: a `RunInputs` with everything that the report says, whatever happened. The control plane
+//! runs on tokio-uring in the calling thread; workers run in theirs.
+
+use super::error::{Class, EngineError};
+use super::phase::Phase;
+use super::settings::MigrateSettings;
+use super::target;
+use super::worker::{WorkerEvent, WorkerSummary};
+use crate::convert::{Limits, Plan};
+use crate::redis::Capabilities;
+use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
+use crate::report::document::{ExitClass, NotCarried, Outcome, RunInputs};
+use crate::report::observer::{FlowProgress, Observer, ProgressSnapshot};
+use crate::uring::{self, Ring, RingSettings, SlabLayout};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Runs the job to its end: `replicate` if the settings say to follow, else `migrate`. Never panics on what peers do;
+/// every failure is in the outcome.
+pub fn run(command: &str, settings: MigrateSettings, observer: &mut dyn Observer) -> RunInputs {
+    let mut job = Job::new(command, settings, observer);
+    // tokio-uring would panic where io_uring is not to be had; this says why and what to do.
+    let result = match check_ring(&job.settings.ring) {
+        Ok(()) => tokio_uring::start(async {
+            if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
+        }),
+        Err(e) => Err(e),
+    };
+    job.finish(result)
+}
+
+/// Sets a small ring up and drops it, in a thread of its own (a ring belongs to the thread that made it).
+fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
+    let settings = settings.clone();
+    let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 1 };
+    let ring = std::thread::spawn(move || Ring::new(&settings, layout).map(drop).map_err(|e| e.to_string()));
+    match ring.join() {
+        Ok(outcome) => outcome.map_err(EngineError::System),
+        Err(_) => Err(EngineError::Internal("setting a ring up panicked".into())),
+    }
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub fn new() -> Result<Self, EngineError> {
+        let of = |kind| signal(kind).map_err(|e| EngineError::System(format!("signals cannot be watched: {e}")));
+        Ok(Self { interrupt: of(SignalKind::interrupt())?, terminate: of(SignalKind::terminate())? })
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+pub(super) struct Job<'o> {
+    pub(super) settings: Arc<MigrateSettings>,
+    pub(super) observer: &'o mut dyn Observer,
+    pub(super) started: Instant,
+    pub(super) phase: Phase,
+    pub(super) phase_since: Instant,
+    pub(super) report: RunInputs,
+    pub(super) totals: Totals,
+    pub(super) keys_expected: Option<u64>,
+    /// Something was written to the target.
+    pub(super) touched: bool,
+    /// The target's checkpoint is good: a restart goes on from it.
+    pub(super) resumable: bool,
+    pub(super) transfer_since: Option<Instant>,
+    pub(super) cpu_at_start: Option<CpuSample>,
+}
+
+impl<'o> Job<'o> {
+    fn new(command: &str, settings: MigrateSettings, observer: &'o mut dyn Observer) -> Self {
+        let value = serde_json::to_value(&settings).unwrap_or_default();
+        let mut report = RunInputs::empty(command, Outcome::done(), value);
+        report.started_unix_ms = uring::clock::realtime_ms();
+        report.kernel = uring::probe::kernel_release();
+        report.source.address = format!("{}:{}", settings.source.host, settings.source.port);
+        Self {
+            settings: Arc::new(settings),
+            observer,
+            started: Instant::now(),
+            phase: Phase::Connect,
+            phase_since: Instant::now(),
+            report,
+            totals: Totals::new(),
+            keys_expected: None,
+            touched: false,
+            resumable: false,
+            transfer_since: None,
+            cpu_at_start: CpuSample::of_process(),
+        }
+    }
+
+    pub(super) fn enter(&mut self, phase: Phase) {
+        debug_assert!(self.phase.may_enter(phase), "{:?} -> {phase:?}", self.phase);
+        let now = Instant::now();
+        self.report.phases.push((self.phase.name().to_string(), now - self.phase_since));
+        tracing::info!(phase = phase.name(), "phase");
+        self.phase = phase;
+        self.phase_since = now;
+    }
+
+    /// Events that only the report and the observer care for.
+    pub(super) fn watch(&mut self, event: WorkerEvent) {
+        if let WorkerEvent::Sample { worker, stats, interval, not_carried } = event {
+            self.totals.update(worker as u16, *stats);
+            self.report.latencies.add(&interval);
+            self.observer.interval(&interval);
+            self.observer.second(self.started.elapsed());
+            for item in not_carried {
+                self.add_not_carried(&item);
+            }
+        }
+    }
+
+    pub(super) fn progress(&mut self) {
+        let sum = self.totals.sum();
+        let snapshot = ProgressSnapshot {
+            phase: self.phase.name().to_string(),
+            elapsed: self.started.elapsed(),
+            flows: sum
+                .flows
+                .iter()
+                .map(|f| FlowProgress { flow: f.flow, bytes_in: f.bytes_in, keys: f.keys, state: f.state })
+                .collect(),
+            bytes_in: sum.bytes_in,
+            bytes_out: sum.bytes_out,
+            keys: sum.keys,
+            keys_expected: self.keys_expected,
+        };
+        self.observer.progress(&snapshot);
+    }
+
+    pub(super) fn add_not_carried(&mut self, item: &NotCarried) {
+        self.report.not_carried.push(item);
+        self.observer.not_carried(item);
+    }
+
+    pub(super) fn add_summary(&mut self, summary: WorkerSummary) {
+        for item in &summary.not_carried {
+            self.add_not_carried(item);
+        }
+        for tally in &summary.tallies {
+            super::rows::add_tally(&mut self.report, tally);
+        }
+        super::rows::add_existing(&mut self.report, summary.existing_skipped);
+        self.report.search_indexes.extend(summary.search_indexes);
+        for (name, count) in summary.journal_by_name {
+            *self.report.journal_commands.entry(name).or_default() += count;
+        }
+        self.report.latencies.add(&summary.interval);
+        self.observer.interval(&summary.interval);
+        self.totals.update(summary.worker as u16, summary.stats);
+        if let Some(version) = summary.source_version {
+            self.report.source.version = version;
+        }
+    }
+
+    fn finish(mut self, result: Result<(), EngineError>) -> RunInputs {
+        let now = Instant::now();
+        self.report.phases.push((self.phase.name().to_string(), now - self.phase_since));
+        self.report.elapsed = self.started.elapsed();
+        self.report.transfer = self.transfer_since.map_or(Duration::ZERO, |since| now - since);
+        self.report.totals = self.totals.sum();
+        self.report.rss_bytes_peak = rss_bytes_peak();
+        self.report.cpu_tool = match (self.cpu_at_start, CpuSample::of_process()) {
+            (Some(before), Some(after)) => Some(after.since(before)),
+            _ => None,
+        };
+        self.observer.second(self.report.elapsed);
+        if let Err(error) = result {
+            let state = self.target_state();
+            self.report.outcome = Outcome::failed(exit_class(error.class()), error.to_string(), Some(state));
+        }
+        self.report
+    }
+
+    /// What the operator finds at the target after a run that did not reach its end.
+    fn target_state(&self) -> String {
+        if !self.touched {
+            return "nothing was written to the target".into();
+        }
+        if self.resumable {
+            return "the target holds the source's data up to its checkpoint; run the same command again to go on from \
+                    there, without --on-existing flush"
+                .into();
+        }
+        format!(
+            "the target holds a part of the source's data ({} keys were read in phase \"{}\") and must not be used as it \
+             is; run again with --on-existing flush, or replace if it held keys of its own. Keys that begin with \"{}\" \
+             are this tool's and may be deleted",
+            self.totals.sum().keys,
+            self.phase.name(),
+            target::OWN_PREFIX
+        )
+    }
+}
+
+fn exit_class(class: Class) -> ExitClass {
+    match class {
+        Class::Refused => ExitClass::Refused,
+        Class::Source => ExitClass::Source,
+        Class::Target => ExitClass::Target,
+        Class::CorruptStream => ExitClass::Corrupt,
+        Class::System => ExitClass::System,
+        Class::Interrupted => ExitClass::Interrupted,
+        Class::PositionLost => ExitClass::PositionLost,
+        Class::Internal => ExitClass::Internal,
+    }
+}
+
+/// The plan that every flow of a run converts by.
+pub(super) fn plan_of(
+    settings: &MigrateSettings,
+    capabilities: Capabilities,
+    set_bytes_max: u64,
+) -> Result<Arc<Plan>, EngineError> {
+    let limits = Limits { restore_bytes_max: settings.restore_bytes_max, set_bytes_max, ..Limits::default() };
+    Plan::new(capabilities, settings.on_unsupported.clone(), limits)
+        .map(Arc::new)
+        .map_err(|e| EngineError::Refused(e.to_string()))
+}

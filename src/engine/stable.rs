@@ -1,0 +1,163 @@
+//! The stable phase of one flow: journal records applied in order, positions counted, barriers kept.
+//!
+//! In: the bytes behind the token (or behind the reply to `DFLY FLOW` in a partial sync). Out: commands on the flow's
+//! lane, each record followed by its position. Invariants: `acked <= applied == read` at a record's border; an LSN marker
+//! must equal the LSN of the record before it, else something was lost or counted twice; a global command is not applied
+//! here: the flow stops before it until all flows have reached it and it was executed once (wire 4.5).
+
+use super::error::EngineError;
+use super::flow::{Flow, FlowState, Stop};
+use super::handle::Applied;
+use super::lane::Lane;
+use super::settings::MigrateSettings;
+use super::worker::{Barrier, WorkerEvent, has_room};
+use super::writer::Writer;
+use crate::dragonfly::journal::{JournalDecoder, JournalEvent, JournalProgress};
+use crate::ids::Lsn;
+use crate::uring::Slab;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Records between two acknowledgements at the most (the native replica's figure).
+const ACK_RECORDS_MAX: u64 = 1024;
+const ACK_EVERY_NS: u64 = 1_000_000_000;
+
+/// What a flow keeps in stable sync.
+pub struct Stable {
+    pub decoder: JournalDecoder,
+    /// LSN of the next record to be read; everything before it was given to the lane.
+    pub next_lsn: Lsn,
+    /// LSN of the next record that the target has not confirmed.
+    pub acked_lsn: Lsn,
+    /// What the last ACK said, and when it was sent.
+    ack_sent: Option<Lsn>,
+    ack_sent_ns: u64,
+    /// A PING record waits for its immediate ACK.
+    ping: bool,
+    /// The global command that the flow stands before.
+    pub barrier: Option<Barrier>,
+}
+
+impl Stable {
+    pub fn new(decoder: JournalDecoder, next_lsn: Lsn) -> Self {
+        Self { decoder, next_lsn, acked_lsn: next_lsn, ack_sent: None, ack_sent_ns: 0, ping: false, barrier: None }
+    }
+
+    /// The LSN to acknowledge now, if an ACK is due.
+    pub fn ack_due(&mut self, now_ns: u64) -> Option<Lsn> {
+        let due = match self.ack_sent {
+            None => true,
+            Some(sent) => {
+                self.ping || self.acked_lsn.0 >= sent.0 + ACK_RECORDS_MAX || now_ns >= self.ack_sent_ns + ACK_EVERY_NS
+            }
+        };
+        if !due {
+            return None;
+        }
+        self.ping = false;
+        self.ack_sent = Some(self.acked_lsn);
+        self.ack_sent_ns = now_ns;
+        Some(self.acked_lsn)
+    }
+}
+
+impl Flow {
+    /// Decodes and applies journal records from the current window until something is missing.
+    pub(super) fn decode_stable(
+        &mut self,
+        slab: &mut Slab,
+        lane: &mut Lane,
+        settings: &MigrateSettings,
+        now_ms: i64,
+        events: &UnboundedSender<WorkerEvent>,
+        consumed_bytes: &mut usize,
+    ) -> Result<Stop, EngineError> {
+        let Self { id, input, handler, stable, state, read_ns, pump_bytes_max, .. } = self;
+        let Some(stable) = stable else {
+            return Err(EngineError::Internal("a flow is in stable sync without its counters".into()));
+        };
+        let Some((window, mut position)) = input.window(slab) else { return Ok(Stop::Need(1)) };
+        let source = window.source();
+        let bytes = window.bytes();
+        let stop = loop {
+            let rest = &bytes[position..];
+            if rest.is_empty() {
+                break Stop::Need(1);
+            }
+            let (event, consumed) = match stable.decoder.next(rest)? {
+                JournalProgress::NeedMore { at_least } => break Stop::Need(at_least),
+                JournalProgress::Event { event, consumed } => (event, consumed),
+            };
+            let after = Lsn(stable.next_lsn.0 + u64::from(event.counts()));
+            match event {
+                JournalEvent::Marker(lsn) => {
+                    if lsn.0.checked_add(1) != Some(stable.next_lsn.0) {
+                        return Err(EngineError::LostPosition(format!(
+                            "flow {id}: the source says that its last record was LSN {lsn}, but {} was counted here: a record was \
+                             lost or counted twice",
+                            stable.next_lsn.0.saturating_sub(1)
+                        )));
+                    }
+                }
+                JournalEvent::Ping => stable.ping = true,
+                JournalEvent::Exec | JournalEvent::Command(_) => {}
+            }
+            let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
+            let mut writer = Writer {
+                encoder,
+                slab: &mut *slab,
+                guard: Some(guard),
+                source: &source,
+                borrow_bytes_min: settings.borrow_bytes_min,
+                batch_bytes: settings.batch_bytes,
+                in_record: true,
+                closed,
+                spare_segments,
+                read_ns: *read_ns,
+            };
+            if let JournalEvent::Command(command) = &event
+                && let Applied::Global(global) = handler.journal_command(command, now_ms, true, &mut writer)?
+            {
+                let barrier = Barrier { flow: *id, txid: command.txid, command: global, next_lsn: after };
+                stable.next_lsn = after;
+                stable.barrier = Some(barrier.clone());
+                *state = FlowState::AtBarrier;
+                position += consumed;
+                let _ = events.send(WorkerEvent::AtBarrier(barrier));
+                break Stop::Full;
+            }
+            if event.counts() {
+                stable.next_lsn = after;
+                writer.record_done(*id, after);
+            }
+            position += consumed;
+            *consumed_bytes += consumed;
+            if !lane.closed.is_empty() {
+                lane.queue_closed();
+            }
+            if !has_room(slab, lane, settings.window_bytes) {
+                break Stop::Full;
+            }
+            if *consumed_bytes > *pump_bytes_max {
+                break Stop::Budget;
+            }
+        };
+        input.consumed_to(position);
+        Ok(stop)
+    }
+
+    /// The target confirmed everything before `lsn`.
+    pub(super) fn confirmed(&mut self, lsn: Lsn) {
+        if let Some(stable) = &mut self.stable {
+            stable.acked_lsn = stable.acked_lsn.max(lsn);
+        }
+    }
+
+    /// The barrier was executed, its position stored: the flow goes on behind it. Returns that position.
+    pub(super) fn release_barrier(&mut self) -> Option<Lsn> {
+        let stable = self.stable.as_mut()?;
+        let barrier = stable.barrier.take()?;
+        stable.acked_lsn = stable.acked_lsn.max(barrier.next_lsn);
+        self.state = FlowState::Stable;
+        Some(stable.acked_lsn)
+    }
+}
