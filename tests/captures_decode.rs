@@ -7,7 +7,7 @@ mod common;
 mod truth;
 mod walk;
 
-use common::{Capture, captures};
+use common::captures::{Capture, captures};
 use df2redis::dragonfly::Reason;
 use df2redis::dragonfly::owner::{OwnerRule, Verdict};
 use df2redis::dragonfly::stream::Limits;

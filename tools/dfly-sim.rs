@@ -4,11 +4,13 @@
 //! dfly-sim replay tests/data/follow-lz4 --pieces 7
 //! dfly-sim generate --mix string:100B=1000000,hash:20x8=50000 --flows 3 --truth /tmp/truth.jsonl
 //! dfly-sim sink --listen 127.0.0.1:6379
+//! dfly-sim bench load --parts sink --json /tmp/load.json
 //! ```
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use df2redis::lab::answers::TargetIdentity;
+use df2redis::lab::bench::{self, BenchArgs};
 use df2redis::lab::flow::{Fault, Faults, Pieces};
 use df2redis::lab::generate::{Compression, Generator, Release, Spec, parse_mix};
 use df2redis::lab::master::{Master, MasterOptions};
@@ -36,6 +38,17 @@ enum Command {
     Sink(SinkArgs),
     /// List the recordings at hand
     Recordings,
+    /// Measure df2redis beside others, in turns
+    Bench {
+        #[command(subcommand)]
+        what: BenchCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// Loads into a sink and into a real server; an error where a figure is not reached
+    Load(BenchArgs),
 }
 
 #[derive(Args)]
@@ -164,6 +177,10 @@ fn main() -> anyhow::Result<()> {
                 }
                 last = now;
             }
+        }
+        Command::Bench { what: BenchCommand::Load(args) } => {
+            anyhow::ensure!(bench::run(&args)?, "a figure was not reached");
+            Ok(())
         }
         Command::Recordings => {
             for name in df2redis::lab::recordings::recording_names()? {

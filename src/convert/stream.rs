@@ -263,7 +263,8 @@ fn write_tail(
     }
     if stood_in {
         for ids in dangling.chunks(IDS_MAX) {
-            let mut command = Command::begin(out, key.meta(Class::Blind), 2 + ids.len(), b"$4\r\nXDEL\r\n");
+            // Sent again after it, the XCLAIMs above would find no entry, and Redis would forget what is pending.
+            let mut command = Command::begin(out, key.meta(Class::Guarded), 2 + ids.len(), b"$4\r\nXDEL\r\n");
             command.bulk(key.bytes);
             for id in ids {
                 command.bulk(&id_text(*id));

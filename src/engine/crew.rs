@@ -6,7 +6,7 @@
 use super::checkpoint::CHECKPOINT_KEY;
 use super::error::EngineError;
 use super::handle::Existing;
-use super::job::plan_of;
+use super::job::{graver, plan_of};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::target::{self, OWN_PREFIX};
@@ -51,6 +51,8 @@ pub struct Crew {
     /// Flows that stand before a global command, and workers that are drained before one.
     barriers: Vec<Barrier>,
     barrier_workers: usize,
+    /// Ids, at the target, of all connections that workers had.
+    client_ids: Vec<i64>,
 }
 
 struct Reconnected {
@@ -113,15 +115,18 @@ impl Crew {
             owner: owner.clone(),
             barriers: Vec::new(),
             barrier_workers: 0,
+            client_ids: Vec::new(),
         };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
             for lane in 0..lanes_of(share.len()) {
                 let mut link = target::connect_lane(&settings).await?;
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
+                let client_id = target::client_id(&mut link).await?;
+                crew.client_ids.push(client_id);
                 lanes.push(LaneStart {
                     node: 0,
-                    client_id: target::client_id(&mut link).await?,
+                    client_id,
                     socket: link.hand_over()?,
                     marker,
                     checkpoint: CHECKPOINT_KEY.to_string(),
@@ -240,6 +245,7 @@ impl Crew {
                 },
                 Some(again) = self.reconnected.recv() => {
                     let Again { socket, client_id, applied } = again.result?;
+                    self.client_ids.push(client_id);
                     let command =
                         WorkerCommand::Resume { lane: again.lane, generation: again.generation, socket, client_id, applied };
                     self.tell(again.worker, command);
@@ -268,6 +274,11 @@ impl Crew {
         });
     }
 
+    /// Ids of all connections that workers had. What they sent last may still wait at the target.
+    pub fn client_ids(&self) -> &[i64] {
+        &self.client_ids
+    }
+
     /// Stops every worker and waits for it. Returns their summaries and the first failure among them.
     pub async fn stop(&mut self) -> (Vec<WorkerSummary>, Result<(), EngineError>) {
         for worker in 0..self.members.len() {
@@ -278,11 +289,7 @@ impl Crew {
         loop {
             match tokio::time::timeout_at(deadline, self.events.recv()).await {
                 Ok(Some(WorkerEvent::Finished { summary })) => self.summaries.push(*summary),
-                Ok(Some(WorkerEvent::Failed { error, .. })) => {
-                    if outcome.is_ok() {
-                        outcome = Err(error);
-                    }
-                }
+                Ok(Some(WorkerEvent::Failed { error, .. })) => outcome = graver(outcome, Err(error)),
                 Ok(Some(WorkerEvent::Ready { worker, waker, .. })) => {
                     waker.wake();
                     if let Some(member) = self.members.get_mut(worker) {
@@ -314,7 +321,8 @@ async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) ->
     loop {
         match try_again(settings, run_id, lost).await {
             Ok(done) => return Ok(done),
-            Err(error @ EngineError::Refused(_)) => return Err(EngineError::Target(error.to_string())),
+            // Waiting does not help.
+            Err(EngineError::Refused(reason)) => return Err(EngineError::Target(reason)),
             Err(error) if tokio::time::Instant::now() + pause >= deadline => {
                 return Err(EngineError::Target(format!(
                     "the connection was lost and could not be made again within {:?}: {error}",
@@ -334,11 +342,7 @@ async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Res
     let mut link = target::connect_lane(settings).await?;
     let now = target::run_id(&mut link).await?;
     if now != run_id {
-        return Err(EngineError::Refused(
-            "the target server was restarted during the run, so writes that it had acknowledged may be lost; run again \
-             with --on-existing flush"
-                .into(),
-        ));
+        return Err(EngineError::Refused(target::RESTARTED.into()));
     }
     // Bytes of the lost connection may still wait at the target: it must never execute them after what comes now.
     target::end_client(&mut link, lost.client_id).await?;

@@ -63,6 +63,13 @@ struct Blob {
     cursor: Cursor,
 }
 
+/// Heap for records longer than a chunk. What stands inside of a compressed blob has a budget of its own: the blob itself
+/// stays in the outer one until its content is parsed, so that flows in blobs would wait for each other for ever.
+pub struct Heaps {
+    pub outer: HeapBudget,
+    pub inner: HeapBudget,
+}
+
 pub struct Flow {
     pub id: FlowId,
     pub socket: Rc<Socket>,
@@ -207,7 +214,7 @@ impl Flow {
         &mut self,
         slab: &mut Slab,
         lane: &mut Lane,
-        heap: &HeapBudget,
+        heap: &Heaps,
         settings: &MigrateSettings,
         sizes: &Sizes,
         now_ms: i64,
@@ -216,11 +223,11 @@ impl Flow {
         let chunk_bytes = sizes.layout.rx_chunk_bytes;
         let mut consumed_bytes = 0;
         if !self.reading {
-            self.input.filled(slab, heap);
+            self.input.filled(slab);
         }
         loop {
             match self.state {
-                FlowState::Complete => return Ok(self.drop_stable(slab, heap, chunk_bytes)),
+                FlowState::Complete => return Ok(self.drop_stable(slab, &heap.outer, chunk_bytes)),
                 FlowState::AtBarrier => return Ok(Pumped::Waiting),
                 FlowState::Snapshot | FlowState::SnapshotEnded | FlowState::Stable => {}
             }
@@ -230,7 +237,7 @@ impl Flow {
             let stop = if self.state == FlowState::Stable {
                 self.decode_stable(slab, lane, settings, now_ms, events, &mut consumed_bytes)?
             } else {
-                self.decode(slab, lane, settings, now_ms, events, &mut consumed_bytes)?
+                self.decode(slab, lane, settings, chunk_bytes, now_ms, events, &mut consumed_bytes)?
             };
             match stop {
                 Stop::Full => return Ok(Pumped::Waiting),
@@ -242,7 +249,7 @@ impl Flow {
                     self.blob = Some(Blob { reader, cursor: Cursor::default() });
                 }
                 Stop::Need(need) if self.blob.is_some() => {
-                    if self.unpack(slab, heap, need, chunk_bytes)? == Room::Wait {
+                    if self.unpack(slab, &heap.inner, need, chunk_bytes)? == Room::Wait {
                         return Ok(Pumped::Waiting);
                     }
                 }
@@ -250,7 +257,7 @@ impl Flow {
                     if self.reading {
                         return Ok(Pumped::Waiting);
                     }
-                    if self.input.make_room(slab, heap, need, chunk_bytes) == Room::Wait {
+                    if self.input.make_room(slab, &heap.outer, need, chunk_bytes) == Room::Wait {
                         return Ok(Pumped::Waiting);
                     }
                     // A jumbo may have become complete with bytes that were there already.
@@ -264,11 +271,13 @@ impl Flow {
     }
 
     /// Decodes from the current window until something is missing.
+    #[allow(clippy::too_many_arguments)] // one call site; a struct would only rename them
     fn decode(
         &mut self,
         slab: &mut Slab,
         lane: &mut Lane,
         settings: &MigrateSettings,
+        chunk_bytes: usize,
         now_ms: i64,
         events: &UnboundedSender<WorkerEvent>,
         consumed_bytes: &mut usize,
@@ -290,7 +299,7 @@ impl Flow {
             let rest = &bytes[position..];
             let raw_left = decoder.raw_bytes_left();
             if raw_left > 0 && !window_is_last {
-                let wanted = raw_left.min(PIECE_BYTES_MIN) as usize;
+                let wanted = raw_left.min(PIECE_BYTES_MIN).min(chunk_bytes as u64) as usize;
                 if rest.len() < wanted {
                     break Stop::Need(wanted);
                 }
@@ -405,6 +414,10 @@ impl Flow {
         if blob.cursor.make_room(slab, heap, need, chunk_bytes) == Room::Wait {
             return Ok(Room::Wait);
         }
+        // A jumbo may have become complete with bytes that were there already, at the very end of the blob.
+        if blob.cursor.window(slab).is_some_and(|(window, from)| window.bytes().len() - from >= need) {
+            return Ok(Room::Ready);
+        }
         let Some(chunk) = blob.cursor.chunk() else { return Ok(Room::Ready) };
         let unpacked = match blob.reader.read(slab.spare(chunk)) {
             Ok(unpacked) => unpacked,
@@ -412,7 +425,7 @@ impl Flow {
         };
         if unpacked > 0 {
             slab.advance(chunk, unpacked);
-            return Ok(blob.cursor.filled(slab, heap));
+            return Ok(blob.cursor.filled(slab));
         }
         if slab.room(chunk) == 0 {
             return Ok(Room::Ready);

@@ -8,50 +8,45 @@
 use super::writer::Source;
 use crate::uring::{ChunkId, ChunkView, Class, Slab};
 use bytes::Bytes;
-use std::cell::Cell;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Heap that the jumbos of one worker may use in all.
+/// Heap that the jumbos of one worker may use in all. A jumbo's whole length is reserved before its first byte is kept:
+/// two half-collected ones could otherwise wait for each other's memory for ever.
 #[derive(Clone)]
 pub struct HeapBudget {
     used_bytes: Arc<AtomicUsize>,
     bytes_max: usize,
-    /// One jumbo is collected at a time: two half-collected ones could wait for each other's memory for ever.
-    collecting: Rc<Cell<bool>>,
 }
 
 impl HeapBudget {
     pub fn new(bytes_max: usize) -> Self {
-        Self { used_bytes: Arc::default(), bytes_max, collecting: Rc::default() }
+        Self { used_bytes: Arc::default(), bytes_max }
     }
 
-    /// Bytes in use now.
+    /// Bytes reserved now.
     pub fn used_bytes(&self) -> usize {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
     /// Lets a jumbo of `need` bytes begin. One alone always may (its size is bounded by the decoder's limits).
-    fn begin(&self, need: usize) -> bool {
+    fn begin(&self, need: usize) -> Option<Budgeted> {
         let used = self.used_bytes();
-        let admitted = !self.collecting.get() && (used == 0 || used.saturating_add(need) <= self.bytes_max);
-        if admitted {
-            self.collecting.set(true);
-        }
-        admitted
+        let admitted = used == 0 || used.saturating_add(need) <= self.bytes_max;
+        admitted.then(|| self.reserve(Vec::new(), need))
     }
 
-    /// A jumbo is complete.
-    fn end(&self) {
-        self.collecting.set(false);
+    /// Reserves whether or not there is room.
+    fn reserve(&self, bytes: Vec<u8>, reserved: usize) -> Budgeted {
+        self.used_bytes.fetch_add(reserved, Ordering::Relaxed);
+        Budgeted { bytes, reserved, used_bytes: self.used_bytes.clone() }
     }
 }
 
 /// Heap bytes that give their share of the budget back when the last reference goes.
 struct Budgeted {
     bytes: Vec<u8>,
-    charged: usize,
+    reserved: usize,
     used_bytes: Arc<AtomicUsize>,
 }
 
@@ -63,7 +58,7 @@ impl AsRef<[u8]> for Budgeted {
 
 impl Drop for Budgeted {
     fn drop(&mut self) {
-        self.used_bytes.fetch_sub(self.charged, Ordering::Relaxed);
+        self.used_bytes.fetch_sub(self.reserved, Ordering::Relaxed);
     }
 }
 
@@ -173,19 +168,16 @@ impl Cursor {
         self.unjumbo(heap, need);
         if let Some(Jumbo::Filling { need: wanted, .. }) = &mut self.jumbo {
             *wanted = (*wanted).max(need);
-            return self.fill_jumbo(slab, heap);
+            return self.fill_jumbo(slab);
         }
         if self.jumbo.is_some() {
             return Room::Ready;
         }
         let unparsed = self.chunk.map_or(0, |chunk| slab.filled_len(chunk) as usize - self.parsed);
         if need > chunk_bytes {
-            if !heap.begin(need) {
-                return Room::Wait;
-            }
-            let held = Budgeted { bytes: Vec::new(), charged: 0, used_bytes: heap.used_bytes.clone() };
+            let Some(held) = heap.begin(need) else { return Room::Wait };
             self.jumbo = Some(Jumbo::Filling { held, need });
-            return self.fill_jumbo(slab, heap);
+            return self.fill_jumbo(slab);
         }
         let Some(chunk) = self.chunk else {
             self.chunk = slab.take(Class::Rx);
@@ -219,9 +211,9 @@ impl Cursor {
     }
 
     /// New bytes came into the chunk: moves what a jumbo wants.
-    pub fn filled(&mut self, slab: &mut Slab, heap: &HeapBudget) -> Room {
+    pub fn filled(&mut self, slab: &mut Slab) -> Room {
         match self.jumbo {
-            Some(Jumbo::Filling { .. }) => self.fill_jumbo(slab, heap),
+            Some(Jumbo::Filling { .. }) => self.fill_jumbo(slab),
             _ => Room::Ready,
         }
     }
@@ -231,17 +223,13 @@ impl Cursor {
         if let Some(Jumbo::Ready { bytes, parsed }) = &self.jumbo
             && bytes.len() - parsed < need
         {
-            // Goes on at once even beside another jumbo: what is left is the short head of the next record.
-            heap.collecting.set(true);
-            let left = bytes[*parsed..].to_vec();
-            let charged = left.len();
-            heap.used_bytes.fetch_add(charged, Ordering::Relaxed);
-            let held = Budgeted { bytes: left, charged, used_bytes: heap.used_bytes.clone() };
+            // Goes on at once, whatever the budget says: its bytes cannot go back to where they came from.
+            let held = heap.reserve(bytes[*parsed..].to_vec(), need);
             self.jumbo = Some(Jumbo::Filling { held, need });
         }
     }
 
-    fn fill_jumbo(&mut self, slab: &mut Slab, heap: &HeapBudget) -> Room {
+    fn fill_jumbo(&mut self, slab: &mut Slab) -> Room {
         let Some(Jumbo::Filling { held, need }) = &mut self.jumbo else { return Room::Ready };
         if let Some(chunk) = self.chunk {
             let available = &slab.filled(chunk)[self.parsed..];
@@ -250,9 +238,9 @@ impl Cursor {
             if grown > held.bytes.capacity() {
                 // Grows with what arrived, never by the announced length alone.
                 let capacity = (held.bytes.capacity() * 2).max(grown).max(256 * 1024).min((*need).max(grown));
-                let more = capacity - held.charged.min(capacity);
-                heap.used_bytes.fetch_add(more, Ordering::Relaxed);
-                held.charged += more;
+                let more = capacity - held.reserved.min(capacity);
+                held.used_bytes.fetch_add(more, Ordering::Relaxed);
+                held.reserved += more;
                 held.bytes.reserve_exact(capacity - held.bytes.len());
             }
             held.bytes.extend_from_slice(&available[..wanted]);
@@ -266,7 +254,6 @@ impl Cursor {
         if held.bytes.len() >= *need {
             if let Some(Jumbo::Filling { held, .. }) = self.jumbo.take() {
                 self.jumbo = Some(Jumbo::Ready { bytes: Bytes::from_owner(held), parsed: 0 });
-                heap.end();
             }
             return Room::Ready;
         }

@@ -8,7 +8,7 @@ use super::phase::Phase;
 use super::settings::MigrateSettings;
 use super::target;
 use super::worker::{WorkerEvent, WorkerSummary};
-use crate::convert::{Limits, Plan};
+use crate::convert::{Limits, Plan, What};
 use crate::redis::Capabilities;
 use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
 use crate::report::document::{ExitClass, NotCarried, Outcome, RunInputs};
@@ -43,7 +43,19 @@ fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
     }
 }
 
-/// SIGINT and SIGTERM.
+/// The cause among two ends. A worker that fails for its own reasons closes its flows, whereupon the source ends all of the
+/// registration: what is then heard of the source is only the echo.
+pub(super) fn graver(left: Result<(), EngineError>, right: Result<(), EngineError>) -> Result<(), EngineError> {
+    match (left, right) {
+        (Err(EngineError::Source(_)), Err(right)) => Err(right),
+        (left, right) => left.and(right),
+    }
+}
+
+/// Names of search indexes that the report lists.
+const SEARCH_INDEXES_MAX: usize = 1000;
+
+/// SIGINT and SIGTERM, from the start of the run to its end: what comes between two waits is not lost.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -78,7 +90,9 @@ pub(super) struct Job<'o> {
     /// The target's checkpoint is good: a restart goes on from it.
     pub(super) resumable: bool,
     pub(super) transfer_since: Option<Instant>,
-    pub(super) cpu_at_start: Option<CpuSample>,
+    /// Ids, at the target, of the connections of the last attempt's workers.
+    pub(super) client_ids: Vec<i64>,
+    cpu_at_start: Option<CpuSample>,
 }
 
 impl<'o> Job<'o> {
@@ -100,6 +114,7 @@ impl<'o> Job<'o> {
             touched: false,
             resumable: false,
             transfer_since: None,
+            client_ids: Vec::new(),
             cpu_at_start: CpuSample::of_process(),
         }
     }
@@ -145,6 +160,14 @@ impl<'o> Job<'o> {
     }
 
     pub(super) fn add_not_carried(&mut self, item: &NotCarried) {
+        if item.kind == What::SearchIndex.name() && self.report.search_indexes.len() < SEARCH_INDEXES_MAX {
+            let name = item.key.split(|byte| *byte == b' ').next().unwrap_or_default();
+            let name = String::from_utf8_lossy(name).into_owned();
+            // From 1.37 on every flow says it (wire 2.4).
+            if !self.report.search_indexes.contains(&name) {
+                self.report.search_indexes.push(name);
+            }
+        }
         self.report.not_carried.push(item);
         self.observer.not_carried(item);
     }
@@ -157,7 +180,6 @@ impl<'o> Job<'o> {
             super::rows::add_tally(&mut self.report, tally);
         }
         super::rows::add_existing(&mut self.report, summary.existing_skipped);
-        self.report.search_indexes.extend(summary.search_indexes);
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;
         }

@@ -51,7 +51,12 @@ pub struct Lane {
     pub reply_chunk: Option<ChunkId>,
     pub reading: bool,
     pub reconnects: u64,
+    /// Connections lost since the last batch was acknowledged.
+    losses_in_a_row: u32,
 }
+
+/// A connection lost so often without one batch acknowledged in between will not get better.
+const LOSSES_IN_A_ROW_MAX: u32 = 20;
 
 /// Most segment lists kept for reuse.
 const SPARE_SEGMENTS_MAX: usize = 64;
@@ -79,6 +84,7 @@ impl Lane {
             reply_chunk: None,
             reading: false,
             reconnects: 0,
+            losses_in_a_row: 0,
         }
     }
 
@@ -234,7 +240,7 @@ impl Lane {
         mut acked: impl FnMut(Batch),
         mut failed: impl FnMut(&Batch, u32, &[u8]) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let Self { scanner, sent, unacked_bytes, unacked_commands, node, .. } = self;
+        let Self { scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, .. } = self;
         let mut outcome = Ok(());
         let scanned = scanner.feed(bytes, |reply| {
             if outcome.is_err() {
@@ -244,20 +250,20 @@ impl Lane {
             match reply {
                 Reply::Ok { count: oks } => count = oks,
                 Reply::Error(text) => {
-                    if let Some(batch) = sent.front() {
+                    if let Some(batch) = answered(sent, ready) {
                         outcome = failed(batch, batch.replied, text);
                     }
                 }
                 Reply::ArrayError { index, text } => {
                     // An element of EXEC's array: it belongs to a command of the group, and is no reply of its own.
-                    if let Some(batch) = sent.front() {
+                    if let Some(batch) = answered(sent, ready) {
                         let first = batch.guard.map_or(batch.replied, |guard| guard.first_command + 1);
                         outcome = failed(batch, first.saturating_add(index as u32), text);
                     }
                     return;
                 }
                 Reply::ArrayInteger { .. } => return,
-                Reply::Null if sent.front().is_some_and(|batch| batch.guard.is_some()) => {
+                Reply::Null if answered(sent, ready).is_some_and(|batch| is_at_exec(batch)) => {
                     outcome = Err(EngineError::Target(format!(
                         "node {node} did not execute a MULTI, although nothing was watched; its commands are not applied"
                     )));
@@ -266,7 +272,7 @@ impl Lane {
                 _ => {}
             }
             while count > 0 {
-                let Some(batch) = sent.front_mut() else {
+                let Some(batch) = answered(sent, ready).filter(|batch| batch.replied < batch.commands) else {
                     outcome = Err(EngineError::Target(format!(
                         "node {node} sent a reply that nobody asked for; is there a proxy in between that mixes connections?"
                     )));
@@ -278,6 +284,9 @@ impl Lane {
                 if batch.replied == batch.commands
                     && let Some(batch) = sent.pop_front()
                 {
+                    if !batch.preamble {
+                        *losses_in_a_row = 0;
+                    }
                     *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
                     *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
                     acked(batch);
@@ -296,9 +305,15 @@ impl Lane {
         self.chain_broken = false;
         self.reading = false;
         self.scanner = ReplyScanner::new();
+        self.losses_in_a_row += 1;
         while let Some(batch) = self.sent.pop_back() {
             self.ready.push_front(batch);
         }
+    }
+
+    /// Connecting again will not help.
+    pub fn is_hopeless(&self) -> bool {
+        self.losses_in_a_row > LOSSES_IN_A_ROW_MAX
     }
 
     /// A new connection is up, and the target says that guarded groups up to `applied` were applied. Batches known to
@@ -312,6 +327,14 @@ impl Lane {
     ) -> Result<(), EngineError> {
         self.link = Link::Up(Rc::new(socket));
         self.reconnects += 1;
+        // The preamble of a connection that was lost before it was answered: this one gets its own.
+        while self.ready.front().is_some_and(|batch| batch.preamble) {
+            if let Some(batch) = self.ready.pop_front() {
+                self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
+                self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
+                batch.release(slab);
+            }
+        }
         // What stands before an applied group was applied too: one connection, in order.
         if let Some(last) = self.ready.iter().rposition(|b| b.guard.is_some_and(|guard| guard.sequence <= applied)) {
             for batch in self.ready.drain(..=last) {
@@ -344,6 +367,7 @@ impl Lane {
             select.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
             let mut batch = select.take_batch(slab, Vec::new());
             select.tail.finish(&mut batch, slab);
+            batch.preamble = true;
             self.unacked_bytes += batch.bytes;
             self.unacked_commands += 1;
             self.ready.push_front(batch);
@@ -357,6 +381,20 @@ impl Lane {
             self.spare_segments.push(segments);
         }
     }
+}
+
+/// The batch that the next reply belongs to: the first one sent, or else the one whose sending was cut short and which
+/// waits for its rest to be sent.
+fn answered<'a>(sent: &'a mut VecDeque<Batch>, ready: &'a mut VecDeque<Batch>) -> Option<&'a mut Batch> {
+    match sent.front_mut() {
+        Some(batch) => Some(batch),
+        None => ready.front_mut().filter(|batch| batch.sent_bytes > 0),
+    }
+}
+
+/// The next reply is that to the EXEC of the batch's group.
+fn is_at_exec(batch: &Batch) -> bool {
+    batch.guard.is_some() && batch.replied + 1 == batch.commands
 }
 
 /// Byte offset of command `index` in the batch and the database selected there.

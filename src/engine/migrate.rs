@@ -6,7 +6,8 @@
 
 use super::crew::{Crew, CrewPlan};
 use super::error::EngineError;
-use super::job::{Job, Signals};
+use super::handle::Existing;
+use super::job::{Job, Signals, graver};
 use super::phase::Phase;
 use super::settings::OnExisting;
 use super::source::{Source, session_error};
@@ -24,13 +25,12 @@ pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 impl Job<'_> {
     pub(super) async fn migrate(&mut self) -> Result<(), EngineError> {
+        let mut signals = Signals::new()?;
+        let (probed, mut source, existing) = tokio::select! {
+            ready = self.prepare() => ready?,
+            () = signals.next() => return Err(EngineError::Interrupted),
+        };
         let settings = self.settings.clone();
-        let mut target = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
-        let probed = self.probe_target(&mut target).await?;
-        // The source is asked before the target is emptied: a wrong address must not cost a data set.
-        let mut source = self.connect_source().await?;
-        let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
-        self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
         let may_flush = probed.keyspace.is_empty() || settings.on_existing == OnExisting::Flush;
         let mut attempt = 1;
         let summaries = loop {
@@ -40,29 +40,82 @@ impl Job<'_> {
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
             };
-            match self.attempt(&mut source, plan).await {
+            match self.attempt(&mut source, plan, &mut signals).await {
                 Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, attempt, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
-                    target = self.target_again(&probed.run_id).await?;
-                    target.call(&[b"FLUSHALL"]).await?;
-                    self.totals = Totals::new();
+                    self.begin_anew().await?;
                     self.enter(Phase::Connect);
                     source = Source::connect(&settings.source, settings.connect_timeout).await?;
+                }
+                Err(EngineError::SyncVoided { flow, command }) if !may_flush => {
+                    return Err(EngineError::Source(format!(
+                        "flow {flow}: the source ran {command} during the full sync, which voids the snapshot. The sync \
+                         could begin anew only after emptying the target, which held keys of its own (--on-existing {}), \
+                         so it is left as it is",
+                        if settings.on_existing == OnExisting::Skip { "skip" } else { "replace" }
+                    )));
                 }
                 result => break result?,
             }
         };
         self.enter(Phase::Settling);
-        target = self.target_again(&probed.run_id).await?;
-        self.ask_suspects(&mut target, &summaries).await?;
-        self.remove_markers(&mut target, &summaries).await?;
-        self.note_target_cpu(&mut target, &probed).await;
+        tokio::select! {
+            settled = self.settle(&probed, &summaries) => settled?,
+            () = signals.next() => return Err(EngineError::Interrupted),
+        }
         for summary in summaries {
             self.add_summary(summary);
         }
         self.enter(Phase::Done);
         Ok(())
+    }
+
+    /// Asks both sides what they are, and applies `--on-existing`.
+    async fn prepare(&mut self) -> Result<(Target, Source, Arc<Existing>), EngineError> {
+        let settings = self.settings.clone();
+        let mut target = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+        let probed = self.probe_target(&mut target).await?;
+        // The source is asked before the target is emptied: a wrong address must not cost a data set.
+        let source = self.connect_source().await?;
+        let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
+        self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
+        Ok((probed, source, existing))
+    }
+
+    /// Empties the target after a sync that the source voided.
+    pub(super) async fn begin_anew(&mut self) -> Result<(), EngineError> {
+        // What the workers sent last must not be executed after the FLUSHALL.
+        let mut target = TargetLink::connect(&self.settings.target, self.settings.connect_timeout).await?;
+        for client_id in std::mem::take(&mut self.client_ids) {
+            target::end_client(&mut target, client_id).await?;
+        }
+        target.call(&[b"FLUSHALL", b"ASYNC"]).await?;
+        self.touched = true;
+        self.totals = Totals::new();
+        self.report.not_carried = Default::default();
+        Ok(())
+    }
+
+    /// What must be done once everything is acknowledged.
+    async fn settle(&mut self, probed: &Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+        let mut target = self.target_again(&probed.run_id).await?;
+        self.ask_suspects(&mut target, summaries).await?;
+        self.remove_markers(&mut target, summaries).await?;
+        if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
+            self.report.cpu_target = Some(after.since(before));
+        }
+        Ok(())
+    }
+
+    /// A fresh control connection: the first one was idle all through the sync, and the target (`timeout`) or a firewall
+    /// may have closed it.
+    pub(super) async fn target_again(&self, run_id: &str) -> Result<TargetLink, EngineError> {
+        let mut link = TargetLink::connect(&self.settings.target, self.settings.connect_timeout).await?;
+        if target::run_id(&mut link).await? == run_id {
+            return Ok(link);
+        }
+        Err(EngineError::Target(target::RESTARTED.into()))
     }
 
     pub(super) async fn probe_target(&mut self, target: &mut TargetLink) -> Result<Target, EngineError> {
@@ -84,33 +137,22 @@ impl Job<'_> {
         Ok(source)
     }
 
-    pub(super) async fn note_target_cpu(&mut self, target: &mut TargetLink, probed: &Target) {
-        if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(target).await) {
-            self.report.cpu_target = Some(after.since(before));
-        }
-    }
-
-    /// A fresh control connection: the first one was idle all through the sync, and the target (`timeout`) or a firewall
-    /// may have closed it.
-    async fn target_again(&self, run_id: &str) -> Result<TargetLink, EngineError> {
-        let mut link = TargetLink::connect(&self.settings.target, self.settings.connect_timeout).await?;
-        if target::run_id(&mut link).await? == run_id {
-            return Ok(link);
-        }
-        Err(EngineError::Target(
-            "the target server was restarted during the run, so writes that it had acknowledged may be lost; run again \
-             with --on-existing flush"
-                .into(),
-        ))
-    }
-
     /// One full sync. Workers are stopped whatever happens; their summaries enter the report.
-    async fn attempt(&mut self, source: &mut Source, plan: CrewPlan) -> Result<Vec<WorkerSummary>, EngineError> {
+    async fn attempt(
+        &mut self,
+        source: &mut Source,
+        plan: CrewPlan,
+        signals: &mut Signals,
+    ) -> Result<Vec<WorkerSummary>, EngineError> {
         let mut session = Session::new();
-        let mut crew = self.open_full(source, &mut session, plan).await?;
-        let result = self.sync_to_drain(source, &mut session, &mut crew).await;
+        let mut crew = tokio::select! {
+            crew = self.open_full(source, &mut session, plan) => crew?,
+            () = signals.next() => return Err(EngineError::Interrupted),
+        };
+        let result = self.sync_to_drain(source, &mut session, &mut crew, signals).await;
         let (summaries, ended) = crew.stop().await;
-        match result.and(ended) {
+        self.client_ids = crew.client_ids().to_vec();
+        match graver(result, ended) {
             Ok(()) => Ok(summaries),
             Err(error) => {
                 if !matches!(error, EngineError::SyncVoided { .. }) {
@@ -149,10 +191,10 @@ impl Job<'_> {
         source: &mut Source,
         session: &mut Session,
         crew: &mut Crew,
+        signals: &mut Signals,
     ) -> Result<(), EngineError> {
         let mut drained = 0;
-        let mut signals = Signals::new()?;
-        self.full_sync(source, session, crew, &mut signals, &mut drained).await?;
+        self.full_sync(source, session, crew, signals, &mut drained).await?;
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         while drained < crew.workers() {
             tokio::select! {

@@ -9,7 +9,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::crew::{Crew, CrewPlan};
 use super::error::EngineError;
 use super::handle::Existing;
-use super::job::{Job, Signals};
+use super::job::{Job, Signals, graver};
 use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY};
 use super::phase::Phase;
 use super::settings::{OnExisting, OnLostPosition};
@@ -159,7 +159,7 @@ impl Job<'_> {
         for summary in summaries {
             self.add_summary(summary);
         }
-        result.and(ended)
+        graver(result, ended)
     }
 
     /// Registers and opens all flows from the checkpoint's positions. A position that cannot be had is `LostPosition`.

@@ -9,7 +9,8 @@ use crate::uring::SlabLayout;
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     pub layout: SlabLayout,
-    /// Heap for values longer than a receive chunk that must be contiguous (JSON, long elements, journal records).
+    /// Heap for values longer than a receive chunk that must be contiguous (JSON, long elements, journal records), and
+    /// once more as much for those inside of compressed blobs.
     pub heap_bytes_max: usize,
     pub limits: Limits,
     /// Strings up to this length go as one SET, longer ones in pieces.
@@ -26,6 +27,8 @@ const SET_BYTES_MAX: usize = 4 << 20;
 /// Receive memory that suffices for one flow at full speed; more would only cool the caches.
 const RX_BYTES_PER_FLOW: usize = 32 << 20;
 const PAGE_BYTES: usize = 4096;
+/// A HyperLogLog (at most 12,304 bytes) must come whole, or it is not seen that it may be a stray (wire 1.1).
+const WHOLE_BYTES_MIN: usize = 16 * 1024;
 
 impl Sizes {
     /// Divides `memory_bytes` among `workers` of which the busiest has `flows` flows and `lanes` connections.
@@ -33,8 +36,9 @@ impl Sizes {
         let flows = flows.max(1);
         let share = settings.memory_bytes / workers.max(1);
         let arena = (share / 2).min(ARENA_BYTES_MAX);
-        // Send chunks: what the windows can hold, the reserve of an event, and a reply chunk for each lane.
-        let tx_wanted = lanes * (2 * settings.window_bytes / TX_CHUNK_BYTES + 4) + 48;
+        // Send chunks: what the windows can hold, the reserve of an event, a reply chunk for each lane, and one for each
+        // flow, which may be in the middle of a large string.
+        let tx_wanted = lanes * (2 * settings.window_bytes / TX_CHUNK_BYTES + 4) + 48 + flows;
         let tx_chunks = tx_wanted.min(arena / 3 / TX_CHUNK_BYTES);
         let rx_bytes = arena.saturating_sub(tx_chunks * TX_CHUNK_BYTES).min(flows * RX_BYTES_PER_FLOW);
         let rx_chunk_bytes = match settings.rx_chunk_bytes {
@@ -43,7 +47,7 @@ impl Sizes {
         };
         let rx_chunks = rx_bytes / rx_chunk_bytes;
         // Each flow may hold two chunks and a blob's chunk besides a string that is being received.
-        if rx_chunks < flows * 4 || tx_chunks < 64 {
+        if rx_chunks < flows * 4 || tx_chunks < 48 + flows + 2 * lanes {
             return Err(EngineError::Refused(format!(
                 "--memory {} is too little for {flows} flows on one of {workers} worker(s) with chunks of {rx_chunk_bytes} bytes; \
                  give more memory or smaller chunks (--rx-chunk)",
@@ -56,7 +60,7 @@ impl Sizes {
             layout: SlabLayout { rx_chunk_bytes, rx_chunks, tx_chunk_bytes: TX_CHUNK_BYTES, tx_chunks },
             heap_bytes_max,
             limits: Limits {
-                whole_bytes_max: (rx_chunk_bytes / 2).min(settings.restore_bytes_max),
+                whole_bytes_max: (rx_chunk_bytes / 2).min(settings.restore_bytes_max).max(WHOLE_BYTES_MIN),
                 run_bytes_max: 16 * 1024,
                 atom_bytes_max: heap_bytes_max.max(rx_chunk_bytes),
                 key_bytes_max: rx_chunk_bytes / 2,

@@ -31,6 +31,10 @@ pub struct Target {
 /// Most keys that `--on-existing skip` remembers for each MiB of `--memory`.
 const EXISTING_PER_MIB: usize = 8192;
 
+/// What a changed run id means.
+pub const RESTARTED: &str = "the target server was restarted during the run, so writes that it had acknowledged may be lost; \
+                             run again with --on-existing flush";
+
 /// A control connection to the target.
 pub struct TargetLink {
     link: Link,

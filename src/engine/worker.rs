@@ -7,7 +7,7 @@
 //! the send chunks are used up, so memory is bounded by construction.
 
 use super::error::EngineError;
-use super::flow::{Flow, FlowState, Pumped};
+use super::flow::{Flow, FlowState, Heaps, Pumped};
 use super::handle::{Existing, FlowHandler};
 use super::input::HeapBudget;
 use super::lane::{Lane, Link};
@@ -164,7 +164,6 @@ pub struct WorkerSummary {
     pub existing_skipped: u64,
     pub journal_records: u64,
     pub journal_by_name: Vec<(String, u64)>,
-    pub search_indexes: Vec<String>,
     pub marked: Vec<(Vec<u8>, Vec<DbIndex>)>,
     pub stats: WorkerStats,
     pub interval: Interval,
@@ -195,7 +194,7 @@ pub struct Worker {
     ring: Ring,
     flows: Vec<Flow>,
     lanes: Vec<Lane>,
-    heap: HeapBudget,
+    heap: Heaps,
     events: UnboundedSender<WorkerEvent>,
     commands: mpsc::Receiver<WorkerCommand>,
     recorder: Recorder,
@@ -243,7 +242,7 @@ impl Worker {
         }
         let mut ring = Ring::new(&settings.ring, sizes.layout).map_err(|e| EngineError::System(e.to_string()))?;
         let lanes: Vec<Lane> = lanes.into_iter().enumerate().map(|(i, lane)| Lane::new(i, lane)).collect();
-        let heap = HeapBudget::new(sizes.heap_bytes_max);
+        let heap = Heaps { outer: HeapBudget::new(sizes.heap_bytes_max), inner: HeapBudget::new(sizes.heap_bytes_max) };
         let follow = settings.follow.is_some();
         let mut built = Vec::with_capacity(flows.len());
         for (position, flow) in flows.into_iter().enumerate() {
@@ -255,7 +254,7 @@ impl Worker {
                 &sizes,
                 follow,
                 ring.slab_mut(),
-                &heap,
+                &heap.outer,
             )?);
         }
         let waker = ring.waker();
@@ -517,7 +516,9 @@ impl Worker {
             |batch, index, text| super::errors::judge(batch, slab, index, node, text, resent),
         );
         drop(view);
+        // Taken again at once, so that no batch can have the last chunk while its reply needs one.
         self.ring.slab_mut().release(chunk);
+        lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
         for batch in acked {
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
             confirm(&mut self.flows, &self.confirmed, &batch);
@@ -537,6 +538,13 @@ impl Worker {
         }
         lane.lose();
         tracing::warn!(worker = self.index, lane = position, node = lane.node, %reason, "lost a connection to the target");
+        if lane.is_hopeless() {
+            return Err(EngineError::Target(format!(
+                "node {} closes each connection before one batch is acknowledged ({reason}); its log says why (limits of \
+                 a client's query or of the protocol, memory, a proxy in between)",
+                lane.node
+            )));
+        }
         let _ = self.events.send(WorkerEvent::LaneLost {
             worker: self.index,
             lane: position,
@@ -654,7 +662,6 @@ impl Worker {
             existing_skipped: 0,
             journal_records: 0,
             journal_by_name: Vec::new(),
-            search_indexes: Vec::new(),
             marked: self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
             interval: self.recorder.take_interval(),
             stats: self.stats.clone(),

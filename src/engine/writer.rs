@@ -16,6 +16,10 @@ use std::io::Write;
 /// Segments after which a batch closes, well under the kernel's 1024 parts a message.
 const SEGMENTS_MAX: usize = 512;
 
+/// From here on a batch (whose one command has very many long arguments) gets no more segments: what follows is copied to
+/// the heap and becomes the last one.
+const SEGMENTS_HARD_MAX: usize = 1000;
+
 /// The bytes that the event being converted borrows from.
 #[derive(Clone)]
 pub enum Source {
@@ -60,12 +64,17 @@ impl Tail {
             slab.release(chunk);
             self.chunk = None;
         }
-        if self.heap.is_empty() {
+        let crowded = batch.segments.len() >= SEGMENTS_HARD_MAX;
+        if self.heap.is_empty() && !crowded {
             self.chunk = slab.take(ChunkClass::Tx);
         }
         if self.chunk.is_none() && self.heap.capacity() - self.heap.len() < len {
-            self.flush_heap(batch);
-            self.heap.reserve_exact(len.max(32 * 1024));
+            if crowded {
+                self.heap.reserve(len.max(32 * 1024));
+            } else {
+                self.flush_heap(batch);
+                self.heap.reserve_exact(len.max(32 * 1024));
+            }
         }
     }
 
@@ -289,7 +298,7 @@ impl Out for Writer<'_> {
     }
 
     fn put(&mut self, bytes: &[u8]) {
-        if bytes.len() >= self.borrow_bytes_min {
+        if bytes.len() >= self.borrow_bytes_min && self.encoder.batch.segments.len() < SEGMENTS_HARD_MAX {
             match self.source {
                 Source::Chunk(chunk, view) => {
                     if let Some(start) = view.offset_of(bytes) {
@@ -315,7 +324,7 @@ impl Out for Writer<'_> {
     }
 
     fn put_owned(&mut self, bytes: Bytes) {
-        if bytes.len() >= self.borrow_bytes_min {
+        if bytes.len() >= self.borrow_bytes_min && self.encoder.batch.segments.len() < SEGMENTS_HARD_MAX {
             self.encoder.tail.flush_heap(&mut self.encoder.batch);
             self.encoder.batch.push_heap(bytes);
         } else {

@@ -27,5 +27,7 @@ pub enum LabError {
     #[error("mix {text:?}: {reason}; an example is string:100B=1000,hash:20x8=50")]
     Mix { text: String, reason: String },
     #[error("{0}")]
+    Bench(String),
+    #[error("{0}")]
     Io(#[from] io::Error),
 }

@@ -6,13 +6,16 @@
 //! - [`encode`]: the encoder below `generate`, written from dragonfly-wire.md alone, so that it can judge the decoder.
 //! - [`flow`]: the writer of one flow: pieces, cuts, stalls, garbled bytes, slow sending.
 //! - [`relay`]: the floor under the benchmarks: reads and sends, decodes nothing.
+//! - [`bench`]: measurements of the tool beside the relay and beside real loaders (`tools/bench load`).
 //! - [`sink`]: a RESP server that answers at full speed; [`script`]: one that misbehaves by script.
+//! - [`proxy`]: bytes through to a real server, cut, slowed, paused or split on the way.
 //! - [`servers`]: real servers as children; [`client`]: a small blocking client to ask them.
 //!
 //! Everything here runs on plain blocking threads, so that nothing of the tool's own engine is under the tests' feet.
 //! Nothing in `dragonfly`, `redis`, `convert`, `engine` or `uring` is used to make the bytes that test them.
 
 pub mod answers;
+pub mod bench;
 pub mod client;
 pub mod cpu;
 pub mod encode;
@@ -20,6 +23,7 @@ pub mod error;
 pub mod flow;
 pub mod generate;
 pub mod master;
+pub mod proxy;
 pub mod recordings;
 pub mod relay;
 pub mod replay;

@@ -1,0 +1,375 @@
+//! The target fails in every way that it can while it is being loaded, and the end is the truth, or an error that says
+//! what to do. A real server stands behind a proxy that cuts; the source is made by hand, so that the truth is known.
+
+mod common;
+
+use common::*;
+use df2redis::lab::encode::{self, types};
+use df2redis::lab::flow::Faults;
+use df2redis::lab::master::Master;
+use df2redis::lab::proxy::{Faulty, Leg, Proxy};
+use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+type Truth = BTreeMap<(u32, Vec<u8>), (String, Vec<Vec<u8>>)>;
+
+/// Four flows full of what must not be applied twice: long lists (chunked RPUSH), counters, APPENDs and RPUSHes in
+/// journal blobs, in several databases, among many blind writes. Returns what must be there in the end.
+fn touchy_source() -> (Vec<FlowBytes>, Truth) {
+    let mut flows = vec![FlowBytes::new(); 4];
+    let mut truth = Truth::new();
+    let mut put = |db: u32, key: &str, kind: &str, values: Vec<Vec<u8>>| {
+        truth.insert((db, key.as_bytes().to_vec()), (kind.to_owned(), values));
+    };
+    for (f, flow) in flows.iter_mut().enumerate() {
+        for round in 0..6u32 {
+            let db = [0, 3, 0, 15, 7, 3][round as usize];
+            flow.db(db);
+            for i in 0..60 {
+                let (key, value) = (format!("s:{f}:{round}:{i}"), noise(i + 1, 20 + (i as usize % 7) * 30));
+                flow.string(key.as_bytes(), &value);
+                put(db, &key, "string", vec![value]);
+            }
+            let (key, elements) = (format!("l:{f}:{round}"), texts(&format!("e{f}{round}"), 4000));
+            flow.list(key.as_bytes(), &elements, 100);
+            flow.journal(db, &["RPUSH", &key, "tail-1"]).journal(db, &["LPUSH", &key, "head"]);
+            let mut all = vec![b"head".to_vec()];
+            all.extend(elements);
+            all.push(b"tail-1".to_vec());
+            put(db, &key, "list", all);
+            let (counter, log) = (format!("n:{f}:{round}"), format!("a:{f}:{round}"));
+            flow.string(counter.as_bytes(), b"40").string(log.as_bytes(), b"");
+            let other = 12;
+            let mut text = Vec::new();
+            for i in 0..25 {
+                flow.journal(db, &["INCR", &counter]).journal(db, &["APPEND", &log, &format!("<{i}>")]);
+                flow.journal(other, &["RPUSH", &format!("q:{f}:{round}"), &i.to_string()]);
+                text.extend_from_slice(format!("<{i}>").as_bytes());
+            }
+            put(db, &counter, "string", vec![b"65".to_vec()]);
+            put(db, &log, "string", vec![text]);
+            let queue = (0..25).map(|i: u32| i.to_string().into_bytes()).collect();
+            put(other, &format!("q:{f}:{round}"), "list", queue);
+        }
+        let big = noise(f as u64 + 77, 300_000);
+        flow.db(1).string(format!("big:{f}").as_bytes(), &big);
+        put(1, &format!("big:{f}"), "string", vec![big]);
+        flow.late_journal(3, &["INCRBY", &format!("late:{f}"), "5"]);
+        put(3, &format!("late:{f}"), "string", vec![b"5".to_vec()]);
+    }
+    (flows, truth)
+}
+
+/// Lists go by RPUSH, not by RESTORE; batches are small, so that cuts fall everywhere.
+const CHUNKED: &[&str] = &["--restore-bytes-max", "1KiB", "--batch-bytes", "8KiB"];
+
+#[track_caller]
+fn assert_truth(server: &Server, truth: &Truth, what: &str) {
+    let mut client = server.client().unwrap();
+    let found = contents(&mut client);
+    for (place, value) in truth {
+        let held = found.get(place);
+        assert!(
+            held == Some(value),
+            "{what}: {:?} is wrong: {} instead of {} values",
+            (place.0, String::from_utf8_lossy(&place.1)),
+            held.map_or(0, |h| h.1.len()),
+            value.1.len()
+        );
+    }
+    let more: Vec<_> =
+        found.keys().filter(|k| !truth.contains_key(*k)).map(|k| (k.0, String::from_utf8_lossy(&k.1))).collect();
+    assert!(more.is_empty(), "{what}: left behind: {more:?}");
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let count = std::env::var("DF2REDIS_TEST_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    0..count
+}
+
+fn with_cuts(plan: impl Fn(u64) -> Faulty + Send + Sync + 'static, seed: u64, more: &[&str]) {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let (flows, truth) = touchy_source();
+    let master = Hand::new(flows).start();
+    let proxy = Proxy::start(server.port(), plan).unwrap();
+    let mut args = CHUNKED.to_vec();
+    args.extend_from_slice(more);
+    let run = migrate(master.port(), proxy.port(), &args);
+    run.expect_code(0);
+    assert_truth(&server, &truth, &format!("seed {seed}"));
+    assert_eq!(master.violations(), [], "seed {seed}");
+    assert!(proxy.cuts_count() > 0, "seed {seed}: nothing was cut");
+}
+
+fn draw(seed: u64, n: u64, below: u64) -> u64 {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ 0x1234_5678_9abc;
+    x ^= x >> 31;
+    x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^= x >> 29;
+    x % below
+}
+
+#[test]
+fn requests_cut_anywhere_end_at_the_truth() {
+    for seed in seeds() {
+        // Connection 0 is the control plane's.
+        with_cuts(
+            move |n| match n {
+                1..=24 => Faulty::cut_requests(draw(seed, n, 120_000)),
+                _ => Faulty::default(),
+            },
+            seed,
+            &["--cores", "2", "--connections", if seed % 2 == 0 { "2" } else { "1" }],
+        );
+    }
+}
+
+#[test]
+fn replies_lost_anywhere_end_at_the_truth() {
+    for seed in seeds() {
+        with_cuts(
+            move |n| match n {
+                1..=24 => Faulty::cut_replies(300 + draw(seed, n, 4_000)),
+                _ => Faulty::default(),
+            },
+            seed,
+            &[],
+        );
+    }
+}
+
+/// Twice in a row before the first reply: the second resume starts from a state that the first one made.
+#[test]
+fn a_connection_lost_again_before_its_first_reply() {
+    for seed in seeds() {
+        with_cuts(
+            move |n| match n {
+                0 => Faulty::default(),
+                n if n < 40 && n % 3 != 0 => Faulty::cut_replies(draw(seed, n, 300) + 1),
+                n if n < 40 => Faulty::cut_requests(20_000 + draw(seed, n, 200_000)),
+                _ => Faulty::default(),
+            },
+            seed,
+            &["--cores", "1", "--connections", "1"],
+        );
+    }
+}
+
+#[test]
+fn replies_in_single_bytes_and_requests_in_small_pieces() {
+    let leg = |piece| Leg { piece_bytes: Some(piece), ..Leg::default() };
+    with_cuts(
+        move |n| match n {
+            0 => Faulty { to_client: Leg { cut_after_bytes: None, ..leg(4096) }, ..Faulty::default() },
+            1 => Faulty::cut_requests(50_000),
+            _ => Faulty { to_server: leg(1000), to_client: leg(3) },
+        },
+        0,
+        &[],
+    );
+}
+
+/// The server itself ends our connections while they load.
+#[test]
+fn client_kill_while_loading() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let (flows, truth) = touchy_source();
+    let master = Hand::new(flows).faulty(Faults::default().slow(400_000));
+    let running = start(migrate_command(master.port(), server.port(), CHUNKED));
+    let mut client = server.client().unwrap();
+    for _ in 0..25 {
+        std::thread::sleep(Duration::from_millis(60));
+        client.ask(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).unwrap();
+    }
+    let run = running.wait();
+    // The control connections were hit as well.
+    run.expect_code(0);
+    assert_truth(&server, &truth, "client kill");
+}
+
+#[test]
+fn a_target_that_was_restarted_is_refused() {
+    let Some(mut server) = server(ServerKind::Redis7) else { return };
+    let (flows, _) = touchy_source();
+    let master = Hand::new(flows).faulty(Faults::default().slow(300_000));
+    let running = start(migrate_command(master.port(), server.port(), CHUNKED));
+    std::thread::sleep(Duration::from_millis(700));
+    server.restart().unwrap();
+    running.wait().expect_code(5).expect_text("restarted");
+}
+
+#[test]
+fn a_target_that_is_gone_ends_the_run_after_the_connect_timeout() {
+    let Some(mut server) = server(ServerKind::Redis7) else { return };
+    let (flows, _) = touchy_source();
+    let master = Hand::new(flows).faulty(Faults::default().slow(300_000));
+    let mut args = CHUNKED.to_vec();
+    args.extend_from_slice(&["--connect-timeout", "2s"]);
+    let running = start(migrate_command(master.port(), server.port(), &args));
+    std::thread::sleep(Duration::from_millis(600));
+    server.kill();
+    let run = running.wait_for(Duration::from_secs(15));
+    run.expect_code(5).expect_text("could not be made again");
+    assert!(run.report["outcome"]["target_state"].to_string().contains("part of the source's data"), "{}", run.stdout);
+}
+
+#[test]
+fn a_full_target_is_named_with_command_and_key() {
+    let options = ServerOptions::default().config("maxmemory", "4mb").config("maxmemory-policy", "noeviction");
+    let Some(server) = server_with(ServerKind::Redis7, options) else { return };
+    let mut flow = FlowBytes::new();
+    (0..2000).for_each(|i| _ = flow.string(format!("key:{i}").as_bytes(), &noise(i + 1, 4000)));
+    let master = Hand::new(vec![flow]).start();
+    let run = migrate(master.port(), server.port(), &[]);
+    run.expect_code(5).expect_text("OOM").expect_text("SET key:").expect_text("maxmemory");
+}
+
+/// A command refused inside of MULTI is named itself, not only the EXEC that fails after it.
+#[test]
+fn a_full_target_is_named_inside_of_a_group() {
+    let options = ServerOptions::default().config("maxmemory", "4mb").config("maxmemory-policy", "noeviction");
+    let Some(server) = server_with(ServerKind::Redis7, options) else { return };
+    let mut flow = FlowBytes::new();
+    (0..3000).for_each(|_| _ = flow.journal(0, &[b"RPUSH".as_slice(), b"q", &noise(9, 4000)]));
+    let master = Hand::new(vec![flow]).start();
+    migrate(master.port(), server.port(), &[]).expect_code(5).expect_text("OOM").expect_text("RPUSH q");
+}
+
+#[test]
+fn errors_of_a_scripted_target() {
+    let mut flow = FlowBytes::new();
+    (0..50).for_each(|i| _ = flow.string(format!("k{i}").as_bytes(), b"v"));
+    for (rule, code, texts) in [
+        (ErrorRule::every("SET", "-READONLY You can't write against a read only replica."), 5, ["READONLY", "primary"]),
+        (ErrorRule::every("INFO", "-NOAUTH Authentication required."), 5, ["NOAUTH", "INFO"]),
+        (ErrorRule::every("SET", "-MISCONF Errors writing to the AOF file"), 5, ["MISCONF", "disk"]),
+        (
+            ErrorRule::every("SET", "-NOPERM this user has no permissions to run the 'set' command"),
+            5,
+            ["NOPERM", "'set'"],
+        ),
+        (ErrorRule::every("SET", "-LOADING Redis is loading the dataset in memory"), 5, ["LOADING", "ready"]),
+        (ErrorRule::every("SET", "-ERR something new"), 5, ["something new", "SET k"]),
+    ] {
+        let reply = rule.reply.clone();
+        let target = ScriptedTarget::start(ScriptOptions { errors: vec![rule], ..Default::default() }).unwrap();
+        let master = Hand::new(vec![flow.clone()]).start();
+        let run = migrate(master.port(), target.port(), &[]);
+        assert_eq!(run.code(), code, "{reply}: {}", run.message());
+        for text in texts {
+            assert!(run.message().contains(text), "{reply}: no {text} in {}", run.message());
+        }
+    }
+}
+
+/// Closing each connection at the same command is no network's fault: the run ends and says so.
+#[test]
+fn a_target_that_closes_every_connection_is_given_up() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let (flows, _) = touchy_source();
+    let master = Hand::new(flows).start();
+    let proxy =
+        Proxy::start(server.port(), |n| if n == 0 { Faulty::default() } else { Faulty::cut_requests(400) }).unwrap();
+    migrate(master.port(), proxy.port(), CHUNKED).expect_code(5);
+}
+
+/// A slow target slows the snapshot; nothing times out, and every flow goes on.
+#[test]
+fn a_slow_target_only_takes_longer() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flows = vec![FlowBytes::new(); 3];
+    for (f, flow) in flows.iter_mut().enumerate() {
+        (0..400).for_each(|i| _ = flow.string(format!("k:{f}:{i}").as_bytes(), &noise(i + 1, 1000)));
+    }
+    let master = Hand::new(flows).start();
+    let proxy =
+        Proxy::start(server.port(), |n| if n == 0 { Faulty::default() } else { Faulty::slow(400_000) }).unwrap();
+    let run =
+        migrate(master.port(), proxy.port(), &["--window-bytes", "64KiB", "--cores", "1", "--connect-timeout", "1s"]);
+    run.expect_code(0);
+    assert!(run.elapsed > Duration::from_millis(800), "{:?}", run.elapsed);
+    assert_eq!(server.client().unwrap().run("DBSIZE").unwrap().int(), Some(1200));
+}
+
+/// One flow stands still; the others go on meanwhile, and the end is right.
+#[test]
+fn one_stalled_flow_does_not_hold_the_others() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let (flows, truth) = touchy_source();
+    let bytes = flows[1].snapshot.len() as u64;
+    let faults = Faults::default().stall(1, bytes / 2, Duration::from_millis(2500));
+    let master = Hand::new(flows).faulty(faults);
+    let running = start(migrate_command(master.port(), server.port(), &["--cores", "1", "--connections", "1"]));
+    std::thread::sleep(Duration::from_millis(1800));
+    let sent = master.sent_bytes();
+    assert!(sent[0] > bytes / 2 && sent[2] > bytes * 9 / 10 && sent[3] > bytes * 9 / 10, "{sent:?} of {bytes}");
+    let mut client = server.client().unwrap();
+    assert_eq!(client.run("EXISTS l:3:0").unwrap().int(), Some(1));
+    running.wait().expect_code(0);
+    assert_truth(&server, &truth, "stall");
+}
+
+/// The same in the middle of a value longer than a chunk, which is collected on the heap.
+#[test]
+fn a_flow_stalled_inside_a_long_value_does_not_hold_the_others() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let element = noise(5, 1_500_000);
+    let mut flows = Vec::new();
+    for f in 0..3 {
+        let mut flow = FlowBytes::new();
+        flow.object(types::HASH, format!("h{f}").as_bytes(), |out| {
+            encode::packed(out, 1);
+            encode::string(out, b"field", false);
+            encode::string(out, &element, false);
+        });
+        (0..100).for_each(|i| _ = flow.string(format!("k:{f}:{i}").as_bytes(), b"v"));
+        flows.push(flow);
+    }
+    let master = Hand::new(flows).faulty(Faults::default().stall(0, 700_000, Duration::from_millis(2500)));
+    let running = start(migrate_command(master.port(), server.port(), &["--cores", "1"]));
+    std::thread::sleep(Duration::from_millis(1800));
+    let mut client = server.client().unwrap();
+    assert_eq!(client.run("EXISTS k:1:99 k:2:99 h1 h2").unwrap().int(), Some(4), "flows 1 and 2 are through");
+    running.wait().expect_code(0);
+    assert_eq!(client.ask(&["HSTRLEN", "h0", "field"]).unwrap().int(), Some(1_500_000));
+}
+
+#[test]
+fn an_interrupt_ends_the_run_and_says_what_the_target_holds() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    for signal in ["INT", "TERM"] {
+        server.client().unwrap().run("FLUSHALL").unwrap();
+        let (flows, _) = touchy_source();
+        let master: Master = Hand::new(flows).faulty(Faults::default().slow(200_000));
+        let running = start(migrate_command(master.port(), server.port(), CHUNKED));
+        std::thread::sleep(Duration::from_millis(900));
+        running.signal(signal);
+        let run = running.wait_for(Duration::from_secs(8));
+        run.expect_code(130);
+        let state = run.report["outcome"]["target_state"].as_str().unwrap_or_default().to_owned();
+        assert!(state.contains("part of the source's data") && state.contains("df2redis:"), "{state}\n{}", run.stdout);
+    }
+}
+
+/// Before the first write, too: the source does not answer.
+#[test]
+fn an_interrupt_while_connecting() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let running = start(migrate_command(port, server.port(), &["--connect-timeout", "30s"]));
+    std::thread::sleep(Duration::from_millis(500));
+    running.signal("INT");
+    let run = running.wait_for(Duration::from_secs(5));
+    run.expect_code(130);
+    assert!(run.stdout.contains("nothing was written"), "{}", run.stdout);
+}
+
+#[test]
+fn no_target_at_all() {
+    let master = Hand::new(vec![FlowBytes::new()]).start();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    migrate(master.port(), free, &["--connect-timeout", "1s"]).expect_code(5).expect_text("cannot connect");
+}
