@@ -468,3 +468,29 @@ fn garbled_small_chunks() {
 fn garbled_journal() {
     garbled("follow-plain");
 }
+
+/// A session that is renewed while the sync runs, its old expiry long past when the renewal is applied (wire 6.34).
+#[test]
+fn a_key_renewed_during_the_sync_never_vanishes() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let soon = (std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64) - 500;
+    let (soon, later) = (soon.to_string(), (soon + 3_600_000 * 5).to_string());
+    let mut flow = FlowBytes::new();
+    flow.journal(0, &["SET", "session", "v", "PXAT", &soon]).journal(0, &["APPEND", "session", "w"]);
+    flow.journal(0, &["SET", "kept", "v", "PXAT", &soon]).journal(0, &["PERSIST", "kept"]);
+    flow.journal(0, &["SET", "moved", "v", "PXAT", &soon]).journal(0, &["RENAME", "moved", "renamed"]);
+    flow.journal(0, &["SET", "expired", "v", "PXAT", &soon]);
+    flow.journal(0, &["PEXPIREAT", "session", &later]).journal(0, &["PEXPIREAT", "renamed", &later]);
+    let master = Hand::new(vec![flow]).start();
+    let run = migrate(master.port(), server.port(), &[]);
+    run.expect_code(0);
+    let mut client = server.client().unwrap();
+    let found: Vec<_> = contents(&mut client).into_keys().map(|(_, key)| String::from_utf8(key).unwrap()).collect();
+    assert_eq!(found, ["kept", "renamed", "session"]);
+    assert_eq!(client.run("GET session").unwrap().bytes(), Some(&b"vw"[..]));
+    for (key, at) in [("session", later.parse().unwrap()), ("renamed", later.parse().unwrap()), ("kept", -1)] {
+        assert_eq!(client.ask(&["PEXPIRETIME", key]).unwrap().int(), Some(at), "{key}");
+    }
+    assert_eq!(run.report["expiries"]["held"], 4, "{}", run.report["expiries"]);
+    assert_eq!(run.report["expiries"]["passed_at_release"], 1, "{}", run.report["expiries"]);
+}

@@ -251,7 +251,7 @@ impl Flow {
                 Stop::Full => return Ok(Pumped::Waiting),
                 Stop::Budget => return Ok(Pumped::Budget),
                 Stop::Complete => {
-                    self.handler.begin_release(self.follow.then_some(now_ms));
+                    self.handler.begin_release(self.follow.then_some(now_ms), now_ms);
                     self.begin_stable(slab, lane, settings, sizes.limits.atom_bytes_max)?;
                 }
                 Stop::Blob(codec, frame) => {

@@ -76,6 +76,8 @@ pub struct FlowCounts {
     pub journal_records: u64,
     /// Keys whose held expiry had passed when it was given back: the target removes them.
     pub expired_at_release: u64,
+    /// An expiry that had been sent passed before the flow was complete.
+    pub expiry_passed: bool,
 }
 
 pub struct FlowHandler {
@@ -173,7 +175,8 @@ impl FlowHandler {
 
     /// The flow has caught up: held expiries are given back, by [`FlowHandler::release`]. `after_ms`: what expired before is
     /// left to the journal that follows (the source's own DEL, or a renewal); None: nothing follows, all are given back.
-    pub fn begin_release(&mut self, after_ms: Option<i64>) {
+    pub fn begin_release(&mut self, after_ms: Option<i64>, now_ms: i64) {
+        self.counts.expiry_passed = self.held.sent_expiry_ms_min.is_some_and(|at| at <= now_ms);
         self.held.set_horizon_ms(0);
         self.releasing = self.held.take_due(after_ms);
     }

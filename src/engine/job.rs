@@ -179,6 +179,11 @@ impl<'o> Job<'o> {
         for tally in &summary.tallies {
             super::rows::add_tally(&mut self.report, tally);
         }
+        let expiries = &mut self.report.expiries;
+        expiries.held += summary.expiries.held;
+        expiries.not_held += summary.expiries.not_held;
+        expiries.passed_at_release += summary.expiries.passed_at_release;
+        expiries.flows_at_risk += summary.expiries.flows_at_risk;
         super::rows::add_existing(&mut self.report, summary.existing_skipped);
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;

@@ -141,6 +141,25 @@ fn left_behind(out: &mut String, report: &RunReport) {
             ),
         );
     }
+    let expiries = &report.expiries;
+    if expiries.held > 0 {
+        let (held, passed) = (count(expiries.held), count(expiries.passed_at_release));
+        line(
+            out,
+            &format!("Expiries held back until the flow was complete: {held}, of which {passed} had passed by then"),
+        );
+    }
+    if expiries.flows_at_risk > 0 {
+        line(
+            out,
+            &format!(
+                "WARNING: in {} flows an expiry passed at the target before the flow was complete ({} found no memory to be \
+                 held back); keys that the source renewed meanwhile may be missing",
+                count(expiries.flows_at_risk),
+                count(expiries.not_held)
+            ),
+        );
+    }
     if !report.journal_commands.is_empty() {
         let list: Vec<_> = report.journal_commands.iter().map(|(name, n)| format!("{name} {}", count(*n))).collect();
         line(out, &format!("Journal commands applied: {}", list.join(", ")));
