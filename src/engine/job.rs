@@ -47,7 +47,7 @@ fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
 /// registration: what is then heard of the source is only the echo.
 pub(super) fn graver(left: Result<(), EngineError>, right: Result<(), EngineError>) -> Result<(), EngineError> {
     match (left, right) {
-        (Err(EngineError::Source(_)), Err(right)) => Err(right),
+        (Err(EngineError::Source(_)), Err(right)) if !matches!(right, EngineError::Source(_)) => Err(right),
         (left, right) => left.and(right),
     }
 }

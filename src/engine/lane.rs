@@ -134,7 +134,7 @@ impl Lane {
     }
 
     /// A writer that borrows nothing.
-    fn plain_writer<'a>(&'a mut self, slab: &'a mut Slab, batch_bytes: usize, read_ns: u64) -> Writer<'a> {
+    pub fn plain_writer<'a>(&'a mut self, slab: &'a mut Slab, batch_bytes: usize, read_ns: u64) -> Writer<'a> {
         Writer {
             encoder: &mut self.encoder,
             slab,
@@ -415,3 +415,6 @@ fn position_of(batch: &Batch, slab: &Slab, index: u32) -> Result<(usize, DbIndex
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again: {e}")))?;
     Ok((offset as usize, db))
 }
+
+#[cfg(test)]
+mod tests;

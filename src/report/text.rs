@@ -50,17 +50,11 @@ fn headline(out: &mut String, report: &RunReport) {
         let targets: Vec<_> =
             report.targets.iter().map(|t| format!("{} {} {}", t.make, t.version, t.address)).collect();
         let source = &report.source;
-        line(
-            out,
-            &format!(
-                "From {} {} {} ({} flows) to {}.",
-                source.make,
-                source.version,
-                source.address,
-                source.flows,
-                targets.join(", ")
-            ),
-        );
+        let flows = if source.flows > 0 { format!(" ({} flows)", source.flows) } else { String::new() };
+        let named = [&source.make, &source.version, &source.address].map(String::as_str);
+        let named = named.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+        let to = if targets.is_empty() { String::new() } else { format!(" to {}", targets.join(", ")) };
+        line(out, &format!("From {named}{flows}{to}."));
     }
 }
 
