@@ -149,11 +149,10 @@ fn lz4_frame(content: &[u8]) -> Bytes {
     let mut blob = Vec::new();
     encode::compressed_blob(&mut blob, encode::BlobCodec::Lz4, content).unwrap();
     let mut decoder = decoder();
-    let frame = match decoder.next(&blob).unwrap() {
+    match decoder.next(&blob).unwrap() {
         Progress::Event { event: Event::Compressed { frame, .. }, .. } => Bytes::copy_from_slice(frame),
         other => panic!("a blob, not {other:?}"),
-    };
-    frame
+    }
 }
 
 #[divan::bench]
