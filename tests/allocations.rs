@@ -90,14 +90,9 @@ fn records() -> Vec<u8> {
 fn pass(decoder: &mut StreamDecoder, converter: &mut Converter, mut input: &[u8], out: &mut VecOut) -> u64 {
     out.clear();
     let before = converter_keys(converter);
-    loop {
-        match decoder.next(input).unwrap() {
-            Progress::Event { event, consumed } => {
-                converter.event(&event, NOW_MS, out).unwrap();
-                input = &input[consumed..];
-            }
-            Progress::NeedMore { .. } => break,
-        }
+    while let Progress::Event { event, consumed } = decoder.next(input).unwrap() {
+        converter.event(&event, NOW_MS, out).unwrap();
+        input = &input[consumed..];
     }
     assert!(input.is_empty());
     converter_keys(converter) - before

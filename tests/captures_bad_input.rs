@@ -38,7 +38,9 @@ struct At {
 /// What `run` met.
 enum Met {
     /// All bytes are used up; so many are left over.
-    Dry { left_over: usize },
+    Dry {
+        left_over: usize,
+    },
     Eof,
 }
 
@@ -57,7 +59,8 @@ fn run(at: &mut At, bytes: &[u8], mut border: impl FnMut(&At)) -> Result<Met, De
                 let place = |reason| DecodeError { flow: FlowId(0), offset: at.offset as u64, reason };
                 let mut reader = BlobReader::new(codec, bytes::Bytes::copy_from_slice(frame)).map_err(place)?;
                 at.decoder.enter_blob()?;
-                unpack(&mut at.decoder, &mut reader, &mut scratch).map_err(|e| e.placed(FlowId(0), at.offset as u64))?;
+                unpack(&mut at.decoder, &mut reader, &mut scratch)
+                    .map_err(|e| e.placed(FlowId(0), at.offset as u64))?;
             }
             event => open(&event, &mut scratch),
         }
