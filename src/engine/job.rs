@@ -4,10 +4,10 @@
 //! runs on tokio-uring in the calling thread; workers run in theirs.
 
 use super::error::{Class, EngineError};
+use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
 use super::settings::MigrateSettings;
 use super::target;
-use super::worker::{WorkerEvent, WorkerSummary};
 use crate::convert::{Limits, Plan, What};
 use crate::redis::Capabilities;
 use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};

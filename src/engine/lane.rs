@@ -7,7 +7,7 @@
 
 use super::batch::Batch;
 use super::error::EngineError;
-use super::worker::LaneStart;
+use super::messages::LaneStart;
 use super::writer::{Encoder, GuardState, Source, Writer};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};

@@ -5,8 +5,8 @@
 
 use super::error::EngineError;
 use super::link::{Link, LinkError};
+use super::messages::FlowStart;
 use super::settings::Endpoint;
-use super::worker::FlowStart;
 use crate::dragonfly::reply::{Reply, parse_reply};
 use crate::dragonfly::session::{
     self, Credentials, Directive, FlowHandshake, FlowOpened, Handshake, Registration, Release, Request, SessionError,

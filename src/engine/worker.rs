@@ -8,168 +8,23 @@
 
 use super::error::EngineError;
 use super::flow::{Flow, FlowState, Heaps, Pumped};
-use super::handle::{Existing, FlowHandler};
+use super::handle::FlowHandler;
 use super::input::HeapBudget;
 use super::lane::{Lane, Link};
+use super::messages::{WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
-use crate::convert::journal::GlobalCommand;
-use crate::convert::{Plan, Tally};
-use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
-use crate::report::counters::{FlowSample, WorkerStats};
-use crate::report::document::{Expiries, NotCarried};
-use crate::report::latency::{Interval, Latency, Recorder};
-use crate::uring::{self, Class, Completion, CompletionKind, Features, Outgoing, Ring, Segment, Socket, Waker};
+use crate::report::counters::WorkerStats;
+use crate::report::latency::{Latency, Recorder};
+use crate::uring::{self, Class, Completion, CompletionKind, Outgoing, Ring, Segment, Socket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
-
-/// A flow handed over by the control plane, registered and ready for `DFLY SYNC`.
-pub struct FlowStart {
-    pub id: FlowId,
-    pub socket: OwnedFd,
-    pub eof_token: [u8; 40],
-    /// Stream bytes that came in the same segment as the reply to `DFLY FLOW`.
-    pub early: Vec<u8>,
-    /// The source granted a partial sync: the journal goes on with this LSN, there is no snapshot.
-    pub resume_at: Option<Lsn>,
-}
-
-/// A global command that a flow stands before.
-#[derive(Clone, Debug)]
-pub struct Barrier {
-    pub flow: FlowId,
-    pub txid: u64,
-    pub command: GlobalCommand,
-    /// LSN behind the command on this flow.
-    pub next_lsn: Lsn,
-}
-
-/// A connected, authenticated connection to a target node, in database 0.
-pub struct LaneStart {
-    pub node: u16,
-    pub socket: OwnedFd,
-    /// Key of the marker of guarded commands.
-    pub marker: Vec<u8>,
-    /// Key of the job's checkpoint.
-    pub checkpoint: String,
-    /// `CLIENT ID` of the connection at the target (0: unknown).
-    pub client_id: i64,
-}
-
-pub struct WorkerStart {
-    pub index: usize,
-    pub cpu: Option<usize>,
-    pub settings: Arc<MigrateSettings>,
-    pub sizes: Sizes,
-    pub plan: Arc<Plan>,
-    pub owner: Arc<OwnerRule>,
-    pub existing: Arc<Existing>,
-    pub flows: Vec<FlowStart>,
-    pub lanes: Vec<LaneStart>,
-    pub events: UnboundedSender<WorkerEvent>,
-    pub commands: mpsc::Receiver<WorkerCommand>,
-    /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is confirmed.
-    pub confirmed: Arc<Vec<AtomicU64>>,
-}
-
-/// What a worker tells the control plane.
-pub enum WorkerEvent {
-    /// The ring stands; reading may begin.
-    Ready {
-        worker: usize,
-        features: Box<Features>,
-        waker: Waker,
-    },
-    /// A flow delivered FULLSYNC_END.
-    FullSyncEnd {
-        flow: FlowId,
-    },
-    /// A flow delivered its offset, EOF and the right token.
-    Complete {
-        flow: FlowId,
-        next_lsn: Lsn,
-        token: [u8; 40],
-    },
-    /// All flows are complete (or decoding was stopped) and everything is acknowledged.
-    Drained,
-    /// A flow stands before a global command.
-    AtBarrier(Barrier),
-    /// All flows of the worker stand before a barrier and everything before it is acknowledged.
-    BarrierDrained,
-    /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for.
-    Suspects {
-        worker: usize,
-        keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
-    },
-    /// Once a second.
-    Sample {
-        worker: usize,
-        stats: Box<WorkerStats>,
-        interval: Box<Interval>,
-        not_carried: Vec<NotCarried>,
-    },
-    /// A connection to the target broke: the control plane connects again and reads the marker.
-    LaneLost {
-        worker: usize,
-        lane: usize,
-        generation: u16,
-        client_id: i64,
-        marker: Vec<u8>,
-        marked_dbs: Vec<DbIndex>,
-    },
-    Finished {
-        summary: Box<WorkerSummary>,
-    },
-    Failed {
-        worker: usize,
-        error: EngineError,
-    },
-}
-
-/// What the control plane tells a worker (through its channel; then the waker is rung).
-pub enum WorkerCommand {
-    Resume {
-        lane: usize,
-        generation: u16,
-        socket: OwnedFd,
-        client_id: i64,
-        applied: u64,
-    },
-    /// The global command was executed and its position stored.
-    ReleaseBarrier,
-    /// Decode nothing more; `Drained` follows when everything is acknowledged.
-    Drain,
-    /// Send the suspects once (they stay suspects until a record settles them or they are deleted).
-    ListSuspects,
-    /// The source has none of these keys: delete those that no record has settled since.
-    DeleteSuspects(Vec<(FlowId, DbIndex, Vec<u8>)>),
-    /// End: drop everything and report.
-    Stop,
-}
-
-/// What is left when a worker has stopped.
-pub struct WorkerSummary {
-    pub worker: usize,
-    pub tallies: Vec<Tally>,
-    pub not_carried: Vec<NotCarried>,
-    pub suspects: Vec<(DbIndex, Vec<u8>)>,
-    pub strays_dropped: u64,
-    pub owner_unknown: u64,
-    pub existing_skipped: u64,
-    pub expiries: Expiries,
-    pub journal_records: u64,
-    pub journal_by_name: Vec<(String, u64)>,
-    pub marked: Vec<(Vec<u8>, Vec<DbIndex>)>,
-    pub stats: WorkerStats,
-    pub interval: Interval,
-    pub source_version: Option<String>,
-}
 
 /// Room for send chunks that one event may need at the worst (a run of tiny elements grows about tenfold).
 const TX_CHUNKS_RESERVE: usize = 16;
@@ -189,18 +44,18 @@ fn token(kind: u64, generation: u16, index: usize) -> u64 {
 }
 
 pub struct Worker {
-    index: usize,
+    pub(super) index: usize,
     settings: Arc<MigrateSettings>,
     sizes: Sizes,
-    ring: Ring,
-    flows: Vec<Flow>,
-    lanes: Vec<Lane>,
+    pub(super) ring: Ring,
+    pub(super) flows: Vec<Flow>,
+    pub(super) lanes: Vec<Lane>,
     heap: Heaps,
-    events: UnboundedSender<WorkerEvent>,
+    pub(super) events: UnboundedSender<WorkerEvent>,
     commands: mpsc::Receiver<WorkerCommand>,
-    recorder: Recorder,
-    stats: WorkerStats,
-    next_sample_ns: u64,
+    pub(super) recorder: Recorder,
+    pub(super) stats: WorkerStats,
+    pub(super) next_sample_ns: u64,
     drained: bool,
     /// Told to decode nothing more.
     draining: bool,
@@ -610,86 +465,6 @@ impl Worker {
                 lane.delete(self.ring.slab_mut(), self.settings.batch_bytes, db, &key);
             }
         }
-    }
-
-    fn sample(&mut self, now_ns: u64) {
-        self.next_sample_ns = now_ns + SAMPLE_NS;
-        self.refresh_stats();
-        let not_carried = self.flows.iter_mut().flat_map(|flow| flow.handler.take_not_carried()).collect();
-        let _ = self.events.send(WorkerEvent::Sample {
-            worker: self.index,
-            stats: Box::new(self.stats.clone()),
-            interval: Box::new(self.recorder.take_interval()),
-            not_carried,
-        });
-    }
-
-    fn refresh_stats(&mut self) {
-        let counters = self.ring.counters();
-        self.stats.enters = counters.enters;
-        self.stats.sqes = counters.sqes;
-        self.stats.cqes = counters.cqes;
-        self.stats.short_writes = counters.short_writes;
-        self.stats.chain_breaks = counters.chain_breaks;
-        self.stats.zero_copy_sends = counters.zc_sends;
-        self.stats.zero_copy_copied = counters.zc_copied;
-        self.stats.cpu_ns = uring::cpu::thread_cpu_ns();
-        self.stats.unacked_bytes = self.lanes.iter().map(|lane| lane.unacked_bytes as u64).sum();
-        self.stats.unacked_commands = self.lanes.iter().map(|lane| lane.unacked_commands).sum();
-        self.stats.flows = self
-            .flows
-            .iter()
-            .map(|flow| FlowSample {
-                flow: flow.id.0,
-                bytes_in: flow.bytes_in,
-                keys: flow.handler.converter.tally().total().keys_read,
-                state: flow.state.name(),
-                unread_ns_max: flow.unread_ns_max,
-            })
-            .collect();
-        self.stats.strays_dropped = self.flows.iter().map(|flow| flow.handler.counts.strays_dropped).sum();
-        self.stats.keys = self.stats.flows.iter().map(|flow| flow.keys).sum();
-    }
-
-    fn finish(mut self) -> WorkerSummary {
-        self.refresh_stats();
-        let mut summary = WorkerSummary {
-            worker: self.index,
-            tallies: Vec::new(),
-            not_carried: Vec::new(),
-            suspects: Vec::new(),
-            strays_dropped: 0,
-            owner_unknown: 0,
-            existing_skipped: 0,
-            expiries: Expiries::default(),
-            journal_records: 0,
-            journal_by_name: Vec::new(),
-            marked: self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
-            interval: self.recorder.take_interval(),
-            stats: self.stats.clone(),
-            source_version: None,
-        };
-        for flow in &mut self.flows {
-            let handler = &mut flow.handler;
-            summary.not_carried.extend(handler.take_not_carried());
-            for (name, counts) in handler.translator.by_name() {
-                let seen = counts.written + counts.dropped + counts.left_out;
-                summary.journal_by_name.push((name.to_string(), seen));
-            }
-            summary.tallies.push(handler.converter.tally().clone());
-            summary.suspects.extend(handler.suspects.drain());
-            summary.strays_dropped += handler.counts.strays_dropped;
-            summary.owner_unknown += handler.counts.owner_unknown;
-            summary.existing_skipped += handler.counts.existing_skipped;
-            summary.expiries.held += handler.held.held_count;
-            summary.expiries.not_held += handler.held.overflow_count;
-            summary.expiries.passed_at_release += handler.counts.expired_at_release;
-            summary.expiries.flows_at_risk += u64::from(handler.counts.expiry_passed);
-            summary.journal_records += handler.counts.journal_records;
-            summary.source_version =
-                summary.source_version.or_else(|| handler.converter.source_version().map(str::to_string));
-        }
-        summary
     }
 }
 

@@ -1,0 +1,91 @@
+//! What a worker counts and tells: the sample of each second, and the summary at its end.
+
+use super::messages::{WorkerEvent, WorkerSummary};
+use super::worker::Worker;
+use crate::report::counters::FlowSample;
+use crate::report::document::Expiries;
+use crate::uring;
+
+const SAMPLE_NS: u64 = 1_000_000_000;
+
+impl Worker {
+    pub(super) fn sample(&mut self, now_ns: u64) {
+        self.next_sample_ns = now_ns + SAMPLE_NS;
+        self.refresh_stats();
+        let not_carried = self.flows.iter_mut().flat_map(|flow| flow.handler.take_not_carried()).collect();
+        let _ = self.events.send(WorkerEvent::Sample {
+            worker: self.index,
+            stats: Box::new(self.stats.clone()),
+            interval: Box::new(self.recorder.take_interval()),
+            not_carried,
+        });
+    }
+
+    pub(super) fn refresh_stats(&mut self) {
+        let counters = self.ring.counters();
+        self.stats.enters = counters.enters;
+        self.stats.sqes = counters.sqes;
+        self.stats.cqes = counters.cqes;
+        self.stats.short_writes = counters.short_writes;
+        self.stats.chain_breaks = counters.chain_breaks;
+        self.stats.zero_copy_sends = counters.zc_sends;
+        self.stats.zero_copy_copied = counters.zc_copied;
+        self.stats.cpu_ns = uring::cpu::thread_cpu_ns();
+        self.stats.unacked_bytes = self.lanes.iter().map(|lane| lane.unacked_bytes as u64).sum();
+        self.stats.unacked_commands = self.lanes.iter().map(|lane| lane.unacked_commands).sum();
+        self.stats.flows = self
+            .flows
+            .iter()
+            .map(|flow| FlowSample {
+                flow: flow.id.0,
+                bytes_in: flow.bytes_in,
+                keys: flow.handler.converter.tally().total().keys_read,
+                state: flow.state.name(),
+                unread_ns_max: flow.unread_ns_max,
+            })
+            .collect();
+        self.stats.strays_dropped = self.flows.iter().map(|flow| flow.handler.counts.strays_dropped).sum();
+        self.stats.keys = self.stats.flows.iter().map(|flow| flow.keys).sum();
+    }
+
+    pub(super) fn finish(mut self) -> WorkerSummary {
+        self.refresh_stats();
+        let mut summary = WorkerSummary {
+            worker: self.index,
+            tallies: Vec::new(),
+            not_carried: Vec::new(),
+            suspects: Vec::new(),
+            strays_dropped: 0,
+            owner_unknown: 0,
+            existing_skipped: 0,
+            expiries: Expiries::default(),
+            journal_records: 0,
+            journal_by_name: Vec::new(),
+            marked: self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
+            interval: self.recorder.take_interval(),
+            stats: self.stats.clone(),
+            source_version: None,
+        };
+        for flow in &mut self.flows {
+            let handler = &mut flow.handler;
+            summary.not_carried.extend(handler.take_not_carried());
+            for (name, counts) in handler.translator.by_name() {
+                let seen = counts.written + counts.dropped + counts.left_out;
+                summary.journal_by_name.push((name.to_string(), seen));
+            }
+            summary.tallies.push(handler.converter.tally().clone());
+            summary.suspects.extend(handler.suspects.drain());
+            summary.strays_dropped += handler.counts.strays_dropped;
+            summary.owner_unknown += handler.counts.owner_unknown;
+            summary.existing_skipped += handler.counts.existing_skipped;
+            summary.expiries.held += handler.held.held_count;
+            summary.expiries.not_held += handler.held.overflow_count;
+            summary.expiries.passed_at_release += handler.counts.expired_at_release;
+            summary.expiries.flows_at_risk += u64::from(handler.counts.expiry_passed);
+            summary.journal_records += handler.counts.journal_records;
+            summary.source_version =
+                summary.source_version.or_else(|| handler.converter.source_version().map(str::to_string));
+        }
+        summary
+    }
+}

@@ -1,0 +1,164 @@
+//! What the control plane and the workers tell each other.
+//!
+//! A worker is started with everything it owns; afterwards it sends `WorkerEvent`s and takes `WorkerCommand`s, and ends
+//! with a `WorkerSummary`. Nothing else is shared but the confirmed positions (atomics).
+
+use super::error::EngineError;
+use super::handle::Existing;
+use super::settings::MigrateSettings;
+use super::sizes::Sizes;
+use crate::convert::journal::GlobalCommand;
+use crate::convert::{Plan, Tally};
+use crate::dragonfly::owner::OwnerRule;
+use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::report::counters::WorkerStats;
+use crate::report::document::{Expiries, NotCarried};
+use crate::report::latency::Interval;
+use crate::uring::{Features, Waker};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// A flow handed over by the control plane, registered and ready for `DFLY SYNC`.
+pub struct FlowStart {
+    pub id: FlowId,
+    pub socket: OwnedFd,
+    pub eof_token: [u8; 40],
+    /// Stream bytes that came in the same segment as the reply to `DFLY FLOW`.
+    pub early: Vec<u8>,
+    /// The source granted a partial sync: the journal goes on with this LSN, there is no snapshot.
+    pub resume_at: Option<Lsn>,
+}
+
+/// A global command that a flow stands before.
+#[derive(Clone, Debug)]
+pub struct Barrier {
+    pub flow: FlowId,
+    pub txid: u64,
+    pub command: GlobalCommand,
+    /// LSN behind the command on this flow.
+    pub next_lsn: Lsn,
+}
+
+/// A connected, authenticated connection to a target node, in database 0.
+pub struct LaneStart {
+    pub node: u16,
+    pub socket: OwnedFd,
+    /// Key of the marker of guarded commands.
+    pub marker: Vec<u8>,
+    /// Key of the job's checkpoint.
+    pub checkpoint: String,
+    /// `CLIENT ID` of the connection at the target (0: unknown).
+    pub client_id: i64,
+}
+
+pub struct WorkerStart {
+    pub index: usize,
+    pub cpu: Option<usize>,
+    pub settings: Arc<MigrateSettings>,
+    pub sizes: Sizes,
+    pub plan: Arc<Plan>,
+    pub owner: Arc<OwnerRule>,
+    pub existing: Arc<Existing>,
+    pub flows: Vec<FlowStart>,
+    pub lanes: Vec<LaneStart>,
+    pub events: UnboundedSender<WorkerEvent>,
+    pub commands: mpsc::Receiver<WorkerCommand>,
+    /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is confirmed.
+    pub confirmed: Arc<Vec<AtomicU64>>,
+}
+
+/// What a worker tells the control plane.
+pub enum WorkerEvent {
+    /// The ring stands; reading may begin.
+    Ready {
+        worker: usize,
+        features: Box<Features>,
+        waker: Waker,
+    },
+    /// A flow delivered FULLSYNC_END.
+    FullSyncEnd {
+        flow: FlowId,
+    },
+    /// A flow delivered its offset, EOF and the right token.
+    Complete {
+        flow: FlowId,
+        next_lsn: Lsn,
+        token: [u8; 40],
+    },
+    /// All flows are complete (or decoding was stopped) and everything is acknowledged.
+    Drained,
+    /// A flow stands before a global command.
+    AtBarrier(Barrier),
+    /// All flows of the worker stand before a barrier and everything before it is acknowledged.
+    BarrierDrained,
+    /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for.
+    Suspects {
+        worker: usize,
+        keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
+    },
+    /// Once a second.
+    Sample {
+        worker: usize,
+        stats: Box<WorkerStats>,
+        interval: Box<Interval>,
+        not_carried: Vec<NotCarried>,
+    },
+    /// A connection to the target broke: the control plane connects again and reads the marker.
+    LaneLost {
+        worker: usize,
+        lane: usize,
+        generation: u16,
+        client_id: i64,
+        marker: Vec<u8>,
+        marked_dbs: Vec<DbIndex>,
+    },
+    Finished {
+        summary: Box<WorkerSummary>,
+    },
+    Failed {
+        worker: usize,
+        error: EngineError,
+    },
+}
+
+/// What the control plane tells a worker (through its channel; then the waker is rung).
+pub enum WorkerCommand {
+    Resume {
+        lane: usize,
+        generation: u16,
+        socket: OwnedFd,
+        client_id: i64,
+        applied: u64,
+    },
+    /// The global command was executed and its position stored.
+    ReleaseBarrier,
+    /// Decode nothing more; `Drained` follows when everything is acknowledged.
+    Drain,
+    /// Send the suspects once (they stay suspects until a record settles them or they are deleted).
+    ListSuspects,
+    /// The source has none of these keys: delete those that no record has settled since.
+    DeleteSuspects(Vec<(FlowId, DbIndex, Vec<u8>)>),
+    /// End: drop everything and report.
+    Stop,
+}
+
+/// What is left when a worker has stopped.
+pub struct WorkerSummary {
+    pub worker: usize,
+    pub tallies: Vec<Tally>,
+    pub not_carried: Vec<NotCarried>,
+    pub suspects: Vec<(DbIndex, Vec<u8>)>,
+    pub strays_dropped: u64,
+    pub owner_unknown: u64,
+    pub existing_skipped: u64,
+    pub expiries: Expiries,
+    pub journal_records: u64,
+    pub journal_by_name: Vec<(String, u64)>,
+    pub marked: Vec<(Vec<u8>, Vec<DbIndex>)>,
+    pub stats: WorkerStats,
+    pub interval: Interval,
+    pub source_version: Option<String>,
+}
