@@ -6,7 +6,8 @@ use crate::report::counters::FlowSample;
 use crate::report::document::Expiries;
 use crate::uring;
 
-const SAMPLE_NS: u64 = 1_000_000_000;
+/// Time between two samples.
+pub(super) const SAMPLE_NS: u64 = 1_000_000_000;
 
 impl Worker {
     pub(super) fn sample(&mut self, now_ns: u64) {

@@ -7,6 +7,7 @@
 //! the send chunks are used up, so memory is bounded by construction.
 
 use super::error::EngineError;
+use super::figures::SAMPLE_NS;
 use super::flow::{Flow, FlowState, Heaps, Pumped};
 use super::handle::FlowHandler;
 use super::input::HeapBudget;
@@ -31,8 +32,6 @@ const TX_CHUNKS_RESERVE: usize = 16;
 
 /// Longest wait in one turn: commands and the one-second sample are looked at this often.
 const WAIT_MAX: Duration = Duration::from_millis(100);
-
-const SAMPLE_NS: u64 = 1_000_000_000;
 
 const KIND_FLOW: u64 = 1;
 const KIND_REPLY: u64 = 2;
@@ -68,7 +67,11 @@ pub struct Worker {
 /// The worker's thread: runs until stopped or failed, and tells the control plane how it ended.
 pub fn run(start: WorkerStart) {
     let (index, events) = (start.index, start.events.clone());
-    let event = match Worker::new(start).and_then(Worker::work) {
+    // Where panics unwind (not in release builds), one must not leave the control plane waiting for ever.
+    let work = std::panic::AssertUnwindSafe(|| Worker::new(start).and_then(Worker::work));
+    let result = std::panic::catch_unwind(work)
+        .unwrap_or_else(|_| Err(EngineError::Internal(format!("worker {index} panicked (see standard error)"))));
+    let event = match result {
         Ok(summary) => WorkerEvent::Finished { summary: Box::new(summary) },
         Err(error) => WorkerEvent::Failed { worker: index, error },
     };
