@@ -4,6 +4,7 @@
 //! report alone.
 
 pub mod logging;
+pub mod notify;
 pub mod progress;
 pub mod screen;
 pub mod watch;

@@ -68,6 +68,10 @@ impl Observer for Watcher {
         }
     }
 
+    fn in_step(&mut self) {
+        super::notify::ready();
+    }
+
     fn second(&mut self, now: Duration) {
         if now.saturating_sub(self.second_started) >= SECOND {
             self.close_second(now);
