@@ -271,6 +271,7 @@ impl MasterArgs {
             password,
             faults,
             scripted: Vec::new(),
+            ..MasterOptions::default()
         })
     }
 }
