@@ -4,19 +4,34 @@
 use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::{Generator, Spec, verify::verify};
 use df2redis::lab::master::MasterOptions;
+use df2redis::lab::recordings::recording;
+use df2redis::lab::replay::Replay;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// README.md has the same line.
-const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous +restore +select +info +command|list \
-    +multi +exec +script|load +get +client|id +client|kill";
+const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous +restore +sort +select +info +command|list \
+    +multi +exec +eval +script|load +get +client|id +client|kill";
 /// Only for some settings.
 const TARGET_ACL_FLUSH: &str = "ACL SETUSER df2redis +flushall";
 const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
+/// `replicate` looks for connections that a dead process may have left, and keeps a checkpoint.
+const TARGET_ACL_REPLICATE: &str =
+    "ACL SETUSER df2redis +client|setname +client|list +hgetall +flushall +flushdb +scan";
 /// README.md lists the same for the source.
 const SOURCE_COMMANDS: [&str; 7] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", "SELECT", "EXISTS"];
+
+#[test]
+fn readme_lists_the_same() {
+    let readme = include_str!("../README.md");
+    assert!(readme.contains(TARGET_ACL) && readme.contains(TARGET_ACL_FLUSH) && readme.contains(TARGET_ACL_SKIP));
+    assert!(readme.contains(TARGET_ACL_REPLICATE));
+    // AUTH needs no permission.
+    let source: String = SOURCE_COMMANDS[1..].iter().map(|name| format!(" +{name}")).collect();
+    assert!(readme.contains(&format!("ACL SETUSER df2redis ON >secret ~*{source}")));
+}
 
 fn spec() -> Spec {
     Spec {
@@ -35,8 +50,12 @@ fn spec() -> Spec {
 }
 
 fn start(source_port: u16, server: &Server, more: &[&str]) -> Child {
+    start_job("migrate", source_port, server, more)
+}
+
+fn start_job(job: &str, source_port: u16, server: &Server, more: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_df2redis"))
-        .args(["migrate", "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
+        .args([job, "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
         .args(["--target", &format!("redis://127.0.0.1:{}", server.port()), "--memory", "64MiB", "--cores", "1"])
         .args(["--output", "json"])
         .args(more)
@@ -111,6 +130,33 @@ fn other_ways_with_existing_keys_need_one_more() {
         admin.run(grant).unwrap();
         let output = run(&mut admin);
         assert_eq!(output.status.code(), Some(0), "{setting}: {}", stderr(&output));
+    }
+}
+
+/// The recorded journal holds every kind of write command.
+#[test]
+fn the_listed_permissions_suffice_to_follow_a_journal() {
+    let Some(server) = server() else { return };
+    let mut admin = server.client().unwrap();
+    admin.run(TARGET_ACL).unwrap();
+    admin.run(TARGET_ACL_REPLICATE).unwrap();
+    for name in ["follow-lz4", "follow-flushall"] {
+        admin.run("FLUSHALL").unwrap();
+        let recording = recording(name).unwrap();
+        let wanted: Vec<_> = recording.meta.replica_offset_at_end.iter().copied().map(Some).collect();
+        let master = Replay::start(recording, MasterOptions::default()).unwrap();
+        let mut child = start_job("replicate", master.port(), &server, &["--on-unsupported", "skip"]);
+        let until = Instant::now() + Duration::from_secs(30);
+        while master.acks() != wanted && Instant::now() < until && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{name}: {}", stderr(&output));
+        assert_eq!(master.acks(), wanted, "{name}: {}", stderr(&output));
+        let sent: BTreeSet<String> =
+            master.requests().iter().filter_map(|line| line.split(' ').next()).map(str::to_uppercase).collect();
+        assert!(sent.iter().all(|name| SOURCE_COMMANDS.contains(&name.as_str())), "{sent:?}");
     }
 }
 

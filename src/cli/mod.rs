@@ -144,6 +144,7 @@ mod tests {
     fn golden_help() {
         insta::assert_snapshot!("help", help(&[]));
         insta::assert_snapshot!("help_migrate", help(&["migrate"]));
+        insta::assert_snapshot!("help_replicate", help(&["replicate"]));
         insta::assert_snapshot!("help_demo", help(&["demo"]));
         insta::assert_snapshot!("help_probe", help(&["probe"]));
     }

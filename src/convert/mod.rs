@@ -12,6 +12,7 @@
 pub mod converter;
 pub mod error;
 pub mod escape;
+pub mod hold;
 pub mod journal;
 pub mod out;
 pub mod plan;

@@ -63,6 +63,29 @@ impl<'a> Head<'a> {
     }
 }
 
+/// Key, value and length of a record that is a raw string without attributes, all of it present and short enough to be
+/// handed out whole. `None`: something else, which the general way knows.
+#[inline]
+pub(super) fn plain_string<'a>(input: &'a [u8], limits: &Limits) -> Option<(&'a [u8], &'a [u8], usize)> {
+    let [0, key_part @ ..] = input else { return None };
+    let (key_len, key_head) = short_len(key_part)?;
+    let (key, value_part) = key_part.get(key_head..)?.split_at_checked(key_len)?;
+    let (value_len, value_head) = short_len(value_part)?;
+    let body = value_part.get(..value_head + value_len)?;
+    let end = 1 + key_head + key_len + body.len();
+    (key_len <= limits.key_bytes_max && end <= limits.whole_bytes_max).then_some((key, body, end))
+}
+
+/// A raw string's length in the one or two bytes of wire 0.1, and how many they are.
+#[inline]
+fn short_len(bytes: &[u8]) -> Option<(usize, usize)> {
+    match bytes {
+        [len @ 0x00..=0x3f, ..] => Some((usize::from(*len), 1)),
+        [high @ 0x40..=0x7f, low, ..] => Some((usize::from(high & 0x3f) << 8 | usize::from(*low), 2)),
+        _ => None,
+    }
+}
+
 /// Reads attributes, type and key.
 #[inline]
 pub(super) fn read_head<'a>(input: &'a [u8], limits: &Limits, scratch: &mut Vec<u8>) -> Read<Head<'a>> {

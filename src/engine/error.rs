@@ -2,7 +2,7 @@
 
 use crate::convert::ConvertError;
 use crate::convert::journal::{TranslateError, TranslateReason};
-use crate::dragonfly::DecodeError;
+use crate::dragonfly::{DecodeError, Reason};
 
 /// Exit classes (README.md lists the codes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum EngineError {
     #[error(
         "corrupt stream from the source: {0}; nothing after this point can be read. Run again; if it stays, please report it with the source's version"
     )]
-    Corrupt(#[from] DecodeError),
+    Corrupt(DecodeError),
     #[error("corrupt value from the source: {0}. Run again; if it stays, please report it with the source's version")]
     CorruptValue(String),
     #[error("{0}")]
@@ -46,6 +46,21 @@ pub enum EngineError {
     SyncVoided { flow: u32, command: String },
     #[error("internal error: {0}; please report it")]
     Internal(String),
+}
+
+/// Nothing at the source is longer (its documented maximum is 256 MB): a greater length is no length.
+const PLAUSIBLE_BYTES_MAX: u64 = 512 << 20;
+
+impl From<DecodeError> for EngineError {
+    fn from(error: DecodeError) -> Self {
+        match &error.reason {
+            Reason::LimitPassed { announced, .. } if *announced <= PLAUSIBLE_BYTES_MAX => Self::Refused(format!(
+                "{error}. The limits follow from the memory: run again with more --memory (for a key, with a larger \
+                 --rx-chunk)"
+            )),
+            _ => Self::Corrupt(error),
+        }
+    }
 }
 
 impl From<ConvertError> for EngineError {

@@ -161,8 +161,9 @@ impl Flow {
         })
     }
 
+    /// The full sync of the flow is over, and (in `migrate`) every held expiry was given back.
     pub fn is_complete(&self) -> bool {
-        self.state == FlowState::Complete
+        self.state == FlowState::Complete && !self.handler.is_releasing()
     }
 
     pub fn wants_read(&self, slab: &Slab) -> bool {
@@ -222,10 +223,17 @@ impl Flow {
     ) -> Result<Pumped, EngineError> {
         let chunk_bytes = sizes.layout.rx_chunk_bytes;
         let mut consumed_bytes = 0;
+        lane.reopen_window(settings.window_bytes);
         if !self.reading {
             self.input.filled(slab);
         }
         loop {
+            if self.handler.is_releasing() {
+                self.release_held(slab, lane, settings, now_ms);
+                if self.handler.is_releasing() {
+                    return Ok(Pumped::Waiting);
+                }
+            }
             match self.state {
                 FlowState::Complete => return Ok(self.drop_stable(slab, &heap.outer, chunk_bytes)),
                 FlowState::AtBarrier => return Ok(Pumped::Waiting),
@@ -242,7 +250,10 @@ impl Flow {
             match stop {
                 Stop::Full => return Ok(Pumped::Waiting),
                 Stop::Budget => return Ok(Pumped::Budget),
-                Stop::Complete => self.begin_stable(slab, lane, settings, sizes.limits.atom_bytes_max)?,
+                Stop::Complete => {
+                    self.handler.begin_release(self.follow.then_some(now_ms), now_ms);
+                    self.begin_stable(slab, lane, settings, sizes.limits.atom_bytes_max)?;
+                }
                 Stop::Blob(codec, frame) => {
                     self.decoder.enter_blob()?;
                     let reader = BlobReader::new(codec, frame).map_err(|reason| self.corrupt(reason))?;
@@ -435,6 +446,15 @@ impl Flow {
         blob.cursor.clear(slab);
         self.blob = None;
         Ok(Room::Ready)
+    }
+
+    /// Gives held expiries back, as far as the lane has room.
+    fn release_held(&mut self, slab: &mut Slab, lane: &mut Lane, settings: &MigrateSettings, now_ms: i64) {
+        while self.handler.is_releasing() && has_room(slab, lane, settings.window_bytes) {
+            let mut writer = lane.plain_writer(slab, settings.batch_bytes, self.read_ns);
+            self.handler.release(now_ms, &mut writer);
+            lane.queue_closed();
+        }
     }
 
     /// The full sync of this flow is over: what follows is journal. The position is put into the checkpoint behind all that

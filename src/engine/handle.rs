@@ -8,12 +8,14 @@
 use super::error::EngineError;
 use super::rows;
 use super::writer::Writer;
+use crate::convert::hold::Held;
 use crate::convert::journal::{self, GlobalCommand, JournalTranslator, Outcome, Suspects};
-use crate::convert::{Converter, Plan};
+use crate::convert::{Class, CommandMeta, Converter, Out, Plan};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
-use crate::ids::{DbIndex, FlowId};
+use crate::ids::{DbIndex, FlowId, Slot};
+use crate::redis::resp;
 use crate::report::document::NotCarried;
 use smallvec::SmallVec;
 use std::collections::HashSet;
@@ -59,6 +61,11 @@ const SUSPECTS_BYTES_MAX: usize = 64 << 20;
 /// Memory for the keys of journal records that the report lists, until they are taken (once a second).
 const NOTES_BYTES_MAX: usize = 16 << 20;
 
+/// While a flow lags, expiries nearer than this are held back. Longer than nearly every full sync takes.
+const HOLD_HORIZON_MS: i64 = 3_600_000;
+/// Memory for the held expiries of one flow.
+const HELD_BYTES_MAX: usize = 8 << 20;
+
 /// Counts that belong to no type of value.
 #[derive(Clone, Debug, Default)]
 pub struct FlowCounts {
@@ -67,6 +74,10 @@ pub struct FlowCounts {
     pub owner_unknown: u64,
     pub existing_skipped: u64,
     pub journal_records: u64,
+    /// Keys whose held expiry had passed when it was given back: the target removes them.
+    pub expired_at_release: u64,
+    /// An expiry that had been sent passed before the flow was complete.
+    pub expiry_passed: bool,
 }
 
 pub struct FlowHandler {
@@ -77,6 +88,10 @@ pub struct FlowHandler {
     pub translator: JournalTranslator,
     pub suspects: Suspects,
     pub counts: FlowCounts,
+    /// Expiries that the target is not told while the flow lags.
+    pub held: Held,
+    /// Held expiries that are being given back.
+    releasing: Vec<(DbIndex, Box<[u8]>, i64)>,
     owner: Arc<OwnerRule>,
     existing: Arc<Existing>,
     observe_left: u32,
@@ -98,6 +113,8 @@ impl FlowHandler {
             ),
             suspects: Suspects::new(SUSPECTS_BYTES_MAX),
             counts: FlowCounts::default(),
+            held: Held::new(HOLD_HORIZON_MS, HELD_BYTES_MAX),
+            releasing: Vec::new(),
             owner,
             existing,
             observe_left: OBSERVED_KEYS,
@@ -119,11 +136,21 @@ impl FlowHandler {
     pub fn snapshot(&mut self, event: &Event<'_>, now_ms: i64, out: &mut Writer<'_>) -> Result<(), EngineError> {
         match event {
             Event::Whole { meta, body } if !self.admits(meta, Some(body)) => return Ok(()),
+            Event::Whole { meta, body } if self.concerns_expiry(meta) => {
+                let meta = self.hold(meta, now_ms);
+                return self.converter.event(&Event::Whole { meta, body }, now_ms, out).map_err(EngineError::from);
+            }
             Event::Begin { object, meta, .. } => {
                 self.dropped_objects.retain(|id| id != object);
                 if !self.admits(meta, None) {
                     self.dropped_objects.push(*object);
                     return Ok(());
+                }
+                if self.concerns_expiry(meta) {
+                    let Event::Begin { object, meta, count } = *event else { return Ok(()) };
+                    let meta = self.hold(&meta, now_ms);
+                    let event = Event::Begin { object, meta, count };
+                    return self.converter.event(&event, now_ms, out).map_err(EngineError::from);
                 }
             }
             Event::Run { object, .. } if self.dropped_objects.contains(object) => return Ok(()),
@@ -134,6 +161,39 @@ impl FlowHandler {
             _ => {}
         }
         self.converter.event(event, now_ms, out).map_err(EngineError::from)
+    }
+
+    fn concerns_expiry(&self, meta: &KeyMeta<'_>) -> bool {
+        meta.expire_at_ms.is_some() || !self.held.is_empty()
+    }
+
+    /// The key's attributes as the target is told them for now.
+    fn hold<'a>(&mut self, meta: &KeyMeta<'a>, now_ms: i64) -> KeyMeta<'a> {
+        let expire_at_ms = self.held.snapshot_key(meta.db, meta.key, meta.expire_at_ms, now_ms);
+        KeyMeta { expire_at_ms, ..*meta }
+    }
+
+    /// The flow has caught up: held expiries are given back, by [`FlowHandler::release`]. `after_ms`: what expired before is
+    /// left to the journal that follows (the source's own DEL, or a renewal); None: nothing follows, all are given back.
+    pub fn begin_release(&mut self, after_ms: Option<i64>, now_ms: i64) {
+        self.counts.expiry_passed = self.held.sent_expiry_ms_min.is_some_and(|at| at <= now_ms);
+        self.held.set_horizon_ms(0);
+        self.releasing = self.held.take_due(after_ms);
+    }
+
+    pub fn is_releasing(&self) -> bool {
+        !self.releasing.is_empty()
+    }
+
+    /// Gives one held expiry back.
+    pub fn release(&mut self, now_ms: i64, out: &mut Writer<'_>) {
+        let Some((db, key, at)) = self.releasing.pop() else { return };
+        if at <= now_ms {
+            self.counts.expired_at_release += 1;
+        }
+        out.begin(CommandMeta { slot: Slot(0), db, class: Class::Blind, all_nodes: false });
+        out.put_owned(resp::command(&[b"PEXPIREAT", &key, at.to_string().as_bytes()]).into());
+        out.end();
     }
 
     /// Whether the object is to be written. Learns the owner rule on the way.
@@ -228,8 +288,10 @@ impl FlowHandler {
         } else if !self.suspects.is_empty() {
             journal::keys_of(&args).for_each(|key| self.suspects.settled(command.db, key));
         }
+        let rewritten = self.held.record(command.db, &args, now_ms);
+        let args = rewritten.as_deref().unwrap_or(&args);
         let Self { translator, restorer, .. } = self;
-        let outcome = translator.command(command.db, command.txid, &args, now_ms, restorer, out);
+        let outcome = translator.command(command.db, command.txid, args, now_ms, restorer, out);
         match outcome.map_err(EngineError::from)? {
             Outcome::Global(global) => Ok(Applied::Global(global)),
             Outcome::NotCarried { kind } => Err(EngineError::Refused(format!(
@@ -252,10 +314,17 @@ pub enum Applied {
 /// Whether a whole string value is a HyperLogLog: it begins with `HYLL`.
 fn is_hyll(meta: &KeyMeta<'_>, body: &[u8]) -> bool {
     // Length byte(s) first: a HyperLogLog has at least 16 bytes, so its form is raw or LZF, whose first literal run
-    // holds the magic.
-    match value::string_value(meta, body) {
-        Ok(Text::Raw(text)) => text.starts_with(b"HYLL"),
-        Ok(Text::Lzf { packed, .. }) => packed.get(1..5) == Some(b"HYLL"),
-        _ => false,
-    }
+    // holds the magic. This is asked of every string, so the raw forms are not taken apart for it.
+    let text_at = match body.first() {
+        Some(0x00..=0x3f) => 1,
+        Some(0x40..=0x7f) => 2,
+        Some(0x80) => 5,
+        Some(0x81) => 9,
+        Some(0xc3) => {
+            return matches!(value::string_value(meta, body),
+                Ok(Text::Lzf { packed, .. }) if packed.get(1..5) == Some(b"HYLL"));
+        }
+        _ => return false,
+    };
+    body.get(text_at..).is_some_and(|text| text.starts_with(b"HYLL"))
 }

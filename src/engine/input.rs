@@ -273,3 +273,75 @@ impl Cursor {
         self.jumbo = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uring::SlabLayout;
+
+    const CHUNK: usize = 64 * 1024;
+
+    fn slab(rx_chunks: usize) -> Slab {
+        let layout = SlabLayout { rx_chunk_bytes: CHUNK, rx_chunks, tx_chunk_bytes: 4096, tx_chunks: 1 };
+        Slab::unregistered(layout).unwrap()
+    }
+
+    /// As a read of the socket would.
+    fn receive(cursor: &mut Cursor, slab: &mut Slab, bytes: &[u8]) -> usize {
+        let chunk = cursor.chunk().unwrap();
+        let taken = slab.append(chunk, bytes);
+        cursor.filled(slab);
+        taken
+    }
+
+    /// Records of every length, read in the order they were received, whatever the chunks' borders.
+    #[test]
+    fn records_come_out_as_they_went_in() {
+        let lengths = [1, 5, CHUNK - 6, 10, CHUNK, CHUNK + 1, 3, 5 * CHUNK + 17, 1, 2 * CHUNK, 7, CHUNK - 1, 2];
+        let all: Vec<u8> = (0..lengths.iter().sum::<usize>()).map(|i| ((i * 31) >> 3) as u8).collect();
+        for piece in [977, CHUNK, 20_000] {
+            let (mut slab, heap, mut cursor) = (slab(4), HeapBudget::new(1 << 20), Cursor::default());
+            let (mut received, mut done) = (0, 0);
+            for len in lengths {
+                loop {
+                    if let Some((window, from)) = cursor.window(&slab)
+                        && window.bytes().len() - from >= len
+                    {
+                        assert!(window.bytes()[from..from + len] == all[done..done + len], "record of {len}");
+                        cursor.consumed_to(from + len);
+                        done += len;
+                        break;
+                    }
+                    assert_eq!(cursor.make_room(&mut slab, &heap, len, CHUNK), Room::Ready);
+                    if cursor.window(&slab).is_some_and(|(window, from)| window.bytes().len() - from >= len) {
+                        continue;
+                    }
+                    let end = all.len().min(received + piece);
+                    received += receive(&mut cursor, &mut slab, &all[received..end]);
+                }
+            }
+            assert_eq!((done, heap.used_bytes()), (all.len(), 0));
+            cursor.clear(&mut slab);
+            assert_eq!(slab.free_count(Class::Rx), 4, "no chunk is lost");
+        }
+    }
+
+    #[test]
+    fn a_flow_stalled_inside_a_long_value_does_not_hold_the_others() {
+        let (mut slab, heap) = (slab(8), HeapBudget::new(1 << 20));
+        let (mut stalled, mut other, mut third) = (Cursor::default(), Cursor::default(), Cursor::default());
+        assert_eq!(stalled.make_room(&mut slab, &heap, 5 * CHUNK, CHUNK), Room::Ready);
+        receive(&mut stalled, &mut slab, &[1; 1000]);
+        assert_eq!(other.make_room(&mut slab, &heap, 5 * CHUNK, CHUNK), Room::Ready);
+        for _ in 0..5 {
+            assert_eq!(other.make_room(&mut slab, &heap, 5 * CHUNK, CHUNK), Room::Ready);
+            receive(&mut other, &mut slab, &[2; CHUNK]);
+        }
+        assert_eq!(other.window(&slab).map(|(window, _)| window.bytes().len()), Some(5 * CHUNK));
+        // What is announced is reserved, so that both will find their memory.
+        assert_eq!(heap.used_bytes(), 10 * CHUNK);
+        assert_eq!(third.make_room(&mut slab, &heap, 7 * CHUNK, CHUNK), Room::Wait);
+        other.consumed_to(5 * CHUNK);
+        assert_eq!(third.make_room(&mut slab, &heap, 7 * CHUNK, CHUNK), Room::Ready);
+    }
+}

@@ -47,7 +47,7 @@ fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
 /// registration: what is then heard of the source is only the echo.
 pub(super) fn graver(left: Result<(), EngineError>, right: Result<(), EngineError>) -> Result<(), EngineError> {
     match (left, right) {
-        (Err(EngineError::Source(_)), Err(right)) => Err(right),
+        (Err(EngineError::Source(_)), Err(right)) if !matches!(right, EngineError::Source(_)) => Err(right),
         (left, right) => left.and(right),
     }
 }
@@ -115,7 +115,7 @@ impl<'o> Job<'o> {
             resumable: false,
             transfer_since: None,
             client_ids: Vec::new(),
-            cpu_at_start: CpuSample::of_process(),
+            cpu_at_start: Some(cpu_of_process()),
         }
     }
 
@@ -179,6 +179,11 @@ impl<'o> Job<'o> {
         for tally in &summary.tallies {
             super::rows::add_tally(&mut self.report, tally);
         }
+        let expiries = &mut self.report.expiries;
+        expiries.held += summary.expiries.held;
+        expiries.not_held += summary.expiries.not_held;
+        expiries.passed_at_release += summary.expiries.passed_at_release;
+        expiries.flows_at_risk += summary.expiries.flows_at_risk;
         super::rows::add_existing(&mut self.report, summary.existing_skipped);
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;
@@ -198,10 +203,7 @@ impl<'o> Job<'o> {
         self.report.transfer = self.transfer_since.map_or(Duration::ZERO, |since| now - since);
         self.report.totals = self.totals.sum();
         self.report.rss_bytes_peak = rss_bytes_peak();
-        self.report.cpu_tool = match (self.cpu_at_start, CpuSample::of_process()) {
-            (Some(before), Some(after)) => Some(after.since(before)),
-            _ => None,
-        };
+        self.report.cpu_tool = self.cpu_at_start.map(|before| cpu_of_process().since(before));
         self.observer.second(self.report.elapsed);
         if let Err(error) = result {
             let state = self.target_state();
@@ -244,13 +246,22 @@ fn exit_class(class: Class) -> ExitClass {
     }
 }
 
+/// CPU time of the whole process so far (`/proc/self/stat` would round it to 10 ms).
+fn cpu_of_process() -> CpuSample {
+    let usage = uring::cpu::usage();
+    CpuSample { user: Duration::from_nanos(usage.user_ns), system: Duration::from_nanos(usage.system_ns) }
+}
+
 /// The plan that every flow of a run converts by.
 pub(super) fn plan_of(
     settings: &MigrateSettings,
     capabilities: Capabilities,
     set_bytes_max: u64,
 ) -> Result<Arc<Plan>, EngineError> {
-    let limits = Limits { restore_bytes_max: settings.restore_bytes_max, set_bytes_max, ..Limits::default() };
+    // What is not borrowed anyway is written in one piece.
+    let inline_bytes_max = settings.borrow_bytes_min;
+    let restore_bytes_max = settings.restore_bytes_max;
+    let limits = Limits { restore_bytes_max, set_bytes_max, inline_bytes_max, ..Limits::default() };
     Plan::new(capabilities, settings.on_unsupported.clone(), limits)
         .map(Arc::new)
         .map_err(|e| EngineError::Refused(e.to_string()))

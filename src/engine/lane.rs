@@ -47,6 +47,8 @@ pub struct Lane {
     /// Bytes in `ready` and `sent`.
     pub unacked_bytes: usize,
     pub unacked_commands: u64,
+    /// The window was used up and has not been half answered since.
+    pub window_full: bool,
     scanner: ReplyScanner,
     pub reply_chunk: Option<ChunkId>,
     pub reading: bool,
@@ -80,11 +82,20 @@ impl Lane {
             spare_segments: Vec::new(),
             unacked_bytes: 0,
             unacked_commands: 0,
+            window_full: false,
             scanner: ReplyScanner::new(),
             reply_chunk: None,
             reading: false,
             reconnects: 0,
             losses_in_a_row: 0,
+        }
+    }
+
+    /// Opens a window that was used up once half of it is answered, so that what follows is converted and sent in long
+    /// pieces, and not in as short ones as the answers come in.
+    pub fn reopen_window(&mut self, window_bytes: usize) {
+        if self.window_full && self.unacked_bytes <= window_bytes / 2 {
+            self.window_full = false;
         }
     }
 
@@ -123,7 +134,7 @@ impl Lane {
     }
 
     /// A writer that borrows nothing.
-    fn plain_writer<'a>(&'a mut self, slab: &'a mut Slab, batch_bytes: usize, read_ns: u64) -> Writer<'a> {
+    pub fn plain_writer<'a>(&'a mut self, slab: &'a mut Slab, batch_bytes: usize, read_ns: u64) -> Writer<'a> {
         Writer {
             encoder: &mut self.encoder,
             slab,
@@ -404,3 +415,6 @@ fn position_of(batch: &Batch, slab: &Slab, index: u32) -> Result<(usize, DbIndex
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again: {e}")))?;
     Ok((offset as usize, db))
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// A sync that the source voided by a flush is begun anew this many times.
 pub(super) const ATTEMPTS_MAX: u32 = 5;
+const SETTLE_TRIES: u32 = 6;
+const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 impl Job<'_> {
@@ -61,7 +63,7 @@ impl Job<'_> {
         };
         self.enter(Phase::Settling);
         tokio::select! {
-            settled = self.settle(&probed, &summaries) => settled?,
+            settled = self.settle_patiently(&probed, &summaries) => settled?,
             () = signals.next() => return Err(EngineError::Interrupted),
         }
         for summary in summaries {
@@ -97,7 +99,21 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// What must be done once everything is acknowledged.
+    /// Everything is loaded: a connection that breaks now is no reason to call it a failure.
+    async fn settle_patiently(&mut self, probed: &Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+        let mut pause = SETTLE_PAUSE;
+        for _ in 1..SETTLE_TRIES {
+            match self.settle(probed, summaries).await {
+                Err(error @ EngineError::Target(_)) => tracing::warn!(%error, "trying again to settle"),
+                done => return done,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        self.settle(probed, summaries).await
+    }
+
+    /// What must be done once everything is acknowledged. May be done again.
     async fn settle(&mut self, probed: &Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
         let mut target = self.target_again(&probed.run_id).await?;
         self.ask_suspects(&mut target, summaries).await?;
@@ -286,6 +302,7 @@ impl Job<'_> {
 
     /// Keys that an omitted DEL of the source may have left behind (wire 2.10).
     async fn ask_suspects(&mut self, target: &mut TargetLink, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+        self.report.suspects.asked = 0;
         let suspects: Vec<_> = summaries.iter().flat_map(|s| s.suspects.iter()).collect();
         if suspects.is_empty() {
             return Ok(());

@@ -19,7 +19,7 @@ use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::{FlowSample, WorkerStats};
-use crate::report::document::NotCarried;
+use crate::report::document::{Expiries, NotCarried};
 use crate::report::latency::{Interval, Latency, Recorder};
 use crate::uring::{self, Class, Completion, CompletionKind, Features, Outgoing, Ring, Segment, Socket, Waker};
 use std::os::fd::OwnedFd;
@@ -162,6 +162,7 @@ pub struct WorkerSummary {
     pub strays_dropped: u64,
     pub owner_unknown: u64,
     pub existing_skipped: u64,
+    pub expiries: Expiries,
     pub journal_records: u64,
     pub journal_by_name: Vec<(String, u64)>,
     pub marked: Vec<(Vec<u8>, Vec<DbIndex>)>,
@@ -660,6 +661,7 @@ impl Worker {
             strays_dropped: 0,
             owner_unknown: 0,
             existing_skipped: 0,
+            expiries: Expiries::default(),
             journal_records: 0,
             journal_by_name: Vec::new(),
             marked: self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
@@ -679,6 +681,10 @@ impl Worker {
             summary.strays_dropped += handler.counts.strays_dropped;
             summary.owner_unknown += handler.counts.owner_unknown;
             summary.existing_skipped += handler.counts.existing_skipped;
+            summary.expiries.held += handler.held.held_count;
+            summary.expiries.not_held += handler.held.overflow_count;
+            summary.expiries.passed_at_release += handler.counts.expired_at_release;
+            summary.expiries.flows_at_risk += u64::from(handler.counts.expiry_passed);
             summary.journal_records += handler.counts.journal_records;
             summary.source_version =
                 summary.source_version.or_else(|| handler.converter.source_version().map(str::to_string));
@@ -727,6 +733,10 @@ fn submit_lane(
 }
 
 /// Whether a lane (and the slab) can take one more event.
-pub fn has_room(slab: &uring::Slab, lane: &Lane, window_bytes: usize) -> bool {
-    lane.unacked_bytes + lane.encoder.batch.bytes < window_bytes && slab.free_count(Class::Tx) > TX_CHUNKS_RESERVE
+#[inline]
+pub fn has_room(slab: &uring::Slab, lane: &mut Lane, window_bytes: usize) -> bool {
+    if lane.unacked_bytes + lane.encoder.batch.bytes >= window_bytes {
+        lane.window_full = true;
+    }
+    !lane.window_full && slab.free_count(Class::Tx) > TX_CHUNKS_RESERVE
 }

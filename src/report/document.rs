@@ -151,6 +151,20 @@ pub struct Suspects {
     pub removed: u64,
 }
 
+/// Expiries held back during the full sync, so that the target expires nothing that the source renews meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Expiries {
+    /// Held back, and given to the target when their flow was complete.
+    pub held: u64,
+    /// Of those: had passed by then, so that the target removed the key.
+    pub passed_at_release: u64,
+    /// Near enough to be held back, but sent at once for want of memory.
+    pub not_held: u64,
+    /// Flows in which an expiry that had been sent passed before the flow was complete: keys renewed meanwhile may be
+    /// missing at the target.
+    pub flows_at_risk: u64,
+}
+
 /// What the engine hands over at the end of a run. Everything optional may be missing in a run that failed early.
 #[derive(Debug)]
 pub struct RunInputs {
@@ -177,6 +191,7 @@ pub struct RunInputs {
     pub search_indexes: Vec<String>,
     pub scripts_loaded: u64,
     pub suspects: Suspects,
+    pub expiries: Expiries,
     /// All workers added up ([`super::Totals::sum`]).
     pub totals: WorkerStats,
     pub latencies: LatencySeries,
@@ -208,6 +223,7 @@ impl RunInputs {
             search_indexes: Vec::new(),
             scripts_loaded: 0,
             suspects: Suspects::default(),
+            expiries: Expiries::default(),
             totals: WorkerStats::default(),
             latencies: LatencySeries::new(),
             cpu_tool: None,
@@ -236,6 +252,7 @@ pub struct RunReport {
     pub scripts_loaded: u64,
     pub journal_commands: BTreeMap<String, u64>,
     pub suspects: Suspects,
+    pub expiries: Expiries,
     pub rates: Rates,
     pub latencies: Vec<LatencyRow>,
     pub batches: Batches,
@@ -348,6 +365,7 @@ impl RunReport {
             scripts_loaded: inputs.scripts_loaded,
             journal_commands: inputs.journal_commands,
             suspects: inputs.suspects,
+            expiries: inputs.expiries,
             rss_bytes_peak: inputs.rss_bytes_peak,
             counters: inputs.totals,
             kernel: inputs.kernel,

@@ -50,17 +50,11 @@ fn headline(out: &mut String, report: &RunReport) {
         let targets: Vec<_> =
             report.targets.iter().map(|t| format!("{} {} {}", t.make, t.version, t.address)).collect();
         let source = &report.source;
-        line(
-            out,
-            &format!(
-                "From {} {} {} ({} flows) to {}.",
-                source.make,
-                source.version,
-                source.address,
-                source.flows,
-                targets.join(", ")
-            ),
-        );
+        let flows = if source.flows > 0 { format!(" ({} flows)", source.flows) } else { String::new() };
+        let named = [&source.make, &source.version, &source.address].map(String::as_str);
+        let named = named.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+        let to = if targets.is_empty() { String::new() } else { format!(" to {}", targets.join(", ")) };
+        line(out, &format!("From {named}{flows}{to}."));
     }
 }
 
@@ -144,6 +138,25 @@ fn left_behind(out: &mut String, report: &RunReport) {
                 "Suspect keys asked for at the source: {}, removed at the target: {}",
                 count(report.suspects.asked),
                 count(report.suspects.removed)
+            ),
+        );
+    }
+    let expiries = &report.expiries;
+    if expiries.held > 0 {
+        let (held, passed) = (count(expiries.held), count(expiries.passed_at_release));
+        line(
+            out,
+            &format!("Expiries held back until the flow was complete: {held}, of which {passed} had passed by then"),
+        );
+    }
+    if expiries.flows_at_risk > 0 {
+        line(
+            out,
+            &format!(
+                "WARNING: in {} flows an expiry passed at the target before the flow was complete ({} found no memory to be \
+                 held back); keys that the source renewed meanwhile may be missing",
+                count(expiries.flows_at_risk),
+                count(expiries.not_held)
             ),
         );
     }

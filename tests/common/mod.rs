@@ -332,8 +332,11 @@ impl FlowFeed for HandFlow {
     }
 }
 
-/// Everything that a server holds, by database and key: type and contents (sets and hashes sorted).
-pub fn contents(client: &mut Client) -> BTreeMap<(u32, Vec<u8>), (String, Vec<Vec<u8>>)> {
+/// By database and key: type and contents (sets and hashes sorted).
+pub type Contents = BTreeMap<(u32, Vec<u8>), (String, Vec<Vec<u8>>)>;
+
+/// Everything that a server holds.
+pub fn contents(client: &mut Client) -> Contents {
     let mut all = BTreeMap::new();
     for db in 0..16 {
         client.ask(&["SELECT", &db.to_string()]).unwrap();

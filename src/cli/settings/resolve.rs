@@ -103,6 +103,7 @@ fn data_plane(
     on_existing: OnExisting,
 ) -> Result<MigrateSettings, UsageError> {
     let (cores, pin_cpus) = cores(values)?;
+    batches(values)?;
     let settings = MigrateSettings {
         follow: None,
         source,
@@ -216,6 +217,19 @@ fn cores(values: &mut Values) -> Result<(usize, Vec<usize>), UsageError> {
         return Err(together(values, &table::CORES, &table::PIN, "each worker needs a CPU of its own"));
     }
     Ok((cores, pin_cpus))
+}
+
+/// A batch must fit into the window: what was not said gives way to what was.
+fn batches(values: &mut Values) -> Result<(), UsageError> {
+    let (batch, window) = (values.size(&table::BATCH_BYTES)?, values.size(&table::WINDOW_BYTES)?);
+    if batch > window {
+        if !values.is_given(&table::BATCH_BYTES) {
+            values.set_default(&table::BATCH_BYTES, window.to_string(), Origin::Follows("window-bytes"));
+        } else if !values.is_given(&table::WINDOW_BYTES) {
+            values.set_default(&table::WINDOW_BYTES, batch.to_string(), Origin::Follows("batch-bytes"));
+        }
+    }
+    Ok(())
 }
 
 fn rx_chunk(values: &Values) -> Result<Option<usize>, UsageError> {

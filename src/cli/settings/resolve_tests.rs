@@ -54,10 +54,10 @@ fn file(text: &str) -> (tempfile::TempDir, String) {
 fn defaults_are_those_of_the_rooms() {
     let (settings, values) = resolve(&[], &[]).unwrap();
     assert_eq!(settings.ring, RingSettings::default());
-    assert_eq!((settings.memory_bytes, settings.connections, settings.batch_bytes), (256 << 20, 2, 32 << 10));
+    assert_eq!((settings.memory_bytes, settings.connections, settings.batch_bytes), (256 << 20, 2, 512 << 10));
     assert_eq!(
         (settings.window_bytes, settings.borrow_bytes_min, settings.restore_bytes_max),
-        (1 << 20, 2048, 128 << 10)
+        (3 << 20, 2048, 128 << 10)
     );
     assert_eq!((settings.source.host.as_str(), settings.source.port), ("a", 1));
     assert_eq!((settings.target.host.as_str(), settings.target.port), ("b", 6379));

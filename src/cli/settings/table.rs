@@ -169,9 +169,9 @@ settings! {
     CONNECTIONS: RESOURCES, DATA, "connections", "N", Count { min: 1, max: 64 }, Value("2"), Everywhere,
         "Connections of each worker to each target node";
 
-    BATCH_BYTES: BATCHES, DATA, "batch-bytes", "SIZE", Size { min: 4 * KIB, max: 4 * MIB }, Value("32KiB"), Everywhere,
+    BATCH_BYTES: BATCHES, DATA, "batch-bytes", "SIZE", Size { min: 4 * KIB, max: 4 * MIB }, Value("512KiB"), Everywhere,
         "A batch is sent when it has this size, or when the wire is idle";
-    WINDOW_BYTES: BATCHES, DATA, "window-bytes", "SIZE", Size { min: 16 * KIB, max: GIB }, Value("1MiB"), Everywhere,
+    WINDOW_BYTES: BATCHES, DATA, "window-bytes", "SIZE", Size { min: 16 * KIB, max: GIB }, Value("3MiB"), Everywhere,
         "Most bytes sent and not yet answered on one connection";
     BORROW_BYTES: BATCHES, DATA, "borrow-bytes", "SIZE", Size { min: 64, max: GIB }, Value("2KiB"), Everywhere,
         "Values of at least this size are sent from where they were received instead of being copied";

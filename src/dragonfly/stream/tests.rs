@@ -1,6 +1,5 @@
 //! Each opcode, type form, limit and trap of the stream, by hand-made bytes (wire appendix A among them).
 
-use super::super::event::ObjectType;
 use super::super::testing::*;
 use super::*;
 
@@ -502,4 +501,31 @@ fn runs_keep_to_their_limit_unless_one_element_is_longer() {
         rest = &rest[consumed..];
     }
     assert_eq!(runs, [(2, 8), (1, 4), (1, 27), (1, 3)]);
+}
+
+/// The short way for plain strings and the general way are one.
+#[test]
+fn plain_strings_come_out_alike_both_ways() {
+    let mut decoder = StreamDecoder::new(FlowId(3), LIMITS);
+    decoder.stage = StreamStage::Body;
+    for (key_len, value_len) in [0, 1, 63, 64, 300].into_iter().flat_map(|k| [0, 1, 63, 64, 900].map(|v| (k, v))) {
+        let mut record = vec![0];
+        for len in [key_len, value_len] {
+            match len {
+                0..=63 => record.push(len as u8),
+                _ => record.extend([0x40 | (len >> 8) as u8, len as u8]),
+            }
+            record.resize(record.len() + len, b'x');
+        }
+        for (whole, key) in [(10_000, 10_000), (100, 10_000), (10_000, 100), (record.len(), key_len)] {
+            let limits = Limits { whole_bytes_max: whole, key_bytes_max: key, ..LIMITS };
+            let (mut short, mut general) = (decoder.clone(), decoder.clone());
+            (short.limits, general.limits) = (limits, limits);
+            for len in [record.len(), record.len() - 1, 1] {
+                assert_eq!(short.clone().next(&record[..len]), general.clone().next_any(&record[..len]));
+            }
+            assert_eq!(short.next(&record).is_ok(), general.next_any(&record).is_ok());
+            assert_eq!(short.offset_bytes(), general.offset_bytes());
+        }
+    }
 }

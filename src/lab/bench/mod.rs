@@ -45,7 +45,7 @@ pub struct BenchArgs {
     #[arg(long)]
     pub tool_arg: Vec<String>,
     /// Size of a relay's read; the tool's receive chunk unless given
-    #[arg(long, default_value_t = 256 << 10)]
+    #[arg(long, default_value_t = 512 << 10)]
     pub relay_chunk: usize,
     /// Write all figures to this file
     #[arg(long)]

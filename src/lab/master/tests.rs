@@ -155,7 +155,9 @@ fn misuse_is_kept() {
     }
     drop(flows);
     assert_eq!(main.line(), "-ERR syncid not found");
-    assert_eq!(master.violations(), wanted);
+    // The last two come from two threads, in either order.
+    let violations = master.violations();
+    assert!(violations.len() == wanted.len() && wanted.iter().all(|v| violations.contains(v)), "{violations:?}");
 }
 
 #[test]

@@ -1,0 +1,161 @@
+//! What is sent again after a lost connection, without a ring: batches are moved by hand as the kernel would.
+
+use super::*;
+use crate::convert::{Class, CommandMeta, Out};
+use crate::ids::Slot;
+use crate::redis::resp;
+use crate::uring::{SlabLayout, tcp_pair};
+use std::net::TcpStream;
+
+struct World {
+    lane: Lane,
+    slab: Slab,
+    _peers: Vec<TcpStream>,
+}
+
+impl World {
+    fn new() -> Self {
+        let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 64 };
+        let (ours, theirs) = tcp_pair().unwrap();
+        let start =
+            LaneStart { node: 0, socket: ours.into(), marker: b"m".to_vec(), checkpoint: "c".into(), client_id: 1 };
+        Self { lane: Lane::new(0, start), slab: Slab::unregistered(layout).unwrap(), _peers: vec![theirs] }
+    }
+
+    fn write(&mut self, db: u16, class: Class, args: &[&[u8]]) {
+        let mut writer = self.lane.plain_writer(&mut self.slab, usize::MAX, 0);
+        writer.begin(CommandMeta { slot: Slot(0), db: DbIndex(db.into()), class, all_nodes: false });
+        writer.put(&resp::command(args));
+        writer.end();
+    }
+
+    fn close(&mut self) {
+        self.lane.close_open(&mut self.slab, usize::MAX);
+    }
+
+    /// Everything ready goes out whole.
+    fn send(&mut self) {
+        for mut batch in self.lane.ready.drain(..) {
+            batch.sent_bytes = batch.bytes;
+            self.lane.sent.push_back(batch);
+        }
+    }
+
+    fn reply(&mut self, bytes: &[u8]) -> Result<usize, EngineError> {
+        let mut acked = Vec::new();
+        self.lane.replies(
+            bytes,
+            |batch| acked.push(batch),
+            |_, _, text| Err(EngineError::Target(String::from_utf8_lossy(text).into_owned())),
+        )?;
+        let count = acked.len();
+        acked.into_iter().for_each(|batch| drop(batch.release(&mut self.slab)));
+        Ok(count)
+    }
+
+    fn lose_and_resume(&mut self, applied: u64) -> usize {
+        self.lane.lose();
+        let (ours, theirs) = tcp_pair().unwrap();
+        self._peers.push(theirs);
+        let mut known = Vec::new();
+        self.lane.resume(&mut self.slab, Socket::from(ours), applied, |batch| known.push(batch)).unwrap();
+        known.len()
+    }
+
+    /// What goes out next, as words.
+    fn unsent(&self) -> String {
+        let mut text = Vec::new();
+        for batch in &self.lane.ready {
+            let bytes: Vec<u8> = batch.slices(&self.slab).flatten().copied().collect();
+            text.extend_from_slice(&bytes[batch.sent_bytes..]);
+        }
+        let text = String::from_utf8(text).unwrap();
+        text.split("\r\n").filter(|part| !part.starts_with(['*', '$'])).collect::<Vec<_>>().join(" ").trim().to_owned()
+    }
+}
+
+#[test]
+fn a_connection_lost_again_before_its_first_reply() {
+    let mut world = World::new();
+    world.write(0, Class::Blind, &[b"SET", b"a", b"1"]);
+    world.write(3, Class::Blind, &[b"SET", b"b", b"2"]);
+    world.write(3, Class::Blind, &[b"SET", b"c", b"3"]);
+    world.close();
+    world.send();
+    // SET, SELECT and SET.
+    assert_eq!(world.reply(b"+OK\r\n+OK\r\n+OK\r\n").unwrap(), 0);
+    for _ in 0..3 {
+        assert_eq!(world.lose_and_resume(0), 0);
+        // Without its own database, or from its beginning, `a` would be written to database 3.
+        assert_eq!(world.unsent(), "SELECT 3 SET c 3");
+        world.send();
+    }
+    assert_eq!(world.reply(b"+OK\r\n+OK\r\n").unwrap(), 2);
+    assert!(world.lane.is_idle());
+    assert_eq!((world.lane.unacked_bytes, world.lane.unacked_commands), (0, 0));
+}
+
+#[test]
+fn a_guarded_group_is_sent_again_whole_or_not_at_all() {
+    for (applied, text, known) in [
+        (0, "SELECT 5 MULTI INCR n SET k v SET m 1 EXEC MULTI INCR n SET m 2 EXEC", 0),
+        (1, "SELECT 5 MULTI INCR n SET m 2 EXEC", 1),
+        (2, "SELECT 5", 2),
+    ] {
+        let mut world = World::new();
+        world.write(5, Class::Blind, &[b"SET", b"n", b"1"]);
+        world.write(5, Class::Guarded, &[b"INCR", b"n"]);
+        world.write(5, Class::Blind, &[b"SET", b"k", b"v"]);
+        world.close();
+        world.write(5, Class::Guarded, &[b"INCR", b"n"]);
+        world.close();
+        world.send();
+        // SELECT, SET, MULTI and the first QUEUED.
+        assert_eq!(world.reply(b"+OK\r\n+OK\r\n+OK\r\n+QUEUED\r\n").unwrap(), 0);
+        assert_eq!(world.lose_and_resume(applied), known);
+        assert_eq!(world.unsent(), text, "applied {applied}");
+    }
+}
+
+#[test]
+fn replies_to_a_batch_whose_send_was_cut_short() {
+    let mut world = World::new();
+    world.write(0, Class::Blind, &[b"SET", b"a", b"1"]);
+    world.write(0, Class::Blind, &[b"SET", b"b", b"2"]);
+    world.close();
+    world.lane.sent.append(&mut world.lane.ready);
+    world.lane.in_kernel = 1;
+    assert_eq!(world.lane.sent_completion(Ok(30)), None);
+    assert_eq!(world.reply(b"+OK\r\n").unwrap(), 0);
+    assert!(world.reply(b"+OK\r\n+OK\r\n").is_err(), "more replies than commands are nobody's");
+    let mut world = World::new();
+    assert!(world.reply(b"+OK\r\n").is_err());
+    world.write(0, Class::Blind, &[b"SET", b"a", b"1"]);
+}
+
+#[test]
+fn a_nil_before_a_group_is_no_discarded_exec() {
+    let mut world = World::new();
+    world.write(0, Class::Blind, &[b"XADD", b"x", b"NOMKSTREAM", b"1-1", b"f", b"v"]);
+    world.write(0, Class::Guarded, &[b"INCR", b"n"]);
+    world.close();
+    world.send();
+    assert_eq!(world.reply(b"$-1\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n").unwrap(), 0);
+    assert!(world.reply(b"*-1\r\n").is_err(), "but one in place of EXEC's array is");
+}
+
+#[test]
+fn losing_every_connection_is_hopeless() {
+    let mut world = World::new();
+    world.write(0, Class::Blind, &[b"SET", b"a", b"1"]);
+    world.close();
+    for _ in 0..=LOSSES_IN_A_ROW_MAX {
+        assert!(!world.lane.is_hopeless());
+        world.send();
+        world.lose_and_resume(0);
+    }
+    assert!(world.lane.is_hopeless());
+    world.send();
+    assert_eq!(world.reply(b"+OK\r\n").unwrap(), 1);
+    assert!(!world.lane.is_hopeless());
+}

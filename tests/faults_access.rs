@@ -1,0 +1,156 @@
+//! Access and modules: secrets that show nowhere, users with few rights, JSON, scripts and search indexes.
+
+mod common;
+
+use common::*;
+use df2redis::lab::encode::{self as enc, types};
+use df2redis::lab::flow::Faults;
+use df2redis::lab::master::MasterOptions;
+use df2redis::lab::servers::{ServerKind, ServerOptions, find_module};
+use std::time::Duration;
+
+const SOURCE_SECRET: &str = "s0urce-s3cret-Zq";
+const TARGET_SECRET: &str = "t4rget-s3cret-Yp";
+
+fn some_keys() -> Vec<FlowBytes> {
+    let mut flow = FlowBytes::new();
+    (0..200).for_each(|i| _ = flow.string(format!("k{i}").as_bytes(), &noise(i + 1, 500)));
+    flow.journal(0, &["INCR", "n"]);
+    vec![flow]
+}
+
+#[test]
+fn secrets_work_and_show_nowhere() {
+    let options = ServerOptions::default().config("requirepass", TARGET_SECRET);
+    let Some(server) = server_with(ServerKind::Redis7, options) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    std::fs::write(&file, format!("{SOURCE_SECRET}\n")).unwrap();
+    let report_dir = dir.path().join("report");
+    for from_file in [true, false] {
+        let faults = Faults::default().slow(100_000);
+        let master = Hand::new(some_keys()).start_with(MasterOptions {
+            user: Some("replicator".into()),
+            password: Some(SOURCE_SECRET.into()),
+            faults,
+            ..MasterOptions::default()
+        });
+        let mut more = vec!["--log", "trace", "--on-existing", "flush", "--report", report_dir.to_str().unwrap()];
+        if from_file {
+            more.extend_from_slice(&["--source-password-file", file.to_str().unwrap()]);
+        }
+        let mut command = migrate_command(master.port(), server.port(), &more);
+        command.env("DF2REDIS_TARGET_PASSWORD", TARGET_SECRET).env("DF2REDIS_SOURCE_USER", "replicator");
+        if !from_file {
+            command.env("DF2REDIS_SOURCE_PASSWORD", SOURCE_SECRET);
+        }
+        let running = start(command);
+        std::thread::sleep(Duration::from_millis(300));
+        let cmdline = std::fs::read_to_string(format!("/proc/{}/cmdline", running.pid())).unwrap_or_default();
+        let run = running.wait();
+        run.expect_code(0);
+        let mut shown =
+            vec![("cmdline".to_owned(), cmdline), ("report".into(), run.stdout), ("log".into(), run.stderr)];
+        shown.extend(files(&report_dir));
+        for (place, text) in shown {
+            for secret in [SOURCE_SECRET, TARGET_SECRET, "replicator"] {
+                assert!(!text.contains(secret), "{secret} in {place}");
+            }
+        }
+    }
+}
+
+fn files(dir: &std::path::Path) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            all.extend(files(&path));
+        } else {
+            all.push((
+                path.display().to_string(),
+                String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned(),
+            ));
+        }
+    }
+    all
+}
+
+#[test]
+fn wrong_and_missing_passwords() {
+    let options = ServerOptions::default().config("requirepass", TARGET_SECRET);
+    let Some(server) = server_with(ServerKind::Redis7, options) else { return };
+    let secured = || {
+        let options = MasterOptions { password: Some(SOURCE_SECRET.into()), ..MasterOptions::default() };
+        Hand::new(some_keys()).start_with(options)
+    };
+    for (source, target, code, text) in [
+        (Some(SOURCE_SECRET), None, 5, "NOAUTH"),
+        (Some(SOURCE_SECRET), Some("wrong-1"), 5, "WRONGPASS"),
+        (None, Some(TARGET_SECRET), 4, "wants a password"),
+        (Some("wrong-2"), Some(TARGET_SECRET), 4, "refuses user name or password"),
+    ] {
+        let master = secured();
+        let mut command = migrate_command(master.port(), server.port(), &[]);
+        source.map(|secret| command.env("DF2REDIS_SOURCE_PASSWORD", secret));
+        target.map(|secret| command.env("DF2REDIS_TARGET_PASSWORD", secret));
+        let run = start(command).wait();
+        run.expect_code(code).expect_text(text);
+        for secret in [source, target].into_iter().flatten() {
+            assert!(!run.stderr.contains(secret) && !run.stdout.contains(secret));
+        }
+    }
+}
+
+/// A user of the target without a right that is needed: named, before or at the first use.
+#[test]
+fn a_missing_permission_is_named() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut admin = server.client().unwrap();
+    for (rights, text) in [
+        (&["+@all", "-set"][..], r"\'set\'"),
+        (&["+@all", "-info"], r"\'info\'"),
+        (&["+@all", "-multi"], r"\'multi\'"),
+        (&["+@all", "-flushall"], r"\'flushall\'"),
+    ] {
+        admin.run("FLUSHALL").unwrap();
+        admin.run("SET foreign 1").unwrap();
+        let mut rule = vec!["ACL", "SETUSER", "loader", "reset", "on", ">pw-of-loader", "~*", "&*"];
+        rule.extend_from_slice(rights);
+        assert_eq!(admin.ask(&rule).unwrap().text().unwrap(), "OK");
+        let master = Hand::new(some_keys()).start();
+        let mut command = migrate_command(master.port(), server.port(), &["--on-existing", "flush"]);
+        command.env("DF2REDIS_TARGET_USER", "loader").env("DF2REDIS_TARGET_PASSWORD", "pw-of-loader");
+        start(command).wait().expect_code(5).expect_text("NOPERM").expect_text(text);
+    }
+}
+
+#[test]
+fn json_scripts_and_indexes() {
+    let mut flow = FlowBytes::new();
+    enc::aux(&mut flow.snapshot, "lua", b"return 1");
+    enc::aux(&mut flow.snapshot, "search-index", b"idx:shop ON HASH PREFIX 1 p: SCHEMA t TEXT");
+    flow.object(types::JSON, b"doc", |out| enc::string(out, br#"{"a":[1,2,{"b":"c"}]}"#, false));
+    // A document that is a number arrives in the integer form.
+    flow.object(types::JSON, b"number", |out| enc::string(out, b"123", false));
+    let flows = vec![flow];
+
+    let Some(plain) = server(ServerKind::Redis7) else { return };
+    let master = Hand::new(flows.clone()).start();
+    let run = migrate(master.port(), plain.port(), &["--on-unsupported", "json=string"]);
+    run.expect_code(0);
+    let mut client = plain.client().unwrap();
+    assert_eq!(client.run("GET doc").unwrap().text().unwrap(), r#"{"a":[1,2,{"b":"c"}]}"#);
+    assert_eq!(client.run("GET number").unwrap().text().unwrap(), "123");
+    let exists = client.run("SCRIPT EXISTS e0e1f9fabfc9d4800c877a703b823ac0578ff8db").unwrap();
+    assert_eq!(exists.array().unwrap()[0].int(), Some(1));
+    assert_eq!(run.report["search_indexes_not_carried"][0], "idx:shop", "{}", run.stdout);
+
+    let Ok(module) = find_module("rejson.so") else { return };
+    let Some(server) = server_with(ServerKind::Redis7, ServerOptions::default().module(module)) else { return };
+    let master = Hand::new(flows).start();
+    migrate(master.port(), server.port(), &[]).expect_code(0);
+    let mut client = server.client().unwrap();
+    assert_eq!(client.run("JSON.GET doc").unwrap().text().unwrap(), r#"{"a":[1,2,{"b":"c"}]}"#);
+    assert_eq!(client.run("JSON.GET number").unwrap().text().unwrap(), "123");
+}
