@@ -59,6 +59,18 @@ pub fn marker(lsn: u64) -> Vec<u8> {
     bytes
 }
 
+/// A COMMAND entry of database 0.
+pub fn command(args: &[&str]) -> Vec<u8> {
+    let mut bytes = vec![6, 0, 10, 0, 1];
+    bytes.extend_from_slice(&marker(args.len() as u64)[1..]);
+    bytes.extend_from_slice(&marker(args.iter().map(|arg| arg.len() as u64).sum())[1..]);
+    for arg in args {
+        bytes.extend_from_slice(&marker(arg.len() as u64)[1..]);
+        bytes.extend_from_slice(arg.as_bytes());
+    }
+    bytes
+}
+
 /// A packed number (wire 0.1).
 fn packed(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let first = *bytes.get(*at)?;
@@ -81,6 +93,7 @@ mod tests {
     fn entries_of_the_specification() {
         let mut journal = b"\x06\x00\x0a\x00\x01\x03\x05\x03SET\x01k\x01v".to_vec();
         journal.extend_from_slice(&marker(41));
+        assert!(journal.starts_with(&command(&["SET", "k", "v"])));
         let second = journal.len();
         journal.extend_from_slice(b"\x06\x03\x0a\x80\x00\x01\x11\x70\x01\x05\x07\x04MSET\x01a\x011\x01b\x00");
         let third = journal.len();

@@ -5,11 +5,11 @@
 //! if every record had been produced and only their sending took time. Pieces and faults are
 //! the master's ([`super::flow::Faults`]).
 
-use super::{LabError, journal};
 use super::flow::FlowWriter;
 use super::master::{Feed, FlowFeed, Held, Identity, Master, MasterOptions};
 use super::recordings::Recording;
 use super::truth::TruthMap;
+use super::{LabError, journal};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
