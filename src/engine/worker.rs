@@ -60,6 +60,8 @@ pub struct LaneStart {
     pub checkpoint: String,
     /// `CLIENT ID` of the connection at the target (0: unknown).
     pub client_id: i64,
+    /// Its flows go on from a checkpoint.
+    pub resumes: bool,
 }
 
 pub struct WorkerStart {
@@ -510,7 +512,7 @@ impl Worker {
         let view = self.ring.slab().view(chunk);
         let slab = self.ring.slab();
         let node = lane.node;
-        let resent = lane.reconnects > 0;
+        let resent = lane.sends_again;
         let outcome = lane.replies(
             &view,
             |batch| acked.push(batch),
