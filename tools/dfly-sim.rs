@@ -17,6 +17,7 @@ use df2redis::lab::master::{Master, MasterOptions};
 use df2redis::lab::recordings::{Recording, recording};
 use df2redis::lab::replay::Replay;
 use df2redis::lab::sink::{Sink, SinkOptions};
+use df2redis::lab::torture;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ enum Command {
     Generate(Box<GenerateArgs>),
     /// Answer RESP commands at full speed and keep nothing
     Sink(SinkArgs),
+    /// Kill df2redis replicate at random moments, start it again, compare with the truth
+    Torture(TortureArgs),
     /// List the recordings at hand
     Recordings,
     /// Measure df2redis beside others, in turns
@@ -146,6 +149,20 @@ struct MasterArgs {
 }
 
 #[derive(Args)]
+struct TortureArgs {
+    #[arg(long, default_value_t = 200)]
+    kills: u64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only these recordings
+    #[arg(long, value_delimiter = ',')]
+    recordings: Vec<String>,
+    /// The binary under test; else the one beside this program
+    #[arg(long)]
+    tool: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct SinkArgs {
     #[arg(long, default_value = "127.0.0.1:6379")]
     listen: String,
@@ -177,6 +194,23 @@ fn main() -> anyhow::Result<()> {
                 }
                 last = now;
             }
+        }
+        Command::Torture(args) => {
+            let tool = match args.tool {
+                Some(tool) => tool,
+                None => std::env::current_exe()?.with_file_name("df2redis"),
+            };
+            let mut options = torture::Options { kills: args.kills, seed: args.seed, ..torture::Options::new(&tool) };
+            if !args.recordings.is_empty() {
+                options.recordings = args.recordings;
+            }
+            let summary = torture::run(&options, |line| println!("{line}"))?;
+            println!(
+                "{} in the full sync, {} in stable sync, {} partial syncs, {} runs",
+                summary.kills_full_sync, summary.kills_stable, summary.partial_syncs, summary.runs
+            );
+            println!("{} kills, 0 differences", summary.kills);
+            Ok(())
         }
         Command::Bench { what: BenchCommand::Load(args) } => {
             anyhow::ensure!(bench::run(&args)?, "a figure was not reached");
@@ -271,6 +305,7 @@ impl MasterArgs {
             password,
             faults,
             scripted: Vec::new(),
+            ..MasterOptions::default()
         })
     }
 }

@@ -131,6 +131,7 @@ impl Crew {
                     socket: link.hand_over()?,
                     marker,
                     checkpoint: CHECKPOINT_KEY.to_string(),
+                    resumes: share.iter().any(|flow| flow.resume_at.is_some()),
                 });
             }
             let (commands, receiver) = mpsc::channel();

@@ -126,6 +126,11 @@ impl Flow {
         heap: &HeapBudget,
     ) -> Result<Self, EngineError> {
         let FlowStart { id, socket, eof_token, early, resume_at } = start;
+        let mut handler = handler;
+        if resume_at.is_some() {
+            // There is no end of a full sync at which held expiries would be given back.
+            handler.begin_release(None, 0);
+        }
         let mut input = Cursor::default();
         if input.make_room(slab, heap, 1, sizes.layout.rx_chunk_bytes) == Room::Wait {
             return Err(EngineError::Internal("the slab has no chunk for a new flow".into()));
@@ -189,6 +194,9 @@ impl Flow {
                 self.closed = true;
                 Ok(0)
             }
+            Ok(0) if self.stable.is_some() => {
+                Err(EngineError::Source(format!("the source closed the connection of flow {} in stable sync", self.id)))
+            }
             Ok(0) => Err(EngineError::Source(format!(
                 "the source closed the connection of flow {} in the middle of the full sync ({}). Its log says why \
                  (replication_timeout, shutdown, memory); the target holds a part of the data",
@@ -236,6 +244,10 @@ impl Flow {
                 }
             }
             match self.state {
+                FlowState::Complete if self.follow => {
+                    self.begin_stable(slab, lane, settings, sizes.limits.atom_bytes_max)?;
+                    continue;
+                }
                 FlowState::Complete => return Ok(self.drop_stable(slab, &heap.outer, chunk_bytes)),
                 FlowState::AtBarrier => return Ok(Pumped::Waiting),
                 FlowState::Snapshot | FlowState::SnapshotEnded | FlowState::Stable => {}
@@ -252,8 +264,8 @@ impl Flow {
                 Stop::Full => return Ok(Pumped::Waiting),
                 Stop::Budget => return Ok(Pumped::Budget),
                 Stop::Complete => {
+                    // The position comes behind what is given back: a restart from it must not miss an expiry.
                     self.handler.begin_release(self.follow.then_some(now_ms), now_ms);
-                    self.begin_stable(slab, lane, settings, sizes.limits.atom_bytes_max)?;
                 }
                 Stop::Blob(codec, frame) => {
                     self.decoder.enter_blob()?;
@@ -467,9 +479,6 @@ impl Flow {
         settings: &MigrateSettings,
         atom_bytes_max: usize,
     ) -> Result<(), EngineError> {
-        if !self.follow {
-            return Ok(());
-        }
         let next_lsn =
             self.next_lsn.ok_or_else(|| EngineError::Internal("a flow is complete without its LSN".into()))?;
         let decoder = JournalDecoder::new(self.id, atom_bytes_max).starting_at(self.decoder.offset_bytes());

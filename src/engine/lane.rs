@@ -53,6 +53,9 @@ pub struct Lane {
     pub reply_chunk: Option<ChunkId>,
     pub reading: bool,
     pub reconnects: u64,
+    /// What this lane sends may have been applied before: by an earlier process, behind its last position, or on an earlier
+    /// connection.
+    pub sends_again: bool,
     /// Connections lost since the last batch was acknowledged.
     losses_in_a_row: u32,
 }
@@ -65,7 +68,7 @@ const SPARE_SEGMENTS_MAX: usize = 64;
 
 impl Lane {
     pub fn new(index: usize, start: LaneStart) -> Self {
-        let LaneStart { node, socket, marker, client_id, checkpoint } = start;
+        let LaneStart { node, socket, marker, client_id, checkpoint, resumes } = start;
         Self {
             index,
             node,
@@ -87,6 +90,7 @@ impl Lane {
             reply_chunk: None,
             reading: false,
             reconnects: 0,
+            sends_again: resumes,
             losses_in_a_row: 0,
         }
     }
@@ -338,6 +342,7 @@ impl Lane {
     ) -> Result<(), EngineError> {
         self.link = Link::Up(Rc::new(socket));
         self.reconnects += 1;
+        self.sends_again = true;
         // The preamble of a connection that was lost before it was answered: this one gets its own.
         while self.ready.front().is_some_and(|batch| batch.preamble) {
             if let Some(batch) = self.ready.pop_front() {

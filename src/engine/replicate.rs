@@ -23,6 +23,8 @@ use crate::ids::{DbIndex, FlowId, Lsn};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often is looked whether every snapshot is confirmed: until then a restart begins anew.
+const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 /// How often the source is asked for its positions.
 const OFFSETS_EVERY: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -45,7 +47,7 @@ impl Job<'_> {
             ));
         }
         let mut signals = Signals::new()?;
-        let mut target = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+        let mut target = target::connect_control(&settings).await?;
         let probed = self.probe_target(&mut target).await?;
         target::end_lanes(&mut target).await?;
         let mut begin = self.first_begin(&mut target, &probed).await?;
@@ -54,6 +56,21 @@ impl Job<'_> {
             let error = match self.session(&mut target, &probed, begin, &mut signals).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
+            };
+            // The source went away while the tool was stopping: what is confirmed is in the checkpoint.
+            let error = match error {
+                EngineError::Source(_) if self.phase == Phase::Stopping => EngineError::Interrupted,
+                error => error,
+            };
+            if matches!(error, EngineError::Interrupted) {
+                return Err(error);
+            }
+            // A fresh connection: the target may have closed one that was idle, and the cause of the end is worth more than
+            // what is heard of a target that is gone.
+            target = match self.control_again(&probed).await {
+                Ok(target) => target,
+                Err(_) if matches!(error, EngineError::Target(_)) => return Err(error),
+                Err(gone) => return Err(gone),
             };
             target::end_lanes(&mut target).await?;
             let checkpoint = checkpoint::read(&mut target).await?;
@@ -93,6 +110,15 @@ impl Job<'_> {
                 self.enter(Phase::Connect);
             }
         }
+    }
+
+    /// A fresh control connection to the same server process.
+    async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
+        let mut link = target::connect_control(&self.settings).await?;
+        if target::run_id(&mut link).await? == probed.run_id {
+            return Ok(link);
+        }
+        Err(EngineError::Target(target::RESTARTED.into()))
     }
 
     /// What the target's checkpoint, or the lack of one, means for the first session.
@@ -154,7 +180,7 @@ impl Job<'_> {
             }
             Begin::Resume(checkpoint) => (self.open_partial(&mut source, &checkpoint, plan).await?, checkpoint),
         };
-        let result = self.follow(&mut source, &mut session, &mut crew, target, &mut checkpoint, signals).await;
+        let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
         let (summaries, ended) = crew.stop().await;
         for summary in summaries {
             self.add_summary(summary);
@@ -223,7 +249,7 @@ impl Job<'_> {
         source: &mut Source,
         session: &mut Session,
         crew: &mut Crew,
-        target: &mut TargetLink,
+        probed: &Target,
         checkpoint: &mut Checkpoint,
         signals: &mut Signals,
     ) -> Result<(), EngineError> {
@@ -231,7 +257,10 @@ impl Job<'_> {
             self.full_sync(source, session, crew, signals, &mut 0).await?;
         } else {
             let answer = source.start_partial()?;
-            let (link, reply) = answer.await?;
+            let (link, reply) = tokio::select! {
+                answer = answer => answer?,
+                () = signals.next() => return Err(EngineError::Interrupted),
+            };
             source.answered(link);
             if reply != Reply::Simple(b"OK".to_vec()) {
                 return Err(EngineError::Source(format!("the source answered DFLY STARTSTABLE with {reply:?}")));
@@ -241,6 +270,7 @@ impl Job<'_> {
         let mut watch = Watch::default();
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         let mut offsets = tokio::time::interval(OFFSETS_EVERY);
+        let mut confirmations = tokio::time::interval(CONFIRMED_EVERY);
         loop {
             tokio::select! {
                 event = crew.event() => match event? {
@@ -249,8 +279,15 @@ impl Job<'_> {
                     event => self.watch(event),
                 },
                 _ = ticks.tick() => self.progress(),
+                _ = confirmations.tick(), if !checkpoint.stable => {
+                    if crew.confirmed().iter().all(|lsn| *lsn > 0) {
+                        checkpoint::mark_stable(&mut self.control_again(probed).await?).await?;
+                        checkpoint.stable = true;
+                        self.resumable = true;
+                    }
+                }
                 _ = offsets.tick(), if self.phase != Phase::Stopping => {
-                    self.compare_offsets(source, crew, target, checkpoint, &mut watch).await?;
+                    self.compare_offsets(source, crew, checkpoint, &mut watch).await?;
                 }
                 () = signals.next() => {
                     if self.phase == Phase::Stopping {
@@ -264,7 +301,9 @@ impl Job<'_> {
             if checkpoint.stable
                 && let Some(barriers) = crew.take_barriers()
             {
-                self.pass_barrier(crew, target, checkpoint, &barriers).await?;
+                // The first connection was idle for long: the target (`timeout`) may have closed it.
+                let mut target = self.control_again(probed).await?;
+                self.pass_barrier(crew, &mut target, checkpoint, &barriers).await?;
             }
             if self.phase == Phase::Stopping && watch.drained == crew.workers() {
                 return Err(EngineError::Interrupted);
@@ -272,22 +311,14 @@ impl Job<'_> {
         }
     }
 
-    /// Asks the source for its positions and compares: the first time every snapshot is confirmed the checkpoint becomes
-    /// good; whenever every flow has applied what the source had, the target is in step.
+    /// Asks the source for its positions and compares: whenever every flow has applied what the source had, the target is in step.
     async fn compare_offsets(
         &mut self,
         source: &mut Source,
         crew: &Crew,
-        target: &mut TargetLink,
-        checkpoint: &mut Checkpoint,
+        checkpoint: &Checkpoint,
         watch: &mut Watch,
     ) -> Result<(), EngineError> {
-        let confirmed = crew.confirmed();
-        if !checkpoint.stable && confirmed.iter().all(|lsn| *lsn > 0) {
-            checkpoint::mark_stable(target).await?;
-            checkpoint.stable = true;
-            self.resumable = true;
-        }
         if !source.is_free() || !checkpoint.stable {
             return Ok(());
         }

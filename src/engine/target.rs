@@ -300,6 +300,16 @@ pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), Eng
 /// Name of the connections that carry data, so that those of a dead process can be found and ended.
 const LANE_NAME: &str = "df2redis-lane";
 
+/// Name of the connection that executes global commands and keeps the checkpoint.
+const CONTROL_NAME: &str = "df2redis-control";
+
+/// A connection for the control plane of `replicate`: named, so that one of a dead process can be found and ended.
+pub async fn connect_control(settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
+    let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", CONTROL_NAME.as_bytes()]).await?;
+    Ok(link)
+}
+
 /// A connection for data.
 pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
     let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
@@ -308,17 +318,19 @@ pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, Engi
     Ok(link)
 }
 
-/// Ends the data connections that a dead process of this job may have left: what they still hold must not be executed
-/// after the checkpoint has been read.
+/// Ends the connections that a dead process of this job may have left, those for data and that for global commands: what
+/// they still hold must not be executed after the checkpoint has been read.
 pub async fn end_lanes(link: &mut TargetLink) -> Result<u64, EngineError> {
     let Value::Bulk(list) = link.call(&[b"CLIENT", b"LIST"]).await? else {
         return Err(EngineError::Target("the target answered CLIENT LIST with no text".into()));
     };
+    let own = client_id(link).await?;
     let mut ended = 0;
     for line in String::from_utf8_lossy(&list).lines() {
         let field = |name: &str| line.split(' ').find_map(|part| part.strip_prefix(name));
-        if field("name=") == Some(LANE_NAME)
-            && let Some(id) = field("id=").and_then(|id| id.parse().ok())
+        if matches!(field("name="), Some(LANE_NAME | CONTROL_NAME))
+            && let Some(id) = field("id=").and_then(|id| id.parse::<i64>().ok())
+            && id != own
         {
             end_client(link, id).await?;
             ended += 1;

@@ -368,7 +368,7 @@ impl Worker {
         let view = self.ring.slab().view(chunk);
         let slab = self.ring.slab();
         let node = lane.node;
-        let resent = lane.reconnects > 0;
+        let resent = lane.sends_again;
         let outcome = lane.replies(
             &view,
             |batch| acked.push(batch),

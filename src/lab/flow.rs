@@ -88,6 +88,8 @@ pub struct FlowWriter {
     plain: bool,
     rng: Rng,
     started: Instant,
+    /// Where `started` was.
+    started_at: u64,
     shared: Arc<FlowShared>,
 }
 
@@ -130,6 +132,7 @@ impl FlowWriter {
             faults: faults.clone(),
             rng: Rng::new(seed ^ u64::from(flow)),
             started: Instant::now(),
+            started_at: 0,
             shared,
         })
     }
@@ -137,6 +140,14 @@ impl FlowWriter {
     /// Offset of the next byte.
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// From here on so many bytes a second.
+    pub fn pace(&mut self, bytes_per_s: u64) {
+        self.faults.slow = Some(bytes_per_s.max(1));
+        self.plain = false;
+        self.started = Instant::now();
+        self.started_at = self.position;
     }
 
     /// To be called right before the bytes of FULLSYNC_END are written.
@@ -178,7 +189,7 @@ impl FlowWriter {
             self.send(piece)?;
             rest = after;
             if let Some(rate) = self.faults.slow {
-                let due = Duration::from_secs_f64(self.position as f64 / rate as f64);
+                let due = Duration::from_secs_f64((self.position - self.started_at) as f64 / rate as f64);
                 self.pause(due.saturating_sub(self.started.elapsed()));
             }
         }

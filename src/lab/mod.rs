@@ -9,6 +9,7 @@
 //! - [`bench`]: measurements of the tool beside the relay and beside real loaders (`tools/bench load`).
 //! - [`sink`]: a RESP server that answers at full speed; [`script`]: one that misbehaves by script.
 //! - [`proxy`]: bytes through to a real server, cut, slowed, paused or split on the way.
+//! - [`journal`]: where each LSN begins in a recorded journal; [`torture`]: kills `replicate` again and again.
 //! - [`servers`]: real servers as children; [`client`]: a small blocking client to ask them.
 //!
 //! Everything here runs on plain blocking threads, so that nothing of the tool's own engine is under the tests' feet.
@@ -22,6 +23,7 @@ pub mod encode;
 pub mod error;
 pub mod flow;
 pub mod generate;
+pub mod journal;
 pub mod master;
 pub mod proxy;
 pub mod recordings;
@@ -32,6 +34,7 @@ pub mod rng;
 pub mod script;
 pub mod servers;
 pub mod sink;
+pub mod torture;
 pub mod truth;
 pub mod walk;
 

@@ -1,16 +1,18 @@
 //! A feed that serves a recording: exactly the bytes that a real Dragonfly sent, at the phases where it sent them.
 //!
 //! Bytes up to `bytes_before_startstable` follow DFLY SYNC, the rest of the snapshot and the journal STARTSTABLE. Plain
-//! commands are answered from `truth.jsonl`, that is, from the state at the end of the recording. Pieces and faults are
+//! commands are answered from `truth.jsonl`, that is, from the state at the end of the recording; so is REPLICAOFFSET, as
+//! if every record had been produced and only their sending took time. Pieces and faults are
 //! the master's ([`super::flow::Faults`]).
 
-use super::LabError;
 use super::flow::FlowWriter;
 use super::master::{Feed, FlowFeed, Held, Identity, Master, MasterOptions};
 use super::recordings::Recording;
 use super::truth::TruthMap;
+use super::{LabError, journal};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Serves one recording.
 pub struct Replay {
@@ -18,12 +20,24 @@ pub struct Replay {
     truth: TruthMap,
     /// Leave out the journal after the token, as if no write had followed.
     pub snapshot_only: bool,
+    /// How long each flow takes to send its snapshot, and its journal; `None`: as fast as it is read.
+    pub snapshot_time: Option<Duration>,
+    pub stable_time: Option<Duration>,
+    /// By flow: where each record of the stable journal begins; empty where the journal cannot be walked.
+    starts: Vec<Arc<Vec<usize>>>,
 }
 
 impl Replay {
     pub fn new(recording: Recording) -> Result<Self, LabError> {
         let truth = recording.truth_map()?;
-        Ok(Self { recording: Arc::new(recording), truth, snapshot_only: false })
+        let starts = (0..recording.flows.len())
+            .map(|flow| {
+                let journal = recording.flows[flow].get(recording.snapshot_bytes(flow)..).unwrap_or_default();
+                Arc::new(journal::entry_starts(journal).unwrap_or_default())
+            })
+            .collect();
+        let recording = Arc::new(recording);
+        Ok(Self { recording, truth, snapshot_only: false, snapshot_time: None, stable_time: None, starts })
     }
 
     /// Starts a master that serves `recording` on a free port of 127.0.0.1.
@@ -48,7 +62,19 @@ impl Feed for Replay {
     fn open(&self, flow: usize) -> Box<dyn FlowFeed> {
         let end =
             if self.snapshot_only { self.recording.snapshot_bytes(flow) } else { self.recording.flows[flow].len() };
-        Box::new(ReplayFlow { recording: self.recording.clone(), flow, end })
+        Box::new(self.flow(flow, end))
+    }
+
+    fn open_partial(&self, flow: usize, lsn: u64) -> Option<Box<dyn FlowFeed>> {
+        let next = *self.recording.meta.replica_offset_at_end.get(flow)?;
+        let starts = &self.starts[flow];
+        let first = next.checked_sub(starts.len() as u64)?;
+        let index = usize::try_from(lsn.checked_sub(first)?).ok()?;
+        if self.snapshot_only || index > starts.len() {
+            return None;
+        }
+        let end = self.recording.flows[flow].len();
+        Some(Box::new(ReplayFlow { resume: Some((index, lsn)), ..self.flow(flow, end) }))
     }
 
     fn held(&self, db: u32, key: &[u8]) -> Option<Held> {
@@ -69,10 +95,29 @@ impl Feed for Replay {
     }
 }
 
+impl Replay {
+    fn flow(&self, flow: usize, end: usize) -> ReplayFlow {
+        ReplayFlow {
+            recording: self.recording.clone(),
+            flow,
+            end,
+            snapshot_time: self.snapshot_time,
+            stable_time: self.stable_time,
+            starts: self.starts[flow].clone(),
+            resume: None,
+        }
+    }
+}
+
 struct ReplayFlow {
     recording: Arc<Recording>,
     flow: usize,
     end: usize,
+    snapshot_time: Option<Duration>,
+    stable_time: Option<Duration>,
+    starts: Arc<Vec<usize>>,
+    /// A partial sync: index of the first record in `starts`, and its LSN.
+    resume: Option<(usize, u64)>,
 }
 
 impl ReplayFlow {
@@ -88,6 +133,9 @@ impl FlowFeed for ReplayFlow {
 
     fn snapshot(&mut self, out: &mut FlowWriter) -> io::Result<()> {
         let end_at = self.recording.full_sync_end_at(self.flow);
+        if let Some(time) = self.snapshot_time {
+            out.pace((end_at as f64 / time.as_secs_f64()) as u64);
+        }
         self.send(out, 0, end_at)?;
         out.announce_full_sync_end();
         self.send(out, end_at, self.recording.meta.bytes_before_startstable[self.flow] as usize)
@@ -99,6 +147,17 @@ impl FlowFeed for ReplayFlow {
     }
 
     fn stable(&mut self, out: &mut FlowWriter) -> io::Result<()> {
-        self.send(out, self.recording.snapshot_bytes(self.flow), self.end)
+        let begin = self.recording.snapshot_bytes(self.flow);
+        if let Some(time) = self.stable_time {
+            out.pace(((self.end - begin) as f64 / time.as_secs_f64()) as u64);
+        }
+        let Some((index, lsn)) = self.resume else { return self.send(out, begin, self.end) };
+        let start_of = |index: usize| self.starts.get(index).map_or(self.end, |start| begin + start);
+        if index < self.starts.len() {
+            // A master's first record in stable sync is always followed by a marker.
+            self.send(out, start_of(index), start_of(index + 1))?;
+            out.write(&journal::marker(lsn))?;
+        }
+        self.send(out, start_of(index + 1), self.end)
     }
 }

@@ -17,8 +17,14 @@ impl World {
     fn new() -> Self {
         let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 64 };
         let (ours, theirs) = tcp_pair().unwrap();
-        let start =
-            LaneStart { node: 0, socket: ours.into(), marker: b"m".to_vec(), checkpoint: "c".into(), client_id: 1 };
+        let start = LaneStart {
+            node: 0,
+            socket: ours.into(),
+            marker: b"m".to_vec(),
+            checkpoint: "c".into(),
+            client_id: 1,
+            resumes: false,
+        };
         Self { lane: Lane::new(0, start), slab: Slab::unregistered(layout).unwrap(), _peers: vec![theirs] }
     }
 

@@ -3,7 +3,7 @@
 //! In: a [`Feed`] that knows the data; connections of a replica. Out: replies on the main connection, the feed's bytes
 //! on the flows. It is strict: what would crash, freeze or confuse a real master is kept as a [`Violation`], which tests
 //! assert to be none. Any of a registration's N+1 connections closing cancels it and shuts its flow sockets.
-//! Partial sync is never granted: every flow answers FULL.
+//! A partial sync is granted, as from 1.35 on, where the feed still has the journal from the LSN asked for.
 
 mod registration;
 mod session;
@@ -48,6 +48,10 @@ pub trait Feed: Send + Sync + 'static {
     fn identity(&self) -> Identity;
     /// A fresh stream of one flow, for one registration.
     fn open(&self, flow: usize) -> Box<dyn FlowFeed>;
+    /// A stream of the flow's journal from `lsn` on (raw entries, only `stable` is called), where the feed can give it.
+    fn open_partial(&self, _flow: usize, _lsn: u64) -> Option<Box<dyn FlowFeed>> {
+        None
+    }
     /// What the key holds at the end.
     fn held(&self, db: u32, key: &[u8]) -> Option<Held>;
     /// For DBSIZE and INFO.
@@ -80,6 +84,12 @@ pub struct MasterOptions {
     pub faults: Faults,
     /// Answers given in place of the right ones.
     pub scripted: Vec<Scripted>,
+    /// Records of each flow, counted back from its end, from which a partial sync may begin; `None`: all.
+    pub backlog_records: Option<u64>,
+    /// Flows that answer FULL to every LSN, so that the answers are mixed.
+    pub never_partial: Vec<usize>,
+    /// Registrations after this many find another process (another master id), as after a restart.
+    pub new_id_after: Option<u64>,
 }
 
 impl Default for MasterOptions {
@@ -90,6 +100,9 @@ impl Default for MasterOptions {
             password: None,
             faults: Faults::default(),
             scripted: Vec::new(),
+            backlog_records: None,
+            never_partial: Vec::new(),
+            new_id_after: None,
         }
     }
 }
@@ -115,6 +128,8 @@ pub enum Violation {
     SyncTwice,
     #[error("DFLY STARTSTABLE before DFLY SYNC")]
     StableBeforeSync,
+    #[error("DFLY SYNC although flow {flow} answered PARTIAL (wire 1.7: refused from 1.40 on)")]
+    SyncAfterPartial { flow: usize },
     #[error("DFLY STARTSTABLE before flow {flow} sent FULLSYNC_END (wire 1.6: holds the whole master)")]
     StableBeforeFullSyncEnd { flow: usize },
     #[error("{request:?} on flow {flow}, where only REPLCONF ACK n is allowed (wire 1.9)")]
@@ -145,6 +160,7 @@ impl Master {
             stopping: AtomicBool::new(false),
             connections_count: AtomicU64::new(0),
             finished_count: AtomicU64::new(0),
+            partial_count: AtomicU64::new(0),
         });
         let accepted = shared.clone();
         let accepting = Some(std::thread::spawn(move || accept(&listener, &accepted)));
@@ -177,6 +193,16 @@ impl Master {
     /// Registrations whose flows were all sent up to their tokens.
     pub fn finished_count(&self) -> u64 {
         self.shared.finished_count.load(Ordering::Acquire)
+    }
+
+    /// Registrations that went on by a partial sync.
+    pub fn partial_count(&self) -> u64 {
+        self.shared.partial_count.load(Ordering::Acquire)
+    }
+
+    /// Closes every connection, as a network does; new ones are accepted.
+    pub fn cut_all(&self) {
+        self.shared.close_all();
     }
 
     /// Requests of main and plain connections so far, words joined by blanks; the first 10,000.
@@ -233,6 +259,7 @@ struct Shared {
     stopping: AtomicBool,
     connections_count: AtomicU64,
     finished_count: AtomicU64,
+    partial_count: AtomicU64,
 }
 
 #[derive(Default)]
@@ -257,6 +284,24 @@ impl Shared {
 
     fn violation(&self, violation: Violation) {
         self.state().violations.push(violation);
+    }
+
+    /// Who the registration finds.
+    fn master_id(&self, sync_id: u64) -> String {
+        let id = &self.identity.master_id;
+        match self.options.new_id_after {
+            Some(count) if sync_id > count => id.chars().rev().collect(),
+            _ => id.clone(),
+        }
+    }
+
+    /// A stream from `lsn` on, where a partial sync is to be granted.
+    fn partial(&self, flow: usize, sync_id: u64, master_id: &[u8], lsn: u64) -> Option<Box<dyn FlowFeed>> {
+        let end = self.feed.replica_offsets().get(flow).copied()?;
+        let first = self.options.backlog_records.map_or(0, |count| end.saturating_sub(count));
+        let held = lsn >= first && lsn <= end && !self.options.never_partial.contains(&flow);
+        let same = self.master_id(sync_id).as_bytes() == master_id && self.identity.master_id.as_bytes() == master_id;
+        if held && same { self.feed.open_partial(flow, lsn) } else { None }
     }
 
     /// A new registration.

@@ -2,7 +2,7 @@
 //!
 //! Invariants: phases only go forward (preparation, full sync, stable); a cancelled registration writes nothing more.
 
-use super::{Shared, Violation};
+use super::{FlowFeed, Shared, Violation};
 use crate::lab::flow::{FlowShared, FlowWriter};
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -28,6 +28,8 @@ struct State {
     phase: Phase,
     cancelled: bool,
     streams: Vec<Option<TcpStream>>,
+    /// Flows that answered PARTIAL: what they will be sent.
+    partial: Vec<Option<Box<dyn FlowFeed>>>,
     /// The token was written.
     finished: Vec<bool>,
     acks: Vec<Option<u64>>,
@@ -42,6 +44,7 @@ impl Registration {
                 phase: Phase::Preparation,
                 cancelled: false,
                 streams: (0..flows_count).map(|_| None).collect(),
+                partial: (0..flows_count).map(|_| None).collect(),
                 finished: vec![false; flows_count],
                 acks: vec![None; flows_count],
             }),
@@ -51,13 +54,20 @@ impl Registration {
 
     /// A flow's connection arrived: writes `reply` and counts it as open, in one step, because SYNC may follow as soon
     /// as the client has the reply. False: wrong phase, the flow is open already, or the connection is gone.
-    pub fn open_flow(&self, flow: usize, mut stream: TcpStream, reply: &[u8]) -> bool {
+    pub fn open_flow(
+        &self,
+        flow: usize,
+        mut stream: TcpStream,
+        reply: &[u8],
+        partial: Option<Box<dyn FlowFeed>>,
+    ) -> bool {
         let mut state = self.state();
         if state.cancelled || state.phase != Phase::Preparation || state.streams[flow].is_some() {
             return false;
         }
         let sent = stream.write_all(reply).is_ok();
         state.streams[flow] = sent.then_some(stream);
+        state.partial[flow] = partial;
         sent
     }
 
@@ -75,6 +85,9 @@ impl Registration {
             if open < self.flows.len() {
                 return Err(Some(Violation::SyncBeforeFlows { open, flows_count: self.flows.len() }));
             }
+            if let Some(flow) = state.partial.iter().position(Option::is_some) {
+                return Err(Some(Violation::SyncAfterPartial { flow }));
+            }
             state.phase = Phase::FullSync;
             state.streams.iter().flatten().filter_map(|s| s.try_clone().ok()).collect()
         };
@@ -87,8 +100,12 @@ impl Registration {
 
     /// DFLY STARTSTABLE: releases the writers and waits until every flow's token is written. `Ok(false)`: cancelled
     /// meanwhile. Coming too early is noted, and does what it does at a real master: it waits.
-    pub fn start_stable(&self, shared: &Shared) -> Result<bool, Option<Violation>> {
+    pub fn start_stable(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<bool, Option<Violation>> {
         let mut state = self.state();
+        if state.phase == Phase::Preparation && !state.cancelled && state.partial.iter().all(Option::is_some) {
+            self.start_partial(shared, &mut state);
+            return Ok(true);
+        }
         if state.phase == Phase::Preparation && !state.cancelled {
             return Err(Some(Violation::StableBeforeSync));
         }
@@ -108,6 +125,25 @@ impl Registration {
             shared.finished_count.fetch_add(1, Ordering::AcqRel);
         }
         Ok(!state.cancelled)
+    }
+
+    /// All flows answered PARTIAL: their journals follow at once.
+    fn start_partial(self: &Arc<Self>, shared: &Arc<Shared>, state: &mut State) {
+        state.phase = Phase::Stable;
+        shared.partial_count.fetch_add(1, Ordering::AcqRel);
+        for flow in 0..self.flows.len() {
+            let stream = state.streams[flow].as_ref().and_then(|stream| stream.try_clone().ok());
+            let (Some(mut feed), Some(stream)) = (state.partial[flow].take(), stream) else { continue };
+            let (registration, shared) = (self.clone(), shared.clone());
+            std::thread::spawn(move || {
+                let (faults, sent) = (&shared.options.faults, registration.flows[flow].clone());
+                let written = FlowWriter::new(stream, flow as u32, registration.sync_id, None, faults, sent)
+                    .and_then(|mut out| feed.stable(&mut out));
+                if written.is_err() {
+                    shared.cancel(&registration);
+                }
+            });
+        }
     }
 
     pub fn ack(&self, flow: usize, lsn: u64) {

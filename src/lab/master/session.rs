@@ -203,8 +203,9 @@ impl Session<'_> {
 
     fn capa(&self, sync_id: u64) -> Answer {
         let identity = &self.shared.identity;
+        let master_id = self.shared.master_id(sync_id);
         let mut elements =
-            vec![format!("+{}", identity.master_id), format!("+SYNC{sync_id}"), format!(":{}", identity.flows_count)];
+            vec![format!("+{master_id}"), format!("+SYNC{sync_id}"), format!(":{}", identity.flows_count)];
         elements.extend(identity.version.map(|version| format!(":{version}")));
         elements.extend(identity.lineage_id.as_ref().map(|id| format!("+{id}")));
         format!("*{}\r\n{}\r\n", elements.len(), elements.join("\r\n")).into()
@@ -213,15 +214,22 @@ impl Session<'_> {
     fn dfly(&mut self, rest: &[&str], request: &Request) -> Answer {
         match rest {
             ["FLOW", _, sync_id, flow] | ["FLOW", _, sync_id, flow, _] | ["FLOW", _, sync_id, flow, _, _] => {
-                if request[2] != self.shared.identity.master_id.as_bytes() {
-                    return "-ERR bad master id\r\n".into();
-                }
                 let registration = match self.find(sync_id) {
                     Ok(registration) => registration,
                     Err(answer) => return answer,
                 };
+                if request[2] != self.shared.master_id(registration.sync_id).as_bytes() {
+                    return "-ERR bad master id\r\n".into();
+                }
+                let lsn = match rest {
+                    [_, _, _, _, lsn] => match lsn.parse::<u64>() {
+                        Ok(lsn) => Some(lsn),
+                        Err(_) => return NOT_A_NUMBER.into(),
+                    },
+                    _ => None,
+                };
                 match flow.parse::<usize>() {
-                    Ok(flow) if flow < self.shared.identity.flows_count => self.open_flow(registration, flow),
+                    Ok(flow) if flow < self.shared.identity.flows_count => self.open_flow(registration, flow, lsn),
                     _ => NOT_A_NUMBER.into(),
                 }
             }
@@ -262,10 +270,14 @@ impl Session<'_> {
         INVALID_STATE.into()
     }
 
-    fn open_flow(&mut self, registration: Arc<Registration>, flow: usize) -> Answer {
+    fn open_flow(&mut self, registration: Arc<Registration>, flow: usize, lsn: Option<u64>) -> Answer {
         let Ok(stream) = self.stream.try_clone() else { return Answer::Close };
-        let reply = format!("*2\r\n+FULL\r\n+{}\r\n", self.shared.identity.eof_tokens[flow]);
-        if !registration.open_flow(flow, stream, reply.as_bytes()) {
+        let sync_id = registration.sync_id;
+        let master_id = self.shared.master_id(sync_id);
+        let partial = lsn.and_then(|lsn| self.shared.partial(flow, sync_id, master_id.as_bytes(), lsn));
+        let directive = if partial.is_some() { "PARTIAL" } else { "FULL" };
+        let reply = format!("*2\r\n+{directive}\r\n+{}\r\n", self.shared.identity.eof_tokens[flow]);
+        if !registration.open_flow(flow, stream, reply.as_bytes(), partial) {
             return INVALID_STATE.into();
         }
         self.registration = Some(registration);
