@@ -3,7 +3,7 @@
 //! Fields: `master` (the source process's id), `flows` (their number), `phase` (`full` until every flow's snapshot is
 //! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `lsn:<flow>` (LSN
 //! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
-//! behind blind ones). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
+//! behind blind ones), `scope` (the job's filters). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
 use super::error::EngineError;
@@ -25,6 +25,8 @@ pub struct Checkpoint {
     pub owned: bool,
     /// By flow; only in the stable phase.
     pub lsns: Vec<Lsn>,
+    /// The filters and names of the job (`Scope::fingerprint`).
+    pub scope: String,
 }
 
 /// Reads the checkpoint. None: no job has left one.
@@ -45,6 +47,7 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
     let need = |name: &str| field(name).ok_or_else(|| unreadable(&format!("it has no field {name}")));
     let flows: u32 = need("flows")?.parse().map_err(|_| unreadable("its number of flows is no number"))?;
     let stable = need("phase")? == "stable";
+    let scope = field("scope").unwrap_or_default();
     let mut lsns = Vec::new();
     if stable {
         for flow in 0..flows.min(1024) {
@@ -52,7 +55,7 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
             lsns.push(Lsn(text.parse().map_err(|_| unreadable("a position is no number"))?));
         }
     }
-    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", lsns }))
+    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", lsns, scope }))
 }
 
 fn unreadable(why: &str) -> EngineError {
@@ -62,23 +65,18 @@ fn unreadable(why: &str) -> EngineError {
 }
 
 /// A full sync begins: nothing of it is good before [`mark_stable`].
-pub async fn begin(link: &mut TargetLink, master_id: &str, flows: u32, owned: bool) -> Result<(), EngineError> {
+pub async fn begin(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result<(), EngineError> {
     link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await?;
-    let flows = flows.to_string();
-    link.call(&[
-        b"HSET",
-        CHECKPOINT_KEY.as_bytes(),
-        b"master",
-        master_id.as_bytes(),
-        b"flows",
-        flows.as_bytes(),
-        b"phase",
-        b"full",
-        b"owned",
-        if owned { b"1" } else { b"0" },
-    ])
-    .await
-    .map(drop)
+    let flows = checkpoint.flows.to_string();
+    link.call(&fields(checkpoint, flows.as_bytes(), b"full")).await.map(drop)
+}
+
+/// Everything but the positions.
+fn fields<'a>(checkpoint: &'a Checkpoint, flows: &'a [u8], phase: &'a [u8]) -> Vec<&'a [u8]> {
+    let owned: &[u8] = if checkpoint.owned { b"1" } else { b"0" };
+    let mut set: Vec<&[u8]> = vec![b"HSET", CHECKPOINT_KEY.as_bytes(), b"master", checkpoint.master_id.as_bytes()];
+    set.extend_from_slice(&[b"flows", flows, b"phase", phase, b"owned", owned, b"scope", checkpoint.scope.as_bytes()]);
+    set
 }
 
 /// Every flow's snapshot and its first position are confirmed.
@@ -102,18 +100,7 @@ pub async fn execute_global(
         fields.push(format!("{LSN_FIELD_PREFIX}{flow}"));
         fields.push(lsn.to_string());
     }
-    let mut set: Vec<&[u8]> = vec![
-        b"HSET",
-        CHECKPOINT_KEY.as_bytes(),
-        b"master",
-        checkpoint.master_id.as_bytes(),
-        b"flows",
-        flows.as_bytes(),
-        b"phase",
-        b"stable",
-        b"owned",
-        if checkpoint.owned { b"1" } else { b"0" },
-    ];
+    let mut set = self::fields(checkpoint, flows.as_bytes(), b"stable");
     set.extend(fields.iter().map(String::as_bytes));
     link.call(&[b"MULTI"]).await?;
     link.call(&[b"SELECT", db.as_bytes()]).await?;

@@ -28,6 +28,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub struct CrewPlan {
     pub settings: Arc<MigrateSettings>,
     pub capabilities: Capabilities,
+    /// Databases of the target, where it tells.
+    pub databases: Option<u32>,
     pub existing: Arc<Existing>,
     pub run_id: String,
 }
@@ -92,7 +94,7 @@ impl Crew {
         let flows_max = flows_count.div_ceil(workers);
         let lanes_of = |flows: usize| settings.connections.clamp(1, flows.max(1));
         let sizes = Sizes::derive(&settings, workers, flows_max, lanes_of(flows_max))?;
-        let convert_plan = plan_of(&settings, plan.capabilities.clone(), sizes.set_bytes_max)?;
+        let convert_plan = plan_of(&settings, plan.capabilities.clone(), plan.databases, sizes.set_bytes_max)?;
         let owner = Arc::new(OwnerRule::new(flows_count as u32));
         let job = format!("{:x}{:x}", std::process::id(), uring::clock::realtime_ms());
 

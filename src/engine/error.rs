@@ -3,6 +3,7 @@
 use crate::convert::ConvertError;
 use crate::convert::journal::{TranslateError, TranslateReason};
 use crate::dragonfly::{DecodeError, Reason};
+use crate::ids::{FlowId, Lsn};
 
 /// Exit classes (README.md lists the codes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,14 @@ impl From<TranslateError> for EngineError {
 }
 
 impl EngineError {
+    /// A refusal gets the place of the record that it is about.
+    pub fn at_lsn(self, flow: FlowId, lsn: Lsn) -> Self {
+        match self {
+            Self::Refused(text) => Self::Refused(format!("{text} (flow {flow}, LSN {lsn})")),
+            error => error,
+        }
+    }
+
     pub fn class(&self) -> Class {
         match self {
             Self::Refused(_) => Class::Refused,

@@ -3,7 +3,7 @@
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::worker::Worker;
 use crate::report::counters::FlowSample;
-use crate::report::document::Expiries;
+use crate::report::document::{Expiries, Filtered};
 use crate::uring;
 
 /// Time between two samples.
@@ -40,7 +40,7 @@ impl Worker {
             .map(|flow| FlowSample {
                 flow: flow.id.0,
                 bytes_in: flow.bytes_in,
-                keys: flow.handler.converter.tally().total().keys_read,
+                keys: flow.handler.converter.tally().total().keys_read + flow.handler.counts.filtered.keys_total(),
                 state: flow.state.name(),
                 unread_ns_max: flow.unread_ns_max,
             })
@@ -60,6 +60,7 @@ impl Worker {
             owner_unknown: 0,
             existing_skipped: 0,
             expiries: Expiries::default(),
+            filtered: Filtered::default(),
             journal_records: 0,
             journal_by_name: Vec::new(),
             marked: self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
@@ -83,6 +84,7 @@ impl Worker {
             summary.expiries.not_held += handler.held.overflow_count;
             summary.expiries.passed_at_release += handler.counts.expired_at_release;
             summary.expiries.flows_at_risk += u64::from(handler.counts.expiry_passed);
+            summary.filtered.add(&handler.counts.filtered);
             summary.journal_records += handler.counts.journal_records;
             summary.source_version =
                 summary.source_version.or_else(|| handler.converter.source_version().map(str::to_string));

@@ -184,6 +184,7 @@ impl<'o> Job<'o> {
         expiries.not_held += summary.expiries.not_held;
         expiries.passed_at_release += summary.expiries.passed_at_release;
         expiries.flows_at_risk += summary.expiries.flows_at_risk;
+        self.report.filtered.add(&summary.filtered);
         super::rows::add_existing(&mut self.report, summary.existing_skipped);
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;
@@ -256,13 +257,15 @@ fn cpu_of_process() -> CpuSample {
 pub(super) fn plan_of(
     settings: &MigrateSettings,
     capabilities: Capabilities,
+    databases: Option<u32>,
     set_bytes_max: u64,
 ) -> Result<Arc<Plan>, EngineError> {
     // What is not borrowed anyway is written in one piece.
     let inline_bytes_max = settings.borrow_bytes_min;
     let restore_bytes_max = settings.restore_bytes_max;
     let limits = Limits { restore_bytes_max, set_bytes_max, inline_bytes_max, ..Limits::default() };
+    let scope = settings.scope.clone().within(databases.unwrap_or(u32::MAX));
     Plan::new(capabilities, settings.on_unsupported.clone(), limits)
-        .map(Arc::new)
+        .map(|plan| Arc::new(plan.scoped(scope)))
         .map_err(|e| EngineError::Refused(e.to_string()))
 }

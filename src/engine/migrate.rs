@@ -39,6 +39,7 @@ impl Job<'_> {
             let plan = CrewPlan {
                 settings: settings.clone(),
                 capabilities: probed.capabilities.clone(),
+                databases: probed.databases,
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
             };
@@ -80,6 +81,7 @@ impl Job<'_> {
         let probed = self.probe_target(&mut target).await?;
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
         let source = self.connect_source().await?;
+        self.check_databases(&source, &probed)?;
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
         Ok((probed, source, existing))
@@ -143,6 +145,17 @@ impl Job<'_> {
             flows: 0,
         }];
         Ok(probed)
+    }
+
+    /// Whether every database that the source holds has its place at the target.
+    pub(super) fn check_databases(&self, source: &Source, probed: &Target) -> Result<(), EngineError> {
+        let scope = self.settings.scope.clone().within(probed.databases.unwrap_or(u32::MAX));
+        for (db, _) in source.keyspace() {
+            if scope.admits_db(*db) {
+                scope.target_db(*db)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn connect_source(&mut self) -> Result<Source, EngineError> {
@@ -310,8 +323,9 @@ impl Job<'_> {
         let mut source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
         for (db, key) in suspects {
             self.report.suspects.asked += 1;
-            if !source.exists(*db, key).await? && target::delete(target, *db, key).await? {
-                self.report.suspects.removed += 1;
+            if !source.exists(*db, key).await? {
+                let (db, name) = self.settings.scope.at_target(*db, key)?;
+                self.report.suspects.removed += u64::from(target::delete(target, db, &name).await?);
             }
         }
         Ok(())

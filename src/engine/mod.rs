@@ -30,6 +30,7 @@ mod migrate;
 mod phase;
 mod replicate;
 mod rows;
+mod scoped;
 pub mod settings;
 mod sizes;
 mod source;

@@ -49,6 +49,10 @@ impl Job<'_> {
         let mut signals = Signals::new()?;
         let mut target = target::connect_control(&settings).await?;
         let probed = self.probe_target(&mut target).await?;
+        // The source is asked before the target is emptied: a wrong address must not cost a data set.
+        let source = self.connect_source().await?;
+        self.check_databases(&source, &probed)?;
+        drop(source);
         target::end_lanes(&mut target).await?;
         let mut begin = self.first_begin(&mut target, &probed).await?;
         let (mut attempt, mut pause) = (1, RETRY_FIRST);
@@ -127,6 +131,13 @@ impl Job<'_> {
         let flush = settings.on_existing == OnExisting::Flush;
         match checkpoint::read(target).await? {
             Some(checkpoint) if checkpoint.stable && !flush => {
+                if checkpoint.scope != settings.scope.fingerprint() {
+                    return Err(EngineError::Refused(format!(
+                        "the target's checkpoint is of a job with other filters or names ({}); give the same ones to go on from \
+                         it, or run with --on-existing flush",
+                        if checkpoint.scope.is_empty() { "none" } else { &checkpoint.scope }
+                    )));
+                }
                 self.touched = true;
                 self.resumable = true;
                 Ok(Begin::Resume(checkpoint))
@@ -165,6 +176,7 @@ impl Job<'_> {
         let plan = CrewPlan {
             settings: self.settings.clone(),
             capabilities: probed.capabilities.clone(),
+            databases: probed.databases,
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
         };
@@ -175,8 +187,10 @@ impl Job<'_> {
                 let crew = self.open_full(&mut source, &mut session, plan).await?;
                 let (master_id, flows) =
                     session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
-                checkpoint::begin(target, &master_id, flows, owned).await?;
-                (crew, Checkpoint { master_id, flows, stable: false, owned, lsns: Vec::new() })
+                let scope = self.settings.scope.fingerprint();
+                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, lsns: Vec::new(), scope };
+                checkpoint::begin(target, &checkpoint).await?;
+                (crew, checkpoint)
             }
             Begin::Resume(checkpoint) => (self.open_partial(&mut source, &checkpoint, plan).await?, checkpoint),
         };
@@ -389,11 +403,29 @@ impl Job<'_> {
                 first.command
             )));
         }
+        let scope = &self.settings.scope;
         tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
         match &first.command {
             GlobalCommand::FlushAll => checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns).await?,
+            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+            }
+            GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
+                return Err(EngineError::Refused(format!(
+                    "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
+                     (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
+                )));
+            }
             GlobalCommand::FlushDb(db) => {
+                let db = scope.target_db(*db)?;
                 checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns).await?;
+            }
+            GlobalCommand::FlushSlots(_) if scope.rewrites() => {
+                return Err(EngineError::Refused(
+                    "the source gave slots away (DFLYCLUSTER FLUSHSLOTS), and with --rewrite-prefix the names at the target \
+                     do not tell the slots at the source; run again with --on-existing flush"
+                        .into(),
+                ));
             }
             GlobalCommand::FlushSlots(ranges) => {
                 target::delete_slots(target, ranges).await?;

@@ -1,6 +1,6 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
-use crate::convert::Policy;
+use crate::convert::{Policy, Scope};
 use crate::uring::RingSettings;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -84,6 +84,8 @@ pub struct MigrateSettings {
     pub target: Endpoint,
     pub on_existing: OnExisting,
     pub on_unsupported: Policy,
+    /// Which keys are carried, and under which name and database.
+    pub scope: Scope,
     /// Number of workers, each with its own ring; flows are spread over them.
     pub cores: usize,
     /// Pin worker i to the i-th of these CPUs (empty: not pinned).

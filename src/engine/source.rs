@@ -23,7 +23,8 @@ pub struct Source {
     timeout: Duration,
     link: Option<Link>,
     version: String,
-    keys: Option<u64>,
+    /// Keys by database at the time of connecting, where INFO told.
+    keyspace: Option<Vec<(DbIndex, u64)>>,
     registration: Option<Registration>,
 }
 
@@ -61,7 +62,7 @@ impl Source {
         if let Some(credentials) = credentials(endpoint) {
             expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
         }
-        let (mut version, mut keys) = (String::new(), None);
+        let (mut version, mut keyspace) = (String::new(), None);
         // Replication needs no INFO; without it only the report and the progress know less.
         match ask(&mut link, "INFO", resp::command(&[b"INFO"])).await? {
             Reply::Bulk(Some(text)) => {
@@ -76,13 +77,13 @@ impl Source {
                 }
                 let by_db = info.keys_by_db();
                 if !by_db.is_empty() {
-                    keys = Some(by_db.iter().map(|(_, keys)| keys).sum());
+                    keyspace = Some(by_db.into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect());
                 }
             }
             Reply::Error(text) if text.starts_with(b"NOPERM") => {}
             other => return Err(session_error(SessionError::of_reply("INFO", &other))),
         }
-        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keys, registration: None })
+        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keyspace, registration: None })
     }
 
     /// As `df-v1.40.1`; empty if the source does not tell.
@@ -92,7 +93,12 @@ impl Source {
 
     /// Keys at the time of connecting, where INFO told.
     pub fn keys(&self) -> Option<u64> {
-        self.keys
+        self.keyspace.as_ref().map(|dbs| dbs.iter().map(|(_, keys)| keys).sum())
+    }
+
+    /// Keys by database at the time of connecting; none where INFO did not tell.
+    pub fn keyspace(&self) -> &[(DbIndex, u64)] {
+        self.keyspace.as_deref().unwrap_or_default()
     }
 
     /// Registers as a replica, on the connection that asked what the source is.

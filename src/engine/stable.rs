@@ -116,7 +116,9 @@ impl Flow {
                 read_ns: *read_ns,
             };
             if let JournalEvent::Command(command) = &event
-                && let Applied::Global(global) = handler.journal_command(command, now_ms, true, &mut writer)?
+                && let Applied::Global(global) = handler
+                    .journal_command(command, now_ms, true, &mut writer)
+                    .map_err(|error| error.at_lsn(*id, stable.next_lsn))?
             {
                 let barrier = Barrier { flow: *id, txid: command.txid, command: global, next_lsn: after };
                 stable.next_lsn = after;

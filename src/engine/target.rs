@@ -23,6 +23,8 @@ pub struct Target {
     pub make: String,
     pub version: String,
     pub run_id: String,
+    /// Its number of databases, where it tells.
+    pub databases: Option<u32>,
     /// Keys by database before the run.
     pub keyspace: Vec<(DbIndex, u64)>,
     pub cpu_at_start: Option<crate::report::counters::CpuSample>,
@@ -124,13 +126,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let text = link.info("everything").await?;
     let info = Info::parse(&text);
     let names = command_names(link).await?;
-    let bulk_bytes_max = match link.call_raw("CONFIG", &[b"CONFIG", b"GET", b"proto-max-bulk-len"]).await? {
-        Value::Array(pair) => match pair.get(1) {
-            Some(Value::Bulk(text)) => std::str::from_utf8(text).ok().and_then(|t| t.parse().ok()),
-            _ => None,
-        },
-        _ => None,
-    };
+    let bulk_bytes_max = config_number(link, "proto-max-bulk-len").await?;
     let capabilities =
         Capabilities::from_probe(&text, names, bulk_bytes_max).map_err(|e| EngineError::Refused(e.to_string()))?;
     if capabilities.cluster {
@@ -148,7 +144,13 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     if info.get("loading").is_some_and(|loading| loading != "0") {
         return Err(EngineError::Target("the target is still loading its data; run again when it is ready".into()));
     }
+    // A cluster has one, whatever its setting says.
+    let databases = match capabilities.cluster {
+        true => Some(1),
+        false => config_number(link, "databases").await?.and_then(|n| u32::try_from(n).ok()),
+    };
     Ok(Target {
+        databases,
         make: format!("{:?}", capabilities.make),
         version: format!(
             "{}.{}.{}",
@@ -159,6 +161,14 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
         cpu_at_start: crate::report::counters::CpuSample::from_info(&text),
         capabilities,
     })
+}
+
+/// A number of the target's configuration; `None` where the user may not ask.
+async fn config_number(link: &mut TargetLink, name: &str) -> Result<Option<u64>, EngineError> {
+    let Value::Array(pair) = link.call_raw("CONFIG", &[b"CONFIG", b"GET", name.as_bytes()]).await? else {
+        return Ok(None);
+    };
+    Ok(pair.get(1).and_then(Value::text).and_then(|text| text.parse().ok()))
 }
 
 /// Names of all commands, upper case.

@@ -192,7 +192,7 @@ impl Worker {
                 }
                 Ok(WorkerCommand::Drain) => self.draining = true,
                 Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
-                Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys),
+                Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys)?,
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
             }
         }
@@ -458,16 +458,19 @@ impl Worker {
         let _ = self.events.send(WorkerEvent::Suspects { worker: self.index, keys });
     }
 
-    fn delete_suspects(&mut self, keys: Vec<(FlowId, DbIndex, Vec<u8>)>) {
+    fn delete_suspects(&mut self, keys: Vec<(FlowId, DbIndex, Vec<u8>)>) -> Result<(), EngineError> {
         for (id, db, key) in keys {
             let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == id) else { continue };
             // A record that came meanwhile has settled it: then the key's fate is in the journal.
             if flow.handler.suspects.is_suspect(db, &key) {
                 flow.handler.suspects.settled(db, &key);
                 let lane = &mut self.lanes[flow.lane];
+                // The source was asked by its own name.
+                let (db, key) = flow.handler.scope().at_target(db, &key)?;
                 lane.delete(self.ring.slab_mut(), self.settings.batch_bytes, db, &key);
             }
         }
+        Ok(())
     }
 }
 

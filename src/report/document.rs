@@ -5,6 +5,7 @@
 //! its meaning or goes away; fields may be added.
 
 use super::counters::{CpuSample, FlowSample, WorkerStats};
+pub use super::filtered::Filtered;
 use super::latency::{Latency, LatencySeries};
 use super::numbers::per_second;
 use hdrhistogram::Histogram;
@@ -192,6 +193,7 @@ pub struct RunInputs {
     pub scripts_loaded: u64,
     pub suspects: Suspects,
     pub expiries: Expiries,
+    pub filtered: Filtered,
     /// All workers added up ([`super::Totals::sum`]).
     pub totals: WorkerStats,
     pub latencies: LatencySeries,
@@ -224,6 +226,7 @@ impl RunInputs {
             scripts_loaded: 0,
             suspects: Suspects::default(),
             expiries: Expiries::default(),
+            filtered: Filtered::default(),
             totals: WorkerStats::default(),
             latencies: LatencySeries::new(),
             cpu_tool: None,
@@ -253,6 +256,8 @@ pub struct RunReport {
     pub journal_commands: BTreeMap<String, u64>,
     pub suspects: Suspects,
     pub expiries: Expiries,
+    #[serde(skip_serializing_if = "Filtered::is_empty")]
+    pub filtered: Filtered,
     pub rates: Rates,
     pub latencies: Vec<LatencyRow>,
     pub batches: Batches,
@@ -366,6 +371,7 @@ impl RunReport {
             journal_commands: inputs.journal_commands,
             suspects: inputs.suspects,
             expiries: inputs.expiries,
+            filtered: inputs.filtered,
             rss_bytes_peak: inputs.rss_bytes_peak,
             counters: inputs.totals,
             kernel: inputs.kernel,

@@ -10,6 +10,7 @@
 pub mod counters;
 pub mod document;
 pub mod files;
+pub mod filtered;
 pub mod hgrm;
 pub mod hlog;
 pub mod latency;
