@@ -205,7 +205,7 @@ fn a_target_that_is_gone_ends_the_run_after_the_connect_timeout() {
     let (flows, _) = touchy_source();
     let master = Hand::new(flows).faulty(Faults::default().slow(300_000));
     let mut args = CHUNKED.to_vec();
-    args.extend_from_slice(&["--connect-timeout", "2s"]);
+    args.extend_from_slice(&["--retry-max", "2s"]);
     let running = start(migrate_command(master.port(), server.port(), &args));
     std::thread::sleep(Duration::from_millis(600));
     server.kill();
@@ -221,7 +221,7 @@ fn a_full_target_is_named_with_command_and_key() {
     let mut flow = FlowBytes::new();
     (0..2000).for_each(|i| _ = flow.string(format!("key:{i}").as_bytes(), &noise(i + 1, 4000)));
     let master = Hand::new(vec![flow]).start();
-    let run = migrate(master.port(), server.port(), &[]);
+    let run = migrate(master.port(), server.port(), &["--retry-max", "1s"]);
     run.expect_code(5).expect_text("OOM").expect_text("SET key:").expect_text("maxmemory");
 }
 
@@ -233,7 +233,8 @@ fn a_full_target_is_named_inside_of_a_group() {
     let mut flow = FlowBytes::new();
     (0..3000).for_each(|_| _ = flow.journal(0, &[b"RPUSH".as_slice(), b"q", &noise(9, 4000)]));
     let master = Hand::new(vec![flow]).start();
-    migrate(master.port(), server.port(), &[]).expect_code(5).expect_text("OOM").expect_text("RPUSH q");
+    let run = migrate(master.port(), server.port(), &["--retry-max", "1s"]);
+    run.expect_code(5).expect_text("OOM").expect_text("RPUSH q");
 }
 
 #[test]
@@ -255,7 +256,7 @@ fn errors_of_a_scripted_target() {
         let reply = rule.reply.clone();
         let target = ScriptedTarget::start(ScriptOptions { errors: vec![rule], ..Default::default() }).unwrap();
         let master = Hand::new(vec![flow.clone()]).start();
-        let run = migrate(master.port(), target.port(), &[]);
+        let run = migrate(master.port(), target.port(), &["--retry-max", "1s"]);
         assert_eq!(run.code(), code, "{reply}: {}", run.message());
         for text in texts {
             assert!(run.message().contains(text), "{reply}: no {text} in {}", run.message());

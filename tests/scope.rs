@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use df2redis::lab::encode;
-use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::servers::{Server, ServerKind};
 use std::time::{Duration, Instant};
 
 /// Strings, a list and a hash in databases 0, 1 and 2, and records over all of them.
@@ -86,19 +86,17 @@ fn prefixes_are_rewritten_and_collisions_refused() {
 
 #[test]
 fn databases_are_mapped_and_what_has_no_place_is_refused() {
-    let Some(server) = server_with(ServerKind::Redis7, ServerOptions::default().config("databases", "4")) else {
-        return;
-    };
+    let Some(server) = server(ServerKind::Redis7) else { return };
     let mut flow = FlowBytes::new();
-    flow.db(0).string(b"a", b"0").db(9).string(b"b", b"9").journal(9, &["MOVE", "b", "0"]);
+    flow.db(0).string(b"a", b"0").db(20).string(b"b", b"9").journal(20, &["MOVE", "b", "0"]);
     let master = Hand::new(vec![flow]).start();
     let run = migrate(master.port(), server.port(), &[]);
-    run.expect_code(3).expect_text("database 9").expect_text("only 4");
+    run.expect_code(3).expect_text("database 20").expect_text("only 16");
     // Nothing may land in another database before the refusal.
     assert!(!names(&server).iter().any(|name| name.ends_with("/b")));
-    let run = migrate(master.port(), server.port(), &["--db-map", "9:0", "--on-existing", "flush"]);
+    let run = migrate(master.port(), server.port(), &["--db-map", "20:0", "--on-existing", "flush"]);
     run.expect_code(3).expect_text("--db-merge");
-    migrate(master.port(), server.port(), &["--db-map", "0:3,9:1", "--on-existing", "flush"]).expect_code(0);
+    migrate(master.port(), server.port(), &["--db-map", "0:3,20:1", "--on-existing", "flush"]).expect_code(0);
     assert_eq!(names(&server), ["3/a", "3/b"]);
 }
 

@@ -84,6 +84,12 @@ pub async fn mark_stable(link: &mut TargetLink) -> Result<(), EngineError> {
     link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"phase", b"stable"]).await.map(drop)
 }
 
+/// The positions are not to be trusted: the next start must not go on from them. Takes no memory, so that a full server
+/// does it too.
+pub async fn tear(link: &mut TargetLink) -> Result<(), EngineError> {
+    link.call(&[b"HDEL", CHECKPOINT_KEY.as_bytes(), b"phase"]).await.map(drop)
+}
+
 /// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either
 /// both are there after a crash, or neither.
 pub async fn execute_global(

@@ -2,13 +2,21 @@
 
 use super::batch::Batch;
 use super::error::EngineError;
+use super::refusal::{self, Judged};
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
 use crate::redis::request;
 use crate::uring::Slab;
 
 /// Looks at the error reply `text` to command `index` of `batch`. `Ok` where the reply is no sign of divergence.
 /// `resent`: the lane was connected again, so a command may have been applied already.
-pub fn judge(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8], resent: bool) -> Result<(), EngineError> {
+pub fn judge(
+    batch: &Batch,
+    slab: &Slab,
+    index: u32,
+    node: u16,
+    text: &[u8],
+    resent: bool,
+) -> Result<Judged, EngineError> {
     let head = request::nth_command(batch.slices(slab), u64::from(index))
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again after an error reply: {e}")))?;
     let name = head.name;
@@ -17,15 +25,29 @@ pub fn judge(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8], res
     if meaning != ErrorMeaning::Unexpected {
         tracing::debug!(node, command = %name.escape_ascii(), key = %key.escape_ascii(),
             reply = %text.escape_ascii(), ?meaning, "expected error reply");
-        return Ok(());
+        return Ok(Judged::Expected);
     }
-    Err(EngineError::Target(format!(
+    if refusal::refuses(text, batch.aborted || !batch.refused.is_empty()) {
+        return Ok(Judged::Refused);
+    }
+    Err(EngineError::Target(describe(node, &name, &key, text)))
+}
+
+/// What a refused command was answered, in words.
+pub fn describe_refusal(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8]) -> String {
+    let head = request::nth_command(batch.slices(slab), u64::from(index)).ok();
+    let (name, key) = head.map(|head| (head.name, head.first_key.unwrap_or_default())).unwrap_or_default();
+    describe(node, &name, &key, text)
+}
+
+fn describe(node: u16, name: &[u8], key: &[u8], text: &[u8]) -> String {
+    format!(
         "node {node} answered \"{}\" to {} {}; {}",
         text.escape_ascii(),
         name.escape_ascii(),
         key.escape_ascii(),
         remedy(text)
-    )))
+    )
 }
 
 /// What the operator can do about an error class.
@@ -43,6 +65,8 @@ fn remedy(text: &[u8]) -> &'static str {
         b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => {
             "the target is a cluster, which this version does not load"
         }
+        b"BUSY" => "a script runs at the target: wait for its end, or SCRIPT KILL it",
+        b"NOREPLICAS" | b"MASTERDOWN" => "the target lacks replicas, or its primary",
         b"EXECABORT" => "a command inside MULTI was refused (see the error before it in the target's log)",
         _ => "the run stops here, because going on would leave a wrong value behind",
     }

@@ -41,7 +41,10 @@ impl Worker {
                 flow: flow.id.0,
                 bytes_in: flow.bytes_in,
                 keys: flow.handler.converter.tally().total().keys_read + flow.handler.counts.filtered.keys_total(),
-                state: flow.state.name(),
+                state: match self.lanes.get(flow.lane).is_some_and(|lane| lane.hold.is_some()) {
+                    true => "held by the target",
+                    false => flow.state.name(),
+                },
                 unread_ns_max: flow.unread_ns_max,
             })
             .collect();

@@ -92,6 +92,8 @@ pub(super) struct Job<'o> {
     pub(super) transfer_since: Option<Instant>,
     /// Ids, at the target, of the connections of the last attempt's workers.
     pub(super) client_ids: Vec<i64>,
+    /// By flow: LSN that the target of the last session had confirmed.
+    pub(super) confirmed: Vec<u64>,
     cpu_at_start: Option<CpuSample>,
 }
 
@@ -115,6 +117,7 @@ impl<'o> Job<'o> {
             resumable: false,
             transfer_since: None,
             client_ids: Vec::new(),
+            confirmed: Vec::new(),
             cpu_at_start: Some(cpu_of_process()),
         }
     }

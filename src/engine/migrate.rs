@@ -77,11 +77,11 @@ impl Job<'_> {
     /// Asks both sides what they are, and applies `--on-existing`.
     async fn prepare(&mut self) -> Result<(Target, Source, Arc<Existing>), EngineError> {
         let settings = self.settings.clone();
-        let mut target = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
-        let probed = self.probe_target(&mut target).await?;
+        let (mut target, probed) = self.first_target().await?;
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
-        let source = self.connect_source().await?;
+        let mut source = self.connect_source().await?;
         self.check_databases(&source, &probed)?;
+        self.check_clocks(&mut source, &mut target).await?;
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
         Ok((probed, source, existing))
@@ -133,7 +133,7 @@ impl Job<'_> {
         if target::run_id(&mut link).await? == run_id {
             return Ok(link);
         }
-        Err(EngineError::Target(target::RESTARTED.into()))
+        Err(EngineError::TargetRestarted(target::RESTARTED.into()))
     }
 
     pub(super) async fn probe_target(&mut self, target: &mut TargetLink) -> Result<Target, EngineError> {
@@ -145,17 +145,6 @@ impl Job<'_> {
             flows: 0,
         }];
         Ok(probed)
-    }
-
-    /// Whether every database that the source holds has its place at the target.
-    pub(super) fn check_databases(&self, source: &Source, probed: &Target) -> Result<(), EngineError> {
-        let scope = self.settings.scope.clone().within(probed.databases.unwrap_or(u32::MAX));
-        for (db, _) in source.keyspace() {
-            if scope.admits_db(*db) {
-                scope.target_db(*db)?;
-            }
-        }
-        Ok(())
     }
 
     pub(super) async fn connect_source(&mut self) -> Result<Source, EngineError> {

@@ -28,6 +28,8 @@ mod link;
 mod messages;
 mod migrate;
 mod phase;
+mod preflight;
+mod refusal;
 mod replicate;
 mod rows;
 mod scoped;

@@ -47,11 +47,14 @@ impl Job<'_> {
             ));
         }
         let mut signals = Signals::new()?;
-        let mut target = target::connect_control(&settings).await?;
-        let probed = self.probe_target(&mut target).await?;
+        let (mut target, mut probed) = tokio::select! {
+            first = self.first_target() => first?,
+            () = signals.next() => return Err(EngineError::Interrupted),
+        };
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
-        let source = self.connect_source().await?;
+        let mut source = self.connect_source().await?;
         self.check_databases(&source, &probed)?;
+        self.check_clocks(&mut source, &mut target).await?;
         drop(source);
         target::end_lanes(&mut target).await?;
         let mut begin = self.first_begin(&mut target, &probed).await?;
@@ -71,17 +74,30 @@ impl Job<'_> {
             }
             // A fresh connection: the target may have closed one that was idle, and the cause of the end is worth more than
             // what is heard of a target that is gone.
+            let mut restarted = matches!(error, EngineError::TargetRestarted(_));
             target = match self.control_again(&probed).await {
                 Ok(target) => target,
+                Err(EngineError::TargetRestarted(_)) => {
+                    restarted = true;
+                    (target, probed) = self.first_target().await?;
+                    target
+                }
                 Err(_) if matches!(error, EngineError::Target(_)) => return Err(error),
                 Err(gone) => return Err(gone),
             };
+            if matches!(error, EngineError::Torn(_)) {
+                self.resumable = false;
+                checkpoint::tear(&mut target).await?;
+                return Err(error);
+            }
             target::end_lanes(&mut target).await?;
             let checkpoint = checkpoint::read(&mut target).await?;
             let owned = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.owned);
             let stable = checkpoint.filter(|checkpoint| checkpoint.stable);
             self.resumable = stable.is_some();
             begin = match error {
+                // Whatever ended the session, another process answers now.
+                _ if restarted => Begin::Resume(self.kept_by_restart(stable)?),
                 EngineError::SyncVoided { flow, command } if owned && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
@@ -116,13 +132,28 @@ impl Job<'_> {
         }
     }
 
+    /// The target was restarted: with the data that its checkpoint tells of, or without.
+    fn kept_by_restart(&self, stable: Option<Checkpoint>) -> Result<Checkpoint, EngineError> {
+        let Some(checkpoint) = stable.filter(|checkpoint| checkpoint.scope == self.settings.scope.fingerprint()) else {
+            return Err(EngineError::TargetRestarted(format!(
+                "{}, and it holds no good checkpoint now",
+                target::RESTARTED
+            )));
+        };
+        // Data and positions are of one transaction, so they are of one moment, even where the last second was lost.
+        let lost: u64 =
+            self.confirmed.iter().zip(&checkpoint.lsns).map(|(acked, held)| acked.saturating_sub(held.0)).sum();
+        tracing::warn!(lost_records = lost, "the target was restarted with its data: going on from its checkpoint");
+        Ok(checkpoint)
+    }
+
     /// A fresh control connection to the same server process.
     async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
         let mut link = target::connect_control(&self.settings).await?;
         if target::run_id(&mut link).await? == probed.run_id {
             return Ok(link);
         }
-        Err(EngineError::Target(target::RESTARTED.into()))
+        Err(EngineError::TargetRestarted(target::RESTARTED.into()))
     }
 
     /// What the target's checkpoint, or the lack of one, means for the first session.
@@ -195,6 +226,7 @@ impl Job<'_> {
             Begin::Resume(checkpoint) => (self.open_partial(&mut source, &checkpoint, plan).await?, checkpoint),
         };
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
+        self.confirmed = crew.confirmed();
         let (summaries, ended) = crew.stop().await;
         for summary in summaries {
             self.add_summary(summary);

@@ -107,6 +107,10 @@ pub struct MigrateSettings {
     pub ring: RingSettings,
     /// Give up on connecting, and on answers of the control connections, after this time.
     pub connect_timeout: Duration,
+    /// Go on trying for so long where the target refuses, or its connection is lost.
+    pub retry_max: Duration,
+    /// Most that the clocks of source and target may be apart.
+    pub clock_skew_max: Duration,
     /// Stay after the full sync and follow the journal.
     pub follow: Option<Follow>,
     /// Where to write the report files.

@@ -202,6 +202,18 @@ impl Source {
         }
     }
 
+    /// The source's clock; `None` where its user may not ask.
+    pub async fn time_ms(&mut self) -> Result<Option<i64>, EngineError> {
+        let Reply::Array(Some(parts)) = ask(self.link()?, "TIME", resp::command(&[b"TIME"])).await? else {
+            return Ok(None);
+        };
+        let number = |at: usize| match parts.get(at) {
+            Some(Reply::Bulk(Some(text))) => std::str::from_utf8(text).ok()?.parse::<i64>().ok(),
+            _ => None,
+        };
+        Ok(number(0).zip(number(1)).map(|(s, us)| s.saturating_mul(1000).saturating_add(us / 1000)))
+    }
+
     fn link(&mut self) -> Result<&mut Link, EngineError> {
         self.link.as_mut().ok_or_else(in_use)
     }

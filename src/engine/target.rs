@@ -33,6 +33,9 @@ pub struct Target {
 /// Most keys that `--on-existing skip` remembers for each MiB of `--memory`.
 const EXISTING_PER_MIB: usize = 8192;
 
+/// What else may stand in a client's query buffer beside one long string.
+const QUERY_BYTES_SPARE: u64 = 64 << 10;
+
 /// What a changed run id means.
 pub const RESTARTED: &str = "the target server was restarted during the run, so writes that it had acknowledged may be lost; \
                              run again with --on-existing flush";
@@ -115,6 +118,13 @@ pub async fn run_id(link: &mut TargetLink) -> Result<String, EngineError> {
     Ok(Info::parse(&info).get("run_id").unwrap_or_default().to_string())
 }
 
+/// The target's clock; `None` where its user may not ask.
+pub async fn time_ms(link: &mut TargetLink) -> Result<Option<i64>, EngineError> {
+    let Value::Array(parts) = link.call_raw("TIME", &[b"TIME"]).await? else { return Ok(None) };
+    let number = |at: usize| parts.get(at).and_then(Value::text).and_then(|text| text.parse::<i64>().ok());
+    Ok(number(0).zip(number(1)).map(|(s, us)| s.saturating_mul(1000).saturating_add(us / 1000)))
+}
+
 /// The target's CPU time so far, where INFO gives it.
 pub async fn cpu(link: &mut TargetLink) -> Option<crate::report::counters::CpuSample> {
     let info = link.info("cpu").await.ok()?;
@@ -126,7 +136,11 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let text = link.info("everything").await?;
     let info = Info::parse(&text);
     let names = command_names(link).await?;
-    let bulk_bytes_max = config_number(link, "proto-max-bulk-len").await?;
+    let proto_bytes_max = config_number(link, "proto-max-bulk-len").await?;
+    // A string must stand in the query buffer whole.
+    let query_bytes_max = config_number(link, "client-query-buffer-limit").await?;
+    let query_bytes_max = query_bytes_max.map(|bytes| bytes.saturating_sub(QUERY_BYTES_SPARE).max(1));
+    let bulk_bytes_max = [proto_bytes_max, query_bytes_max].into_iter().flatten().min();
     let capabilities =
         Capabilities::from_probe(&text, names, bulk_bytes_max).map_err(|e| EngineError::Refused(e.to_string()))?;
     if capabilities.cluster {

@@ -13,6 +13,7 @@ use super::handle::FlowHandler;
 use super::input::HeapBudget;
 use super::lane::{Lane, Link};
 use super::messages::{WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::refusal::{self, Hold, Judged};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use crate::ids::{DbIndex, FlowId, Lsn};
@@ -32,6 +33,9 @@ const TX_CHUNKS_RESERVE: usize = 16;
 
 /// Longest wait in one turn: commands and the one-second sample are looked at this often.
 const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// A connection that owes replies may be silent for so many connect timeouts.
+const SILENCE_FACTOR: u32 = 3;
 
 const KIND_FLOW: u64 = 1;
 const KIND_REPLY: u64 = 2;
@@ -245,7 +249,59 @@ impl Worker {
         Ok(more)
     }
 
+    /// Looks after the lanes whose server refuses: what was answered is sorted, the next attempt begun when it is due.
+    fn tend_holds(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        for position in 0..self.lanes.len() {
+            let lane = &mut self.lanes[position];
+            let Some(hold) = &lane.hold else { continue };
+            let held_ns = hold.held_ns(now_ns);
+            let mut acked = Vec::new();
+            let holds = lane.settle_refusal(self.ring.slab_mut(), now_ns, |batch| acked.push(batch))?;
+            for batch in acked {
+                record_acked(&mut self.recorder, &mut self.stats, lane.node, &batch, now_ns);
+                confirm(&mut self.flows, &self.confirmed, &batch);
+                let segments = batch.release(self.ring.slab_mut());
+                lane.recycle(segments);
+            }
+            if !holds {
+                self.stats.held_ms += held_ns / 1_000_000;
+                tracing::info!(
+                    worker = self.index,
+                    lane = position,
+                    held_ms = held_ns / 1_000_000,
+                    "the target takes commands again"
+                );
+                continue;
+            }
+            if !lane.sent.is_empty() || !lane.returned.is_empty() || matches!(lane.link, Link::Down) {
+                continue;
+            }
+            let Some(hold) = &mut lane.hold else { continue };
+            if std::mem::take(&mut hold.wants_login) {
+                self.lose_lane(position, "access was refused: logging in again".into())?;
+            } else {
+                hold.may_try(now_ns, self.settings.retry_max)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A server that answers nothing for so long may be gone, or cut off: the connection is made again.
+    fn end_silent_lanes(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        let silence_max_ns = (SILENCE_FACTOR * self.settings.connect_timeout).as_nanos() as u64;
+        for position in 0..self.lanes.len() {
+            let lane = &self.lanes[position];
+            let waits = matches!(lane.link, Link::Up(_)) && !lane.sent.is_empty();
+            if waits && now_ns.saturating_sub(lane.silent_since_ns) > silence_max_ns {
+                self.lose_lane(position, "the target answered nothing for too long".into())?;
+            }
+        }
+        Ok(())
+    }
+
     fn submit(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        self.tend_holds(now_ns)?;
+        self.end_silent_lanes(now_ns)?;
         for lane in &mut self.lanes {
             if lane.wire_is_idle() {
                 lane.close_open(self.ring.slab_mut(), self.settings.batch_bytes);
@@ -368,13 +424,26 @@ impl Worker {
         let view = self.ring.slab().view(chunk);
         let slab = self.ring.slab();
         let node = lane.node;
+        lane.silent_since_ns = now_ns;
         let resent = lane.sends_again;
+        let mut refusal = None;
         let outcome = lane.replies(
             &view,
             |batch| acked.push(batch),
-            |batch, index, text| super::errors::judge(batch, slab, index, node, text, resent),
+            |batch, index, text| {
+                let judged = super::errors::judge(batch, slab, index, node, text, resent)?;
+                if judged == Judged::Refused && refusal.is_none() {
+                    let described = super::errors::describe_refusal(batch, slab, index, node, text);
+                    refusal = Some((described, refusal::refuses_access(text)));
+                }
+                Ok(judged)
+            },
         );
         drop(view);
+        if let (None, Some((text, wants_login))) = (&lane.hold, refusal) {
+            lane.hold = Some(Hold::new(text, wants_login, now_ns));
+            self.stats.holds += 1;
+        }
         // Taken again at once, so that no batch can have the last chunk while its reply needs one.
         self.ring.slab_mut().release(chunk);
         lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);

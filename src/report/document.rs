@@ -5,7 +5,7 @@
 //! its meaning or goes away; fields may be added.
 
 use super::counters::{CpuSample, FlowSample, WorkerStats};
-pub use super::filtered::Filtered;
+pub use super::filtered::{ClockSkew, Filtered};
 use super::latency::{Latency, LatencySeries};
 use super::numbers::per_second;
 use hdrhistogram::Histogram;
@@ -194,6 +194,7 @@ pub struct RunInputs {
     pub suspects: Suspects,
     pub expiries: Expiries,
     pub filtered: Filtered,
+    pub clock_skew: ClockSkew,
     /// All workers added up ([`super::Totals::sum`]).
     pub totals: WorkerStats,
     pub latencies: LatencySeries,
@@ -227,6 +228,7 @@ impl RunInputs {
             suspects: Suspects::default(),
             expiries: Expiries::default(),
             filtered: Filtered::default(),
+            clock_skew: ClockSkew::default(),
             totals: WorkerStats::default(),
             latencies: LatencySeries::new(),
             cpu_tool: None,
@@ -258,6 +260,8 @@ pub struct RunReport {
     pub expiries: Expiries,
     #[serde(skip_serializing_if = "Filtered::is_empty")]
     pub filtered: Filtered,
+    /// Measured before the first write.
+    pub clock_skew: ClockSkew,
     pub rates: Rates,
     pub latencies: Vec<LatencyRow>,
     pub batches: Batches,
@@ -372,6 +376,7 @@ impl RunReport {
             suspects: inputs.suspects,
             expiries: inputs.expiries,
             filtered: inputs.filtered,
+            clock_skew: inputs.clock_skew,
             rss_bytes_peak: inputs.rss_bytes_peak,
             counters: inputs.totals,
             kernel: inputs.kernel,

@@ -1,4 +1,5 @@
-//! What filters left out and changed, as the report tells it. Reasons are `key`, `type` and `db`.
+//! What filters left out and changed, and what was measured before the run, as the report tells it. Reasons of filters are
+//! `key`, `type` and `db`.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -35,4 +36,13 @@ impl Filtered {
         add(&mut self.records_changed, &other.records_changed);
         self.keys_renamed += other.keys_renamed;
     }
+}
+
+/// Clocks against that of the tool's machine, in ms; positive: ahead of it. `None` where the server did not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ClockSkew {
+    pub source_ms: Option<i64>,
+    pub target_ms: Option<i64>,
+    /// The two may be off by so much.
+    pub uncertain_ms: u64,
 }

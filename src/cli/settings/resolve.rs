@@ -122,6 +122,8 @@ fn data_plane(
         rx_chunk_bytes: rx_chunk(values)?,
         ring: ring(values)?,
         connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
+        clock_skew_max: values.time(&table::CLOCK_SKEW_MAX)?,
+        retry_max: values.time(&table::RETRY_MAX)?,
         report_dir: values.path(&table::REPORT),
     };
     if settings.batch_bytes > settings.window_bytes {

@@ -155,6 +155,12 @@ settings! {
     CONNECT_TIMEOUT: SERVERS, DATA, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
         "Give up on connecting, and on answers to the handshake, after this time";
 
+    RETRY_MAX: SERVERS, DATA, "retry-max", "TIME", Time, Value("5m"), Everywhere,
+        "Go on trying for so long where the target refuses (out of memory, disk full, loading, busy) or its connection is lost";
+
+    CLOCK_SKEW_MAX: SERVERS, DATA, "clock-skew-max", "TIME", Time, Value("1s"), Everywhere,
+        "Refuse to start where the clocks of source and target are further apart: expiries are absolute times";
+
     ON_EXISTING: POLICY, SERVED, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,
         "What to do with a target that holds keys: do not start; overwrite keys that the source has too; FLUSHALL first; leave its keys as they are";
     ON_UNSUPPORTED: POLICY, DATA, "on-unsupported", "POLICY", List, Value("refuse"), Everywhere,
