@@ -38,16 +38,17 @@ pub fn run_with(
     services: Vec<Service>,
 ) -> RunInputs {
     let mut job = Job::new(command, settings, observer);
-    // tokio-uring would panic where io_uring is not to be had; this says why and what to do.
-    let result = match check_ring(&job.settings.ring) {
-        Ok(()) => tokio_uring::start(async {
+    // What the workers will ask of the kernel is known to be there before anything is begun.
+    let result = check_ring(&job.settings.ring).and_then(|()| {
+        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
+            .map_err(|e| EngineError::System(uring::explain_setup(e).to_string()))?;
+        runtime.block_on(async {
             for service in services {
                 service(job.settings.control.clone()).map_err(EngineError::Refused)?;
             }
             if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
-        }),
-        Err(e) => Err(e),
-    };
+        })
+    });
     job.finish(result)
 }
 
