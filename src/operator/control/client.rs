@@ -41,7 +41,7 @@ impl Client {
     /// Asks and waits for the answer.
     pub fn ask(&mut self, request: &Request) -> Result<Answer, ClientError> {
         self.send(request)?;
-        self.next()
+        self.next_line()
     }
 
     pub fn send(&mut self, request: &Request) -> Result<(), ClientError> {
@@ -51,7 +51,7 @@ impl Client {
     }
 
     /// The next line that the job says.
-    pub fn next<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ClientError> {
+    pub fn next_line<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ClientError> {
         let mut line = Vec::new();
         let read = (&mut self.reader).take(ANSWER_BYTES_MAX).read_until(b'\n', &mut line);
         let failed = |cause| ClientError::Io { path: self.path.clone(), cause };
