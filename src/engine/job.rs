@@ -7,6 +7,7 @@ use super::error::{Class, EngineError};
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
 use super::settings::MigrateSettings;
+use super::spool;
 use super::target;
 use crate::convert::{Limits, Plan, What};
 use crate::redis::Capabilities;
@@ -23,7 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub fn run(command: &str, settings: MigrateSettings, observer: &mut dyn Observer) -> RunInputs {
     let mut job = Job::new(command, settings, observer);
     // tokio-uring would panic where io_uring is not to be had; this says why and what to do.
-    let result = match check_ring(&job.settings.ring) {
+    let result = match check_ring(&job.settings.ring).and_then(|()| spool::check(job.settings.spool.as_ref())) {
         Ok(()) => tokio_uring::start(async {
             if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
         }),
@@ -149,7 +150,14 @@ impl<'o> Job<'o> {
             flows: sum
                 .flows
                 .iter()
-                .map(|f| FlowProgress { flow: f.flow, bytes_in: f.bytes_in, keys: f.keys, state: f.state })
+                .map(|f| FlowProgress {
+                    flow: f.flow,
+                    bytes_in: f.bytes_in,
+                    keys: f.keys,
+                    state: f.state,
+                    unread_ms: f.unread_ns / 1_000_000,
+                    backlog_bytes: f.backlog_bytes,
+                })
                 .collect(),
             bytes_in: sum.bytes_in,
             bytes_out: sum.bytes_out,

@@ -61,6 +61,14 @@ impl UnnamedFile {
     }
 }
 
+/// For tests: any file.
+#[cfg(test)]
+impl From<File> for UnnamedFile {
+    fn from(file: File) -> Self {
+        Self { file }
+    }
+}
+
 /// Bytes that an ordinary user may still write to the file system of `dir`.
 pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     let path = CString::new(dir.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;

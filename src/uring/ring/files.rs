@@ -30,7 +30,7 @@ impl Ring {
         self.make_room(1)?;
         self.shared.pin(chunk.index());
         let fd = Fd(file.raw());
-        let data = self.insert(OpKind::FileWrite { token, chunk, file: file.clone() });
+        let data = self.insert(OpKind::FileWrite { token, chunk, _file: file.clone() });
         let entry = if self.modes.registered {
             opcode::WriteFixed::new(fd, address, len, ARENA_BUFFER).offset(offset).build()
         } else {
@@ -56,7 +56,7 @@ impl Ring {
         self.make_room(1)?;
         let (start, len) = self.shared.begin_read(chunk, bytes_max)?;
         let fd = Fd(file.raw());
-        let data = self.insert(OpKind::FileRead { token, chunk, file: file.clone() });
+        let data = self.insert(OpKind::FileRead { token, chunk, _file: file.clone() });
         let entry = if self.modes.registered {
             opcode::ReadFixed::new(fd, start, len, ARENA_BUFFER).offset(offset).build()
         } else {
@@ -69,16 +69,10 @@ impl Ring {
     }
 
     /// Gives the space of a part of the file back to the file system. The part then reads as zeroes.
-    pub fn punch_file(
-        &mut self,
-        file: &Rc<UnnamedFile>,
-        offset: u64,
-        len: u64,
-        token: u64,
-    ) -> Result<(), UringError> {
+    pub fn punch_file(&mut self, file: &Rc<UnnamedFile>, offset: u64, len: u64, token: u64) -> Result<(), UringError> {
         self.check_usable()?;
         self.make_room(1)?;
-        let data = self.insert(OpKind::FilePunch { token, file: file.clone() });
+        let data = self.insert(OpKind::FilePunch { token, _file: file.clone() });
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let entry = opcode::Fallocate::new(Fd(file.raw()), len).offset(offset).mode(mode).build();
         // SAFETY: the entry points to nothing; the table's entry keeps the file open.
