@@ -23,13 +23,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// every failure is in the outcome.
 pub fn run(command: &str, settings: MigrateSettings, observer: &mut dyn Observer) -> RunInputs {
     let mut job = Job::new(command, settings, observer);
-    // tokio-uring would panic where io_uring is not to be had; this says why and what to do.
-    let result = match check_ring(&job.settings.ring).and_then(|()| spool::check(job.settings.spool.as_ref())) {
-        Ok(()) => tokio_uring::start(async {
-            if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
-        }),
-        Err(e) => Err(e),
-    };
+    // What the workers will ask of the kernel is known to be there before anything is begun.
+    let result =
+        check_ring(&job.settings.ring).and_then(|()| spool::check(job.settings.spool.as_ref())).and_then(|()| {
+            let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
+                .map_err(|e| EngineError::System(uring::explain_setup(e).to_string()))?;
+            runtime.block_on(async {
+                if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
+            })
+        });
     job.finish(result)
 }
 
