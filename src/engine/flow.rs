@@ -175,6 +175,11 @@ impl Flow {
         self.state == FlowState::Complete && !self.handler.is_releasing()
     }
 
+    /// Decodes at most so many bytes a turn; `None`: the usual.
+    pub fn limit_step(&mut self, bytes: Option<usize>) {
+        self.pump_bytes_max = bytes.unwrap_or(PUMP_BYTES).min(PUMP_BYTES);
+    }
+
     /// The source ended the connection before the flow was complete.
     pub(super) fn source_closed(&self) -> EngineError {
         let id = self.id;

@@ -17,6 +17,7 @@
 mod backlog;
 mod batch;
 mod checkpoint;
+pub mod control;
 mod crew;
 pub mod error;
 mod errors;
@@ -25,6 +26,7 @@ mod flow;
 mod handle;
 mod input;
 mod job;
+mod lag;
 mod lane;
 mod link;
 mod messages;
@@ -39,8 +41,10 @@ mod source;
 pub mod spool;
 mod stable;
 mod target;
+pub mod throttle;
+mod view;
 mod worker;
 mod writer;
 
 pub use error::EngineError;
-pub use job::run;
+pub use job::{Service, run, run_with};

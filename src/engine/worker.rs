@@ -16,6 +16,7 @@ use super::messages::{WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{ChunkPool, SpoolFile};
+use super::throttle::Gate;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::WorkerStats;
@@ -71,6 +72,8 @@ pub struct Worker {
     pub(super) first_flow: usize,
     /// Longest time between two turns, in which nothing was read.
     pub(super) away_ns_max: u64,
+    /// Bytes and commands of all lanes that were paid for at the throttle.
+    pub(super) paid: (u64, u64),
 }
 
 /// The worker's thread: runs until stopped or failed, and tells the control plane how it ended.
@@ -151,6 +154,7 @@ impl Worker {
             confirmed,
             first_flow: 0,
             away_ns_max: 0,
+            paid: (0, 0),
         })
     }
 
@@ -162,16 +166,23 @@ impl Worker {
             if self.take_commands(now_ns)? {
                 return Ok(self.finish());
             }
-            let more = if self.draining { false } else { self.pump(now_ns)? };
+            self.take_knobs();
+            let gate = if self.draining { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
+            let more = if gate == Gate::Open { self.pump(now_ns)? } else { false };
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
+            self.pay(now_ns);
             self.read_flows(now_ns)?;
             self.arm_replies()?;
             self.tell_when_drained();
             if now_ns >= self.next_sample_ns {
                 self.sample(now_ns);
             }
-            let wait = if more { Duration::ZERO } else { WAIT_MAX };
+            let wait = match gate {
+                Gate::Wait(ns) => Duration::from_nanos(ns).min(WAIT_MAX),
+                _ if more => Duration::ZERO,
+                _ => WAIT_MAX,
+            };
             completions.clear();
             self.away_ns_max = self.away_ns_max.max(uring::clock::monotonic_ns().saturating_sub(turned_ns));
             self.ring.turn(wait, &mut completions).map_err(|e| EngineError::System(e.to_string()))?;

@@ -23,6 +23,7 @@ pub(crate) fn sample_inputs(outcome: Outcome) -> RunInputs {
         keys,
         state: "complete",
         bytes_in: keys * 120,
+        read_lsn: 0,
         unread_ns_max: 3_000_000,
         ..Default::default()
     };
