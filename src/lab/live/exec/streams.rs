@@ -264,7 +264,13 @@ impl Run<'_> {
         let (key, group_name, consumer) = (arg(args, 1)?, arg(args, 2)?, arg(args, 3)?.to_vec());
         integer(arg(args, 4)?)?;
         let now = self.now_ms as u64;
-        let group = self.stream(key, false)?.and_then(|stream| stream.groups.get_mut(group_name)).ok_or(NO_GROUP)?;
+        let Stream { entries, groups, .. } = self.stream(key, false)?.ok_or(NO_GROUP)?;
+        let group = groups.get_mut(group_name).ok_or(NO_GROUP)?;
+        if !group.consumers.contains_key(&consumer) {
+            return Err(
+                "ERR this simulation claims for known consumers only: releases differ in when they make one".into()
+            );
+        }
         let ids = args[5..].iter().map_while(|text| parse_id(text, 0).ok()).collect::<Vec<_>>();
         let (mut at_ms, mut deliveries) = (now, None);
         let mut i = 5 + ids.len();
@@ -286,6 +292,11 @@ impl Run<'_> {
         group.consumers.insert(consumer.clone(), now);
         let mut claimed = Vec::new();
         for id in ids {
+            if !entries.contains_key(&id) {
+                // A deleted entry is no longer pending.
+                group.pending.remove(&id);
+                continue;
+            }
             if let Some(pending) = group.pending.get_mut(&id) {
                 (pending.consumer, pending.delivered_at_ms) = (consumer.clone(), at_ms);
                 pending.deliveries = deliveries.unwrap_or(pending.deliveries);
