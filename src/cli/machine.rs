@@ -4,14 +4,27 @@
 //! the operator asked for by name is left alone: it works, or the run is refused with cause and remedy.
 
 use super::settings::{Values, table};
-use crate::engine::settings::{MigrateSettings, locked_bytes};
+use crate::engine::settings::{Endpoint, MigrateSettings, locked_bytes};
 use crate::report::numbers;
 use crate::uring::{Memlock, ReadMode, cpu};
 
 /// Takes back what this machine cannot give.
 pub fn fit(values: &mut Values, settings: &mut MigrateSettings) {
+    guard_secrets(values, settings);
     cpu::raise_memlock();
     fit_locked_memory(values, settings, cpu::memlock());
+}
+
+/// With secrets in memory there are no core dumps of this process, and no other user's debugger may look into it.
+fn guard_secrets(values: &mut Values, settings: &MigrateSettings) {
+    let holds = |side: &Endpoint| {
+        side.password.expose().is_some() || side.tls.as_ref().is_some_and(|tls| tls.files().key.is_some())
+    };
+    if (holds(&settings.source) || holds(&settings.target))
+        && let Err(cause) = cpu::forbid_dumps()
+    {
+        values.warn(format!("core dumps of this process, which would hold its secrets, cannot be forbidden: {cause}"));
+    }
 }
 
 /// Without registered buffers where they cannot be locked: a little slower is better than not at all.

@@ -35,6 +35,8 @@ mod sizes;
 mod source;
 mod stable;
 mod target;
+pub mod tls;
+mod wire;
 mod worker;
 mod writer;
 
