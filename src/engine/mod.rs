@@ -15,6 +15,7 @@
 
 mod batch;
 mod checkpoint;
+pub mod control;
 mod crew;
 pub mod error;
 mod errors;
@@ -23,6 +24,7 @@ mod flow;
 mod handle;
 mod input;
 mod job;
+mod lag;
 mod lane;
 mod link;
 mod messages;
@@ -35,10 +37,12 @@ mod sizes;
 mod source;
 mod stable;
 mod target;
+pub mod throttle;
 pub mod tls;
+mod view;
 mod wire;
 mod worker;
 mod writer;
 
 pub use error::EngineError;
-pub use job::run;
+pub use job::{Service, run, run_with};

@@ -1,9 +1,11 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
+use super::control::Control;
 use super::tls::TlsClient;
 use crate::convert::Policy;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -113,4 +115,7 @@ pub struct MigrateSettings {
     pub follow: Option<Follow>,
     /// Where to write the report files.
     pub report_dir: Option<PathBuf>,
+    /// What operators see and change while the job runs.
+    #[serde(skip)]
+    pub control: Arc<Control>,
 }

@@ -15,6 +15,7 @@ use super::lane::{Lane, Link};
 use super::messages::{WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::throttle::Gate;
 use super::wire::{Begun, Connected};
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
@@ -44,7 +45,7 @@ fn token(kind: u64, generation: u16, index: usize) -> u64 {
 
 pub struct Worker {
     pub(super) index: usize,
-    settings: Arc<MigrateSettings>,
+    pub(super) settings: Arc<MigrateSettings>,
     sizes: Sizes,
     pub(super) ring: Ring,
     pub(super) flows: Vec<Flow>,
@@ -64,6 +65,8 @@ pub struct Worker {
     here: Vec<Completion>,
     /// Flow that is pumped first this turn.
     first_flow: usize,
+    /// Bytes and commands of all lanes that were paid for at the throttle.
+    pub(super) paid: (u64, u64),
 }
 
 /// The worker's thread: runs until stopped or failed, and tells the control plane how it ended.
@@ -140,6 +143,7 @@ impl Worker {
             confirmed,
             here: Vec::new(),
             first_flow: 0,
+            paid: (0, 0),
         })
     }
 
@@ -150,15 +154,23 @@ impl Worker {
             if self.take_commands(now_ns)? {
                 return Ok(self.finish());
             }
-            let more = if self.draining { false } else { self.pump(now_ns)? };
+            self.take_knobs();
+            let gate = if self.draining { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
+            let more = if gate == Gate::Open { self.pump(now_ns)? } else { false };
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
+            self.pay(now_ns);
             self.arm_reads(now_ns)?;
             self.tell_when_drained();
             if now_ns >= self.next_sample_ns {
                 self.sample(now_ns);
             }
-            let wait = if more || !self.here.is_empty() { Duration::ZERO } else { WAIT_MAX };
+            let wait = match gate {
+                _ if !self.here.is_empty() => Duration::ZERO,
+                Gate::Wait(ns) => Duration::from_nanos(ns).min(WAIT_MAX),
+                _ if more => Duration::ZERO,
+                _ => WAIT_MAX,
+            };
             completions.clear();
             self.ring.turn(wait, &mut completions).map_err(|e| EngineError::System(e.to_string()))?;
             let now_ns = uring::clock::monotonic_ns();

@@ -1,8 +1,8 @@
 //! What TLS costs the tool: the same load plain, over TLS to the target, and over TLS from the source, in turns.
 //!
-//! In: a sink as the target, a generator as the source, a [`TlsProxy`](crate::lab::tls_proxy::TlsProxy) in front of one or the other. Out: the tool's
-//! CPU time by that of its plain run. The proxies run beside the peers and are not counted. The certificate is made by
-//! `openssl`, which must be at hand.
+//! In: a sink as the target, a generator as the source, a `TlsProxy` in front of one or the other. Out: the tool's CPU time
+//! by that of its plain run. The proxies run beside the peers and are not counted. The certificate is made by `openssl`,
+//! which must be at hand.
 
 use super::table::Results;
 use super::tool::{self, Sides};
