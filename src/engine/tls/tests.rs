@@ -28,8 +28,8 @@ fn world(tls12: bool) -> World {
     server.set_buffer_limit(None);
     let mut world = World { client: client.session("10.0.0.1").unwrap(), server };
     while world.client.is_handshaking() || world.server.is_handshaking() {
-        world.to_server().unwrap();
-        let said = world.from_server();
+        world.push_to_server().unwrap();
+        let said = world.pull_from_server();
         let mut rest = &said[..];
         assert_eq!(world.client.open(&mut rest, &mut [0; 16]), Ok(0));
     }
@@ -37,7 +37,7 @@ fn world(tls12: bool) -> World {
 }
 
 impl World {
-    fn to_server(&mut self) -> Result<(), rustls::Error> {
+    fn push_to_server(&mut self) -> Result<(), rustls::Error> {
         let mut bytes = Vec::new();
         self.client.take_output(&mut bytes);
         self.feed_server(&bytes)
@@ -52,7 +52,7 @@ impl World {
         Ok(())
     }
 
-    fn from_server(&mut self) -> Vec<u8> {
+    fn pull_from_server(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         while self.server.wants_write() {
             self.server.write_tls(&mut bytes).unwrap();
@@ -62,7 +62,7 @@ impl World {
 
     fn say(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.server.writer().write_all(bytes).unwrap();
-        self.from_server()
+        self.pull_from_server()
     }
 }
 
@@ -169,7 +169,7 @@ fn a_proper_end_is_told_from_silence() {
     let mut world = world(false);
     let mut sealed = world.say(b"last");
     world.server.send_close_notify();
-    sealed.extend(world.from_server());
+    sealed.extend(world.pull_from_server());
     let mut rest = &sealed[..];
     let mut out = [0; 4];
     assert_eq!(world.client.open(&mut rest, &mut out), Ok(4));
