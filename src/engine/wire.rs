@@ -120,14 +120,21 @@ impl Wire {
         }
     }
 
-    /// Reads into the tail of `chunk`.
-    pub fn read(&mut self, ring: &mut Ring, chunk: ChunkId, token: u64) -> Result<Begun, EngineError> {
+    /// Reads into the tail of `chunk`, at most `bytes_max` bytes (over TLS: of ciphertext, or what is left of it).
+    pub fn read(
+        &mut self,
+        ring: &mut Ring,
+        chunk: ChunkId,
+        bytes_max: usize,
+        token: u64,
+    ) -> Result<Begun, EngineError> {
         let Some(tls) = &mut self.tls else {
-            return ring.read(&self.socket, chunk, token).map(|()| Begun::InKernel).map_err(system);
+            let begun = ring.read_at_most(&self.socket, chunk, bytes_max, token);
+            return begun.map(|()| Begun::InKernel).map_err(system);
         };
         match tls.open(ring.slab_mut(), chunk) {
             Some(outcome) => Ok(Begun::Here(outcome)),
-            None if tls.arm(ring, &self.socket, token)? => Ok(Begun::InKernel),
+            None if tls.arm(ring, &self.socket, bytes_max, token)? => Ok(Begun::InKernel),
             None => Ok(Begun::NoMemory),
         }
     }
@@ -147,7 +154,7 @@ impl Wire {
         let Some(chunk) = chunk else { return Ok(Some(Err(libc::EINTR))) };
         match tls.open(ring.slab_mut(), chunk) {
             Some(outcome) => Ok(Some(outcome)),
-            None if tls.arm(ring, &self.socket, token)? => Ok(None),
+            None if tls.arm(ring, &self.socket, usize::MAX, token)? => Ok(None),
             None => Ok(Some(Err(libc::EINTR))),
         }
     }
@@ -235,7 +242,7 @@ impl Coded {
     }
 
     /// Reads more ciphertext; everything read before was taken. False: there is no chunk for it.
-    fn arm(&mut self, ring: &mut Ring, socket: &Rc<Socket>, token: u64) -> Result<bool, EngineError> {
+    fn arm(&mut self, ring: &mut Ring, socket: &Rc<Socket>, bytes_max: usize, token: u64) -> Result<bool, EngineError> {
         // A chunk is filled once: given back and taken, it is empty again (the free list is a stack).
         let slab = ring.slab_mut();
         if let Some(chunk) = self.chunk.take() {
@@ -244,7 +251,7 @@ impl Coded {
         self.chunk = slab.take(self.class);
         self.taken = 0;
         let Some(chunk) = self.chunk else { return Ok(false) };
-        ring.read(socket, chunk, token).map_err(system)?;
+        ring.read_at_most(socket, chunk, bytes_max, token).map_err(system)?;
         Ok(true)
     }
 

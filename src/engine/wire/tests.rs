@@ -83,7 +83,7 @@ fn read_all(ring: &mut Ring, wire: &mut Wire, len: usize, room: usize) -> (Vec<u
     };
     while got.len() < len {
         let chunk = fresh(ring);
-        let outcome = match wire.read(ring, chunk, 1).unwrap() {
+        let outcome = match wire.read(ring, chunk, usize::MAX, 1).unwrap() {
             Begun::Here(outcome) => {
                 without_kernel += 1;
                 outcome
@@ -134,7 +134,7 @@ fn what_does_not_fit_comes_with_the_next_read() {
         assert!(got == all, "room {room}, pieces of {piece}");
         assert!(room > 100 || without_kernel > 1000, "{without_kernel}");
         let chunk = ring.slab_mut().take(Class::Rx).unwrap();
-        let end = match wire.read(&mut ring, chunk, 1).unwrap() {
+        let end = match wire.read(&mut ring, chunk, usize::MAX, 1).unwrap() {
             Begun::Here(outcome) => outcome,
             _ => {
                 let done = turn(&mut ring)[0];
@@ -219,7 +219,7 @@ fn a_forged_record_is_an_error_with_a_reason() {
     });
     let mut ring = ring();
     let chunk = ring.slab_mut().take(Class::Rx).unwrap();
-    assert_eq!(wire.read(&mut ring, chunk, 1).unwrap(), Begun::InKernel);
+    assert_eq!(wire.read(&mut ring, chunk, usize::MAX, 1).unwrap(), Begun::InKernel);
     let outcome = loop {
         let done = turn(&mut ring)[0];
         if let Some(outcome) = wire.received(&mut ring, Some(chunk), 1, done.result).unwrap() {
@@ -239,7 +239,7 @@ fn a_plain_wire_is_the_ring_itself() {
     let mut wire = Wire::new(std::os::fd::OwnedFd::from(ours).into(), Class::Rx);
     let mut ring = ring();
     let chunk = ring.slab_mut().take(Class::Rx).unwrap();
-    assert_eq!(wire.read(&mut ring, chunk, 1).unwrap(), Begun::InKernel);
+    assert_eq!(wire.read(&mut ring, chunk, usize::MAX, 1).unwrap(), Begun::InKernel);
     theirs.write_all(b"abc").unwrap();
     let done = turn(&mut ring)[0];
     assert_eq!(wire.received(&mut ring, Some(chunk), 1, done.result).unwrap(), Some(Ok(3)));
