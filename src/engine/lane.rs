@@ -9,19 +9,19 @@ use super::batch::Batch;
 use super::error::EngineError;
 use super::messages::LaneStart;
 use super::refusal::{self, Hold, Judged};
+use super::wire::{Connected, Wire};
 use super::writer::{Encoder, GuardState, Source, Writer};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::reply::{Reply, ReplyScanner};
 use crate::redis::request;
-use crate::uring::{ChunkId, Outgoing, Ring, Segment, Slab, Socket};
+use crate::uring::{ChunkId, Class as ChunkClass, Outgoing, Ring, Segment, Slab};
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::time::Duration;
 
 /// Where a lane's connection stands.
 pub enum Link {
-    Up(Rc<Socket>),
+    Up(Wire),
     /// Waiting for the control plane to connect again.
     Down,
 }
@@ -92,7 +92,7 @@ impl Lane {
         Self {
             index,
             node,
-            link: up(Socket::from(socket)),
+            link: up(socket),
             client_id,
             generation: 0,
             encoder: Encoder::new(),
@@ -216,18 +216,21 @@ impl Lane {
         token: u64,
         now_ns: u64,
     ) -> Result<usize, EngineError> {
-        let Link::Up(socket) = &self.link else { return Ok(0) };
-        if self.in_kernel > 0 || self.ready.is_empty() {
+        let Link::Up(wire) = &mut self.link else { return Ok(0) };
+        if self.in_kernel > 0 || self.ready.is_empty() || wire.is_sending() {
             return Ok(0);
         }
         if self.sent.is_empty() {
             self.silent_since_ns = now_ns;
         }
+        let batches_max = batches_max.min(wire.batches_max());
         let count = match &self.hold {
             None => self.ready.len().min(batches_max),
             // The rest of a batch that was cut short, or the batch to try with and its SELECT.
             Some(_) if self.cut_short => 1,
-            Some(hold) if hold.trying && self.sent.is_empty() && self.returned.is_empty() => self.ready.len().min(2),
+            Some(hold) if hold.trying && self.sent.is_empty() && self.returned.is_empty() => {
+                self.ready.len().min(2.min(batches_max))
+            }
             Some(_) => return Ok(0),
         };
         for batch in self.ready.iter_mut().take(count) {
@@ -235,15 +238,15 @@ impl Lane {
                 batch.submitted_ns = now_ns;
             }
         }
-        {
+        let count = {
             let chain: smallvec::SmallVec<[Outgoing<'_>; 16]> = self
                 .ready
                 .iter()
                 .take(count)
                 .map(|batch| Outgoing { segments: &batch.segments, skip_bytes: batch.sent_bytes, token })
                 .collect();
-            ring.send(socket, &chain).map_err(|e| EngineError::System(e.to_string()))?;
-        }
+            wire.send(ring, &chain)?
+        };
         for _ in 0..count {
             if let Some(batch) = self.ready.pop_front() {
                 self.sent.push_back(batch);
@@ -295,8 +298,10 @@ impl Lane {
         mut acked: impl FnMut(Batch),
         mut failed: impl FnMut(&Batch, u32, &[u8]) -> Result<Judged, EngineError>,
     ) -> Result<(), EngineError> {
-        let Self { scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, returned, .. } = self;
-        let mut refusing = self.hold.as_ref().is_some_and(|hold| !hold.trying) || !returned.is_empty();
+        let Self {
+            scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, returned, hold, ..
+        } = self;
+        let mut refusing = hold.as_ref().is_some_and(|hold| !hold.trying) || !returned.is_empty();
         let mut outcome = Ok(());
         let scanned = scanner.feed(bytes, |reply| {
             if outcome.is_err() {
@@ -366,6 +371,9 @@ impl Lane {
                         returned.push(batch);
                         continue;
                     }
+                    if let Some(hold) = hold.as_mut().filter(|_| !batch.preamble) {
+                        hold.taken = true;
+                    }
                     *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
                     *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
                     acked(batch);
@@ -388,7 +396,7 @@ impl Lane {
             return Ok(self.hold.is_some());
         }
         if self.returned.is_empty() {
-            if self.hold.as_ref().is_some_and(|hold| hold.trying) {
+            if self.hold.as_ref().is_some_and(|hold| hold.trying && (hold.taken || self.ready.is_empty())) {
                 self.hold = None;
             }
             return Ok(self.hold.is_some());
@@ -402,6 +410,14 @@ impl Lane {
             hold.again(now_ns);
         }
         Ok(self.hold.is_some())
+    }
+
+    /// What an errno of this connection means.
+    pub fn reason(&self, errno: i32) -> String {
+        match &self.link {
+            Link::Up(wire) => wire.reason(errno),
+            Link::Down => std::io::Error::from_raw_os_error(errno).to_string(),
+        }
     }
 
     /// The connection is gone: everything unanswered waits for the next one, in order.
@@ -441,7 +457,7 @@ impl Lane {
     pub fn resume(
         &mut self,
         slab: &mut Slab,
-        socket: Socket,
+        socket: Connected,
         applied: u64,
         mut acked: impl FnMut(Batch),
     ) -> Result<(), EngineError> {
@@ -512,12 +528,11 @@ impl Lane {
     }
 }
 
-/// A connection whose death is noticed though nothing is said on it. Where the options cannot be set (no TCP), nothing is lost
-/// but that.
-fn up(socket: Socket) -> Link {
-    let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES);
-    let _ = socket.set_user_timeout(USER_TIMEOUT);
-    Link::Up(Rc::new(socket))
+/// A connection whose death is noticed though nothing is said on it.
+fn up(connected: Connected) -> Link {
+    let wire = Wire::new(connected, ChunkClass::Tx);
+    wire.watch_life(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIMEOUT);
+    Link::Up(wire)
 }
 
 /// The batch that the next reply belongs to: the first one sent, or else the one whose sending was cut short and which

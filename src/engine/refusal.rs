@@ -46,6 +46,8 @@ pub struct Hold {
     next_try_ns: u64,
     /// The next attempt is under way.
     pub trying: bool,
+    /// The server took a batch again.
+    pub taken: bool,
 }
 
 impl Hold {
@@ -53,12 +55,22 @@ impl Hold {
         tracing::warn!(%text, "the target refuses: holding, and trying again");
         let pause_ns = PAUSE_FIRST_NS;
         let next_try_ns = now_ns + jittered(pause_ns, now_ns);
-        Self { since_ns: now_ns, text, wants_login, said_ns: now_ns, pause_ns, next_try_ns, trying: false }
+        Self {
+            since_ns: now_ns,
+            text,
+            wants_login,
+            said_ns: now_ns,
+            pause_ns,
+            next_try_ns,
+            trying: false,
+            taken: false,
+        }
     }
 
     /// Refused again.
     pub fn again(&mut self, now_ns: u64) {
         self.trying = false;
+        self.taken = false;
         self.pause_ns = (self.pause_ns * 2).min(PAUSE_LAST_NS);
         self.next_try_ns = now_ns + jittered(self.pause_ns, now_ns);
         if now_ns >= self.said_ns + SAY_EVERY_NS {
