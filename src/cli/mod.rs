@@ -12,6 +12,7 @@ pub mod migrate;
 pub mod probe;
 pub mod replicate;
 pub mod settings;
+pub mod verify;
 
 use crate::operator::{Screen, logging};
 use crate::report::ExitClass;
@@ -43,6 +44,11 @@ enum Command {
         #[command(flatten)]
         raw: RawArgs<{ table::REPLICATE }>,
     },
+    /// Compare source and target, also while replicate runs; print one JSON line for each key that differs
+    Verify {
+        #[command(flatten)]
+        raw: RawArgs<{ table::VERIFY }>,
+    },
     /// Run the main job with no server at hand: simulated source, redis-server child or built-in sink
     Demo {
         #[command(flatten)]
@@ -73,6 +79,7 @@ pub fn run(
     let result = match &arguments.command {
         Command::Migrate { raw } => with_settings(raw, &environment, migrate::run),
         Command::Replicate { raw } => with_settings(raw, &environment, replicate::run),
+        Command::Verify { raw } => with_settings(raw, &environment, verify::run),
         Command::Demo { raw } => with_settings(raw, &environment, demo::run),
         Command::Probe { raw } => with_settings(raw, &environment, probe::run),
     };
@@ -145,6 +152,7 @@ mod tests {
         insta::assert_snapshot!("help", help(&[]));
         insta::assert_snapshot!("help_migrate", help(&["migrate"]));
         insta::assert_snapshot!("help_replicate", help(&["replicate"]));
+        insta::assert_snapshot!("help_verify", help(&["verify"]));
         insta::assert_snapshot!("help_demo", help(&["demo"]));
         insta::assert_snapshot!("help_probe", help(&["probe"]));
     }

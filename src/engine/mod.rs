@@ -7,6 +7,7 @@
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
 //!   lane    writer -> batches -> linked sends -> replies
+//! verify    source against target, through ordinary commands   control thread, tokio-uring
 //! ```
 //!
 //! Invariants: what the report calls done was proven by positions on both sides; a command is sent again only after a
@@ -35,6 +36,7 @@ mod sizes;
 mod source;
 mod stable;
 mod target;
+pub mod verify;
 mod worker;
 mod writer;
 
