@@ -10,6 +10,7 @@ use super::job::{graver, plan_of};
 use super::messages::{Barrier, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::spool::{DiskShare, SpoolStart};
 use super::target::{self, OWN_PREFIX};
 use super::worker;
 use crate::dragonfly::owner::OwnerRule;
@@ -102,6 +103,7 @@ impl Crew {
         for (i, flow) in flows.into_iter().enumerate() {
             shares[i % workers].push(flow);
         }
+        let disk = DiskShare::new(settings.spool.as_ref().map_or(0, |spool| spool.bytes_max));
         let (events_tx, events) = unbounded_channel();
         let (reconnected_tx, reconnected) = unbounded_channel();
         let mut crew = Self {
@@ -148,6 +150,7 @@ impl Crew {
                 events: events_tx.clone(),
                 commands: receiver,
                 confirmed: crew.confirmed.clone(),
+                spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -200,6 +203,11 @@ impl Crew {
     /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is.
     pub fn confirmed(&self) -> Vec<u64> {
         self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
+    }
+
+    /// The same, as it is kept up to date.
+    pub fn positions(&self) -> Arc<Vec<AtomicU64>> {
+        self.confirmed.clone()
     }
 
     /// Tells every worker the same.

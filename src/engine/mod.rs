@@ -6,6 +6,7 @@
 //!   crew    workers started, listened to, reconnected, stopped
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
+//!   reading socket -> backlog -> spool file -> input, where the target does not keep up
 //!   lane    writer -> batches -> linked sends -> replies
 //! verify    source against target, through ordinary commands   control thread, tokio-uring
 //! ```
@@ -14,8 +15,10 @@
 //! lost connection, and only if the target is known not to have applied it, or if applying it twice in order changes
 //! nothing.
 
+mod backlog;
 mod batch;
 mod checkpoint;
+pub mod control;
 mod crew;
 pub mod error;
 mod errors;
@@ -24,21 +27,26 @@ mod flow;
 mod handle;
 mod input;
 mod job;
+mod lag;
 mod lane;
 mod link;
 mod messages;
 mod migrate;
 mod phase;
+mod reading;
 mod replicate;
 mod rows;
 pub mod settings;
 mod sizes;
 mod source;
+pub mod spool;
 mod stable;
 mod target;
+pub mod throttle;
 pub mod verify;
+mod view;
 mod worker;
 mod writer;
 
 pub use error::EngineError;
-pub use job::run;
+pub use job::{Service, run, run_with};

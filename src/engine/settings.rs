@@ -1,8 +1,10 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
+use super::control::Control;
 use crate::convert::Policy;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A password or the like. Never printed: `Debug` and `Serialize` show only whether it is set.
@@ -70,6 +72,17 @@ pub struct Follow {
     pub on_lost_position: OnLostPosition,
 }
 
+/// `--spool-max` where nothing else is said.
+pub const SPOOL_BYTES_DEFAULT: u64 = 4 << 30;
+
+/// Disk space for what was read from the source and cannot go to the target yet.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct SpoolSettings {
+    pub dir: PathBuf,
+    /// Most disk space, of all workers together.
+    pub bytes_max: u64,
+}
+
 /// `--memory` where nothing else is said.
 pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;
 
@@ -103,10 +116,17 @@ pub struct MigrateSettings {
     /// Size of a receive chunk (None: derived from memory and flows).
     pub rx_chunk_bytes: Option<usize>,
     pub ring: RingSettings,
+    /// Where lagging flows spool (None: nowhere).
+    pub spool: Option<SpoolSettings>,
+    /// Read a snapshot as fast as the source sends it, into the spool where the target is slower.
+    pub source_first: bool,
     /// Give up on connecting, and on answers of the control connections, after this time.
     pub connect_timeout: Duration,
     /// Stay after the full sync and follow the journal.
     pub follow: Option<Follow>,
     /// Where to write the report files.
     pub report_dir: Option<PathBuf>,
+    /// What operators see and change while the job runs.
+    #[serde(skip)]
+    pub control: Arc<Control>,
 }

@@ -9,6 +9,7 @@ use crate::report::numbers::{bytes, count, duration};
 use crate::report::observer::{FlowProgress, ProgressSnapshot};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How progress is shown.
@@ -21,12 +22,28 @@ pub enum ProgressForm {
     Off,
 }
 
-/// Time between two plain lines of one phase.
+/// Time between two plain lines of one phase, where nothing else is said.
 pub const LINE_EVERY: Duration = Duration::from_secs(5);
+/// The same, as it is now, in ms: `df2redis set progress-interval` changes it.
+static LINE_EVERY_MS: AtomicU64 = AtomicU64::new(LINE_EVERY.as_millis() as u64);
+
+/// Time between two plain lines of one phase.
+pub fn line_every() -> Duration {
+    Duration::from_millis(LINE_EVERY_MS.load(Ordering::Relaxed))
+}
+
+/// From the next line on.
+pub fn set_line_every(every: Duration) {
+    LINE_EVERY_MS.store(every.as_millis().min(u128::from(u64::MAX)) as u64, Ordering::Relaxed);
+}
+
 /// Rates are taken over this time.
 const RATE_OVER: Duration = Duration::from_secs(10);
 /// Flows that get a bar of their own; more would fill the terminal.
 const FLOW_BARS_MAX: usize = 16;
+/// A backlog or a time unread of less than this is everyday life.
+const BACKLOG_SHOWN_BYTES_MIN: u64 = 16 << 20;
+const UNREAD_SHOWN_MS_MIN: u64 = 1000;
 /// Progress of the bar that has an end, in steps.
 const BAR_STEPS: u64 = 1000;
 
@@ -87,7 +104,7 @@ impl Progress {
         if !new_phase && snapshot.elapsed < self.line_due {
             return None;
         }
-        self.line_due = snapshot.elapsed + LINE_EVERY;
+        self.line_due = snapshot.elapsed + line_every();
         self.phase.clone_from(&snapshot.phase);
         let mut line = format!("{}: {}\n", snapshot.phase, total_text(snapshot, &self.rate));
         if snapshot.flows.len() > 1 && snapshot.flows.len() <= FLOW_BARS_MAX && !new_phase {
@@ -170,14 +187,21 @@ fn bar_text(snapshot: &ProgressSnapshot, rate: &RateWindow) -> String {
 }
 
 fn flow_text(flow: &FlowProgress, bytes_per_s: f64) -> String {
-    format!(
+    let mut text = format!(
         "flow {}: {} keys, {}, {}/s, {}",
         flow.flow,
         count(flow.keys),
         bytes(flow.bytes_in),
         bytes(bytes_per_s as u64),
         flow.state
-    )
+    );
+    if flow.backlog_bytes >= BACKLOG_SHOWN_BYTES_MIN {
+        text.push_str(&format!(", {} waiting for the target", bytes(flow.backlog_bytes)));
+    }
+    if flow.unread_ms >= UNREAD_SHOWN_MS_MIN {
+        text.push_str(&format!(", NOT READ for {}", duration(Duration::from_millis(flow.unread_ms))));
+    }
+    text
 }
 
 /// The snapshots of the last [`RATE_OVER`].
@@ -237,7 +261,7 @@ mod tests {
     use super::*;
 
     fn snapshot(ms: u64, phase: &str, keys: u64, keys_expected: Option<u64>) -> ProgressSnapshot {
-        let flow = |flow, keys, state| FlowProgress { flow, keys, bytes_in: keys * 100, state };
+        let flow = |flow, keys, state| FlowProgress { flow, keys, bytes_in: keys * 100, state, ..Default::default() };
         ProgressSnapshot {
             phase: phase.into(),
             elapsed: Duration::from_millis(ms),

@@ -5,7 +5,7 @@
 
 use super::cpu;
 use super::error::UringError;
-use super::features::Features;
+use super::features::{Features, Memlock};
 use super::probe;
 use super::settings::{ReadMode, RingSettings, SlabLayout, TaskRun, WriteMode};
 use super::slab::Slab;
@@ -32,6 +32,8 @@ pub(super) struct Made {
 #[derive(Clone, Copy)]
 pub(super) struct Modes {
     pub(super) sqpoll: bool,
+    /// The arena is a registered buffer.
+    pub(super) registered: bool,
     pub(super) read_fixed: bool,
     pub(super) zero_copy: Option<ZeroCopy>,
 }
@@ -77,7 +79,7 @@ pub(super) fn make(settings: &RingSettings, layout: SlabLayout) -> Result<Made, 
     let zero_copy = zero_copy(settings, registered, &mut features);
     features.add("linked-sends", settings.link, Some(true), settings.link);
     let ring_index = register_ring(&io, settings, &mut features);
-    let modes = Modes { sqpoll: settings.sqpoll_idle_ms.is_some(), read_fixed, zero_copy };
+    let modes = Modes { sqpoll: settings.sqpoll_idle_ms.is_some(), registered, read_fixed, zero_copy };
     Ok(Made { io, slab, ring_index, modes, features })
 }
 
@@ -125,8 +127,17 @@ pub(super) fn setup_error(error: io::Error, release: &str, flags: &str) -> Uring
         },
         Some(libc::ENOSYS) => UringError::Missing { release: release.to_string() },
         Some(libc::EINVAL) => UringError::FlagsRefused { release: release.to_string(), flags: flags.to_string() },
+        Some(libc::ENOMEM) => match super::cpu::memlock() {
+            Memlock { limit_bytes: Some(limit_bytes), exempt: false } => UringError::RingMemory { limit_bytes },
+            _ => UringError::System { call: "io_uring_setup", source: error },
+        },
         _ => UringError::System { call: "io_uring_setup", source: error },
     }
+}
+
+/// What it means that another library could not set its ring up.
+pub fn explain_setup(error: io::Error) -> UringError {
+    setup_error(error, &probe::kernel_release(), "those of another library")
 }
 
 fn check_operations(io: &IoUring, settings: &RingSettings, release: &str) -> Result<(), UringError> {

@@ -40,7 +40,9 @@ pub const MIGRATE: Jobs = 1;
 pub const DEMO: Jobs = 2;
 pub const PROBE: Jobs = 4;
 pub const REPLICATE: Jobs = 8;
-pub const VERIFY: Jobs = 16;
+/// The subcommands that speak to a running job.
+pub const CONTROLLING: Jobs = 16;
+pub const VERIFY: Jobs = 32;
 /// The jobs between two servers of the user's that move data.
 const SERVED: Jobs = MIGRATE | REPLICATE;
 /// All jobs between two servers of the user's.
@@ -118,6 +120,7 @@ const POLICY: &str = "Policies";
 const RESOURCES: &str = "Resources";
 const BATCHES: &str = "Batches";
 const RING: &str = "io_uring";
+const OPERATION: &str = "Operation";
 const OUTPUT: &str = "Output";
 const GENERATOR: &str = "Simulated source";
 const COMPARISON: &str = "Comparison";
@@ -137,9 +140,9 @@ use Fallback::{Computed, None as Unset, Required, Value};
 use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time};
 
 settings! {
-    SOURCE: SERVERS, BETWEEN, "source", "URL", Endpoint, Required, Everywhere,
+    SOURCE: SERVERS, BETWEEN | CONTROLLING, "source", "URL", Endpoint, Required, Everywhere,
         "Where to copy from: dragonfly://HOST:PORT";
-    TARGET: SERVERS, BETWEEN, "target", "URL", Endpoint, Required, Everywhere,
+    TARGET: SERVERS, BETWEEN | CONTROLLING, "target", "URL", Endpoint, Required, Everywhere,
         "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT";
     SOURCE_USER: SERVERS, BETWEEN, "source-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the source";
@@ -170,6 +173,12 @@ settings! {
         "Pin worker i to the i-th of these CPUs, as in 0,2,4-7";
     MEMORY: RESOURCES, DATA | VERIFY, "memory", "SIZE", Size { min: 16 * MIB, max: TIB }, Value("256MiB"), Everywhere,
         "All memory for data, shared out among the workers";
+    SPOOL: RESOURCES, SERVED, "spool", "DIR", Path, Computed("$STATE_DIRECTORY, else $TMPDIR, else /var/tmp"), Everywhere,
+        "Where to keep, in a file without a name, what was read from the source while the target is slow or away; none: nowhere";
+    SPOOL_MAX: RESOURCES, SERVED, "spool-max", "SIZE", Size { min: MIB, max: 1024 * TIB }, Computed("4GiB, at most half of the free space"), Everywhere,
+        "Most disk space for that; when it is used up, the source is let go";
+    SOURCE_FIRST: RESOURCES, SERVED, "source-first", "", Switch, Value("off"), Everywhere,
+        "Read the snapshot as fast as the source sends it, into the spool where the target is slower";
     CONNECTIONS: RESOURCES, DATA, "connections", "N", Count { min: 1, max: 64 }, Value("2"), Everywhere,
         "Connections of each worker to each target node";
 
@@ -231,17 +240,20 @@ settings! {
     REPAIR: COMPARISON, VERIFY, "repair", "", Choice(&["off", "copy", "mirror"]), Value("off"), Everywhere,
         "Copy keys that differ again; mirror: also delete keys that the source does not have. Only while no job runs";
 
-    OUTPUT_FORM: OUTPUT, DATA | PROBE | VERIFY, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+    CONTROL: OPERATION, SERVED | CONTROLLING, "control", "PATH", Path, Computed("by source and target, in $XDG_RUNTIME_DIR/df2redis, /run/df2redis or the directory for temporary files"), Everywhere,
+        "Unix socket through which a running job is watched and told what to do; off: none";
+
+    OUTPUT_FORM: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
         "Form of the report on standard output";
     REPORT: OUTPUT, DATA, "report", "DIR", Path, Unset, Everywhere,
         "Write report.json, histograms (.hgrm, .hlog) and not-carried.jsonl to this directory";
     PROGRESS: OUTPUT, DATA | VERIFY, "progress", "", Choice(&["auto", "bars", "lines", "off"]), Value("auto"), Everywhere,
         "Progress on standard error; auto: bars on a terminal, lines otherwise";
-    LOG: OUTPUT, DATA | PROBE | VERIFY, "log", "FILTER", Text, Value("warn"), Everywhere,
+    LOG: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "log", "FILTER", Text, Value("warn"), Everywhere,
         "What to log to standard error: error, warn, info, debug, trace, or filters by module";
-    LOG_FORMAT: OUTPUT, DATA | PROBE | VERIFY, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+    LOG_FORMAT: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
         "Form of the log";
-    CONFIG: OUTPUT, DATA | PROBE | VERIFY, "config", "FILE", Path, Unset, NotFile,
+    CONFIG: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "config", "FILE", Path, Unset, NotFile,
         "Read settings from this TOML file; flags and environment go before it";
 }
 

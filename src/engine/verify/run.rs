@@ -18,6 +18,7 @@ use crate::engine::error::EngineError;
 use crate::engine::job::{Signals, check_ring, exit_class};
 use crate::report::document::{ExitClass, Outcome};
 use crate::uring::RingSettings;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use super::summary::{Progress, Summary};
@@ -86,7 +87,8 @@ impl<'a> Job<'a> {
         observer: &'a mut dyn Observer,
         summary: &'a mut Summary,
     ) -> Result<(), EngineError> {
-        let mut signals = Signals::new()?;
+        // Nobody asks a comparison to stop but by a signal.
+        let mut signals = Signals::new(Arc::default())?;
         let mut job = tokio::select! {
             job = Self::begin(settings, observer, summary) => job?,
             () = signals.next() => return Err(EngineError::Interrupted),
