@@ -43,8 +43,10 @@ pub mod spool;
 mod stable;
 mod target;
 pub mod throttle;
+pub mod tls;
 pub mod verify;
 mod view;
+mod wire;
 mod worker;
 mod writer;
 
