@@ -133,6 +133,13 @@ impl Session<'_> {
                 }
                 Some(held) => held.string.map_or("-ERR value is not kept by this simulation\r\n".into(), |v| bulk(&v)),
             },
+            ["DUMP", _] => match self.shared.feed.held(self.db, &request[1]) {
+                None => "$-1\r\n".into(),
+                Some(held) => match held.string {
+                    Some(text) => bulk(&dump_of_string(&text)),
+                    None => "-ERR value is not kept by this simulation\r\n".into(),
+                },
+            },
             ["PEXPIRETIME", _] => {
                 let time = self.shared.feed.held(self.db, &request[1]).map_or(-2, |h| h.expire_at_ms.unwrap_or(-1));
                 format!(":{time}\r\n").into()
@@ -309,6 +316,15 @@ impl Session<'_> {
         }
         info
     }
+}
+
+/// The payload of a string (wire 3.8).
+fn dump_of_string(text: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0];
+    crate::redis::reencode::push_raw_string(&mut payload, text);
+    let footer = crate::redis::payload::footer(&[&payload]);
+    payload.extend_from_slice(&footer);
+    payload
 }
 
 fn bulk(bytes: &[u8]) -> Answer {
