@@ -222,6 +222,11 @@ impl Crew {
         self.tell(flow.0 as usize % self.members.len().max(1), command);
     }
 
+    /// The same, as it is kept up to date.
+    pub fn positions(&self) -> Arc<Vec<AtomicU64>> {
+        self.confirmed.clone()
+    }
+
     /// Tells every worker the same.
     pub fn tell_all(&self, command: impl Fn() -> WorkerCommand) {
         for worker in 0..self.members.len() {

@@ -15,6 +15,7 @@
 
 mod batch;
 mod checkpoint;
+pub mod control;
 mod crew;
 mod doubt;
 pub mod error;
@@ -27,6 +28,7 @@ mod hold;
 mod import;
 mod input;
 mod job;
+mod lag;
 mod lane;
 mod link;
 mod messages;
@@ -41,8 +43,10 @@ mod source;
 mod stable;
 mod sweep;
 mod target;
+pub mod throttle;
+mod view;
 mod worker;
 mod writer;
 
 pub use error::EngineError;
-pub use job::run;
+pub use job::{Service, run, run_with};

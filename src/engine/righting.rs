@@ -13,29 +13,28 @@ use crate::convert::hold::{due_bounds, is_lagging};
 use crate::redis::Capabilities;
 use crate::uring;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Time between the end of a sweep that left something held and the next.
-const AGAIN_AFTER: Duration = Duration::from_secs(5);
+const AGAIN_AFTER_MS: i64 = 5_000;
 
 pub struct Rightings {
     settings: Arc<MigrateSettings>,
     capabilities: Arc<Capabilities>,
     hold: Arc<HoldState>,
     running: Option<oneshot::Receiver<Result<Swept, EngineError>>>,
-    not_before: Option<Instant>,
+    not_before_ms: i64,
 }
 
 impl Rightings {
     pub fn new(settings: &Arc<MigrateSettings>, capabilities: &Capabilities, hold: Arc<HoldState>) -> Self {
         let capabilities = Arc::new(capabilities.clone());
-        Self { settings: settings.clone(), capabilities, hold, running: None, not_before: None }
+        Self { settings: settings.clone(), capabilities, hold, running: None, not_before_ms: 0 }
     }
 
     /// Begins a sweep if one is needed and the flows have caught up.
     pub fn look(&mut self) {
-        let early = self.not_before.is_some_and(|at| Instant::now() < at);
+        let early = now_ms() < self.not_before_ms;
         if self.running.is_some() || early || is_lagging(now_ms(), self.hold.applied_until_ms_min()) {
             return;
         }
@@ -60,7 +59,7 @@ impl Rightings {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         let result = running.await;
         self.running = None;
-        self.not_before = Some(Instant::now() + AGAIN_AFTER);
+        self.not_before_ms = now_ms() + AGAIN_AFTER_MS;
         match result {
             Ok(Ok(swept)) => {
                 tracing::info!(

@@ -1,8 +1,10 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
+use super::control::Control;
 use crate::convert::Policy;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A password or the like. Never printed: `Debug` and `Serialize` show only whether it is set.
@@ -109,4 +111,7 @@ pub struct MigrateSettings {
     pub follow: Option<Follow>,
     /// Where to write the report files.
     pub report_dir: Option<PathBuf>,
+    /// What operators see and change while the job runs.
+    #[serde(skip)]
+    pub control: Arc<Control>,
 }

@@ -10,7 +10,8 @@ use super::target::TargetLink;
 use crate::convert::near::{SHIFT_MS, SHIFTED_MS_END};
 use crate::redis::Capabilities;
 use crate::redis::value::Value;
-use std::time::Instant;
+use crate::uring;
+use std::time::Duration;
 
 /// KEYS: keys; ARGV: shift, end of the shifted range, expiries after this are put right, and those up to this, "1" to look
 /// at hash fields as well, "1" where PEXPIRETIME exists, most fields of a hash that is gone through at once.
@@ -60,7 +61,7 @@ pub async fn sweep(
         link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
         let mut cursor = b"0".to_vec();
         loop {
-            let begun = Instant::now();
+            let begun_ns = uring::clock::monotonic_ns();
             let (next, keys) = scanned(link.call(&[b"SCAN", &cursor, b"COUNT", STEP_KEYS]).await?)?;
             if !keys.is_empty() {
                 swept.keys += keys.len() as u64;
@@ -70,7 +71,8 @@ pub async fn sweep(
                 break;
             }
             cursor = next;
-            tokio::time::sleep(begun.elapsed()).await;
+            let took_ns = uring::clock::monotonic_ns().saturating_sub(begun_ns);
+            tokio::time::sleep(Duration::from_nanos(took_ns)).await;
         }
     }
     Ok(swept)

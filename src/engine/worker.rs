@@ -17,6 +17,7 @@ use super::lane::{Lane, Link};
 use super::messages::{Lost, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::throttle::Gate;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::WorkerStats;
@@ -46,7 +47,7 @@ fn token(kind: u64, generation: u16, index: usize) -> u64 {
 
 pub struct Worker {
     pub(super) index: usize,
-    settings: Arc<MigrateSettings>,
+    pub(super) settings: Arc<MigrateSettings>,
     sizes: Sizes,
     pub(super) ring: Ring,
     pub(super) flows: Vec<Flow>,
@@ -65,6 +66,8 @@ pub struct Worker {
     hold: Arc<HoldState>,
     /// Flow that is pumped first this turn.
     first_flow: usize,
+    /// Bytes and commands of all lanes that were paid for at the throttle.
+    pub(super) paid: (u64, u64),
 }
 
 /// The worker's thread: runs until stopped or failed, and tells the control plane how it ended.
@@ -142,6 +145,7 @@ impl Worker {
             confirmed,
             hold,
             first_flow: 0,
+            paid: (0, 0),
         })
     }
 
@@ -152,15 +156,26 @@ impl Worker {
             if self.take_commands(now_ns)? {
                 return Ok(self.finish());
             }
-            let more = if self.draining { self.release_held() } else { self.pump(now_ns)? };
+            self.take_knobs();
+            let gate = if self.draining { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
+            let more = match gate {
+                Gate::Open => self.pump(now_ns)?,
+                _ if self.draining => self.release_held(),
+                _ => false,
+            };
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
+            self.pay(now_ns);
             self.arm_reads(now_ns)?;
             self.tell_when_drained();
             if now_ns >= self.next_sample_ns {
                 self.sample(now_ns);
             }
-            let wait = if more { Duration::ZERO } else { WAIT_MAX };
+            let wait = match gate {
+                Gate::Wait(ns) => Duration::from_nanos(ns).min(WAIT_MAX),
+                _ if more => Duration::ZERO,
+                _ => WAIT_MAX,
+            };
             completions.clear();
             self.ring.turn(wait, &mut completions).map_err(|e| EngineError::System(e.to_string()))?;
             let now_ns = uring::clock::monotonic_ns();
