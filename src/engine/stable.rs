@@ -77,7 +77,7 @@ fn lost_answer(command: &Command<'_>) -> Option<i64> {
         7 if is("HEXPIRE") => Some(-2),
         9 if is("PEXPIREAT") => Some(0),
         // With a condition 0 may mean that it does not hold.
-        6 | 7 | 8 if is("EXPIRE") || is("PEXPIRE") || is("EXPIREAT") => (command.args().count() == 3).then_some(0),
+        6..=8 if is("EXPIRE") || is("PEXPIRE") || is("EXPIREAT") => (command.args().count() == 3).then_some(0),
         11 if is("FIELDEXPIRE") => Some(-2),
         _ => None,
     }
