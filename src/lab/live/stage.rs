@@ -156,7 +156,7 @@ impl LiveStage {
     pub fn some_fault(&mut self, tool: &mut Tool) -> Result<(), String> {
         let fault = self.options.faults[self.rng.below(self.options.faults.len() as u64) as usize];
         // The first may hit the full sync; the others mostly the journal.
-        if self.rng.chance(0.7) && fault != Fault::Kill {
+        if self.rng.chance(if fault == Fault::Kill { 0.5 } else { 0.7 }) {
             self.wait_stable(tool)?;
         }
         std::thread::sleep(Duration::from_micros(self.rng.below(400_000)));
