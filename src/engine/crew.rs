@@ -10,14 +10,15 @@ use super::job::{graver, plan_of};
 use super::messages::{Barrier, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::spool::{DiskShare, SpoolStart};
 use super::target::{self, OWN_PREFIX};
+use super::wire::Connected;
 use super::worker;
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::DbIndex;
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -65,7 +66,7 @@ struct Reconnected {
 
 /// A connection made again.
 struct Again {
-    socket: OwnedFd,
+    socket: Connected,
     client_id: i64,
     /// Position of the last guarded group that the target applied.
     applied: u64,
@@ -102,6 +103,7 @@ impl Crew {
         for (i, flow) in flows.into_iter().enumerate() {
             shares[i % workers].push(flow);
         }
+        let disk = DiskShare::new(settings.spool.as_ref().map_or(0, |spool| spool.bytes_max));
         let (events_tx, events) = unbounded_channel();
         let (reconnected_tx, reconnected) = unbounded_channel();
         let mut crew = Self {
@@ -148,6 +150,7 @@ impl Crew {
                 events: events_tx.clone(),
                 commands: receiver,
                 confirmed: crew.confirmed.clone(),
+                spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))

@@ -1,23 +1,25 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
 use super::control::Control;
+use super::tls::TlsClient;
 use crate::convert::Policy;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
-/// A password or the like. Never printed: `Debug` and `Serialize` show only whether it is set.
+/// A password or the like. Overwritten when it is dropped. Never printed: `Debug` and `Serialize` show only whether it is set.
 #[derive(Clone, Default)]
-pub struct Secret(Option<String>);
+pub struct Secret(Option<Zeroizing<String>>);
 
 impl Secret {
     pub fn new(text: Option<String>) -> Self {
-        Self(text)
+        Self(text.map(Zeroizing::new))
     }
     /// The secret itself, for AUTH only.
     pub fn expose(&self) -> Option<&str> {
-        self.0.as_deref()
+        self.0.as_ref().map(|text| text.as_str())
     }
 }
 
@@ -38,6 +40,8 @@ impl serde::Serialize for Secret {
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
+    /// None: plain TCP.
+    pub tls: Option<TlsClient>,
     pub user: Secret,
     pub password: Secret,
 }
@@ -70,6 +74,17 @@ pub enum OnLostPosition {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Follow {
     pub on_lost_position: OnLostPosition,
+}
+
+/// `--spool-max` where nothing else is said.
+pub const SPOOL_BYTES_DEFAULT: u64 = 4 << 30;
+
+/// Disk space for what was read from the source and cannot go to the target yet.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct SpoolSettings {
+    pub dir: PathBuf,
+    /// Most disk space, of all workers together.
+    pub bytes_max: u64,
 }
 
 /// `--memory` where nothing else is said.
@@ -105,6 +120,10 @@ pub struct MigrateSettings {
     /// Size of a receive chunk (None: derived from memory and flows).
     pub rx_chunk_bytes: Option<usize>,
     pub ring: RingSettings,
+    /// Where lagging flows spool (None: nowhere).
+    pub spool: Option<SpoolSettings>,
+    /// Read a snapshot as fast as the source sends it, into the spool where the target is slower.
+    pub source_first: bool,
     /// Give up on connecting, and on answers of the control connections, after this time.
     pub connect_timeout: Duration,
     /// Stay after the full sync and follow the journal.

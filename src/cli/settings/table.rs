@@ -113,6 +113,7 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
 const SERVERS: &str = "Servers";
+const TLS: &str = "TLS";
 const POLICY: &str = "Policies";
 const RESOURCES: &str = "Resources";
 const BATCHES: &str = "Batches";
@@ -137,9 +138,9 @@ use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time
 
 settings! {
     SOURCE: SERVERS, SERVED | CONTROLLING, "source", "URL", Endpoint, Required, Everywhere,
-        "Where to copy from: dragonfly://HOST:PORT";
+        "Where to copy from: dragonfly://HOST:PORT, or dragonflys:// for TLS";
     TARGET: SERVERS, SERVED | CONTROLLING, "target", "URL", Endpoint, Required, Everywhere,
-        "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT";
+        "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT, or rediss:// or valkeys:// for TLS";
     SOURCE_USER: SERVERS, SERVED, "source-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the source";
     SOURCE_PASSWORD: SERVERS, SERVED, "source-password", "PASSWORD", Secret, Unset, NotFlag,
@@ -155,6 +156,27 @@ settings! {
     CONNECT_TIMEOUT: SERVERS, DATA, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
         "Give up on connecting, and on answers to the handshake, after this time";
 
+    SOURCE_TLS_CA: TLS, SERVED, "source-tls-ca", "FILE", Path, Unset, Everywhere,
+        "Trust the CA certificates in this PEM file, and no others, to sign the source's certificate; else the system's";
+    SOURCE_TLS_CERT: TLS, SERVED, "source-tls-cert", "FILE", Path, Unset, Everywhere,
+        "Own certificate (and chain) to show to the source, PEM";
+    SOURCE_TLS_KEY: TLS, SERVED, "source-tls-key", "FILE", Path, Unset, Everywhere,
+        "Key of that certificate, PEM, without a passphrase";
+    SOURCE_TLS_SERVER_NAME: TLS, SERVED, "source-tls-server-name", "NAME", Text, Unset, Everywhere,
+        "Name that the source's certificate must bear, where it is not the host of the URL";
+    SOURCE_TLS_DANGER: TLS, SERVED, "source-tls-danger-accept-any-cert", "", Switch, Value("off"), Everywhere,
+        "Accept every certificate of the source: whoever is in between can read and change everything";
+    TARGET_TLS_CA: TLS, SERVED, "target-tls-ca", "FILE", Path, Unset, Everywhere,
+        "Trust the CA certificates in this PEM file, and no others, to sign the target's certificate; else the system's";
+    TARGET_TLS_CERT: TLS, SERVED, "target-tls-cert", "FILE", Path, Unset, Everywhere,
+        "Own certificate (and chain) to show to the target, PEM";
+    TARGET_TLS_KEY: TLS, SERVED, "target-tls-key", "FILE", Path, Unset, Everywhere,
+        "Key of that certificate, PEM, without a passphrase";
+    TARGET_TLS_SERVER_NAME: TLS, SERVED, "target-tls-server-name", "NAME", Text, Unset, Everywhere,
+        "Name that the target's certificate must bear, where it is not the host of the URL";
+    TARGET_TLS_DANGER: TLS, SERVED, "target-tls-danger-accept-any-cert", "", Switch, Value("off"), Everywhere,
+        "Accept every certificate of the target: whoever is in between can read and change everything";
+
     ON_EXISTING: POLICY, SERVED, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,
         "What to do with a target that holds keys: do not start; overwrite keys that the source has too; FLUSHALL first; leave its keys as they are";
     ON_UNSUPPORTED: POLICY, DATA, "on-unsupported", "POLICY", List, Value("refuse"), Everywhere,
@@ -169,6 +191,12 @@ settings! {
         "Pin worker i to the i-th of these CPUs, as in 0,2,4-7";
     MEMORY: RESOURCES, DATA, "memory", "SIZE", Size { min: 16 * MIB, max: TIB }, Value("256MiB"), Everywhere,
         "All memory for data, shared out among the workers";
+    SPOOL: RESOURCES, SERVED, "spool", "DIR", Path, Computed("$STATE_DIRECTORY, else $TMPDIR, else /var/tmp"), Everywhere,
+        "Where to keep, in a file without a name, what was read from the source while the target is slow or away; none: nowhere";
+    SPOOL_MAX: RESOURCES, SERVED, "spool-max", "SIZE", Size { min: MIB, max: 1024 * TIB }, Computed("4GiB, at most half of the free space"), Everywhere,
+        "Most disk space for that; when it is used up, the source is let go";
+    SOURCE_FIRST: RESOURCES, SERVED, "source-first", "", Switch, Value("off"), Everywhere,
+        "Read the snapshot as fast as the source sends it, into the spool where the target is slower";
     CONNECTIONS: RESOURCES, DATA, "connections", "N", Count { min: 1, max: 64 }, Value("2"), Everywhere,
         "Connections of each worker to each target node";
 

@@ -12,6 +12,7 @@ mod journal;
 mod memory;
 mod real;
 mod table;
+mod tls;
 mod tool;
 
 use super::LabError;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which parts; all unless given. Of load: sink, redis, memory; of journal: rate, lag, idle
+    /// Which parts. Of load: sink, redis, memory (these unless given), tls; of journal: rate, lag, idle (all unless given)
     #[arg(long, value_delimiter = ',')]
     pub parts: Vec<String>,
     /// Only cases whose name contains this
@@ -97,12 +98,13 @@ const CASES: [Case; 4] = [
 
 /// Runs all parts of `load` asked for and prints the table. Returns whether every figure was reached.
 pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
-    run_parts(args, &["sink", "redis", "memory"], |part, results| match part {
+    run_parts(args, &["sink", "redis", "memory"], &["tls"], |part, results| match part {
         "sink" => CASES
             .iter()
             .filter(|case| case.name.contains(&args.only))
             .try_for_each(|case| sink_case(args, case, results)),
         "redis" => real::run(args, results),
+        "tls" => tls::run(args, results),
         _ => memory::run(args, results),
     })
 }
@@ -110,7 +112,7 @@ pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
 /// The same for `journal`.
 pub fn run_journal(args: &BenchArgs) -> Result<bool, LabError> {
     let mut journal = journal::JournalBench::start(args)?;
-    run_parts(args, &["rate", "lag", "idle"], |part, results| match part {
+    run_parts(args, &["rate", "lag", "idle"], &[], |part, results| match part {
         "rate" => journal.rate(results),
         "lag" => journal.lag(results),
         _ => journal.idle(results),
@@ -119,14 +121,17 @@ pub fn run_journal(args: &BenchArgs) -> Result<bool, LabError> {
 
 fn run_parts(
     args: &BenchArgs,
-    all: &[&str],
+    usual: &[&str],
+    more: &[&str],
     mut run: impl FnMut(&str, &mut table::Results) -> Result<(), LabError>,
 ) -> Result<bool, LabError> {
+    let all = [usual, more].concat();
     if let Some(other) = args.parts.iter().find(|part| !all.contains(&part.as_str())) {
         return Err(LabError::Bench(format!("no part {other:?}; there are {}", all.join(", "))));
     }
     let mut results = table::Results::new(args);
-    let wanted = |part: &&&str| args.parts.is_empty() || args.parts.iter().any(|wanted| wanted == **part);
+    let unasked = |part: &str| args.parts.is_empty() && usual.contains(&part);
+    let wanted = |part: &&&str| unasked(part) || args.parts.iter().any(|wanted| wanted == **part);
     all.iter().filter(wanted).try_for_each(|part| run(part, &mut results))?;
     print!("{}", results.render());
     if let Some(path) = &args.json {
