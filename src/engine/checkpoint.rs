@@ -1,7 +1,8 @@
 //! The job's checkpoint: one hash at the target, in database 0.
 //!
 //! Fields: `master` (the source process's id), `flows` (their number), `phase` (`full` until every flow's snapshot is
-//! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `lsn:<flow>` (LSN
+//! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `held` (1: expiries may
+//! stand there that are written later than they are), `lsn:<flow>` (LSN
 //! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
 //! behind blind ones), `scope` (the job's filters). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
@@ -23,6 +24,8 @@ pub struct Checkpoint {
     pub stable: bool,
     /// The target held nothing but this job's data: it may be emptied for a new full sync.
     pub owned: bool,
+    /// Expiries may stand at the target that are written later than they are: they are to be put right.
+    pub held: bool,
     /// By flow; only in the stable phase.
     pub lsns: Vec<Lsn>,
     /// The filters and names of the job (`Scope::fingerprint`).
@@ -55,7 +58,8 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
             lsns.push(Lsn(text.parse().map_err(|_| unreadable("a position is no number"))?));
         }
     }
-    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", lsns, scope }))
+    let held = field("held").as_deref() == Some("1");
+    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", held, lsns, scope }))
 }
 
 fn unreadable(why: &str) -> EngineError {
@@ -73,9 +77,9 @@ pub async fn begin(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result<(),
 
 /// Everything but the positions.
 fn fields<'a>(checkpoint: &'a Checkpoint, flows: &'a [u8], phase: &'a [u8]) -> Vec<&'a [u8]> {
-    let owned: &[u8] = if checkpoint.owned { b"1" } else { b"0" };
     let mut set: Vec<&[u8]> = vec![b"HSET", CHECKPOINT_KEY.as_bytes(), b"master", checkpoint.master_id.as_bytes()];
-    set.extend_from_slice(&[b"flows", flows, b"phase", phase, b"owned", owned, b"scope", checkpoint.scope.as_bytes()]);
+    set.extend_from_slice(&[b"flows", flows, b"phase", phase, b"owned", flag(checkpoint.owned)]);
+    set.extend_from_slice(&[b"held", flag(checkpoint.held), b"scope", checkpoint.scope.as_bytes()]);
     set
 }
 
@@ -88,6 +92,15 @@ pub async fn mark_stable(link: &mut TargetLink) -> Result<(), EngineError> {
 /// does it too.
 pub async fn tear(link: &mut TargetLink) -> Result<(), EngineError> {
     link.call(&[b"HDEL", CHECKPOINT_KEY.as_bytes(), b"phase"]).await.map(drop)
+}
+
+/// Whether expiries may stand at the target that are written later than they are.
+pub async fn set_held(link: &mut TargetLink, held: bool) -> Result<(), EngineError> {
+    link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"held", flag(held)]).await.map(drop)
+}
+
+fn flag(is: bool) -> &'static [u8] {
+    if is { b"1" } else { b"0" }
 }
 
 /// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either

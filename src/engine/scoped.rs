@@ -67,13 +67,15 @@ impl FlowHandler {
                 return Ok(());
             }
             let meta = KeyMeta { db, key: &key, ..meta };
-            let meta = if self.concerns_expiry(&meta) { self.hold(&meta, now_ms) } else { meta };
+            let meta = if self.concerns_expiry(&meta) { self.hold(&meta) } else { meta };
             let event = match *event {
                 Event::Whole { body, .. } => Event::Whole { meta, body },
                 Event::Begin { object, count, .. } => Event::Begin { object, meta, count },
                 _ => return Ok(()),
             };
-            self.converter.event(&event, now_ms, out).map_err(EngineError::from)
+            let outcome = self.converter.event(&event, now_ms, out).map_err(EngineError::from);
+            self.held.unnamed(self.converter.take_shifted_fields());
+            outcome
         });
         self.names.key = key;
         result

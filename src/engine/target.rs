@@ -145,6 +145,11 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let bulk_bytes_max = [proto_bytes_max, query_bytes_max].into_iter().flatten().min();
     let capabilities =
         Capabilities::from_probe(&text, names, bulk_bytes_max).map_err(|e| EngineError::Refused(e.to_string()))?;
+    let mut capabilities = capabilities;
+    // Known, but not for this user: then it is as good as absent.
+    if matches!(link.call_raw("EVAL", &[b"EVAL", b"return 1", b"0"]).await?, Value::Error(_)) {
+        capabilities.commands.remove("EVAL");
+    }
     if capabilities.cluster {
         return Err(EngineError::Refused(
             "the target runs in cluster mode, which this version does not load; give a standalone server".into(),
@@ -185,6 +190,12 @@ async fn config_number(link: &mut TargetLink, name: &str) -> Result<Option<u64>,
         return Ok(None);
     };
     Ok(pair.get(1).and_then(Value::text).and_then(|text| text.parse().ok()))
+}
+
+/// Databases that hold keys now.
+pub async fn databases(link: &mut TargetLink) -> Result<Vec<DbIndex>, EngineError> {
+    let text = link.info("keyspace").await?;
+    Ok(Info::parse(&text).keys_by_db().into_iter().map(|(db, _)| DbIndex(db)).collect())
 }
 
 /// Names of all commands, upper case.
