@@ -96,6 +96,8 @@ pub enum WorkerEvent {
     AtBarrier(Barrier),
     /// All flows of the worker stand before a barrier and everything before it is acknowledged.
     BarrierDrained,
+    /// Nothing was left to be sent or answered after this order to settle.
+    Settled(u64),
     /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for.
     Suspects {
         worker: usize,
@@ -139,6 +141,8 @@ pub enum WorkerCommand {
     ReleaseBarrier,
     /// Decode nothing more; `Drained` follows when everything is acknowledged.
     Drain,
+    /// Say when nothing is left to be sent or answered.
+    Settle(u64),
     /// Send the suspects once (they stay suspects until a record settles them or they are deleted).
     ListSuspects,
     /// The source has none of these keys: delete those that no record has settled since.

@@ -8,7 +8,9 @@
 use super::checkpoint::{self, Checkpoint};
 use super::crew::{Crew, CrewPlan};
 use super::error::EngineError;
+use super::handing::DeskEvent;
 use super::handle::Existing;
+use super::handover::Order;
 use super::job::{Job, Signals, graver};
 use super::messages::{Barrier, WorkerCommand, WorkerEvent};
 use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY};
@@ -22,6 +24,7 @@ use crate::dragonfly::session::{Directive, Session};
 use crate::ids::{DbIndex, FlowId, Lsn};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// How often is looked whether every snapshot is confirmed: until then a restart begins anew.
 const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
@@ -54,9 +57,15 @@ impl Job<'_> {
         let (mut attempt, mut pause) = (1, RETRY_FIRST);
         loop {
             let error = match self.session(&mut target, &probed, begin, &mut signals).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.hand_over(&probed).await;
+                    return Ok(());
+                }
                 Err(error) => error,
             };
+            if self.outlive_cutover(&probed, &error).await {
+                return Ok(());
+            }
             // The source went away while the tool was stopping: what is confirmed is in the checkpoint.
             let error = match error {
                 EngineError::Source(_) if self.phase == Phase::Stopping => EngineError::Interrupted,
@@ -113,7 +122,7 @@ impl Job<'_> {
     }
 
     /// A fresh control connection to the same server process.
-    async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
+    pub(super) async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
         let mut link = target::connect_control(&self.settings).await?;
         if target::run_id(&mut link).await? == probed.run_id {
             return Ok(link);
@@ -180,7 +189,8 @@ impl Job<'_> {
             }
             Begin::Resume(checkpoint) => (self.open_partial(&mut source, &checkpoint, plan).await?, checkpoint),
         };
-        self.settings.control.publish_positions(crew.positions());
+        self.sessions += 1;
+        self.settings.control.publish_positions(self.sessions, crew.positions());
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
         self.settings.control.forget_positions();
         self.view.forget();
@@ -279,6 +289,7 @@ impl Job<'_> {
                 event = crew.event() => match event? {
                     WorkerEvent::Suspects { worker, keys } => self.settle_suspects(source, crew, worker, keys).await?,
                     WorkerEvent::Drained => watch.drained += 1,
+                    WorkerEvent::Settled(number) => watch.settled(number, crew.workers()),
                     event => self.watch(event),
                 },
                 _ = ticks.tick() => self.progress(),
@@ -289,17 +300,34 @@ impl Job<'_> {
                         self.resumable = true;
                     }
                 }
-                _ = offsets.tick(), if self.phase != Phase::Stopping => {
+                _ = offsets.tick(), if matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
                     self.compare_offsets(source, crew, checkpoint, &mut watch).await?;
                 }
                 () = signals.next() => {
-                    if self.phase == Phase::Stopping {
+                    if self.phase == Phase::Stopping || watch.stops {
                         return Err(EngineError::Interrupted);
                     }
                     tracing::info!("stopping: what was read is applied and acknowledged; a second signal stops at once");
-                    self.enter(Phase::Stopping);
-                    crew.tell_all(|| WorkerCommand::Drain);
+                    watch.stops = true;
+                    self.settings.control.cancel_cutover("the job was told to stop");
                 }
+                event = self.desk.next() => match event {
+                    DeskEvent::Asked(asked) => self.begin_cutover(asked, source, crew),
+                    DeskEvent::Order(Order::Settle(answer)) => {
+                        let number = watch.settle(answer);
+                        crew.tell_all(|| WorkerCommand::Settle(number));
+                    }
+                    DeskEvent::Order(Order::End { keys, done }) => {
+                        self.begin_end(keys, done);
+                        crew.tell_all(|| WorkerCommand::Drain);
+                    }
+                    DeskEvent::Ended(report) => self.cutover_ended(report),
+                },
+            }
+            // A cutover that is under way is rolled back first.
+            if watch.stops && !self.desk.is_running() && self.phase != Phase::Stopping {
+                self.enter(Phase::Stopping);
+                crew.tell_all(|| WorkerCommand::Drain);
             }
             if checkpoint.stable
                 && let Some(barriers) = crew.take_barriers()
@@ -308,8 +336,12 @@ impl Job<'_> {
                 let mut target = self.control_again(probed).await?;
                 self.pass_barrier(crew, &mut target, checkpoint, &barriers).await?;
             }
-            if self.phase == Phase::Stopping && watch.drained == crew.workers() {
-                return Err(EngineError::Interrupted);
+            if watch.drained == crew.workers() {
+                match self.phase {
+                    Phase::Stopping => return Err(EngineError::Interrupted),
+                    Phase::HandingOver => return Ok(()),
+                    _ => {}
+                }
             }
         }
     }
@@ -335,6 +367,7 @@ impl Job<'_> {
         if behind == 0 && self.phase == Phase::CatchingUp {
             self.enter(Phase::InStep);
             self.observer.in_step();
+            self.tell_in_step();
             if !watch.suspects_asked {
                 watch.suspects_asked = true;
                 crew.tell_all(|| WorkerCommand::ListSuspects);
@@ -417,4 +450,28 @@ const IN_STEP_RECORDS_MAX: u64 = 10_000;
 struct Watch {
     drained: usize,
     suspects_asked: bool,
+    /// Told to stop.
+    stops: bool,
+    /// Orders to settle so far; who waits for the last of them, and how many workers have done so.
+    settles: u64,
+    settling: Option<(oneshot::Sender<()>, usize)>,
+}
+
+impl Watch {
+    /// A number for an order to settle.
+    fn settle(&mut self, answer: oneshot::Sender<()>) -> u64 {
+        self.settles += 1;
+        self.settling = Some((answer, 0));
+        self.settles
+    }
+
+    fn settled(&mut self, number: u64, workers: usize) {
+        let Some((_, count)) = self.settling.as_mut().filter(|_| number == self.settles) else { return };
+        *count += 1;
+        if *count == workers
+            && let Some((answer, _)) = self.settling.take()
+        {
+            let _ = answer.send(());
+        }
+    }
 }

@@ -60,6 +60,8 @@ pub struct Worker {
     /// Told to decode nothing more.
     draining: bool,
     barrier_told: bool,
+    /// Asked to say when nothing is left to be sent or answered.
+    settling: Option<u64>,
     confirmed: Arc<Vec<AtomicU64>>,
     /// Flow that is pumped first this turn.
     first_flow: usize,
@@ -138,6 +140,7 @@ impl Worker {
             drained: false,
             draining: false,
             barrier_told: false,
+            settling: None,
             confirmed,
             first_flow: 0,
             paid: (0, 0),
@@ -202,6 +205,7 @@ impl Worker {
                     }
                 }
                 Ok(WorkerCommand::Drain) => self.draining = true,
+                Ok(WorkerCommand::Settle(number)) => self.settling = Some(number),
                 Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
                 Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys),
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
@@ -430,8 +434,11 @@ impl Worker {
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
         let ended = !self.drained && (self.draining || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
-        if !(ended || held) || !self.lanes.iter().all(Lane::is_idle) {
+        if !(ended || held || self.settling.is_some()) || !self.lanes.iter().all(Lane::is_idle) {
             return;
+        }
+        if let Some(number) = self.settling.take() {
+            let _ = self.events.send(WorkerEvent::Settled(number));
         }
         if ended {
             self.drained = true;
