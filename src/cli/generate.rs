@@ -71,7 +71,7 @@ fn config() -> String {
 }
 
 fn entry(out: &mut String, setting: &Setting) {
-    let _ = write!(out, "\n");
+    out.push('\n');
     for line in wrapped(setting.help, 110) {
         let _ = writeln!(out, "# {line}");
     }

@@ -37,6 +37,8 @@ pub struct Control {
     stop_asked: AtomicBool,
     cutovers: Sender<CutoverAsked>,
     cutovers_asked: Mutex<Option<Receiver<CutoverAsked>>>,
+    /// The target is in step, and everything that follows from that is on its way.
+    ready: AtomicBool,
     /// One is asked for or under way.
     cutover_busy: AtomicBool,
     /// Why the cutover that is under way must be rolled back.
@@ -56,6 +58,7 @@ impl Default for Control {
             stop_asked: AtomicBool::new(false),
             cutovers,
             cutovers_asked: Mutex::new(Some(asked)),
+            ready: AtomicBool::new(false),
             cutover_busy: AtomicBool::new(false),
             cutover_cancelled: Mutex::default(),
         }
@@ -207,6 +210,7 @@ impl Control {
 
     /// A session ended: its positions mean nothing any more.
     pub(super) fn forget_positions(&self) {
+        self.set_ready(false);
         *lock(&self.positions) = None;
     }
 
@@ -225,6 +229,15 @@ impl Control {
     /// The cutover has ended; there may be another.
     pub(super) fn cutover_over(&self) {
         self.cutover_busy.store(false, Ordering::Release);
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Whether a cutover may begin.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
     }
 
     pub(super) fn cutover_cancelled(&self) -> Option<String> {

@@ -124,8 +124,11 @@ pub enum Input {
         source: Vec<u64>,
         applied: Vec<u64>,
     },
+    /// The job is not ready to be cut over: not in step yet.
+    NotReady(String),
     /// `Err`: why not, for each of these.
     Hook(Result<(), String>),
+    /// `Err`: the source refused, and holds nothing.
     Fenced(Result<(), String>),
     Waited,
     /// The workers have nothing left to send or to be answered.
@@ -212,6 +215,8 @@ pub struct Cutover {
     pub held_ns: Option<u64>,
     /// From the fence until the positions were proven.
     pub drained_ns: Option<u64>,
+    /// The fence could not be released: it has to end by itself.
+    pub unreleased: bool,
     /// Why it was not done.
     pub why: Option<String>,
     /// What to know although it was done.
@@ -234,6 +239,7 @@ impl Cutover {
             switched: false,
             held_ns: None,
             drained_ns: None,
+            unreleased: false,
             why: None,
             note: None,
         };
@@ -277,15 +283,26 @@ impl Cutover {
             _ => {}
         }
         if self.is_fenced() && self.left_ns(now) == 0 {
-            return self.too_late();
+            return self.too_late(match &input {
+                Input::Hook(Err(why)) | Input::Verified(Err(why)) | Input::Fenced(Err(why)) => Some(why),
+                _ => None,
+            });
         }
         match (self.state, input) {
             (State::Checking, Input::Waited) => Action::AskPositions,
             (State::Checking, Input::Positions { source, applied }) => self.check(&source, &applied, now),
+            (State::Checking, Input::NotReady(why)) => match self.may_wait(now) {
+                true => Action::Wait { ns: CHECK_EVERY_NS },
+                false => self.give_up(format!("{why}: nothing was fenced")),
+            },
             (State::BeforeFence, Input::Hook(Ok(()))) => self.fence(now),
             (State::BeforeFence, Input::Hook(Err(why))) => self.give_up(format!("the before-fence hook vetoed: {why}")),
             (State::Fencing, Input::Fenced(Ok(()))) => self.hook(State::AfterFence, HookEvent::AfterFence, now),
-            (State::Fencing, Input::Fenced(Err(why))) => self.give_up(format!("the source could not be fenced: {why}")),
+            (State::Fencing, Input::Fenced(Err(why))) => {
+                // A release would end somebody else's pause.
+                self.fenced = None;
+                self.give_up(format!("the source could not be fenced: {why}"))
+            }
             (State::AfterFence, Input::Hook(Ok(()))) => self.go(State::Draining, Action::AskPositions),
             (State::Draining, Input::Waited) => Action::AskPositions,
             (State::Draining, Input::Positions { source, applied }) => self.drain(source, &applied, now),
@@ -369,13 +386,17 @@ impl Cutover {
         if behind <= self.plan.lag_entries_max && source.len() == applied.len() {
             return self.hook(State::BeforeFence, HookEvent::BeforeFence, now);
         }
-        if now.since_ns(self.begun) < self.plan.wait_ms.saturating_mul(1_000_000) {
+        if self.may_wait(now) {
             return Action::Wait { ns: CHECK_EVERY_NS };
         }
         self.give_up(format!(
             "the target is {behind} entries behind, more than {} (--lag-max): nothing was fenced",
             self.plan.lag_entries_max
         ))
+    }
+
+    fn may_wait(&self, now: Now) -> bool {
+        now.since_ns(self.begun) < self.plan.wait_ms.saturating_mul(1_000_000)
     }
 
     fn fence(&mut self, now: Now) -> Action {
@@ -407,7 +428,7 @@ impl Cutover {
     fn switch(&mut self, now: Now) -> Action {
         let left_ns = self.left_ns(now);
         if self.fenced.is_some() && left_ns <= 2 * MARGIN_NS {
-            return self.too_late();
+            return self.too_late(None);
         }
         let timeout_ns = self.plan.hook_timeout_ms.saturating_mul(1_000_000);
         let within_ns = match self.fenced {
@@ -422,7 +443,7 @@ impl Cutover {
         self.hook(State::HandedOver, HookEvent::HandedOver, now)
     }
 
-    fn too_late(&mut self) -> Action {
+    fn too_late(&mut self, said: Option<&String>) -> Action {
         let budget_ms = self.plan.budget_ms;
         let done = match self.state {
             State::Fencing => "the source did not answer",
@@ -433,7 +454,8 @@ impl Cutover {
             State::Switching => "the hook did not end",
             _ => "the switch was not proven",
         };
-        self.give_up(format!("{done} within the budget of {budget_ms} ms"))
+        let said = said.map(|said| format!(" ({said})")).unwrap_or_default();
+        self.give_up(format!("{done} within the budget of {budget_ms} ms{said}"))
     }
 
     fn give_up(&mut self, why: String) -> Action {
@@ -468,6 +490,7 @@ impl Cutover {
     fn released(&mut self, result: Result<(), String>, now: Now) -> Action {
         self.held_ns = self.held_for_ns(now);
         if let Err(why) = result {
+            self.unreleased = true;
             let note = format!(
                 "writes may be held until the fence ends by itself, {} ms after it began: {why}",
                 self.plan.budget_ms

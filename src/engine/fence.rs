@@ -30,10 +30,11 @@ impl FenceLink {
         Ok(Self { source: Source::connect(&settings.source, settings.connect_timeout).await? })
     }
 
-    /// Holds every write for `ms` from when the source takes it up.
-    pub async fn pause(&mut self, ms: u64) -> Result<(), String> {
+    /// Holds every write for `ms` from when the source takes it up. `Err`: there was no answer; `Ok(Err)`: it refused.
+    pub async fn pause(&mut self, ms: u64) -> Result<Result<(), String>, String> {
         let ms = ms.to_string();
-        self.ok("CLIENT PAUSE", resp::command(&[b"CLIENT", b"PAUSE", ms.as_bytes(), b"WRITE"])).await
+        let reply = self.ask("CLIENT PAUSE", resp::command(&[b"CLIENT", b"PAUSE", ms.as_bytes(), b"WRITE"])).await?;
+        Ok(is_ok("CLIENT PAUSE", &reply))
     }
 
     /// Ends every pause.
@@ -74,11 +75,15 @@ impl FenceLink {
     }
 
     async fn ok(&mut self, what: &str, request: Vec<u8>) -> Result<(), String> {
-        match self.ask(what, request).await? {
-            Reply::Simple(text) if text == b"OK" => Ok(()),
-            Reply::Error(text) => Err(format!("the source answered {what} with \"{}\"", text.escape_ascii())),
-            other => Err(format!("the source answered {what} with {other:?}")),
-        }
+        is_ok(what, &self.ask(what, request).await?)
+    }
+}
+
+fn is_ok(what: &str, reply: &Reply) -> Result<(), String> {
+    match reply {
+        Reply::Simple(text) if text == b"OK" => Ok(()),
+        Reply::Error(text) => Err(format!("the source answered {what} with \"{}\"", text.escape_ascii())),
+        other => Err(format!("the source answered {what} with {other:?}")),
     }
 }
 

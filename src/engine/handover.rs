@@ -149,6 +149,9 @@ impl Run {
                     break;
                 }
             }
+            if cutover.unreleased {
+                break;
+            }
             tokio::time::sleep(RELEASE_SETTLES).await;
         }
         (rehearsal.held, rehearsal.drained) = (Spread::of(&held), Spread::of(&drained));
@@ -189,6 +192,9 @@ impl Run {
         let left = Duration::from_nanos(cutover.left_ns(now()));
         let fenced = cutover.held_for_ns(now()).is_some();
         match action {
+            Action::AskPositions if !fenced && !self.handover.control.is_ready() => {
+                Input::NotReady("the target has not been in step with the source yet".into())
+            }
             Action::AskPositions => {
                 let timeout = if fenced { left } else { self.handover.settings.connect_timeout };
                 self.positions(timeout).await
@@ -203,7 +209,11 @@ impl Run {
             Action::Fence { ms } => {
                 let Some(source) = &mut self.source else { return lost() };
                 match tokio::time::timeout(left, source.pause(*ms)).await {
-                    Ok(result) => Input::Fenced(result),
+                    Ok(Ok(result)) => Input::Fenced(result),
+                    Ok(Err(why)) => {
+                        self.source = None;
+                        Input::Lost(why)
+                    }
                     Err(_) => self.no_answer("CLIENT PAUSE"),
                 }
             }
@@ -310,7 +320,7 @@ impl Run {
             Input::Hook(Err(why)) | Input::Fenced(Err(why)) | Input::Verified(Err(why)) => why.clone(),
             Input::TakenOver(Err(why)) | Input::JobEnded(Err(why)) | Input::Released(Err(why)) => why.clone(),
             Input::Verified(Ok(said)) => said.clone(),
-            Input::Lost(why) => why.clone(),
+            Input::Lost(why) | Input::NotReady(why) => why.clone(),
             _ => String::new(),
         };
         let name = match action {
@@ -399,9 +409,10 @@ impl Run {
         let trip_us = now().since_ns(begun) / 1000;
         let behind = super::cutover::behind(&source, &applied);
         let status = self.handover.control.status();
+        let ready = if self.handover.control.is_ready() { "in step" } else { "not in step yet: it would wait" };
         let near = if behind <= self.plan.lag_entries_max { "near enough" } else { "too far: it would wait" };
         let mut lines = vec![
-            ("positions", format!("the target is {behind} entries behind in {} flows: {near}", source.len())),
+            ("positions", format!("{ready}; {behind} entries behind in {} flows: {near}", source.len())),
             ("before-fence", self.hook_words(HookEvent::BeforeFence, "may veto")),
         ];
         if self.plan.takeover {

@@ -287,7 +287,10 @@ impl Job<'_> {
         loop {
             tokio::select! {
                 event = crew.event() => match event? {
-                    WorkerEvent::Suspects { worker, keys } => self.settle_suspects(source, crew, worker, keys).await?,
+                    WorkerEvent::Suspects { worker, keys } => {
+                        self.settle_suspects(source, crew, worker, keys).await?;
+                        watch.suspects_settled += 1;
+                    }
                     WorkerEvent::Drained => watch.drained += 1,
                     WorkerEvent::Settled(number) => watch.settled(number, crew.workers()),
                     event => self.watch(event),
@@ -324,6 +327,8 @@ impl Job<'_> {
                     DeskEvent::Ended(report) => self.cutover_ended(report),
                 },
             }
+            let settled = watch.suspects_settled >= crew.workers();
+            self.settings.control.set_ready(self.phase == Phase::InStep && settled);
             // A cutover that is under way is rolled back first.
             if watch.stops && !self.desk.is_running() && self.phase != Phase::Stopping {
                 self.enter(Phase::Stopping);
@@ -450,6 +455,8 @@ const IN_STEP_RECORDS_MAX: u64 = 10_000;
 struct Watch {
     drained: usize,
     suspects_asked: bool,
+    /// Workers whose suspects were asked for, and told.
+    suspects_settled: usize,
     /// Told to stop.
     stops: bool,
     /// Orders to settle so far; who waits for the last of them, and how many workers have done so.

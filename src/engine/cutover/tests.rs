@@ -121,6 +121,27 @@ fn a_target_too_far_behind_is_waited_for_and_then_not_fenced() {
 }
 
 #[test]
+fn a_job_that_is_not_in_step_is_waited_for_and_not_fenced() {
+    let (mut cutover, _) = Cutover::begin(plan(), MS, at(0));
+    assert_eq!(cutover.on(Input::NotReady("no".into()), at(0)), Action::Wait { ns: 100 * MS });
+    assert_eq!(cutover.on(Input::Waited, at(100)), Action::AskPositions);
+    assert_eq!(cutover.on(Input::NotReady("no".into()), at(1000)), hook(HookEvent::Aborted, 1));
+}
+
+#[test]
+fn a_fence_that_was_refused_is_not_released() {
+    let (mut cutover, _) = Cutover::begin(plan(), MS, at(0));
+    cutover.on(positions(&[5], &[5]), at(0));
+    cutover.on(Input::Hook(Ok(())), at(0));
+    assert_eq!(cutover.on(Input::Fenced(Err("busy".into())), at(900)), hook(HookEvent::Aborted, 1));
+    // No answer is no refusal: then it may stand.
+    let (mut cutover, _) = Cutover::begin(plan(), MS, at(0));
+    cutover.on(positions(&[5], &[5]), at(0));
+    cutover.on(Input::Hook(Ok(())), at(0));
+    assert_eq!(cutover.on(Input::Lost("no answer".into()), at(900)), Action::Release);
+}
+
+#[test]
 fn a_rehearsal_releases_and_hands_nothing_over() {
     let mut cutover = drained(Plan { rehearse: 3, ..plan() });
     assert_eq!(cutover.on(Input::Settled, at(10)), Action::Release);
@@ -162,21 +183,21 @@ fn answers(action: &Action, choice: u8, lsn: u64) -> Input {
     let refused = || Err("no".to_string());
     match (action, choice % 8) {
         (_, 7) => Input::Lost("gone".into()),
-        (Action::AskPositions, 0..4) => positions(&[lsn, 3], &[lsn, 3]),
+        (Action::AskPositions, 0..=3) => positions(&[lsn, 3], &[lsn, 3]),
         (Action::AskPositions, _) => positions(&[lsn, 3], &[lsn - 1, 3]),
         (Action::Wait { .. }, _) => Input::Waited,
-        (Action::Hook { .. }, 0..5) => Input::Hook(Ok(())),
+        (Action::Hook { .. }, 0..=4) => Input::Hook(Ok(())),
         (Action::Hook { .. }, _) => Input::Hook(refused()),
-        (Action::Fence { .. }, 0..6) => Input::Fenced(Ok(())),
+        (Action::Fence { .. }, 0..=5) => Input::Fenced(Ok(())),
         (Action::Fence { .. }, _) => Input::Fenced(refused()),
         (Action::Settle, _) => Input::Settled,
-        (Action::Verify, 0..6) => Input::Verified(Ok("same".into())),
+        (Action::Verify, 0..=5) => Input::Verified(Ok("same".into())),
         (Action::Verify, _) => Input::Verified(Err("no".into())),
-        (Action::Takeover { .. }, 0..5) => Input::TakenOver(Ok(())),
+        (Action::Takeover { .. }, 0..=4) => Input::TakenOver(Ok(())),
         (Action::Takeover { .. }, _) => Input::TakenOver(refused()),
-        (Action::EndJob, 0..6) => Input::JobEnded(Ok(())),
+        (Action::EndJob, 0..=5) => Input::JobEnded(Ok(())),
         (Action::EndJob, _) => Input::JobEnded(refused()),
-        (Action::Release, 0..5) => Input::Released(Ok(())),
+        (Action::Release, 0..=4) => Input::Released(Ok(())),
         (Action::Release, _) => Input::Released(refused()),
         (Action::End, _) => unreachable!(),
     }
@@ -219,7 +240,7 @@ proptest! {
             }
         }
         prop_assert_eq!(&action, &Action::End);
-        if let Some(_) = fenced_at {
+        if fenced_at.is_some() && cutover.held_for_ns(at(ms)).is_some() {
             prop_assert!(released || cutover.is_handed_over());
         }
         prop_assert!(!cutover.is_handed_over() || switched_to.is_some());
