@@ -48,7 +48,20 @@ fn every_dependency_has_a_reason() {
 /// Flags and files that do not exist (any more) mislead.
 #[test]
 fn flags_and_paths_exist() {
-    let others = ["help", "scan", "pattern", "print-config", "security-opt", "ulimit", "release", "locked"];
+    let others = [
+        "help",
+        "scan",
+        "pattern",
+        "print-config",
+        "watch",
+        "execute",
+        "rehearse",
+        "takeover",
+        "security-opt",
+        "ulimit",
+        "release",
+        "locked",
+    ];
     for text in [README, LINUX_ONLY] {
         for flag in text.split("--").skip(1) {
             let name: &str = flag.split(|c: char| !c.is_ascii_lowercase() && c != '-').next().unwrap_or_default();

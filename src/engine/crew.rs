@@ -10,6 +10,7 @@ use super::job::{graver, plan_of};
 use super::messages::{Barrier, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::spool::{DiskShare, SpoolStart};
 use super::target::{self, OWN_PREFIX};
 use super::worker;
 use crate::dragonfly::owner::OwnerRule;
@@ -104,6 +105,7 @@ impl Crew {
         for (i, flow) in flows.into_iter().enumerate() {
             shares[i % workers].push(flow);
         }
+        let disk = DiskShare::new(settings.spool.as_ref().map_or(0, |spool| spool.bytes_max));
         let (events_tx, events) = unbounded_channel();
         let (reconnected_tx, reconnected) = unbounded_channel();
         let mut crew = Self {
@@ -152,6 +154,7 @@ impl Crew {
                 events: events_tx.clone(),
                 commands: receiver,
                 confirmed: crew.confirmed.clone(),
+                spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))

@@ -7,6 +7,7 @@ use super::error::EngineError;
 use super::handle::Existing;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::spool::SpoolStart;
 use crate::convert::journal::GlobalCommand;
 use crate::convert::{Plan, Tally};
 use crate::dragonfly::owner::OwnerRule;
@@ -70,6 +71,8 @@ pub struct WorkerStart {
     pub commands: mpsc::Receiver<WorkerCommand>,
     /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is confirmed.
     pub confirmed: Arc<Vec<AtomicU64>>,
+    /// Where lagging flows spool.
+    pub spool: Option<SpoolStart>,
 }
 
 /// What a worker tells the control plane.

@@ -6,6 +6,7 @@
 //!   crew    workers started, listened to, reconnected, stopped
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
+//!   reading socket -> backlog -> spool file -> input, where the target does not keep up
 //!   lane    writer -> batches -> linked sends -> replies
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! lost connection, and only if the target is known not to have applied it, or if applying it twice in order changes
 //! nothing.
 
+mod backlog;
 mod batch;
 mod checkpoint;
 pub mod control;
@@ -35,11 +37,13 @@ mod link;
 mod messages;
 mod migrate;
 mod phase;
+mod reading;
 mod replicate;
 mod rows;
 pub mod settings;
 mod sizes;
 mod source;
+pub mod spool;
 mod stable;
 mod target;
 pub mod throttle;

@@ -14,7 +14,7 @@ pub enum Phase {
     Settling,
     /// Following the journal, behind the source.
     CatchingUp,
-    /// Every flow's applied position was equal to the source's at some instant.
+    /// Everything is applied that the source had when it was last asked, a second ago.
     InStep,
     /// Told to stop: what was read is applied and acknowledged.
     Stopping,

@@ -22,7 +22,7 @@ pub struct Status {
     pub phase: String,
     pub phase_ms: u64,
     pub elapsed_ms: u64,
-    /// Every flow's applied position was equal to the source's, and it has not fallen far behind since.
+    /// Everything was applied that the source had a second before, and it has not fallen far behind since.
     pub in_step: bool,
     /// A restart would go on from the target's checkpoint.
     pub resumable: bool,

@@ -264,6 +264,12 @@ impl Master {
         registration.map(|r| r.acks()).unwrap_or_default()
     }
 
+    /// How many `REPLCONF ACK` came on each flow of the newest registration.
+    pub fn acks_count(&self) -> Vec<u64> {
+        let registration = self.shared.newest();
+        registration.map(|r| r.acks_count()).unwrap_or_default()
+    }
+
     /// Bytes sent on each flow of the newest registration.
     pub fn sent_bytes(&self) -> Vec<u64> {
         let registration = self.shared.newest();

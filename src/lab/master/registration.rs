@@ -33,6 +33,7 @@ struct State {
     /// The token was written.
     finished: Vec<bool>,
     acks: Vec<Option<u64>>,
+    acks_count: Vec<u64>,
 }
 
 impl Registration {
@@ -47,6 +48,7 @@ impl Registration {
                 partial: (0..flows_count).map(|_| None).collect(),
                 finished: vec![false; flows_count],
                 acks: vec![None; flows_count],
+                acks_count: vec![0; flows_count],
             }),
             changed: Condvar::new(),
         }
@@ -174,11 +176,17 @@ impl Registration {
     }
 
     pub fn ack(&self, flow: usize, lsn: u64) {
-        self.state().acks[flow] = Some(lsn);
+        let mut state = self.state();
+        state.acks[flow] = Some(lsn);
+        state.acks_count[flow] += 1;
     }
 
     pub fn acks(&self) -> Vec<Option<u64>> {
         self.state().acks.clone()
+    }
+
+    pub fn acks_count(&self) -> Vec<u64> {
+        self.state().acks_count.clone()
     }
 
     pub fn cancelled(&self) -> bool {
