@@ -47,7 +47,9 @@ pub mod spool;
 mod stable;
 mod target;
 pub mod throttle;
+pub mod tls;
 mod view;
+mod wire;
 mod worker;
 mod writer;
 

@@ -2,23 +2,25 @@
 
 use super::control::Control;
 use super::hooks::Hooks;
+use super::tls::TlsClient;
 use crate::convert::Policy;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
-/// A password or the like. Never printed: `Debug` and `Serialize` show only whether it is set.
+/// A password or the like. Overwritten when it is dropped. Never printed: `Debug` and `Serialize` show only whether it is set.
 #[derive(Clone, Default)]
-pub struct Secret(Option<String>);
+pub struct Secret(Option<Zeroizing<String>>);
 
 impl Secret {
     pub fn new(text: Option<String>) -> Self {
-        Self(text)
+        Self(text.map(Zeroizing::new))
     }
     /// The secret itself, for AUTH only.
     pub fn expose(&self) -> Option<&str> {
-        self.0.as_deref()
+        self.0.as_ref().map(|text| text.as_str())
     }
 }
 
@@ -39,6 +41,8 @@ impl serde::Serialize for Secret {
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
+    /// None: plain TCP.
+    pub tls: Option<TlsClient>,
     pub user: Secret,
     pub password: Secret,
 }

@@ -10,6 +10,7 @@ mod floor;
 mod memory;
 mod real;
 mod table;
+mod tls;
 mod tool;
 
 use super::LabError;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which parts: sink, redis, memory
+    /// Which parts: sink, redis, memory, tls
     #[arg(long, value_delimiter = ',', default_value = "sink,redis,memory")]
     pub parts: Vec<String>,
     /// Only cases whose name contains this
@@ -104,7 +105,8 @@ pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
                 .try_for_each(|case| sink_case(args, case, &mut results))?,
             "redis" => real::run(args, &mut results)?,
             "memory" => memory::run(args, &mut results)?,
-            other => return Err(LabError::Bench(format!("no part {other:?}; there are sink, redis, memory"))),
+            "tls" => tls::run(args, &mut results)?,
+            other => return Err(LabError::Bench(format!("no part {other:?}; there are sink, redis, memory, tls"))),
         }
     }
     print!("{}", results.render());
