@@ -228,6 +228,8 @@ fn disturb(scene: &mut Scene, fault: Fault, budget_ms: u64, rng: &mut Rng, clien
 
 /// The job has ended well; the target holds what the source held behind the fence, and nothing of the tool's.
 fn handed_over(mut scene: Scene, truth: &Path) -> Result<(), String> {
+    // A taken over source would hold its writers for ever, and they could not be stopped.
+    scene.stage.live.world().unpause();
     match scene.tool.wait() {
         Some(0) => {}
         code => return Err(format!("the job ended with {code:?}:\n{}", scene.tool.said())),

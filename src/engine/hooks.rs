@@ -6,6 +6,7 @@
 //! prints is not read, so it cannot block anybody.
 
 use super::cutover::HookEvent;
+use crate::uring::clock;
 use crate::uring::cpu::{die_with_parent, kill_group};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -95,7 +96,8 @@ fn run(path: &Path, facts: &HookFacts, within: Duration) -> Result<(), String> {
     if let Some(ms) = facts.fence_left_ms {
         command.env("DF2REDIS_FENCE_LEFT_MS", ms.to_string());
     }
-    let begun = std::time::Instant::now();
+    let begun_ns = clock::monotonic_ns();
+    let ran = || Duration::from_nanos(clock::monotonic_ns().saturating_sub(begun_ns));
     let mut child =
         die_with_parent(&mut command).spawn().map_err(|error| format!("{name} cannot be started: {error}"))?;
     if let Some(mut stdin) = child.stdin.take() {
@@ -106,7 +108,7 @@ fn run(path: &Path, facts: &HookFacts, within: Duration) -> Result<(), String> {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
             Ok(Some(status)) => return Err(format!("{name} ended with {status}")),
-            Ok(None) if begun.elapsed() >= within => break,
+            Ok(None) if ran() >= within => break,
             Ok(None) => std::thread::sleep(LOOK_EVERY),
             Err(error) => return Err(format!("{name} cannot be waited for: {error}")),
         }

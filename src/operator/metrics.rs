@@ -35,6 +35,11 @@ pub fn render(status: &Status) -> String {
             let _ = writeln!(out, "df2redis_apply_lag_seconds{{quantile=\"{quantile}\"}} {}", ns(value));
         }
     }
+    if let Some(spool) = status.spool {
+        gauge(&mut out, "spool_bytes", "Bytes in the spool", spool.bytes as f64);
+        gauge(&mut out, "spool_bytes_max", "Most bytes that the spool may hold", spool.bytes_max as f64);
+        counter(&mut out, "spool_bytes_total", "Bytes that went through the spool", spool.bytes_written);
+    }
     let throttle = &status.throttle;
     gauge(&mut out, "paused", "1: paused by the operator", f64::from(u8::from(throttle.paused)));
     let held = f64::from(u8::from(!throttle.reasons.is_empty()));

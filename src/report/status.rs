@@ -42,6 +42,8 @@ pub struct Status {
     /// Of the last second in which anything was applied: last byte of an entry read until its reply.
     pub apply_lag: Option<Percentiles>,
     pub flows: Vec<FlowStatus>,
+    /// `None`: the job has no spool.
+    pub spool: Option<SpoolStatus>,
     pub throttle: ThrottleStatus,
     /// What can be changed with `df2redis set`, with its value.
     pub knobs: Vec<Knob>,
@@ -91,6 +93,18 @@ pub struct FlowStatus {
     pub lag_ms: Option<u64>,
     /// Longest time for which its socket was not being read.
     pub unread_ms_max: u64,
+}
+
+/// What was read from the source and waits on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolStatus {
+    /// In it now.
+    pub bytes: u64,
+    /// So far.
+    pub bytes_written: u64,
+    pub bytes_read: u64,
+    /// Most that it may hold.
+    pub bytes_max: u64,
 }
 
 /// What holds the job back.
