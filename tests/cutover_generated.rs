@@ -167,7 +167,7 @@ fn cutover(server: Arc<Server>, seed: u64, fault: Fault) -> Result<bool, String>
         Fault::Killed => ("8s", 8000),
         _ => ("40s", 40_000),
     };
-    let mut args = vec!["--execute", "--hook", &switch, "--budget", budget, "--lag-max", "1000000000"];
+    let mut args = vec!["--execute", "--hook", &switch, "--budget", budget, "--lag-entries-max", "1000000000"];
     match fault {
         Fault::HookHangs => args.extend(["--hook-timeout", "300ms"]),
         Fault::Takeover => args.push("--takeover"),

@@ -390,7 +390,7 @@ impl Cutover {
             return Action::Wait { ns: CHECK_EVERY_NS };
         }
         self.give_up(format!(
-            "the target is {behind} entries behind, more than {} (--lag-max): nothing was fenced",
+            "the target is {behind} entries behind, more than {} (--lag-entries-max): nothing was fenced",
             self.plan.lag_entries_max
         ))
     }

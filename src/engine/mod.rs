@@ -8,6 +8,7 @@
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
 //!   reading socket -> backlog -> spool file -> input, where the target does not keep up
 //!   lane    writer -> batches -> linked sends -> replies
+//! verify    source against target, through ordinary commands   control thread, tokio-uring
 //! ```
 //!
 //! Invariants: what the report calls done was proven by positions on both sides; a command is sent again only after a
@@ -48,6 +49,7 @@ mod stable;
 mod target;
 pub mod throttle;
 pub mod tls;
+pub mod verify;
 mod view;
 mod wire;
 mod worker;
