@@ -214,6 +214,11 @@ impl Crew {
         self.confirmed.clone()
     }
 
+    /// The target is a cluster.
+    pub fn is_cluster(&self) -> bool {
+        self.plan.capabilities.cluster
+    }
+
     /// Keys of the markers that the lanes may write.
     pub fn markers(&self) -> &[Vec<u8>] {
         &self.markers

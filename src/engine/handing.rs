@@ -88,6 +88,7 @@ impl Job<'_> {
             orders: orders_tx,
             sync_id: source.registered().map(|registration| registration.sync_id.clone()).unwrap_or_default(),
             session: self.sessions,
+            cluster: crew.is_cluster(),
             markers: crew.markers().to_vec(),
         };
         let task = tokio_uring::spawn(handover::run(handover, asked));

@@ -40,6 +40,8 @@ pub struct Handover {
     pub sync_id: String,
     /// The session that it is about: another one has other positions.
     pub session: u64,
+    /// The target is a cluster.
+    pub cluster: bool,
     /// Markers of the session.
     pub markers: Vec<Vec<u8>>,
 }
@@ -109,7 +111,13 @@ impl Run {
             return Err("the job is paused: resume it first".into());
         }
         self.source = Some(FenceLink::connect(&self.handover.settings).await.map_err(|error| error.to_string())?);
-        if self.plan.rehearse == 0 {
+        if self.handover.cluster && self.plan.verify == Verify::Count && self.plan.rehearse == 0 {
+            return Err(
+                "keys are not counted in a cluster yet: say --verify none, and compare with df2redis verify".into()
+            );
+        }
+        // In a cluster, those that killed runs left behind stay.
+        if self.plan.rehearse == 0 && !self.handover.cluster {
             self.own = self.find_own().await?;
         }
         Ok(())
