@@ -14,6 +14,7 @@ use super::hooks;
 use super::job::Job;
 use super::phase::Phase;
 use super::source::Source;
+use super::sweep::sweep;
 use super::target::{self, Target};
 use crate::ids::DbIndex;
 use crate::report::cutover::{CutoverOutcome, CutoverReport};
@@ -121,6 +122,10 @@ impl Job<'_> {
             match self.desk.next().await {
                 DeskEvent::Order(Order::End { keys, done }) => {
                     self.begin_end(keys, done);
+                    // The workers are gone, and with them the names of expiries that they held back.
+                    if let Err(error) = self.put_expiries_right(probed).await {
+                        tracing::warn!(%error, "expiries held back may be left too late at the target");
+                    }
                     self.hand_over(probed).await;
                     return true;
                 }
@@ -130,6 +135,13 @@ impl Job<'_> {
             }
         }
         false
+    }
+
+    async fn put_expiries_right(&mut self, probed: &Target) -> Result<(), EngineError> {
+        let mut link = self.control_again(probed).await?;
+        let swept = sweep(&mut link, &probed.capabilities, || (i64::MIN, i64::MIN)).await?;
+        self.report.expiries.put_right_by_sweep += swept.put_right;
+        Ok(())
     }
 
     /// Removes what is this tool's at the target and waits for the end of the cutover.

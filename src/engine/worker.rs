@@ -7,12 +7,14 @@
 //! the send chunks are used up, so memory is bounded by construction.
 
 use super::error::EngineError;
+use super::fetch::Answer;
 use super::figures::SAMPLE_NS;
 use super::flow::{Flow, FlowState, Heaps, Pumped};
 use super::handle::FlowHandler;
+use super::hold::HoldState;
 use super::input::HeapBudget;
 use super::lane::{Lane, Link};
-use super::messages::{WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::messages::{Lost, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{ChunkPool, SpoolFile};
@@ -70,6 +72,7 @@ pub struct Worker {
     /// Asked to say when nothing is left to be sent or answered.
     settling: Option<u64>,
     confirmed: Arc<Vec<AtomicU64>>,
+    hold: Arc<HoldState>,
     /// Reads that needed no kernel (see `wire`), to be handled with this turn's completions.
     pub(super) here: Vec<Completion>,
     /// Flow that is pumped first this turn.
@@ -110,6 +113,7 @@ impl Worker {
             events,
             commands,
             confirmed,
+            hold,
             spool,
         } = start;
         if let Some(cpu) = cpu {
@@ -157,6 +161,7 @@ impl Worker {
             barrier_told: false,
             settling: None,
             confirmed,
+            hold,
             here: Vec::new(),
             first_flow: 0,
             away_ns_max: 0,
@@ -174,7 +179,11 @@ impl Worker {
             }
             self.take_knobs();
             let gate = if self.draining { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
-            let more = if gate == Gate::Open { self.pump(now_ns)? } else { false };
+            let more = match gate {
+                Gate::Open => self.pump(now_ns)?,
+                _ if self.draining => self.release_held(),
+                _ => false,
+            };
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
             self.pay(now_ns);
@@ -230,7 +239,28 @@ impl Worker {
                     }
                 }
                 Ok(WorkerCommand::Drain) => self.draining = true,
-                Ok(WorkerCommand::Settle(number)) => self.settling = Some(number),
+                Ok(WorkerCommand::Settle(number)) => {
+                    self.settling = Some(number);
+                    // The source is fenced and everything of it is applied: no renewal can follow.
+                    let now_ms = uring::clock::realtime_ms() as i64;
+                    self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
+                }
+                Ok(WorkerCommand::ReleaseHeld) => {
+                    let now_ms = uring::clock::realtime_ms() as i64;
+                    self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
+                    self.drained = false;
+                }
+                Ok(WorkerCommand::Doubt(Lost { flow, db, key, .. })) => {
+                    if let Some(flow) = self.flows.iter_mut().find(|of| of.id == flow) {
+                        flow.lost(db, Some(key), &self.events);
+                    }
+                }
+                Ok(WorkerCommand::Fetched(answer)) => {
+                    let Answer { lost, answer } = *answer;
+                    if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == lost.flow) {
+                        flow.handler.doubts.answered(lost.db, &lost.key, answer);
+                    }
+                }
                 Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
                 Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys),
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
@@ -271,9 +301,17 @@ impl Worker {
         for step in 0..count {
             let position = (self.first_flow + step) % count;
             let flow = &mut self.flows[position];
+            flow.handler.turn(now_ms, self.hold.applied_until_ms(flow.id));
             let lane = &mut self.lanes[flow.lane];
+            if !flow.handler.doubts.is_empty() {
+                let slab = self.ring.slab_mut();
+                flow.settle_doubts(slab, lane, &self.settings, now_ms, &self.events);
+            }
             let pumped =
                 flow.pump(self.ring.slab_mut(), lane, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
+            if flow.handler.held.take_overflow() {
+                self.hold.set_unnamed();
+            }
             match pumped {
                 Pumped::Budget => more = true,
                 Pumped::Waiting => {}
@@ -283,6 +321,20 @@ impl Worker {
         }
         self.first_flow = (self.first_flow + 1) % count.max(1);
         Ok(more)
+    }
+
+    /// Nothing is decoded any more: what is left of held expiries is given back. Never more to do without a completion.
+    fn release_held(&mut self) -> bool {
+        let now_ms = uring::clock::realtime_ms() as i64;
+        for flow in &mut self.flows {
+            let lane = &mut self.lanes[flow.lane];
+            if !flow.handler.doubts.is_empty() {
+                let slab = self.ring.slab_mut();
+                flow.settle_doubts(slab, lane, &self.settings, now_ms, &self.events);
+            }
+            flow.release_held(self.ring.slab_mut(), lane, &self.settings, now_ms);
+        }
+        false
     }
 
     fn submit(&mut self, now_ns: u64) -> Result<(), EngineError> {
@@ -454,7 +506,7 @@ impl Worker {
                 return self.lose_lane(position, reason);
             }
         };
-        let mut acked = Vec::new();
+        let (mut acked, mut lost) = (Vec::new(), Vec::new());
         let view = self.ring.slab().view(chunk);
         let slab = self.ring.slab();
         let node = lane.node;
@@ -463,6 +515,7 @@ impl Worker {
             &view,
             |batch| acked.push(batch),
             |batch, index, text| super::errors::judge(batch, slab, index, node, text, resent),
+            |batch, watched| lost.push((watched, super::errors::key_of(batch, slab, watched.command))),
         );
         drop(view);
         // Taken again at once, so that no batch can have the last chunk while its reply needs one.
@@ -473,6 +526,11 @@ impl Worker {
             confirm(&mut self.flows, &self.confirmed, &batch);
             let segments = batch.release(self.ring.slab_mut());
             lane.recycle(segments);
+        }
+        for (watched, key) in lost {
+            if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == watched.flow) {
+                flow.lost(watched.db, key, &self.events);
+            }
         }
         outcome
     }
@@ -507,12 +565,15 @@ impl Worker {
 
     fn tell_when_drained(&mut self) {
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
-        let ended = !self.drained && (self.draining || self.flows.iter().all(|flow| flow.is_complete()));
+        let busy = |flow: &Flow| flow.handler.is_releasing() || flow.handler.doubts.is_waiting();
+        let at_rest = !self.flows.iter().any(busy);
+        let (stopped, settles) = (self.draining && at_rest, self.settling.is_some() && at_rest);
+        let ended = !self.drained && (stopped || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
-        if !(ended || held || self.settling.is_some()) || !self.lanes.iter().all(Lane::is_idle) {
+        if !(ended || held || settles) || !self.lanes.iter().all(Lane::is_idle) {
             return;
         }
-        if let Some(number) = self.settling.take() {
+        if settles && let Some(number) = self.settling.take() {
             let _ = self.events.send(WorkerEvent::Settled(number));
         }
         if ended {
