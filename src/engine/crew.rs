@@ -6,6 +6,8 @@
 use super::checkpoint::CHECKPOINT_KEY;
 use super::error::EngineError;
 use super::handle::Existing;
+use super::hold::HoldState;
+use super::import;
 use super::job::{graver, plan_of};
 use super::messages::{Barrier, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::settings::MigrateSettings;
@@ -15,7 +17,7 @@ use super::target::{self, OWN_PREFIX};
 use super::wire::Connected;
 use super::worker;
 use crate::dragonfly::owner::OwnerRule;
-use crate::ids::DbIndex;
+use crate::ids::{DbIndex, FlowId};
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
@@ -49,6 +51,7 @@ pub struct Crew {
     summaries: Vec<WorkerSummary>,
     /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
     confirmed: Arc<Vec<AtomicU64>>,
+    hold: Arc<HoldState>,
     owner: Arc<OwnerRule>,
     /// Flows that stand before a global command, and workers that are drained before one.
     barriers: Vec<Barrier>,
@@ -77,6 +80,7 @@ struct Lost {
     client_id: i64,
     marker: Vec<u8>,
     marked_dbs: Vec<DbIndex>,
+    import_mode: bool,
 }
 
 /// How long a worker may take to set up its ring (registering pins memory, which is slow) and to stop.
@@ -115,6 +119,7 @@ impl Crew {
             reconnected_tx,
             summaries: Vec::new(),
             confirmed,
+            hold: Arc::new(HoldState::new(flows_count)),
             owner: owner.clone(),
             barriers: Vec::new(),
             barrier_workers: 0,
@@ -124,6 +129,9 @@ impl Crew {
             let mut lanes = Vec::new();
             for lane in 0..lanes_of(share.len()) {
                 let mut link = target::connect_lane(&settings).await?;
+                if crew.plan.capabilities.import_mode {
+                    import::declare(&mut link).await?;
+                }
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
                 let client_id = target::client_id(&mut link).await?;
                 crew.client_ids.push(client_id);
@@ -150,6 +158,7 @@ impl Crew {
                 events: events_tx.clone(),
                 commands: receiver,
                 confirmed: crew.confirmed.clone(),
+                hold: crew.hold.clone(),
                 spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
             };
             let thread = std::thread::Builder::new()
@@ -205,6 +214,17 @@ impl Crew {
         self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
     }
 
+    /// How far the flows are applied as a time, and what is held.
+    pub fn hold(&self) -> &Arc<HoldState> {
+        &self.hold
+    }
+
+    /// Tells the worker of a flow.
+    pub fn tell_flow(&self, flow: FlowId, command: WorkerCommand) {
+        // As the flows were spread.
+        self.tell(flow.0 as usize % self.members.len().max(1), command);
+    }
+
     /// The same, as it is kept up to date.
     pub fn positions(&self) -> Arc<Vec<AtomicU64>> {
         self.confirmed.clone()
@@ -240,7 +260,8 @@ impl Crew {
                         return Err(error);
                     }
                     Some(WorkerEvent::LaneLost { worker, lane, generation, client_id, marker, marked_dbs }) => {
-                        self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs });
+                        let import_mode = self.plan.capabilities.import_mode;
+                        self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs, import_mode });
                     }
                     Some(event) => {
                         // Kept here, because a flow may stand before a barrier while others are still in the full sync.
@@ -358,5 +379,8 @@ async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Res
     target::end_client(&mut link, lost.client_id).await?;
     let applied = target::applied(&mut link, &lost.marker, &lost.marked_dbs).await?;
     let client_id = target::client_id(&mut link).await?;
+    if lost.import_mode {
+        import::declare(&mut link).await?;
+    }
     Ok(Again { socket: link.hand_over()?, client_id, applied })
 }
