@@ -5,6 +5,7 @@
 //! its meaning or goes away; fields may be added.
 
 use super::counters::{CpuSample, FlowSample, WorkerStats};
+use super::cutover::CutoverReport;
 pub use super::filtered::{ClockSkew, Filtered};
 use super::latency::{Latency, LatencySeries};
 use super::numbers::per_second;
@@ -215,6 +216,8 @@ pub struct RunInputs {
     /// CPU used in the run by each target that says so in `INFO`.
     pub cpu_target: Option<CpuSample>,
     pub rss_bytes_peak: Option<u64>,
+    /// The last cutover of the run.
+    pub cutover: Option<CutoverReport>,
 }
 
 impl RunInputs {
@@ -246,6 +249,7 @@ impl RunInputs {
             cpu_tool: None,
             cpu_target: None,
             rss_bytes_peak: None,
+            cutover: None,
         }
     }
 }
@@ -257,6 +261,9 @@ pub struct RunReport {
     pub tool_version: String,
     pub command: String,
     pub outcome: Outcome,
+    /// The last cutover of the run, done or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cutover: Option<CutoverReport>,
     pub started_unix_ms: u64,
     pub elapsed_ms: u64,
     pub source: ServerInfo,
@@ -372,6 +379,7 @@ impl RunReport {
             latencies: inputs.latencies.whole().map(|(latency, node, h)| latency_row(latency, node, h)).collect(),
             command: inputs.command,
             outcome: inputs.outcome,
+            cutover: inputs.cutover,
             started_unix_ms: inputs.started_unix_ms,
             elapsed_ms: millis(inputs.elapsed),
             source: inputs.source,
