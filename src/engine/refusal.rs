@@ -252,7 +252,7 @@ impl Waiting {
             return Ok(());
         };
         let touches = self.select || self.others || self.keys.contains(key) || has_more_keys(command);
-        if touches && !(self.keys.is_empty() && !self.others) {
+        if touches && (!self.keys.is_empty() || self.others) {
             let what = format!("{} {}", command.name.escape_ascii(), key.escape_ascii());
             return Err(out_of_order(node, &what));
         }

@@ -22,7 +22,7 @@ pub enum Scoped<'a> {
     /// All of it.
     Same,
     /// These records in its place, in their order. `reason`: why it did not go as it was.
-    Instead { records: SmallVec<[Args<'a>; 2]>, reason: Reason },
+    Instead { records: Vec<Args<'a>>, reason: Reason },
     /// Nothing.
     Out(Reason),
 }
@@ -85,11 +85,11 @@ impl Scope {
                 (Some(true), Some(true)) if self.filters_types() && key(0) != key(1) => {
                     // Of a type that is left out, the key is not there; the other one has to go all the same.
                     let rename = Args::from_slice(args);
-                    let records = smallvec![delete([key(1)].into_iter()), rename];
+                    let records = vec![delete([key(1)].into_iter()), rename];
                     Ok(Scoped::Instead { records, reason: Reason::Type })
                 }
                 (Some(true), Some(false)) => {
-                    Ok(Scoped::Instead { records: smallvec![delete([key(0)].into_iter())], reason: Reason::Key })
+                    Ok(Scoped::Instead { records: vec![delete([key(0)].into_iter())], reason: Reason::Key })
                 }
                 (Some(false), Some(true)) => Err(border(key(1), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
@@ -99,7 +99,7 @@ impl Scope {
                 (Some(true), Some(false)) => {
                     let left = args.get(3).is_some_and(|side| side.eq_ignore_ascii_case(b"LEFT"));
                     let pop: &[u8] = if left && name.ends_with(b"LMOVE") { b"LPOP" } else { b"RPOP" };
-                    Ok(Scoped::Instead { records: smallvec![smallvec![pop, key(0)]], reason: Reason::Key })
+                    Ok(Scoped::Instead { records: vec![smallvec![pop, key(0)]], reason: Reason::Key })
                 }
                 (Some(false), Some(true)) => Err(border(key(1), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
@@ -262,12 +262,12 @@ fn some_of<'a>(args: &[&'a [u8]], positions: &[usize], kept: &[bool], group: usi
     for at in positions.iter().zip(kept).filter(|(_, kept)| **kept).map(|(at, _)| *at) {
         left.extend(args.iter().skip(at).take(group).copied());
     }
-    Scoped::Instead { records: smallvec![left], reason: Reason::Key }
+    Scoped::Instead { records: vec![left], reason: Reason::Key }
 }
 
 /// A key of a type in scope may have stood there before; now another stands there at the source.
 fn deletes<'a>(keys: impl Iterator<Item = &'a [u8]>) -> Scoped<'a> {
-    Scoped::Instead { records: smallvec![delete(keys)], reason: Reason::Type }
+    Scoped::Instead { records: vec![delete(keys)], reason: Reason::Type }
 }
 
 fn delete<'a>(keys: impl Iterator<Item = &'a [u8]>) -> Args<'a> {
