@@ -142,6 +142,12 @@ fn the_stable_journal_obeys_the_same_filters() {
     let filter = ["--include-prefix", "user:", "--rewrite-prefix", "user:=u:"];
     let running = replicate(master.port(), server.port(), &filter);
     wait_for_key(&server, 0, "u:end");
+    let mut client = server.client().unwrap();
+    let until = Instant::now() + Duration::from_secs(40);
+    while client.run("HGET df2redis:checkpoint phase").unwrap().text().as_deref() != Some("stable") {
+        assert!(Instant::now() < until, "the checkpoint does not become good");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     running.signal("INT");
     let run = running.wait();
     run.expect_code(130);
