@@ -3,7 +3,7 @@
 //! - [`resp`]: writing requests. [`request`]: walking over requests already written.
 //! - [`reply`]: scanning a stream of replies at full speed. [`value`]: one whole reply of a control connection.
 //! - [`payload`]: the footer of a DUMP payload; [`reencode`]: value bodies that a target takes in another type.
-//! - [`slot`]: the hash slot of a key.
+//! - [`slot`]: the hash slot of a key. [`topology`]: which node of a cluster has which slots.
 //! - [`info`], [`capabilities`]: what the target says it is, and what that means.
 //!
 //! Bytes from the target are hostile: every length is checked and bounded, and nothing is allocated for what was only
@@ -17,6 +17,7 @@ pub mod reply;
 pub mod request;
 pub mod resp;
 pub mod slot;
+pub mod topology;
 pub mod value;
 
 pub use capabilities::{Capabilities, Make, ProbeError, Version};
