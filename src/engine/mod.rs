@@ -7,34 +7,43 @@
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
 //!   lane    writer -> batches -> linked sends -> replies
+//!   router  of a cluster: slots to lanes, markers, positions; held, units: between two slot maps
+//! cluster   who has which slot, routed commands; settle, apart: what a held worker left behind
 //! ```
 //!
 //! Invariants: what the report calls done was proven by positions on both sides; a command is sent again only after a
 //! lost connection, and only if the target is known not to have applied it, or if applying it twice in order changes
 //! nothing.
 
+mod apart;
 mod batch;
 mod checkpoint;
+mod cluster;
 mod crew;
 pub mod error;
 mod errors;
 mod figures;
 mod flow;
 mod handle;
+mod held;
 mod input;
 mod job;
 mod lane;
 mod link;
 mod messages;
 mod migrate;
+mod outlet;
 mod phase;
 mod replicate;
+mod router;
 mod rows;
 pub mod settings;
+mod settle;
 mod sizes;
 mod source;
 mod stable;
 mod target;
+mod units;
 mod worker;
 mod writer;
 

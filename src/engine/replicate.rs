@@ -11,7 +11,7 @@ use super::error::EngineError;
 use super::handle::Existing;
 use super::job::{Job, Signals, graver};
 use super::messages::{Barrier, WorkerCommand, WorkerEvent};
-use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY};
+use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY, refuse_databases};
 use super::phase::Phase;
 use super::settings::{OnExisting, OnLostPosition};
 use super::source::Source;
@@ -167,8 +167,13 @@ impl Job<'_> {
             capabilities: probed.capabilities.clone(),
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
+            cluster: match &begin {
+                Begin::Full { .. } => self.cluster_plan(probed, None).await?,
+                Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
+            },
         };
         let mut source = self.connect_source().await?;
+        refuse_databases(probed, &source)?;
         let mut session = Session::new();
         let (mut crew, mut checkpoint) = match begin {
             Begin::Full { owned } => {

@@ -1,6 +1,7 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
 use crate::convert::Policy;
+use crate::redis::topology::NatMap;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -82,6 +83,8 @@ pub fn locked_bytes(memory_bytes: usize) -> u64 {
 pub struct MigrateSettings {
     pub source: Endpoint,
     pub target: Endpoint,
+    /// Addresses that the target cluster's nodes announce, and what to connect to instead.
+    pub target_nat: NatMap,
     pub on_existing: OnExisting,
     pub on_unsupported: Policy,
     /// Number of workers, each with its own ring; flows are spread over them.

@@ -7,12 +7,14 @@
 
 use super::error::EngineError;
 use super::flow::{Flow, FlowState, Stop};
-use super::handle::Applied;
+use super::handle::{Applied, FlowHandler};
 use super::lane::Lane;
-use super::messages::{Barrier, WorkerEvent};
+use super::messages::{Apart, Barrier, WorkerEvent};
+use super::outlet::Outlet;
+use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
-use super::worker::has_room;
 use super::writer::Writer;
+use crate::convert::Out;
 use crate::dragonfly::journal::{JournalDecoder, JournalEvent, JournalProgress};
 use crate::ids::Lsn;
 use crate::uring::Slab;
@@ -61,18 +63,32 @@ impl Stable {
     }
 }
 
+/// Applies one record, if it is a command.
+#[inline]
+fn apply(
+    handler: &mut FlowHandler,
+    event: &JournalEvent<'_>,
+    now_ms: i64,
+    out: &mut impl Out,
+) -> Result<Applied, EngineError> {
+    match event {
+        JournalEvent::Command(command) => handler.journal_command(command, now_ms, true, out),
+        _ => Ok(Applied::Done),
+    }
+}
+
 impl Flow {
     /// Decodes and applies journal records from the current window until something is missing.
     pub(super) fn decode_stable(
         &mut self,
         slab: &mut Slab,
-        lane: &mut Lane,
+        lane: &mut Outlet<'_>,
         settings: &MigrateSettings,
         now_ms: i64,
         events: &UnboundedSender<WorkerEvent>,
         consumed_bytes: &mut usize,
     ) -> Result<Stop, EngineError> {
-        let Self { id, input, handler, stable, state, read_ns, pump_bytes_max, .. } = self;
+        let Self { id, input, handler, stable, state, read_ns, pump_bytes_max, apart, .. } = self;
         let Some(stable) = stable else {
             return Err(EngineError::Internal("a flow is in stable sync without its counters".into()));
         };
@@ -102,23 +118,47 @@ impl Flow {
                 JournalEvent::Ping => stable.ping = true,
                 JournalEvent::Exec | JournalEvent::Command(_) => {}
             }
-            let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
-            let mut writer = Writer {
-                encoder,
-                slab: &mut *slab,
-                guard: Some(guard),
-                source: &source,
-                borrow_bytes_min: settings.borrow_bytes_min,
-                batch_bytes: settings.batch_bytes,
-                in_record: true,
-                closed,
-                spare_segments,
-                read_ns: *read_ns,
+            let position_of_record = (*id, event.counts().then_some(after));
+            let applied = match lane {
+                Outlet::One(lane) => {
+                    let Lane { encoder, guard, closed, spare_segments, .. } = &mut **lane;
+                    let mut writer = Writer {
+                        encoder,
+                        slab: &mut *slab,
+                        guard: Some(guard),
+                        source: &source,
+                        borrow_bytes_min: settings.borrow_bytes_min,
+                        batch_bytes: settings.batch_bytes,
+                        in_record: true,
+                        closed,
+                        spare_segments,
+                        read_ns: *read_ns,
+                    };
+                    let applied = apply(handler, &event, now_ms, &mut writer)?;
+                    if matches!(applied, Applied::Done) && event.counts() {
+                        writer.record_done(*id, after);
+                    }
+                    applied
+                }
+                Outlet::Cluster { lanes, router } => {
+                    let write = WriteSettings {
+                        borrow_bytes_min: settings.borrow_bytes_min,
+                        batch_bytes: settings.batch_bytes,
+                        read_ns: *read_ns,
+                    };
+                    let mut writer = ClusterWriter::new(router, lanes, slab, &source, position_of_record, write);
+                    let applied = apply(handler, &event, now_ms, &mut writer)?;
+                    writer.record_done();
+                    router.take_refusal()?;
+                    if let Applied::Apart(args) = &applied {
+                        let marker = router.journal_value(after);
+                        *apart = Some(Apart { flow: *id, args: args.clone(), next_lsn: Some(after), marker });
+                    }
+                    applied
+                }
             };
-            if let JournalEvent::Command(command) = &event
-                && let Applied::Global(global) = handler.journal_command(command, now_ms, true, &mut writer)?
-            {
-                let barrier = Barrier { flow: *id, txid: command.txid, command: global, next_lsn: after };
+            if let (JournalEvent::Command(command), Applied::Global(global)) = (&event, &applied) {
+                let barrier = Barrier { flow: *id, txid: command.txid, command: global.clone(), next_lsn: after };
                 stable.next_lsn = after;
                 stable.barrier = Some(barrier.clone());
                 *state = FlowState::AtBarrier;
@@ -126,16 +166,16 @@ impl Flow {
                 let _ = events.send(WorkerEvent::AtBarrier(barrier));
                 break Stop::Full;
             }
+            position += consumed;
+            if apart.is_some() {
+                break Stop::Full;
+            }
             if event.counts() {
                 stable.next_lsn = after;
-                writer.record_done(*id, after);
             }
-            position += consumed;
             *consumed_bytes += consumed;
-            if !lane.closed.is_empty() {
-                lane.queue_closed();
-            }
-            if !has_room(slab, lane, settings.window_bytes) {
+            lane.queue_closed();
+            if !lane.has_room(slab, settings.window_bytes) {
                 break Stop::Full;
             }
             if *consumed_bytes > *pump_bytes_max {
@@ -151,6 +191,12 @@ impl Flow {
         if let Some(stable) = &mut self.stable {
             stable.acked_lsn = stable.acked_lsn.max(lsn);
         }
+    }
+
+    /// LSN of the next record that is not given to a lane: that of a global command for a flow that stands before one.
+    pub(super) fn given_lsn(&self) -> Option<Lsn> {
+        let stable = self.stable.as_ref()?;
+        Some(stable.barrier.as_ref().map_or(stable.next_lsn, |barrier| Lsn(barrier.next_lsn.0.saturating_sub(1))))
     }
 
     /// The barrier was executed, its position stored: the flow goes on behind it. Returns that position.

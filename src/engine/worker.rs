@@ -10,9 +10,12 @@ use super::error::EngineError;
 use super::figures::SAMPLE_NS;
 use super::flow::{Flow, FlowState, Heaps, Pumped};
 use super::handle::FlowHandler;
+use super::held::HeldState;
 use super::input::HeapBudget;
-use super::lane::{Lane, Link};
+use super::lane::{Lane, Link, Verdict};
 use super::messages::{WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::outlet::Outlet;
+use super::router::Router;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use crate::ids::{DbIndex, FlowId, Lsn};
@@ -44,11 +47,14 @@ fn token(kind: u64, generation: u16, index: usize) -> u64 {
 
 pub struct Worker {
     pub(super) index: usize,
-    settings: Arc<MigrateSettings>,
+    pub(super) settings: Arc<MigrateSettings>,
     sizes: Sizes,
     pub(super) ring: Ring,
     pub(super) flows: Vec<Flow>,
     pub(super) lanes: Vec<Lane>,
+    /// The target is a cluster.
+    pub(super) router: Option<Box<Router>>,
+    pub(super) held: HeldState,
     heap: Heaps,
     pub(super) events: UnboundedSender<WorkerEvent>,
     commands: mpsc::Receiver<WorkerCommand>,
@@ -94,6 +100,7 @@ impl Worker {
             events,
             commands,
             confirmed,
+            router,
         } = start;
         if let Some(cpu) = cpu {
             uring::cpu::pin_current_thread(cpu)
@@ -126,6 +133,8 @@ impl Worker {
             ring,
             flows: built,
             lanes,
+            router: router.map(|start| Box::new(Router::new(start))),
+            held: HeldState::default(),
             heap,
             events,
             commands,
@@ -147,11 +156,13 @@ impl Worker {
             if self.take_commands(now_ns)? {
                 return Ok(self.finish());
             }
-            let more = if self.draining { false } else { self.pump(now_ns)? };
+            let more = if self.draining || self.is_held() { false } else { self.pump(now_ns)? };
+            self.note_positions(now_ns);
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
             self.arm_reads(now_ns)?;
             self.tell_when_drained();
+            self.tell_when_held()?;
             if now_ns >= self.next_sample_ns {
                 self.sample(now_ns);
             }
@@ -180,6 +191,7 @@ impl Worker {
                     }
                     self.resume(lane, generation, socket, applied, now_ns)?;
                 }
+                Ok(WorkerCommand::Settled(settled)) => self.settled(*settled),
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
                     for flow in &mut self.flows {
@@ -231,15 +243,27 @@ impl Worker {
         for step in 0..count {
             let position = (self.first_flow + step) % count;
             let flow = &mut self.flows[position];
-            let lane = &mut self.lanes[flow.lane];
+            let lane = flow.lane;
+            let mut outlet = match &mut self.router {
+                None => Outlet::One(&mut self.lanes[lane]),
+                Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
+            };
+            let outlet = &mut outlet;
             let pumped =
-                flow.pump(self.ring.slab_mut(), lane, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
+                flow.pump(self.ring.slab_mut(), outlet, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
             match pumped {
                 Pumped::Budget => more = true,
                 Pumped::Waiting => {}
             }
+            if flow.apart.is_some() {
+                self.hold();
+                break;
+            }
             // Keeps the kernel busy with what this flow produced while the next one is converted.
-            submit_lane(&mut self.ring, lane, &self.settings, now_ns, &mut self.stats)?;
+            let fed = if self.router.is_none() { lane..lane + 1 } else { 0..self.lanes.len() };
+            for lane in &mut self.lanes[fed] {
+                submit_lane(&mut self.ring, lane, &self.settings, now_ns, &mut self.stats)?;
+            }
         }
         self.first_flow = (self.first_flow + 1) % count.max(1);
         Ok(more)
@@ -369,10 +393,20 @@ impl Worker {
         let slab = self.ring.slab();
         let node = lane.node;
         let resent = lane.sends_again;
+        let cluster = lane.in_cluster;
+        let mut rejected = false;
         let outcome = lane.replies(
             &view,
             |batch| acked.push(batch),
-            |batch, index, text| super::errors::judge(batch, slab, index, node, text, resent),
+            |batch, fault, text| {
+                if !cluster {
+                    super::errors::judge(batch, slab, fault.command, node, text, resent)?;
+                    return Ok(Verdict::Done);
+                }
+                let verdict = super::errors::judge_in_cluster(batch, slab, fault, node, text, resent)?;
+                rejected |= verdict == Verdict::Rejected;
+                Ok(verdict)
+            },
         );
         drop(view);
         // Taken again at once, so that no batch can have the last chunk while its reply needs one.
@@ -380,15 +414,24 @@ impl Worker {
         lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
         for batch in acked {
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
-            confirm(&mut self.flows, &self.confirmed, &batch);
+            if lane.in_cluster {
+                self.held.take_batch(lane, &batch, self.ring.slab())?;
+            }
+            if batch.rejected.is_empty() {
+                confirm(&mut self.flows, &self.confirmed, &batch);
+            }
             let segments = batch.release(self.ring.slab_mut());
             lane.recycle(segments);
+        }
+        if rejected {
+            self.hold();
         }
         outcome
     }
 
-    fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {
-        let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
+    /// A cluster's lane has nothing more to do.
+    pub(super) fn end_lane(&mut self, position: usize) {
+        let Some(lane) = self.lanes.get_mut(position) else { return };
         if let Link::Up(socket) = &lane.link {
             self.ring.shutdown(&socket.clone());
         }
@@ -396,6 +439,11 @@ impl Worker {
             self.ring.slab_mut().release(chunk);
         }
         lane.lose();
+    }
+
+    fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {
+        self.end_lane(position);
+        let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
         tracing::warn!(worker = self.index, lane = position, node = lane.node, %reason, "lost a connection to the target");
         if lane.is_hopeless() {
             return Err(EngineError::Target(format!(
@@ -403,6 +451,10 @@ impl Worker {
                  a client's query or of the protocol, memory, a proxy in between)",
                 lane.node
             )));
+        }
+        if self.router.is_some() {
+            self.hold();
+            return Ok(());
         }
         let _ = self.events.send(WorkerEvent::LaneLost {
             worker: self.index,
@@ -419,10 +471,10 @@ impl Worker {
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
         let ended = !self.drained && (self.draining || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
-        if !(ended || held) || !self.lanes.iter().all(Lane::is_idle) {
+        if !(ended || held) || self.is_held() || !self.lanes.iter().all(Lane::is_idle) {
             return;
         }
-        if ended {
+        if ended && self.is_noted() {
             self.drained = true;
             let _ = self.events.send(WorkerEvent::Drained);
         }
@@ -464,8 +516,11 @@ impl Worker {
             // A record that came meanwhile has settled it: then the key's fate is in the journal.
             if flow.handler.suspects.is_suspect(db, &key) {
                 flow.handler.suspects.settled(db, &key);
-                let lane = &mut self.lanes[flow.lane];
-                lane.delete(self.ring.slab_mut(), self.settings.batch_bytes, db, &key);
+                let mut outlet = match &mut self.router {
+                    None => Outlet::One(&mut self.lanes[flow.lane]),
+                    Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
+                };
+                outlet.delete(self.ring.slab_mut(), self.settings.batch_bytes, id, db, &key);
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::convert::Policy;
 use crate::engine::settings::{Endpoint, Follow, MigrateSettings, OnExisting, OnLostPosition, Secret};
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
+use crate::redis::topology::NatMap;
 use crate::uring::{ReadMode, RingSettings, TaskRun, WriteMode};
 
 /// Port where the URL names none: the default of Dragonfly, Redis and Valkey alike.
@@ -108,6 +109,8 @@ fn data_plane(
         follow: None,
         source,
         target,
+        target_nat: NatMap::parse(values.texts(&table::TARGET_NAT))
+            .map_err(|reason| values.wrong(&table::TARGET_NAT, &reason))?,
         on_existing,
         on_unsupported: policy(values)?,
         cores,

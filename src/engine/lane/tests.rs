@@ -24,6 +24,7 @@ impl World {
             checkpoint: "c".into(),
             client_id: 1,
             resumes: false,
+            in_cluster: false,
         };
         Self { lane: Lane::new(0, start), slab: Slab::unregistered(layout).unwrap(), _peers: vec![theirs] }
     }
