@@ -5,10 +5,12 @@ mod common;
 
 use common::{FlowBytes, Hand, migrate, migrate_command, server, start, texts};
 use df2redis::lab::LabError;
+use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::{Compression, Generator, Model, Release, Spec};
 use df2redis::lab::master::{Master, MasterOptions};
+use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::ServerKind;
 use df2redis::lab::truth;
 use std::sync::Arc;
@@ -151,4 +153,33 @@ fn a_target_that_holds_keys_is_refused_and_emptied_on_request() {
     migrate(master.port(), cluster.port(), &[]).expect_code(3).expect_text("holds 2 keys");
     migrate(master.port(), cluster.port(), &["--on-existing", "flush"]).expect_code(0);
     assert_eq!(cluster.keys().unwrap().len(), 100);
+}
+
+/// A node that sends a client elsewhere: only where the cluster's own nodes are is followed.
+#[test]
+fn a_redirect_out_of_the_cluster_is_not_followed() {
+    let outside = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    outside.set_nonblocking(true).unwrap();
+    let elsewhere = outside.local_addr().unwrap();
+    for reply in [format!("-MOVED 12182 {elsewhere}"), format!("-ASK 12182 {elsewhere}")] {
+        let ports = ClusterPorts::default();
+        let options = ScriptOptions {
+            identity: TargetIdentity {
+                password: Some("secret".into()),
+                ..TargetIdentity::default().in_cluster(&ports)
+            },
+            errors: vec![ErrorRule { key: Some(b"foo".to_vec()), ..ErrorRule::every("SET", &reply) }],
+            ..ScriptOptions::default()
+        };
+        let target = ScriptedTarget::start(options).unwrap();
+        ports.lock().unwrap().push(target.port());
+        let mut flow = FlowBytes::new();
+        flow.string(b"a", b"1").string(b"foo", b"2").string(b"b", b"3");
+        let master = Hand::new(vec![flow]).start();
+        let mut command = migrate_command(master.port(), target.port(), &[]);
+        command.env("DF2REDIS_TARGET_PASSWORD", "secret");
+        let run = start(command).wait();
+        run.expect_code(5).expect_text("no node of the cluster").expect_text(&elsewhere.to_string());
+        assert!(outside.accept().is_err(), "an address outside of the cluster was connected to");
+    }
 }

@@ -6,9 +6,10 @@ mod common;
 use common::{Contents, contents, server};
 use df2redis::lab::LabError;
 use df2redis::lab::cluster::Cluster;
+use df2redis::lab::encode as enc;
 use df2redis::lab::journal;
 use df2redis::lab::master::{Master, MasterOptions};
-use df2redis::lab::recordings::recording;
+use df2redis::lab::recordings::{Recording, recording};
 use df2redis::lab::replay::Replay;
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::{Server, ServerKind};
@@ -69,12 +70,24 @@ impl Stage {
         let mut recording = recording("follow-flushall").unwrap();
         let mut rng = Rng::new(7);
         for flow in 0..recording.flows.len() {
-            for number in 0..records {
-                let words = record(&mut rng, flow, number);
-                let words: Vec<&str> = words.iter().map(String::as_str).collect();
-                recording.flows[flow].extend_from_slice(&journal::command(&words));
-                recording.meta.replica_offset_at_end[flow] += 1;
-                tell(&plain, &words);
+            begin_flow(&mut recording, flow, &mut rng, &plain);
+        }
+        // All flows meet at a flush in the middle.
+        for part in 0..2 {
+            for flow in 0..recording.flows.len() {
+                for number in 0..records / 2 {
+                    let words = record(&mut rng, flow, number);
+                    recording.flows[flow].extend_from_slice(&journal::command(&text(&words)));
+                    tell(&plain, &words);
+                }
+                recording.meta.replica_offset_at_end[flow] += records / 2;
+                if part == 0 {
+                    enc::journal_command(&mut recording.flows[flow], 0, 77, &["FLUSHALL"]);
+                    recording.meta.replica_offset_at_end[flow] += 1;
+                }
+            }
+            if part == 0 {
+                tell(&plain, &["FLUSHALL".to_string()]);
             }
         }
         let wanted = recording.meta.replica_offset_at_end.iter().copied().map(Some).collect();
@@ -98,7 +111,7 @@ impl Stage {
         let reached = wait_for(|| {
             assert_eq!(tool.ended(), None, "{}", tool.said());
             let keys = self.cluster.keys().ok()?;
-            keys.iter().any(|key| key.starts_with(b"t0:count")).then_some(())
+            keys.iter().any(|key| key.starts_with(b"t0:numbers")).then_some(())
         });
         assert!(reached.is_some(), "the journal does not begin:\n{}", tool.said());
     }
@@ -138,13 +151,51 @@ impl Stage {
     }
 }
 
+fn text(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+/// Snapshot of one flow, with records over several slots in the middle of it.
+fn begin_flow(recording: &mut Recording, flow: usize, rng: &mut Rng, plain: &Server) {
+    let mut bytes = Vec::new();
+    enc::header(&mut bytes);
+    for number in 0..KEYS {
+        for (family, value) in [("count", "17"), ("text", "begin"), ("plain", "p")] {
+            let key = format!("t{flow}:{family}:{number}");
+            enc::key_head(&mut bytes, enc::Attributes::default(), enc::types::STRING, key.as_bytes(), false);
+            enc::string(&mut bytes, value.as_bytes(), false);
+            tell(plain, &["SET".into(), key, value.into()]);
+        }
+    }
+    for number in 0..200 {
+        let words = record(rng, flow, number);
+        let mut entry = Vec::new();
+        enc::journal_command(&mut entry, 0, 0, &words);
+        tell(plain, &words);
+        if number % 3 == 0 {
+            let words = record(rng, flow, number + 1);
+            enc::journal_command(&mut entry, 0, 0, &words);
+            tell(plain, &words);
+        }
+        enc::journal_blob(&mut bytes, &entry);
+    }
+    enc::full_sync_end(&mut bytes);
+    recording.meta.bytes_before_startstable[flow] = bytes.len() as u64;
+    enc::journal_offset(&mut bytes, 100);
+    enc::eof(&mut bytes);
+    recording.meta.flows[flow].eof_at = bytes.len() as u64;
+    bytes.extend_from_slice(recording.meta.flows[flow].eof_token.as_bytes());
+    recording.meta.replica_offset_at_end[flow] = 100;
+    recording.flows[flow] = bytes;
+}
+
 /// Only the keys of the test's own records.
 fn own(mut contents: Contents) -> Contents {
     contents.retain(|(_, key), _| key.starts_with(b"t") && key.get(2) == Some(&b':'));
     contents
 }
 
-fn tell(server: &Server, words: &[&str]) {
+fn tell(server: &Server, words: &[String]) {
     thread_local! {
         static CLIENT: std::cell::RefCell<Option<(u16, df2redis::lab::client::Client)>> = const { std::cell::RefCell::new(None) };
     }
@@ -219,7 +270,7 @@ fn replicas_take_over_while_the_journal_is_followed() {
         let Some(stage) = Stage::new(kind, 6000, 6000) else { continue };
         let mut tool = stage.start();
         stage.wait_stable(&mut tool);
-        for replica in [3, 4, 5] {
+        for replica in [3, 4, 5, 0] {
             stage.cluster.fail_over(replica).unwrap();
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -229,11 +280,12 @@ fn replicas_take_over_while_the_journal_is_followed() {
 
 #[test]
 fn a_killed_primary_is_replaced() {
-    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+    // The first node is the one that the tool was given.
+    for (kind, node) in [(ServerKind::Redis7, 0), (ServerKind::Valkey9, 1)] {
         let Some(mut stage) = Stage::new(kind, 6000, 5000) else { continue };
         let mut tool = stage.start();
         stage.wait_stable(&mut tool);
-        stage.cluster.kill(1);
+        stage.cluster.kill(node);
         stage.finish(tool);
     }
 }

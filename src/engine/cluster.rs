@@ -108,6 +108,7 @@ impl Cluster {
                 ranges(&uncovered)
             )));
         }
+        remember(settings, &topology);
         Ok(Self {
             settings: settings.clone(),
             nat,
@@ -213,6 +214,7 @@ impl Cluster {
             );
         }
         self.topology = topology;
+        remember(&self.settings, &self.topology);
         // A node that is no primary any more may be restarted: it will copy its data from the new one.
         let primaries = self.primary_ids();
         self.run_ids.retain(|id, _| primaries.contains(id));
@@ -439,6 +441,12 @@ impl Cluster {
         }
         Ok(replies)
     }
+}
+
+/// For the time when the node that the operator named is gone.
+fn remember(settings: &MigrateSettings, topology: &Topology) {
+    let nodes = topology.nodes().iter().filter(|node| node.healthy).map(|node| node.address.clone()).collect();
+    *settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = nodes;
 }
 
 /// What one node says of the cluster.

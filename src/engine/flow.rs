@@ -393,35 +393,34 @@ impl Flow {
             let ends = matches!(event, Event::End { .. });
             let (borrow_bytes_min, batch_bytes, read_ns) =
                 (settings.borrow_bytes_min, settings.batch_bytes, self.read_ns);
+            // A staged command is closed nowhere: it is queued whole.
             let mut nowhere = (Vec::new(), Vec::new());
+            let to_lane = |encoder, guard, closed, spare_segments, slab| Writer {
+                encoder,
+                slab,
+                guard,
+                source: &source,
+                borrow_bytes_min,
+                batch_bytes,
+                in_record: false,
+                closed,
+                spare_segments,
+                read_ns,
+            };
             let converted = match (staged.as_deref_mut(), &mut *lane) {
+                (Some(staged), _) => {
+                    let mut writer = to_lane(staged, None, &mut nowhere.0, &mut nowhere.1, &mut *slab);
+                    convert(handler, journal, &event, now_ms, &mut writer)
+                }
+                (None, Outlet::One(lane)) => {
+                    let Lane { encoder, guard, closed, spare_segments, .. } = &mut **lane;
+                    let mut writer = to_lane(encoder, Some(guard), closed, spare_segments, &mut *slab);
+                    convert(handler, journal, &event, now_ms, &mut writer)
+                }
                 (None, Outlet::Cluster { lanes, router }) => {
                     let write = WriteSettings { borrow_bytes_min, batch_bytes, read_ns };
                     let mut writer = ClusterWriter::new(router, lanes, slab, &source, (self.id, None), write);
                     convert(handler, journal, &event, now_ms, &mut writer).and_then(|()| router.take_refusal())
-                }
-                (staged, outlet) => {
-                    let (encoder, guard, (closed, spare_segments)) = match (staged, outlet) {
-                        (Some(staged), _) => (staged, None, (&mut nowhere.0, &mut nowhere.1)),
-                        (None, Outlet::One(lane)) => {
-                            let Lane { encoder, guard, closed, spare_segments, .. } = &mut **lane;
-                            (encoder, Some(guard), (closed, spare_segments))
-                        }
-                        (None, Outlet::Cluster { .. }) => continue,
-                    };
-                    let mut writer = Writer {
-                        encoder,
-                        slab: &mut *slab,
-                        guard,
-                        source: &source,
-                        borrow_bytes_min,
-                        batch_bytes,
-                        in_record: false,
-                        closed,
-                        spare_segments,
-                        read_ns,
-                    };
-                    convert(handler, journal, &event, now_ms, &mut writer)
                 }
             };
             if let Err(error) = converted {

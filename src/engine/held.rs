@@ -131,7 +131,9 @@ impl Worker {
             router.reroute(settled.lanes_by_slot);
         }
         self.flows.iter_mut().for_each(Flow::release_apart);
-        self.held.stage = Stage::Free;
+        // A connection may have been lost since the control plane was told.
+        let lost = self.router.as_ref().is_some_and(|router| !router.uses_only(&self.lanes));
+        self.held.stage = if lost { Stage::Draining } else { Stage::Free };
     }
 
     /// Makes a cut, and writes the positions that are confirmed.

@@ -128,6 +128,11 @@ impl Router {
         self.lanes_by_slot.get(usize::from(slot.0)).map_or(0, |lane| usize::from(*lane))
     }
 
+    /// Every slot's lane has a connection.
+    pub fn uses_only(&self, lanes: &[Lane]) -> bool {
+        self.lanes_by_slot.iter().all(|lane| lanes.get(usize::from(*lane)).is_some_and(Lane::is_live))
+    }
+
     /// The slots have new lanes. Only while nothing is under way: everything encoded so far is applied.
     pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>) {
         debug_assert_eq!(lanes_by_slot.len(), usize::from(SLOTS));

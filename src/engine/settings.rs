@@ -1,9 +1,11 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
 use crate::convert::Policy;
-use crate::redis::topology::NatMap;
+use crate::redis::topology::Address;
+pub use crate::redis::topology::NatMap;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A password or the like. Never printed: `Debug` and `Serialize` show only whether it is set.
@@ -85,6 +87,9 @@ pub struct MigrateSettings {
     pub target: Endpoint,
     /// Addresses that the target cluster's nodes announce, and what to connect to instead.
     pub target_nat: NatMap,
+    /// Where the target cluster's nodes were found last: any of them leads to the others when `target` is gone.
+    #[serde(skip)]
+    pub target_nodes: Arc<Mutex<Vec<Address>>>,
     pub on_existing: OnExisting,
     pub on_unsupported: Policy,
     /// Number of workers, each with its own ring; flows are spread over them.

@@ -27,7 +27,9 @@ impl Cluster {
                 self.lost(&id, lost.client_id);
             }
         }
-        self.refresh_patiently().await?;
+        if !held.units.is_empty() || !held.lost.is_empty() {
+            self.refresh_patiently().await?;
+        }
         let applied_to = self.applied_to(&held.units).await?;
         for (at, unit) in held.units.iter().enumerate() {
             let applied = unit.slot.and_then(|slot| applied_to.get(&slot)).is_some_and(|last| at <= *last);
@@ -142,7 +144,7 @@ impl Cluster {
         let gone = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
         let endpoint = self.endpoint_of(id).ok_or_else(gone)?;
         let mut link =
-            target::connect_lane_to(&endpoint, self.settings().connect_timeout).await.map_err(Trouble::Broken)?;
+            target::connect_named_lane(&endpoint, self.settings().connect_timeout).await.map_err(Trouble::Broken)?;
         self.check_run_id(id, &mut link).await?;
         let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
         let node = self.number(id);

@@ -89,12 +89,28 @@ impl TargetLink {
 
     /// Connects to the target as it is: a cluster's nodes are found out.
     pub async fn open(settings: &Arc<MigrateSettings>) -> Result<Self, EngineError> {
-        let mut this = Self::connect(&settings.target, settings.connect_timeout).await?;
+        let mut this = Self::connect_any(settings).await?;
         let info = this.info("cluster").await?;
         if Info::parse(&info).get("cluster_enabled") == Some("1") {
             this.cluster = Some(Box::new(Cluster::discover(settings, &mut this).await?));
         }
         Ok(this)
+    }
+
+    /// To the target as the operator named it, or to a node of its cluster that was found before.
+    async fn connect_any(settings: &MigrateSettings) -> Result<Self, EngineError> {
+        let failed = match Self::connect(&settings.target, settings.connect_timeout).await {
+            Ok(link) => return Ok(link),
+            Err(error) => error,
+        };
+        let nodes = settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        for address in nodes {
+            let endpoint = Endpoint { host: address.host, port: address.port, ..settings.target.clone() };
+            if let Ok(link) = Self::connect(&endpoint, settings.connect_timeout).await {
+                return Ok(link);
+            }
+        }
+        Err(failed)
     }
 
     /// The cluster, if the target is one.
@@ -378,14 +394,16 @@ pub async fn name_control(link: &mut TargetLink) -> Result<(), EngineError> {
 
 /// A connection for data.
 pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
-    connect_lane_to(&settings.target, settings.connect_timeout).await
-}
-
-/// A connection for data to this server.
-pub async fn connect_lane_to(endpoint: &Endpoint, timeout: Duration) -> Result<TargetLink, EngineError> {
-    let mut link = TargetLink::connect(endpoint, timeout).await?;
+    let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
     // Without the permission it stays nameless; `end_lanes` then says what is needed.
     link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", LANE_NAME.as_bytes()]).await?;
+    Ok(link)
+}
+
+/// The same to a cluster's node, where only the name finds it again after a restart.
+pub async fn connect_named_lane(endpoint: &Endpoint, timeout: Duration) -> Result<TargetLink, EngineError> {
+    let mut link = TargetLink::connect(endpoint, timeout).await?;
+    link.call(&[b"CLIENT", b"SETNAME", LANE_NAME.as_bytes()]).await?;
     Ok(link)
 }
 

@@ -8,10 +8,9 @@ use super::layers::{Origin, Values};
 use super::syntax;
 use super::table::{self, Setting};
 use crate::convert::Policy;
-use crate::engine::settings::{Endpoint, Follow, MigrateSettings, OnExisting, OnLostPosition, Secret};
+use crate::engine::settings::{Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, Secret};
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
-use crate::redis::topology::NatMap;
 use crate::uring::{ReadMode, RingSettings, TaskRun, WriteMode};
 
 /// Port where the URL names none: the default of Dragonfly, Redis and Valkey alike.
@@ -111,6 +110,7 @@ fn data_plane(
         target,
         target_nat: NatMap::parse(values.texts(&table::TARGET_NAT))
             .map_err(|reason| values.wrong(&table::TARGET_NAT, &reason))?,
+        target_nodes: Default::default(),
         on_existing,
         on_unsupported: policy(values)?,
         cores,

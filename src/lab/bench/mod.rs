@@ -5,6 +5,7 @@
 //! rounds' ratios. The thing measured is alone on one CPU, its peers are on another. CPU time of the tool is that of its
 //! whole process, from start to end; that of the relay is its thread's. Only ratios taken in one run mean anything.
 
+mod cluster;
 mod direct;
 mod floor;
 mod memory;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which parts: sink, redis, memory
+    /// Which parts: sink, redis, memory, cluster
     #[arg(long, value_delimiter = ',', default_value = "sink,redis,memory")]
     pub parts: Vec<String>,
     /// Only cases whose name contains this
@@ -104,7 +105,8 @@ pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
                 .try_for_each(|case| sink_case(args, case, &mut results))?,
             "redis" => real::run(args, &mut results)?,
             "memory" => memory::run(args, &mut results)?,
-            other => return Err(LabError::Bench(format!("no part {other:?}; there are sink, redis, memory"))),
+            "cluster" => cluster::run(args, &mut results)?,
+            other => return Err(LabError::Bench(format!("no part {other:?}; there are sink, redis, memory, cluster"))),
         }
     }
     print!("{}", results.render());
