@@ -43,7 +43,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("convert", &["dragonfly", "redis"]),
     ("report", &[]),
     ("engine", &["dragonfly", "redis", "convert", "uring", "report"]),
-    ("operator", &["report"]),
+    ("operator", &["report", "engine"]),
     ("lab", &["uring", "report", "engine"]),
     ("cli", &["convert", "engine", "operator", "report", "uring", "lab"]),
 ];

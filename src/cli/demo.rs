@@ -43,7 +43,7 @@ pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) 
     machine::fit(values, &mut settings);
     log_warnings(values);
     say(&servers.description());
-    let class = migrate::run_watched("demo", settings, console, screen);
+    let class = migrate::run_watched("demo", settings, console, screen, Vec::new());
     if class != ExitClass::Done {
         return Ok(class);
     }

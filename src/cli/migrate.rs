@@ -1,9 +1,9 @@
 //! `df2redis migrate`: the main job.
 
 use super::settings::{Console, OutputForm, UsageError, Values, resolve};
-use super::{Mode, log_warnings, machine, print_out};
-use crate::engine;
+use super::{Mode, log_warnings, machine, print_out, services};
 use crate::engine::settings::MigrateSettings;
+use crate::engine::{self, Service};
 use crate::operator::progress::Progress;
 use crate::operator::{Screen, Watcher};
 use crate::report::{ExitClass, Outcome, ReportFiles, RunInputs, RunReport, text};
@@ -18,11 +18,18 @@ pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) 
     }
     machine::fit(values, &mut settings);
     log_warnings(values);
-    Ok(run_watched("migrate", settings, console, screen))
+    let services = services::of_job(values, &settings);
+    Ok(run_watched("migrate", settings, console, screen, services))
 }
 
 /// Runs the job with progress, report files and the final report; for every subcommand that moves data.
-pub fn run_watched(command: &str, settings: MigrateSettings, console: &Console, screen: &Screen) -> ExitClass {
+pub fn run_watched(
+    command: &str,
+    settings: MigrateSettings,
+    console: &Console,
+    screen: &Screen,
+    services: Vec<Service>,
+) -> ExitClass {
     let files = match &settings.report_dir {
         Some(dir) => match ReportFiles::create(dir, SystemTime::now()) {
             Ok(files) => Some(files),
@@ -36,7 +43,7 @@ pub fn run_watched(command: &str, settings: MigrateSettings, console: &Console, 
         None => None,
     };
     let mut watcher = Watcher::new(Progress::new(console.progress, screen.clone()), files);
-    let report = RunReport::assemble(engine::run(command, settings, &mut watcher));
+    let report = RunReport::assemble(engine::run_with(command, settings, &mut watcher, services));
     if let Err(error) = watcher.finish(&report) {
         tracing::warn!("{error}");
     }

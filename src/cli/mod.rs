@@ -5,13 +5,16 @@
 //! `settings::table`.
 
 mod args;
+pub mod control;
 pub mod demo;
 pub mod exit;
 mod machine;
 pub mod migrate;
 pub mod probe;
 pub mod replicate;
+mod services;
 pub mod settings;
+mod status_text;
 
 use crate::operator::{Screen, logging};
 use crate::report::ExitClass;
@@ -48,6 +51,44 @@ enum Command {
         #[command(flatten)]
         raw: RawArgs<{ table::DEMO }>,
     },
+    /// Say where a running job stands: phase, rates, lag of each flow, what holds it back, its knobs
+    Status {
+        /// Look again every second
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        raw: RawArgs<{ table::CONTROLLING }>,
+    },
+    /// Change knobs of a running job
+    Set {
+        /// What to change; `df2redis status` lists the knobs
+        #[arg(value_name = "KEY=VALUE", required = true)]
+        assignments: Vec<String>,
+        #[command(flatten)]
+        raw: RawArgs<{ table::CONTROLLING }>,
+    },
+    /// Send nothing more to a running job's target, until `df2redis resume`
+    Pause {
+        #[command(flatten)]
+        raw: RawArgs<{ table::CONTROLLING }>,
+    },
+    /// Let a paused job go on
+    Resume {
+        #[command(flatten)]
+        raw: RawArgs<{ table::CONTROLLING }>,
+    },
+    /// Limit what a running job sends to its target
+    Throttle {
+        /// 10MiB/s, 5000entries/s, or off
+        rate: String,
+        #[command(flatten)]
+        raw: RawArgs<{ table::CONTROLLING }>,
+    },
+    /// End a running job as an interrupt does: what was read is applied; `replicate` can go on later
+    Stop {
+        #[command(flatten)]
+        raw: RawArgs<{ table::CONTROLLING }>,
+    },
     /// Say what this machine's kernel offers, and what is missing
     Probe {
         #[command(flatten)]
@@ -74,6 +115,12 @@ pub fn run(
         Command::Migrate { raw } => with_settings(raw, &environment, migrate::run),
         Command::Replicate { raw } => with_settings(raw, &environment, replicate::run),
         Command::Demo { raw } => with_settings(raw, &environment, demo::run),
+        Command::Status { watch, raw } => ask(raw, &environment, control::Ask::Status { watch: *watch }),
+        Command::Set { assignments, raw } => ask(raw, &environment, control::Ask::Set(assignments)),
+        Command::Pause { raw } => ask(raw, &environment, control::Ask::Pause),
+        Command::Resume { raw } => ask(raw, &environment, control::Ask::Resume),
+        Command::Throttle { rate, raw } => ask(raw, &environment, control::Ask::Throttle(rate)),
+        Command::Stop { raw } => ask(raw, &environment, control::Ask::Stop),
         Command::Probe { raw } => with_settings(raw, &environment, probe::run),
     };
     result.unwrap_or_else(|error| {
@@ -98,6 +145,15 @@ fn with_settings<const JOBS: Jobs>(
     let class = run(&mut values, &console, &screen, Mode::ResolveOnly)?;
     print_out(&settings::print::print_config(&values, JOBS));
     Ok(class)
+}
+
+/// A subcommand that asks a running job.
+fn ask(
+    raw: &RawArgs<{ table::CONTROLLING }>,
+    environment: &Environment,
+    what: control::Ask<'_>,
+) -> Result<ExitClass, UsageError> {
+    with_settings(raw, environment, |values, console, screen, mode| control::run(values, console, screen, mode, what))
 }
 
 /// Whether a subcommand runs, or only resolves its settings (for `--print-config`, so that what it shows is valid).
@@ -147,6 +203,9 @@ mod tests {
         insta::assert_snapshot!("help_replicate", help(&["replicate"]));
         insta::assert_snapshot!("help_demo", help(&["demo"]));
         insta::assert_snapshot!("help_probe", help(&["probe"]));
+        insta::assert_snapshot!("help_status", help(&["status"]));
+        insta::assert_snapshot!("help_set", help(&["set"]));
+        insta::assert_snapshot!("help_throttle", help(&["throttle"]));
     }
 
     fn class(line: &[&str], variables: &[(&str, &str)]) -> ExitClass {

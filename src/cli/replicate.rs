@@ -1,7 +1,7 @@
 //! `df2redis replicate`: the main job, and then every later write.
 
 use super::settings::{Console, UsageError, Values, resolve};
-use super::{Mode, log_warnings, machine, migrate};
+use super::{Mode, log_warnings, machine, migrate, services};
 use crate::operator::Screen;
 use crate::report::ExitClass;
 
@@ -13,5 +13,6 @@ pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) 
     }
     machine::fit(values, &mut settings);
     log_warnings(values);
-    Ok(migrate::run_watched("replicate", settings, console, screen))
+    let services = services::of_job(values, &settings);
+    Ok(migrate::run_watched("replicate", settings, console, screen, services))
 }

@@ -258,6 +258,11 @@ impl Crew {
         self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
     }
 
+    /// The same, as it is kept up to date.
+    pub fn positions(&self) -> Arc<Vec<AtomicU64>> {
+        self.confirmed.clone()
+    }
+
     /// Tells every worker the same.
     pub fn tell_all(&self, command: impl Fn() -> WorkerCommand) {
         for worker in 0..self.members.len() {

@@ -35,6 +35,7 @@ impl Worker {
         self.stats.cpu_ns = uring::cpu::thread_cpu_ns();
         self.stats.unacked_bytes = self.lanes.iter().map(|lane| lane.unacked_bytes as u64).sum();
         self.stats.unacked_commands = self.lanes.iter().map(|lane| lane.unacked_commands).sum();
+        self.stats.windows_full = self.lanes.iter().filter(|lane| lane.window_full).count() as u64;
         self.stats.flows = self
             .flows
             .iter()
@@ -43,6 +44,7 @@ impl Worker {
                 bytes_in: flow.bytes_in,
                 keys: flow.handler.converter.tally().total().keys_read,
                 state: flow.state.name(),
+                read_lsn: flow.stable.as_ref().map_or(0, |stable| stable.next_lsn.0),
                 unread_ns_max: flow.unread_ns_max,
             })
             .collect();

@@ -177,6 +177,11 @@ impl Flow {
         self.state == FlowState::Complete && !self.handler.is_releasing()
     }
 
+    /// Decodes at most so many bytes a turn; `None`: the usual.
+    pub fn limit_step(&mut self, bytes: Option<usize>) {
+        self.pump_bytes_max = bytes.unwrap_or(PUMP_BYTES).min(PUMP_BYTES);
+    }
+
     pub fn wants_read(&self, slab: &Slab) -> bool {
         !self.reading && !self.closed && self.input.chunk().is_some_and(|chunk| slab.room(chunk) > 0)
     }

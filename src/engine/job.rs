@@ -3,11 +3,13 @@
 //! In: resolved settings. Out: a `RunInputs` with everything that the report says, whatever happened. The control plane
 //! runs on tokio-uring in the calling thread; workers run in theirs.
 
+use super::control::Control;
 use super::error::{Class, EngineError};
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
 use super::settings::MigrateSettings;
 use super::target;
+use super::view::View;
 use crate::convert::{Limits, Plan, What};
 use crate::redis::Capabilities;
 use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
@@ -21,14 +23,32 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Runs the job to its end: `replicate` if the settings say to follow, else `migrate`. Never panics on what peers do;
 /// every failure is in the outcome.
 pub fn run(command: &str, settings: MigrateSettings, observer: &mut dyn Observer) -> RunInputs {
+    run_with(command, settings, observer, Vec::new())
+}
+
+/// Something that serves operators while a job runs: begun on the control thread's ring, before the job. `Err`: why the
+/// job must not begin.
+pub type Service = Box<dyn FnOnce(Arc<Control>) -> Result<(), String>>;
+
+/// [`run`], with services beside the job.
+pub fn run_with(
+    command: &str,
+    settings: MigrateSettings,
+    observer: &mut dyn Observer,
+    services: Vec<Service>,
+) -> RunInputs {
     let mut job = Job::new(command, settings, observer);
-    // tokio-uring would panic where io_uring is not to be had; this says why and what to do.
-    let result = match check_ring(&job.settings.ring) {
-        Ok(()) => tokio_uring::start(async {
+    // What the workers will ask of the kernel is known to be there before anything is begun.
+    let result = check_ring(&job.settings.ring).and_then(|()| {
+        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
+            .map_err(|e| EngineError::System(uring::explain_setup(e).to_string()))?;
+        runtime.block_on(async {
+            for service in services {
+                service(job.settings.control.clone()).map_err(EngineError::Refused)?;
+            }
             if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
-        }),
-        Err(e) => Err(e),
-    };
+        })
+    });
     job.finish(result)
 }
 
@@ -55,16 +75,17 @@ pub(super) fn graver(left: Result<(), EngineError>, right: Result<(), EngineErro
 /// Names of search indexes that the report lists.
 const SEARCH_INDEXES_MAX: usize = 1000;
 
-/// SIGINT and SIGTERM, from the start of the run to its end: what comes between two waits is not lost.
+/// SIGINT, SIGTERM and an operator's `stop`, from the start of the run to its end: what comes between two waits is not lost.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    control: Arc<Control>,
 }
 
 impl Signals {
-    pub fn new() -> Result<Self, EngineError> {
+    pub fn new(control: Arc<Control>) -> Result<Self, EngineError> {
         let of = |kind| signal(kind).map_err(|e| EngineError::System(format!("signals cannot be watched: {e}")));
-        Ok(Self { interrupt: of(SignalKind::interrupt())?, terminate: of(SignalKind::terminate())? })
+        Ok(Self { interrupt: of(SignalKind::interrupt())?, terminate: of(SignalKind::terminate())?, control })
     }
 
     /// The next one.
@@ -72,6 +93,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = self.control.stop_asked() => {}
         }
     }
 }
@@ -93,6 +115,7 @@ pub(super) struct Job<'o> {
     /// Ids, at the target, of the connections of the last attempt's workers.
     pub(super) client_ids: Vec<i64>,
     cpu_at_start: Option<CpuSample>,
+    pub(super) view: View,
 }
 
 impl<'o> Job<'o> {
@@ -102,7 +125,8 @@ impl<'o> Job<'o> {
         report.started_unix_ms = uring::clock::realtime_ms();
         report.kernel = uring::probe::kernel_release();
         report.source.address = format!("{}:{}", settings.source.host, settings.source.port);
-        Self {
+        settings.control.begin(settings.batch_bytes, settings.window_bytes);
+        let job = Self {
             settings: Arc::new(settings),
             observer,
             started: Instant::now(),
@@ -116,7 +140,10 @@ impl<'o> Job<'o> {
             transfer_since: None,
             client_ids: Vec::new(),
             cpu_at_start: Some(cpu_of_process()),
-        }
+            view: View::default(),
+        };
+        job.publish();
+        job
     }
 
     pub(super) fn enter(&mut self, phase: Phase) {
@@ -126,12 +153,14 @@ impl<'o> Job<'o> {
         tracing::info!(phase = phase.name(), "phase");
         self.phase = phase;
         self.phase_since = now;
+        self.publish();
     }
 
     /// Events that only the report and the observer care for.
     pub(super) fn watch(&mut self, event: WorkerEvent) {
         if let WorkerEvent::Sample { worker, stats, interval, not_carried } = event {
             self.totals.update(worker as u16, *stats);
+            self.view.latencies.add(&interval);
             self.report.latencies.add(&interval);
             self.observer.interval(&interval);
             self.observer.second(self.started.elapsed());
@@ -157,6 +186,8 @@ impl<'o> Job<'o> {
             keys_expected: self.keys_expected,
         };
         self.observer.progress(&snapshot);
+        self.view.remember(snapshot.elapsed, &sum);
+        self.publish();
     }
 
     pub(super) fn add_not_carried(&mut self, item: &NotCarried) {

@@ -47,6 +47,9 @@ pub struct Lane {
     /// Bytes in `ready` and `sent`.
     pub unacked_bytes: usize,
     pub unacked_commands: u64,
+    /// Bytes and commands that were ever queued.
+    pub queued_bytes: u64,
+    pub queued_commands: u64,
     /// The window was used up and has not been half answered since.
     pub window_full: bool,
     scanner: ReplyScanner,
@@ -101,6 +104,8 @@ impl Lane {
             spare_segments: Vec::new(),
             unacked_bytes: 0,
             unacked_commands: 0,
+            queued_bytes: 0,
+            queued_commands: 0,
             window_full: false,
             scanner: ReplyScanner::new(),
             reply_chunk: None,
@@ -190,6 +195,8 @@ impl Lane {
             self.unacked_bytes += batch.bytes;
             self.unacked_commands += u64::from(batch.commands);
             self.queued_batches += 1;
+            self.queued_bytes += batch.bytes as u64;
+            self.queued_commands += u64::from(batch.commands);
             self.ready.push_back(batch);
         }
     }
@@ -396,6 +403,8 @@ impl Lane {
         self.reconnects = earlier.reconnects + 1;
         self.losses_in_a_row = earlier.losses_in_a_row;
         self.queued_batches = earlier.queued_batches;
+        self.queued_bytes = earlier.queued_bytes;
+        self.queued_commands = earlier.queued_commands;
         self.acked_batches = earlier.acked_batches;
     }
 

@@ -31,7 +31,7 @@ pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 impl Job<'_> {
     pub(super) async fn migrate(&mut self) -> Result<(), EngineError> {
-        let mut signals = Signals::new()?;
+        let mut signals = Signals::new(self.settings.control.clone())?;
         let (probed, mut source, existing) = tokio::select! {
             ready = self.prepare() => ready?,
             () = signals.next() => return Err(EngineError::Interrupted),

@@ -46,7 +46,7 @@ impl Job<'_> {
                     .into(),
             ));
         }
-        let mut signals = Signals::new()?;
+        let mut signals = Signals::new(self.settings.control.clone())?;
         let mut target = target::connect_control(&settings).await?;
         let probed = self.probe_target(&mut target).await?;
         target::end_lanes(&mut target).await?;
@@ -185,7 +185,10 @@ impl Job<'_> {
             }
             Begin::Resume(checkpoint) => (self.open_partial(&mut source, &checkpoint, plan).await?, checkpoint),
         };
+        self.settings.control.publish_positions(crew.positions());
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
+        self.settings.control.forget_positions();
+        self.view.forget();
         let (summaries, ended) = crew.stop().await;
         for summary in summaries {
             self.add_summary(summary);
@@ -332,6 +335,7 @@ impl Job<'_> {
         let behind: u64 =
             offsets.iter().zip(&confirmed).map(|(source, applied)| source.0.saturating_sub(*applied)).sum();
         tracing::debug!(behind_records = behind, "positions");
+        self.view.heard(self.started.elapsed(), offsets.iter().map(|lsn| lsn.0).collect(), &confirmed);
         // A position of 0 says that the shard has no journal yet; then nothing can be missing there.
         if behind == 0 && self.phase == Phase::CatchingUp {
             self.enter(Phase::InStep);

@@ -1,5 +1,6 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
+use super::control::Control;
 use crate::convert::Policy;
 use crate::redis::topology::Address;
 pub use crate::redis::topology::NatMap;
@@ -117,4 +118,7 @@ pub struct MigrateSettings {
     pub follow: Option<Follow>,
     /// Where to write the report files.
     pub report_dir: Option<PathBuf>,
+    /// What operators see and change while the job runs.
+    #[serde(skip)]
+    pub control: Arc<Control>,
 }

@@ -18,6 +18,7 @@ use super::outlet::Outlet;
 use super::router::Router;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::throttle::Gate;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::WorkerStats;
@@ -68,6 +69,8 @@ pub struct Worker {
     confirmed: Arc<Vec<AtomicU64>>,
     /// Flow that is pumped first this turn.
     first_flow: usize,
+    /// Bytes and commands of all lanes that were paid for at the throttle.
+    pub(super) paid: (u64, u64),
 }
 
 /// The worker's thread: runs until stopped or failed, and tells the control plane how it ended.
@@ -146,6 +149,7 @@ impl Worker {
             barrier_told: false,
             confirmed,
             first_flow: 0,
+            paid: (0, 0),
         })
     }
 
@@ -156,17 +160,25 @@ impl Worker {
             if self.take_commands(now_ns)? {
                 return Ok(self.finish());
             }
-            let more = if self.draining || self.is_held() { false } else { self.pump(now_ns)? };
+            self.take_knobs();
+            let stopped = self.draining || self.is_held();
+            let gate = if stopped { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
+            let more = if gate == Gate::Open { self.pump(now_ns)? } else { false };
             self.note_positions(now_ns);
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
+            self.pay(now_ns);
             self.arm_reads(now_ns)?;
             self.tell_when_drained();
             self.tell_when_held()?;
             if now_ns >= self.next_sample_ns {
                 self.sample(now_ns);
             }
-            let wait = if more { Duration::ZERO } else { WAIT_MAX };
+            let wait = match gate {
+                Gate::Wait(ns) => Duration::from_nanos(ns).min(WAIT_MAX),
+                _ if more => Duration::ZERO,
+                _ => WAIT_MAX,
+            };
             completions.clear();
             self.ring.turn(wait, &mut completions).map_err(|e| EngineError::System(e.to_string()))?;
             let now_ns = uring::clock::monotonic_ns();

@@ -4,6 +4,7 @@
 //! Logs hold no secrets, and no key names above the level `debug`: keys are user data.
 
 use super::screen::Screen;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -38,19 +39,61 @@ impl LogSettings {
 
 /// Begins logging to `screen`. Called once a process; a second call changes nothing.
 pub fn init(settings: &LogSettings, screen: &Screen) {
+    let (subscriber, change) = subscriber(settings, screen.clone(), screen.is_terminal());
     // A subscriber that is already set (tests) stays.
-    let _ = subscriber(settings, screen.clone(), screen.is_terminal()).try_init();
+    if subscriber.try_init().is_ok() {
+        let current = Mutex::new(settings.filter.clone());
+        let _ = LOG.set(Log { change, current });
+    }
 }
 
-fn subscriber<W>(settings: &LogSettings, writer: W, colours: bool) -> Box<dyn tracing::Subscriber + Send + Sync>
+/// The filter in use; `None`: nothing is logged.
+pub fn filter() -> Option<String> {
+    Some(LOG.get()?.current.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// Changes the filter while the program runs. `Err`: why not.
+pub fn set_filter(filter: &str) -> Result<(), String> {
+    let log = LOG.get().ok_or("there is no log to change")?;
+    let settings = LogSettings::parse(filter, LogFormat::Text)?;
+    (log.change)(EnvFilter::builder().parse_lossy(&settings.filter))?;
+    *log.current.lock().unwrap_or_else(PoisonError::into_inner) = settings.filter;
+    Ok(())
+}
+
+/// Puts another filter in place of the one in use.
+type Change = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+struct Log {
+    change: Change,
+    current: Mutex<String>,
+}
+
+static LOG: OnceLock<Log> = OnceLock::new();
+
+fn subscriber<W>(
+    settings: &LogSettings,
+    writer: W,
+    colours: bool,
+) -> (Box<dyn tracing::Subscriber + Send + Sync>, Change)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::builder().parse_lossy(&settings.filter);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
     match settings.format {
-        LogFormat::Text => Box::new(builder.with_target(false).finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).finish()),
+        LogFormat::Text => {
+            let builder = builder.with_target(false).with_filter_reloading();
+            let handle = builder.reload_handle();
+            let change: Change = Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string()));
+            (Box::new(builder.finish()), change)
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            let change: Change = Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string()));
+            (Box::new(builder.finish()), change)
+        }
     }
 }
 
@@ -82,7 +125,7 @@ mod tests {
     fn logged(filter: &str, format: LogFormat) -> String {
         let buffer = Buffer::default();
         let settings = LogSettings::parse(filter, format).unwrap();
-        tracing::subscriber::with_default(subscriber(&settings, buffer.clone(), false), || {
+        tracing::subscriber::with_default(subscriber(&settings, buffer.clone(), false).0, || {
             tracing::info!(flow = 3, "flow is at the barrier");
             tracing::debug!("detail");
         });

@@ -1,8 +1,10 @@
-//! What the operator sees while a run goes on: progress and logs on standard error, report files on disk.
+//! What the operator sees of a run while it goes on, and how it is told what to do: progress and logs on standard error,
+//! report files on disk, the control socket.
 //!
 //! One [`screen::Screen`] owns standard error, so that log lines never tear progress bars. Standard output belongs to the
 //! report alone.
 
+pub mod control;
 pub mod logging;
 pub mod notify;
 pub mod progress;

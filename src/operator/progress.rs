@@ -9,6 +9,7 @@ use crate::report::numbers::{bytes, count, duration};
 use crate::report::observer::{FlowProgress, ProgressSnapshot};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How progress is shown.
@@ -21,8 +22,21 @@ pub enum ProgressForm {
     Off,
 }
 
-/// Time between two plain lines of one phase.
+/// Time between two plain lines of one phase, where nothing else is said.
 pub const LINE_EVERY: Duration = Duration::from_secs(5);
+/// The same, as it is now, in ms: `df2redis set progress-interval` changes it.
+static LINE_EVERY_MS: AtomicU64 = AtomicU64::new(LINE_EVERY.as_millis() as u64);
+
+/// Time between two plain lines of one phase.
+pub fn line_every() -> Duration {
+    Duration::from_millis(LINE_EVERY_MS.load(Ordering::Relaxed))
+}
+
+/// From the next line on.
+pub fn set_line_every(every: Duration) {
+    LINE_EVERY_MS.store(every.as_millis().min(u128::from(u64::MAX)) as u64, Ordering::Relaxed);
+}
+
 /// Rates are taken over this time.
 const RATE_OVER: Duration = Duration::from_secs(10);
 /// Flows that get a bar of their own; more would fill the terminal.
@@ -87,7 +101,7 @@ impl Progress {
         if !new_phase && snapshot.elapsed < self.line_due {
             return None;
         }
-        self.line_due = snapshot.elapsed + LINE_EVERY;
+        self.line_due = snapshot.elapsed + line_every();
         self.phase.clone_from(&snapshot.phase);
         let mut line = format!("{}: {}\n", snapshot.phase, total_text(snapshot, &self.rate));
         if snapshot.flows.len() > 1 && snapshot.flows.len() <= FLOW_BARS_MAX && !new_phase {

@@ -75,6 +75,8 @@ worker_stats! {
         /// Sent and not yet answered, now.
         unacked_bytes,
         unacked_commands,
+        /// Connections whose window is used up, now.
+        windows_full,
         /// CPU time of the worker's thread.
         cpu_ns,
     }
@@ -111,6 +113,8 @@ pub struct FlowSample {
     pub state: &'static str,
     pub bytes_in: u64,
     pub keys: u64,
+    /// LSN of the next journal record to be read; 0 before the journal.
+    pub read_lsn: u64,
     /// Longest time for which this flow's socket was not being read.
     pub unread_ns_max: u64,
 }

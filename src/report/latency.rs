@@ -218,6 +218,39 @@ impl LatencySeries {
     }
 }
 
+/// The latencies of about the last second in which there were any, all nodes together.
+#[derive(Debug, Default)]
+pub struct Recent {
+    parts: std::collections::VecDeque<Interval>,
+}
+
+impl Recent {
+    /// Intervals kept: one second of this many workers at the most.
+    const INTERVALS_MAX: usize = 16;
+
+    /// Adds one worker's second.
+    pub fn add(&mut self, interval: &Interval) {
+        if interval.is_empty() {
+            return;
+        }
+        if self.parts.len() == Self::INTERVALS_MAX {
+            self.parts.pop_front();
+        }
+        self.parts.push_back(interval.clone());
+    }
+
+    /// Median, 99th percentile and maximum, ns; `None`: nothing was recorded.
+    pub fn percentiles(&self, latency: Latency) -> Option<[u64; 3]> {
+        let mut histogram = empty_histogram();
+        let parts = self.parts.iter().flat_map(|interval| &interval.parts).filter(|part| part.latency == latency);
+        for (value, count) in parts.flat_map(|part| &part.counts) {
+            histogram.saturating_record_n(*value, *count);
+        }
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        (!histogram.is_empty()).then(|| [at(0.5), at(0.99), histogram.max()])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

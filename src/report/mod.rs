@@ -17,6 +17,7 @@ pub mod numbers;
 pub mod observer;
 #[cfg(test)]
 mod sample;
+pub mod status;
 pub mod text;
 
 pub use counters::{CpuSample, FlowSample, Totals, WorkerStats};

@@ -18,8 +18,14 @@ pub(crate) fn sample_inputs(outcome: Outcome) -> RunInputs {
     }
     let mut latencies = LatencySeries::new();
     latencies.add(&recorder.take_interval());
-    let flow =
-        |flow, keys| FlowSample { flow, keys, state: "complete", bytes_in: keys * 120, unread_ns_max: 3_000_000 };
+    let flow = |flow, keys| FlowSample {
+        flow,
+        keys,
+        state: "complete",
+        bytes_in: keys * 120,
+        read_lsn: 0,
+        unread_ns_max: 3_000_000,
+    };
     let mut not_carried = NotCarriedList::default();
     not_carried.push(&NotCarried {
         db: 0,

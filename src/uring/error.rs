@@ -46,6 +46,13 @@ pub enum UringError {
         limit_text(*.limit_bytes), .needed_bytes.div_ceil(1024)
     )]
     MemoryLocked { needed_bytes: u64, limit_bytes: Option<u64> },
+    /// Too little locked memory for the rings themselves.
+    #[error(
+        "io_uring_setup failed (ENOMEM): a ring's own queues count as locked memory, and RLIMIT_MEMLOCK is {limit_bytes} \
+         bytes for all rings of this user together. Raise it (`ulimit -l 8192`, systemd: LimitMEMLOCK=, Docker: `--ulimit \
+         memlock=`), run with CAP_IPC_LOCK, or give fewer --cores and a smaller --sq-entries"
+    )]
+    RingMemory { limit_bytes: u64 },
     /// A layout that cannot be.
     #[error("the buffers of a worker cannot be laid out so: {reason}")]
     Layout { reason: String },

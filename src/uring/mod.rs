@@ -29,6 +29,7 @@ pub use features::{Feature, Features, Memlock};
 pub use op::Segment;
 pub use ring::{Completion, CompletionKind, Counters, Outgoing, Ring};
 pub use settings::{ReadMode, RingSettings, SlabLayout, TaskRun, WriteMode};
+pub use setup::explain_setup;
 pub use slab::{ChunkId, ChunkView, Class, Slab};
 pub use socket::{Socket, duplicate_fd, tcp_pair};
 pub use wake::Waker;

@@ -5,7 +5,7 @@
 
 use super::cpu;
 use super::error::UringError;
-use super::features::Features;
+use super::features::{Features, Memlock};
 use super::probe;
 use super::settings::{ReadMode, RingSettings, SlabLayout, TaskRun, WriteMode};
 use super::slab::Slab;
@@ -125,8 +125,17 @@ pub(super) fn setup_error(error: io::Error, release: &str, flags: &str) -> Uring
         },
         Some(libc::ENOSYS) => UringError::Missing { release: release.to_string() },
         Some(libc::EINVAL) => UringError::FlagsRefused { release: release.to_string(), flags: flags.to_string() },
+        Some(libc::ENOMEM) => match super::cpu::memlock() {
+            Memlock { limit_bytes: Some(limit_bytes), exempt: false } => UringError::RingMemory { limit_bytes },
+            _ => UringError::System { call: "io_uring_setup", source: error },
+        },
         _ => UringError::System { call: "io_uring_setup", source: error },
     }
+}
+
+/// What it means that another library could not set its ring up.
+pub fn explain_setup(error: io::Error) -> UringError {
+    setup_error(error, &probe::kernel_release(), "those of another library")
 }
 
 fn check_operations(io: &IoUring, settings: &RingSettings, release: &str) -> Result<(), UringError> {

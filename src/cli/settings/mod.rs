@@ -9,7 +9,7 @@ pub mod layers;
 pub mod print;
 pub mod resolve;
 mod suggest;
-mod syntax;
+pub mod syntax;
 pub mod table;
 
 pub use error::UsageError;

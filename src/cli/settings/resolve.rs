@@ -9,9 +9,11 @@ use super::syntax;
 use super::table::{self, Setting};
 use crate::convert::Policy;
 use crate::engine::settings::{Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, Secret};
+use crate::operator::control::socket;
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
 use crate::uring::{ReadMode, RingSettings, TaskRun, WriteMode};
+use std::path::PathBuf;
 
 /// Port where the URL names none: the default of Dragonfly, Redis and Valkey alike.
 const PORT_DEFAULT: u16 = 6379;
@@ -82,6 +84,51 @@ pub fn demo_source(values: &Values) -> Result<DemoSettings, UsageError> {
     })
 }
 
+/// Where a job is told what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlPlace {
+    Off,
+    /// Named by the operator: the job must not run without.
+    Named(PathBuf),
+    /// By source and target.
+    Default(PathBuf),
+}
+
+/// The control socket of a job between these servers.
+pub fn control_place(values: &Values, settings: &MigrateSettings) -> ControlPlace {
+    match values.path(&table::CONTROL) {
+        Some(path) if path.as_os_str() == "off" => ControlPlace::Off,
+        Some(path) => ControlPlace::Named(path),
+        None => ControlPlace::Default(default_socket(&settings.source, &settings.target)),
+    }
+}
+
+fn default_socket(source: &Endpoint, target: &Endpoint) -> PathBuf {
+    socket::default_dir().join(socket::file_name(source, target))
+}
+
+/// The control socket of the job that the operator means.
+pub fn control_of_job(values: &mut Values) -> Result<PathBuf, UsageError> {
+    if let Some(path) = values.path(&table::CONTROL) {
+        return Ok(path);
+    }
+    if values.is_given(&table::SOURCE) || values.is_given(&table::TARGET) {
+        let (source, target) = (address(values, &SOURCE_SIDE)?, address(values, &TARGET_SIDE)?);
+        return Ok(default_socket(&source, &target));
+    }
+    match socket::found().as_slice() {
+        [path] => Ok(path.clone()),
+        [] => Err(UsageError::Combination(format!(
+            "no job is running (there is no control socket in {}); give --control PATH, or --source and --target of the job",
+            socket::default_dir().display()
+        ))),
+        several => Err(UsageError::Combination(format!(
+            "several jobs are running; give --control PATH with one of\n  {}",
+            several.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n  ")
+        ))),
+    }
+}
+
 /// What every subcommand needs; works also where `--progress` is not known.
 pub fn console(values: &Values) -> Result<Console, UsageError> {
     let progress = match values.texts(&table::PROGRESS).first().map(String::as_str) {
@@ -125,6 +172,7 @@ fn data_plane(
         ring: ring(values)?,
         connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
         report_dir: values.path(&table::REPORT),
+        control: Default::default(),
     };
     if settings.batch_bytes > settings.window_bytes {
         return Err(together(values, &table::BATCH_BYTES, &table::WINDOW_BYTES, "a batch must fit into the window"));
@@ -157,7 +205,8 @@ static TARGET_SIDE: Side = Side {
     schemes: &["redis", "valkey"],
 };
 
-fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
+/// One side's address alone.
+fn address(values: &Values, side: &Side) -> Result<Endpoint, UsageError> {
     let (host, port) = values.parsed(side.url, |text| {
         let url = syntax::split_url(text)?;
         let scheme = url.scheme.to_ascii_lowercase();
@@ -170,6 +219,11 @@ fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
         }
         Ok((url.host.to_string(), url.port.unwrap_or(PORT_DEFAULT)))
     })?;
+    Ok(Endpoint { host, port, user: Secret::default(), password: Secret::default() })
+}
+
+fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
+    let Endpoint { host, port, .. } = address(values, side)?;
     let user = values.secret(side.user).map(|(text, _)| text.to_string());
     let password = password(values, side)?;
     if user.is_some() && password.is_none() {

@@ -40,6 +40,8 @@ pub const MIGRATE: Jobs = 1;
 pub const DEMO: Jobs = 2;
 pub const PROBE: Jobs = 4;
 pub const REPLICATE: Jobs = 8;
+/// The subcommands that speak to a running job.
+pub const CONTROLLING: Jobs = 16;
 /// The jobs between two servers of the user's.
 const SERVED: Jobs = MIGRATE | REPLICATE;
 /// The jobs that move data.
@@ -115,6 +117,7 @@ const POLICY: &str = "Policies";
 const RESOURCES: &str = "Resources";
 const BATCHES: &str = "Batches";
 const RING: &str = "io_uring";
+const OPERATION: &str = "Operation";
 const OUTPUT: &str = "Output";
 const GENERATOR: &str = "Simulated source";
 
@@ -133,9 +136,9 @@ use Fallback::{Computed, None as Unset, Required, Value};
 use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time};
 
 settings! {
-    SOURCE: SERVERS, SERVED, "source", "URL", Endpoint, Required, Everywhere,
+    SOURCE: SERVERS, SERVED | CONTROLLING, "source", "URL", Endpoint, Required, Everywhere,
         "Where to copy from: dragonfly://HOST:PORT";
-    TARGET: SERVERS, SERVED, "target", "URL", Endpoint, Required, Everywhere,
+    TARGET: SERVERS, SERVED | CONTROLLING, "target", "URL", Endpoint, Required, Everywhere,
         "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT";
     SOURCE_USER: SERVERS, SERVED, "source-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the source";
@@ -212,17 +215,20 @@ settings! {
     SEED: GENERATOR, DEMO, "seed", "N", Count { min: 0, max: u64::MAX }, Value("1"), Everywhere,
         "The same seed gives the same keys";
 
-    OUTPUT_FORM: OUTPUT, DATA | PROBE, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+    CONTROL: OPERATION, SERVED | CONTROLLING, "control", "PATH", Path, Computed("by source and target, in $XDG_RUNTIME_DIR/df2redis, /run/df2redis or the directory for temporary files"), Everywhere,
+        "Unix socket through which a running job is watched and told what to do; off: none";
+
+    OUTPUT_FORM: OUTPUT, DATA | PROBE | CONTROLLING, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
         "Form of the report on standard output";
     REPORT: OUTPUT, DATA, "report", "DIR", Path, Unset, Everywhere,
         "Write report.json, histograms (.hgrm, .hlog) and not-carried.jsonl to this directory";
     PROGRESS: OUTPUT, DATA, "progress", "", Choice(&["auto", "bars", "lines", "off"]), Value("auto"), Everywhere,
         "Progress on standard error; auto: bars on a terminal, lines otherwise";
-    LOG: OUTPUT, DATA | PROBE, "log", "FILTER", Text, Value("warn"), Everywhere,
+    LOG: OUTPUT, DATA | PROBE | CONTROLLING, "log", "FILTER", Text, Value("warn"), Everywhere,
         "What to log to standard error: error, warn, info, debug, trace, or filters by module";
-    LOG_FORMAT: OUTPUT, DATA | PROBE, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+    LOG_FORMAT: OUTPUT, DATA | PROBE | CONTROLLING, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
         "Form of the log";
-    CONFIG: OUTPUT, DATA | PROBE, "config", "FILE", Path, Unset, NotFile,
+    CONFIG: OUTPUT, DATA | PROBE | CONTROLLING, "config", "FILE", Path, Unset, NotFile,
         "Read settings from this TOML file; flags and environment go before it";
 }
 

@@ -1,0 +1,174 @@
+//! What a running job lets others see and change: its status, its knobs, its stop.
+//!
+//! One [`Control`] is shared by the job's control thread, its workers (which read the knobs once a turn), and those who
+//! serve operators (`operator::control`, `operator::metrics`). Invariants: nothing here blocks; a knob never leaves its
+//! bounds, whoever sets it; what is changed here is never a matter of what is right, only of how fast.
+
+use super::throttle::Throttle;
+use crate::report::status::{FlowStatus, Knob, Status, ThrottleStatus};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// Bounds of what can be set while the job runs; the same as at its start.
+pub const BATCH_BYTES: std::ops::RangeInclusive<usize> = 4 << 10..=4 << 20;
+pub const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 30;
+
+pub struct Control {
+    pub throttle: Throttle,
+    batch_bytes: AtomicUsize,
+    window_bytes: AtomicUsize,
+    status: Mutex<Status>,
+    /// Applied positions of the flows of the session.
+    positions: Mutex<Option<Arc<Vec<AtomicU64>>>>,
+    stop: Notify,
+    stop_asked: AtomicBool,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            throttle: Throttle::default(),
+            batch_bytes: AtomicUsize::new(0),
+            window_bytes: AtomicUsize::new(0),
+            status: Mutex::default(),
+            positions: Mutex::default(),
+            stop: Notify::new(),
+            stop_asked: AtomicBool::new(false),
+        }
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For whoever serves operators.
+impl Control {
+    /// Where the job stands now.
+    pub fn status(&self) -> Status {
+        let mut status = lock(&self.status).clone();
+        self.add_positions(&mut status);
+        status.knobs = self.knobs();
+        let ThrottleStatus { reasons, .. } = std::mem::take(&mut status.throttle);
+        status.throttle = ThrottleStatus {
+            paused: self.throttle.is_paused(),
+            bytes_per_s: self.throttle.bytes_per_s(),
+            entries_per_s: self.throttle.entries_per_s(),
+            reasons: self.reasons().into_iter().chain(reasons).collect(),
+        };
+        status
+    }
+
+    /// Ends the job as the first SIGINT does: what was read is applied and acknowledged.
+    pub fn ask_stop(&self) {
+        if !self.stop_asked.swap(true, Ordering::AcqRel) {
+            self.stop.notify_one();
+        }
+    }
+
+    /// Bytes of a batch: sent when it has this size. `Err`: why not.
+    pub fn set_batch_bytes(&self, bytes: usize) -> Result<(), String> {
+        within("batch-bytes", bytes, &BATCH_BYTES)?;
+        if bytes > self.window_bytes.load(Ordering::Relaxed) {
+            return Err("batch-bytes must not be larger than window-bytes".into());
+        }
+        self.batch_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Most bytes sent and not answered on one connection. `Err`: why not.
+    pub fn set_window_bytes(&self, bytes: usize) -> Result<(), String> {
+        within("window-bytes", bytes, &WINDOW_BYTES)?;
+        if bytes < self.batch_bytes.load(Ordering::Relaxed) {
+            return Err("window-bytes must not be smaller than batch-bytes".into());
+        }
+        self.window_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn knobs(&self) -> Vec<Knob> {
+        let knob = |key: &str, value: String, what: &str| Knob { key: key.into(), value, what: what.into() };
+        let limit = |limit: Option<u64>| limit.map_or("off".to_string(), |n| n.to_string());
+        let (batch, window) = self.batch_and_window();
+        vec![
+            knob("batch-bytes", batch.to_string(), "a batch is sent when it has this size, or when the wire is idle"),
+            knob("window-bytes", window.to_string(), "most bytes sent and not yet answered on one connection"),
+            knob("rate-bytes", limit(self.throttle.bytes_per_s()), "most bytes a second sent to the target"),
+            knob("rate-entries", limit(self.throttle.entries_per_s()), "most commands a second sent to the target"),
+        ]
+    }
+
+    fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.throttle.is_paused() {
+            reasons.push("paused by the operator (df2redis resume)".to_string());
+        }
+        if let Some(limit) = self.throttle.bytes_per_s() {
+            reasons.push(format!("limited to {limit} bytes/s by the operator"));
+        }
+        if let Some(limit) = self.throttle.entries_per_s() {
+            reasons.push(format!("limited to {limit} entries/s by the operator"));
+        }
+        reasons
+    }
+
+    fn add_positions(&self, status: &mut Status) {
+        let positions = lock(&self.positions);
+        let Some(applied) = &*positions else { return };
+        for FlowStatus { flow, applied_lsn, lag_entries, source_lsn, .. } in &mut status.flows {
+            let Some(applied) = applied.get(*flow as usize).map(|lsn| lsn.load(Ordering::Acquire)) else { continue };
+            *applied_lsn = Some(applied).filter(|lsn| *lsn > 0);
+            *lag_entries = source_lsn.zip(*applied_lsn).map(|(source, applied)| source.saturating_sub(applied));
+        }
+        if let Some(lag) = &mut status.lag {
+            lag.entries = status.flows.iter().filter_map(|flow| flow.lag_entries).sum();
+        }
+    }
+}
+
+fn within(key: &str, n: usize, bounds: &std::ops::RangeInclusive<usize>) -> Result<(), String> {
+    match bounds.contains(&n) {
+        true => Ok(()),
+        false => Err(format!("{key} must lie between {} and {} bytes", bounds.start(), bounds.end())),
+    }
+}
+
+/// For the job.
+impl Control {
+    /// What the run begins with.
+    pub(super) fn begin(&self, batch_bytes: usize, window_bytes: usize) {
+        self.batch_bytes.store(batch_bytes, Ordering::Relaxed);
+        self.window_bytes.store(window_bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of a batch and of a window, as they are now.
+    pub(super) fn batch_and_window(&self) -> (usize, usize) {
+        (self.batch_bytes.load(Ordering::Relaxed), self.window_bytes.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn publish(&self, status: Status) {
+        *lock(&self.status) = status;
+    }
+
+    /// The applied positions of a session.
+    pub(super) fn publish_positions(&self, applied: Arc<Vec<AtomicU64>>) {
+        *lock(&self.positions) = Some(applied);
+    }
+
+    /// A session ended: its positions mean nothing any more.
+    pub(super) fn forget_positions(&self) {
+        *lock(&self.positions) = None;
+    }
+
+    /// Completes once, when an operator asks to stop.
+    pub(super) async fn stop_asked(&self) {
+        self.stop.notified().await;
+    }
+}
