@@ -163,7 +163,9 @@ impl Cluster {
     pub fn fail_over(&self, replica: usize) -> Result<(), LabError> {
         let until = Instant::now() + READY_TIME_MAX;
         let mut ask_at = Instant::now();
-        while self.nodes[replica].client()?.info("role")?.as_deref() != Some("master") {
+        let primaries = self.primaries().len();
+        // Done when the old primary has become a replica.
+        while self.primaries().len() != primaries || !self.primaries().contains(&replica) {
             // An attempt ends by itself after 5 s; a replica that is not in step yet refuses it.
             if Instant::now() >= ask_at {
                 self.nodes[replica].client()?.ask(&["CLUSTER", "FAILOVER"])?;
