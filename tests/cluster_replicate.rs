@@ -59,7 +59,11 @@ struct Stage {
 
 impl Stage {
     fn new(kind: ServerKind, records: u64, stable_ms: u64) -> Option<Self> {
-        let cluster = match Cluster::start_kind(kind, 3, true) {
+        Self::of(kind, true, records, stable_ms)
+    }
+
+    fn of(kind: ServerKind, replicas: bool, records: u64, stable_ms: u64) -> Option<Self> {
+        let cluster = match Cluster::start_kind(kind, 3, replicas) {
             Err(LabError::NoServer { what, .. }) => {
                 eprintln!("skipped: no {what} here");
                 return None;
@@ -288,4 +292,29 @@ fn a_killed_primary_is_replaced() {
         stage.cluster.kill(node);
         stage.finish(tool);
     }
+}
+
+/// Every slot moves to the next node.
+#[test]
+fn a_full_reshard_while_the_journal_is_followed() {
+    let Some(stage) = Stage::of(ServerKind::Redis7, false, 8000, 15_000) else { return };
+    let mut tool = stage.start();
+    stage.wait_stable(&mut tool);
+    assert_eq!(stage.cluster.reshard(1, Duration::ZERO).unwrap(), 16384);
+    stage.finish(tool);
+}
+
+/// A node without a replica stands still: the cluster is down. The tool waits, says so, and goes on.
+#[test]
+fn a_cluster_that_is_down_for_a_while_is_waited_for() {
+    let Some(stage) = Stage::of(ServerKind::Redis7, false, 4000, 3000) else { return };
+    let mut tool = stage.start();
+    stage.wait_stable(&mut tool);
+    let pid = stage.cluster.nodes[1].pid().unwrap().to_string();
+    let signal = |name: &str| std::process::Command::new("kill").args([name, &pid]).status().unwrap();
+    signal("-STOP");
+    let alarm = wait_for(|| tool.said().contains("holding: the cluster cannot serve a slot").then_some(()));
+    signal("-CONT");
+    assert!(alarm.is_some(), "{}", tool.said());
+    stage.finish(tool);
 }

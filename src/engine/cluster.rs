@@ -87,12 +87,23 @@ pub struct Cluster {
     topology: Topology,
     /// By node id.
     links: HashMap<String, TargetLink>,
+    /// Ids of these connections at their nodes.
+    client_ids: HashMap<String, i64>,
     /// Ids by the number that workers and reports know a node by.
     numbers: Vec<String>,
     /// Run ids of the nodes that were primaries when they were connected to.
     run_ids: HashMap<String, String>,
-    /// Connections that workers lost: to be ended before the node is told anything else.
-    lost_clients: HashMap<String, Vec<i64>>,
+    /// Connections that were lost: to be ended before the node is told anything else.
+    lost_clients: HashMap<String, Vec<LostClient>>,
+    /// Run ids of all nodes as they were seen last.
+    seen_run_ids: HashMap<String, String>,
+}
+
+/// A connection to be ended. Its number means nothing to another process.
+#[derive(Clone)]
+struct LostClient {
+    run_id: String,
+    client_id: i64,
 }
 
 impl Cluster {
@@ -115,9 +126,11 @@ impl Cluster {
             seed,
             topology,
             links: HashMap::new(),
+            client_ids: HashMap::new(),
             numbers: Vec::new(),
             run_ids: HashMap::new(),
             lost_clients: HashMap::new(),
+            seen_run_ids: HashMap::new(),
         })
     }
 
@@ -156,10 +169,11 @@ impl Cluster {
         &self.settings
     }
 
-    /// A worker lost this connection.
+    /// This connection, a worker's or one of our own, was lost.
     pub fn lost(&mut self, id: &str, client_id: i64) {
         self.links.remove(id);
-        self.lost_clients.entry(id.to_string()).or_default().push(client_id);
+        let run_id = self.seen_run_ids.get(id).cloned().unwrap_or_default();
+        self.lost_clients.entry(id.to_string()).or_default().push(LostClient { run_id, client_id });
     }
 
     /// Asks the nodes anew who has which slot: the most complete answer with the latest epoch counts.
@@ -213,6 +227,19 @@ impl Cluster {
                 "the cluster's topology changed"
             );
         }
+        for old in self.topology.primaries() {
+            let failed = topology.by_id(&old.id).is_none_or(|node| !node.healthy);
+            let heir =
+                self.topology.slots_of(&old.id).find_map(|slot| topology.owner(slot)).filter(|heir| heir.id != old.id);
+            if let (true, Some(heir)) = (failed, heir) {
+                tracing::warn!(
+                    failed = %old.address,
+                    heir = %heir.address,
+                    "a primary failed and was replaced: writes that it acknowledged in its last moments may be missing, for \
+                     clusters replicate asynchronously"
+                );
+            }
+        }
         self.topology = topology;
         remember(&self.settings, &self.topology);
         // A node that is no primary any more may be restarted: it will copy its data from the new one.
@@ -229,7 +256,10 @@ impl Cluster {
             let endpoint = self.endpoint_of(id).ok_or_else(unknown)?;
             let mut link = TargetLink::connect(&endpoint, NODE_TIMEOUT).await.map_err(Trouble::Broken)?;
             self.check_run_id(id, &mut link).await?;
-            for client_id in self.lost_clients.get(id).cloned().unwrap_or_default() {
+            let run_id = self.seen_run_ids.get(id).cloned().unwrap_or_default();
+            for LostClient { client_id, .. } in
+                self.lost_clients.get(id).cloned().unwrap_or_default().into_iter().filter(|lost| lost.run_id == run_id)
+            {
                 target::end_client(&mut link, client_id).await.map_err(|error| match error {
                     EngineError::Refused(text) => Trouble::Final(EngineError::Target(text)),
                     error => Trouble::Broken(error),
@@ -237,6 +267,8 @@ impl Cluster {
             }
             self.lost_clients.remove(id);
             target::name_control(&mut link).await.map_err(Trouble::Broken)?;
+            let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
+            self.client_ids.insert(id.to_string(), client_id);
             self.links.insert(id.to_string(), link);
         }
         self.links.get_mut(id).ok_or_else(|| Trouble::Final(EngineError::Internal("a connection vanished".into())))
@@ -245,6 +277,7 @@ impl Cluster {
     /// A primary that is another process now, with nobody in its place, may have lost what it had acknowledged.
     pub async fn check_run_id(&mut self, id: &str, link: &mut TargetLink) -> Result<(), Trouble> {
         let run_id = target::run_id(link).await.map_err(Trouble::Broken)?;
+        self.seen_run_ids.insert(id.to_string(), run_id.clone());
         if !self.topology.primaries().iter().any(|node| node.id == id) {
             return Ok(());
         }
@@ -272,8 +305,13 @@ impl Cluster {
             crate::redis::resp::push_command(&mut request, &[b"ASKING"]);
         }
         request.extend_from_slice(bytes);
+        let patience = self.settings.connect_timeout;
         let link = self.link(id).await?;
-        match link.replies(request, replies + usize::from(asking)).await {
+        // Data may take longer than a question.
+        link.set_timeout(patience);
+        let answered = link.replies(request, replies + usize::from(asking)).await;
+        link.set_timeout(NODE_TIMEOUT);
+        match answered {
             Ok(mut values) => {
                 if asking {
                     values.remove(0);
@@ -281,7 +319,8 @@ impl Cluster {
                 Ok(values)
             }
             Err(error) => {
-                self.links.remove(id);
+                // The node may still execute it: the connection is ended there before the next one is used.
+                self.lost(id, self.client_ids.get(id).copied().unwrap_or_default());
                 Err(Trouble::Broken(error))
             }
         }

@@ -17,6 +17,9 @@ use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::report::document::NotCarried;
 use crate::uring::Slab;
 
+/// A node that answers nothing for so long is treated as gone.
+const SILENCE_NS_MAX: u64 = 10_000_000_000;
+
 /// Where a worker stands between two slot maps.
 #[derive(Default)]
 pub struct HeldState {
@@ -38,6 +41,11 @@ pub enum Stage {
 }
 
 impl HeldState {
+    /// What was not executed, in order.
+    pub fn take_units(&mut self) -> Vec<Unit> {
+        std::mem::take(&mut self.units)
+    }
+
     /// A batch was answered to its end (or up to `batch.replied`, on a lane that is lost): keeps what was not executed.
     pub fn take_batch(&mut self, lane: &mut Lane, batch: &Batch, slab: &Slab) -> Result<(), EngineError> {
         let whole = batch.replied == batch.commands;
@@ -84,6 +92,21 @@ impl Worker {
         self.held.stage != Stage::Free
     }
 
+    /// A cluster's node that stands still may have been replaced: its connections are given up, and what they carried is
+    /// settled where its slots are then.
+    pub(super) fn lose_silent_lanes(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        if self.router.is_none() {
+            return Ok(());
+        }
+        let is_silent = |lane: &Lane| {
+            lane.is_live() && !lane.sent.is_empty() && now_ns.saturating_sub(lane.heard_ns) > SILENCE_NS_MAX
+        };
+        let silent: Vec<usize> = self.lanes.iter().filter(|lane| is_silent(lane)).map(|lane| lane.index).collect();
+        silent
+            .into_iter()
+            .try_for_each(|lane| self.lose_lane(lane, format!("no reply within {} s", SILENCE_NS_MAX / 1_000_000_000)))
+    }
+
     /// Tells the control plane once every lane is empty or lost.
     pub(super) fn tell_when_held(&mut self) -> Result<(), EngineError> {
         let lanes_done = self.lanes.iter().all(|lane| !lane.is_live() || lane.is_idle());
@@ -104,7 +127,7 @@ impl Worker {
             lane.rejected_keys.clear();
         }
         let apart = self.flows.iter().filter_map(|flow| flow.apart.clone()).collect();
-        let units = std::mem::take(&mut self.held.units);
+        let units = self.held.take_units();
         self.held.stage = Stage::Told;
         tracing::debug!(worker = self.index, units = units.len(), lost = lost.len(), "held");
         let _ = self.events.send(WorkerEvent::Held(Box::new(Held { worker: self.index, units, live, lost, apart })));

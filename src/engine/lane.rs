@@ -66,6 +66,8 @@ pub struct Lane {
     /// Batches ever queued, and acknowledged.
     pub queued_batches: u64,
     pub acked_batches: u64,
+    /// When the last reply came, or the first unanswered batch was sent.
+    pub heard_ns: u64,
     /// Keys of commands that were rejected and not executed since.
     pub rejected_keys: HashSet<Vec<u8>>,
 }
@@ -116,6 +118,7 @@ impl Lane {
             in_cluster,
             queued_batches: 0,
             acked_batches: 0,
+            heard_ns: 0,
             rejected_keys: HashSet::new(),
         }
     }
@@ -231,6 +234,9 @@ impl Lane {
             return Ok(0);
         }
         let count = self.ready.len().min(batches_max);
+        if self.sent.is_empty() {
+            self.heard_ns = now_ns;
+        }
         for batch in self.ready.iter_mut().take(count) {
             if batch.submitted_ns == 0 {
                 batch.submitted_ns = now_ns;

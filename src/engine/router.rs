@@ -417,3 +417,6 @@ impl Out for ClusterWriter<'_> {
         self.aim = Aim::Nowhere;
     }
 }
+
+#[cfg(test)]
+mod tests;

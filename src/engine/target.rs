@@ -123,6 +123,11 @@ impl TargetLink {
         self.cluster.map(|cluster| *cluster)
     }
 
+    /// For requests that rightly take longer, or must not.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.link.set_timeout(timeout);
+    }
+
     /// Sends encoded commands and takes as many replies.
     pub async fn replies(&mut self, request: Vec<u8>, count: usize) -> Result<Vec<Value>, EngineError> {
         let parse = |bytes: &[u8]| -> Result<_, crate::redis::ReplyError> {

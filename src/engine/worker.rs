@@ -170,6 +170,7 @@ impl Worker {
             self.pay(now_ns);
             self.arm_reads(now_ns)?;
             self.tell_when_drained();
+            self.lose_silent_lanes(now_ns)?;
             self.tell_when_held()?;
             if now_ns >= self.next_sample_ns {
                 self.sample(now_ns);
@@ -380,6 +381,7 @@ impl Worker {
             return Ok(());
         }
         lane.reading = false;
+        lane.heard_ns = now_ns;
         let chunk = match (result, lane.reply_chunk.take()) {
             (Ok(bytes @ 1..), Some(chunk)) => {
                 self.stats.bytes_replies += u64::from(bytes);
@@ -453,7 +455,7 @@ impl Worker {
         lane.lose();
     }
 
-    fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {
+    pub(super) fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {
         self.end_lane(position);
         let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
         tracing::warn!(worker = self.index, lane = position, node = lane.node, %reason, "lost a connection to the target");

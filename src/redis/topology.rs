@@ -246,6 +246,12 @@ impl Topology {
         self.nodes.get(usize::from(*self.owners.get(usize::from(slot.0))?))
     }
 
+    /// The slots of a node.
+    pub fn slots_of<'a>(&'a self, id: &'a str) -> impl Iterator<Item = Slot> + 'a {
+        let owned = (0..SLOTS).zip(self.owners.iter());
+        owned.filter_map(move |(slot, owner)| (self.nodes.get(usize::from(*owner))?.id == id).then_some(Slot(slot)))
+    }
+
     /// Primaries that have slots, each once, in the order of their first slot.
     pub fn primaries(&self) -> Vec<&Node> {
         let mut seen = Vec::new();
