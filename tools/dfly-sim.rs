@@ -3,6 +3,7 @@
 //! ```text
 //! dfly-sim replay tests/data/follow-lz4 --pieces 7
 //! dfly-sim generate --mix string:100B=1000000,hash:20x8=50000 --flows 3 --truth /tmp/truth.jsonl
+//! dfly-sim generate --mix string:100B=1000,list:9x9=100 --journal-rate 5000 --journal-secs 30 --flush-every 20000
 //! dfly-sim sink --listen 127.0.0.1:6379
 //! dfly-sim bench load --parts sink --json /tmp/load.json
 //! ```
@@ -13,6 +14,7 @@ use df2redis::lab::answers::TargetIdentity;
 use df2redis::lab::bench::{self, BenchArgs};
 use df2redis::lab::flow::{Fault, Faults, Pieces};
 use df2redis::lab::generate::{Compression, Generator, Release, Spec, parse_mix};
+use df2redis::lab::live::{Live, LiveOptions, Mix, Workload, WorkloadOptions};
 use df2redis::lab::master::{Master, MasterOptions};
 use df2redis::lab::recordings::{Recording, recording};
 use df2redis::lab::replay::Replay;
@@ -109,11 +111,49 @@ struct GenerateArgs {
     /// Pre-encoded records, all of a group alike, for measurements
     #[arg(long)]
     fast: bool,
-    /// Write what a target must hold (for truth.py --compare) once a client has taken everything
+    #[command(flatten)]
+    journal: JournalArgs,
+    /// Write what a target must hold (for truth.py --compare) once a client has taken everything (a live source: once it
+    /// has acknowledged all that the writers wrote)
     #[arg(long)]
     truth: Option<PathBuf>,
     #[command(flatten)]
     master: MasterArgs,
+}
+
+/// A live source: keys change while they are replicated, ordinary clients may write, nothing is sent twice alike.
+#[derive(Args)]
+struct JournalArgs {
+    /// Serve a source whose keys can change, also without writers of its own
+    #[arg(long)]
+    live: bool,
+    /// Commands a second that its own writers write; 0: as fast as it goes
+    #[arg(long)]
+    journal_rate: Option<u64>,
+    /// How long they write
+    #[arg(long)]
+    journal_secs: Option<f64>,
+    /// How many they write
+    #[arg(long)]
+    journal_records: Option<u64>,
+    /// What they write
+    #[arg(long, value_enum, default_value = "mixed")]
+    journal_mix: Mix,
+    /// One of so many commands is a FLUSHDB or FLUSHALL; 0: none
+    #[arg(long, default_value_t = 0)]
+    flush_every: u64,
+    /// Half of the expiries are at most so many milliseconds away
+    #[arg(long)]
+    expire_in_ms: Option<u64>,
+    /// Bytes a second of each flow's full sync
+    #[arg(long)]
+    snapshot_bytes_per_s: Option<u64>,
+    /// Each flow waits up to so many milliseconds before it sends what it has
+    #[arg(long)]
+    jitter_ms: Option<u64>,
+    /// Records of each flow from which a partial sync may go on; all, unless given
+    #[arg(long)]
+    backlog_records: Option<u64>,
 }
 
 #[derive(Args)]
@@ -259,6 +299,11 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
         fast: args.fast,
     };
     anyhow::ensure!(!spec.databases.is_empty(), "--databases must name at least one database");
+    let journal = args.journal;
+    if journal.live || journal.journal_rate.is_some() {
+        let options = MasterOptions { backlog_records: journal.backlog_records, ..args.master.options()? };
+        return live(spec, &journal, options, args.truth);
+    }
     let (master, model) = Generator::start(spec, args.master.options()?)?;
     println!("listening on {}", master.address());
     if let Some(path) = args.truth {
@@ -269,6 +314,43 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
         println!("wrote {}", path.display());
     }
     master.wait();
+    Ok(())
+}
+
+fn live(spec: Spec, args: &JournalArgs, options: MasterOptions, truth: Option<PathBuf>) -> anyhow::Result<()> {
+    let live_options = LiveOptions {
+        snapshot_bytes_per_s: args.snapshot_bytes_per_s,
+        jitter_max: args.jitter_ms.map(Duration::from_millis),
+    };
+    let live = Live::start(spec, live_options, options)?;
+    println!("listening on 127.0.0.1:{}", live.port());
+    let Some(rate) = args.journal_rate else {
+        live.wait();
+        return Ok(());
+    };
+    let workload = WorkloadOptions {
+        mix: args.journal_mix,
+        seed: live.spec().seed,
+        rate: (rate > 0).then_some(rate),
+        commands_max: args.journal_records,
+        time_max: args.journal_secs.map(Duration::from_secs_f64),
+        flush_every: args.flush_every,
+        expire_in: args.expire_in_ms.map(Duration::from_millis),
+        ..WorkloadOptions::default()
+    };
+    let workload = Workload::start(live.world(), live.spec(), workload);
+    while !workload.is_finished() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("wrote {} commands; the next LSNs are {:?}", workload.done(), live.world().next_lsns());
+    if let Some(path) = truth {
+        while !live.is_acknowledged() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        live.write_truth(&path)?;
+        println!("wrote {}", path.display());
+    }
+    live.wait();
     Ok(())
 }
 

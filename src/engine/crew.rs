@@ -14,6 +14,7 @@ use super::messages::{
 use super::router::{Resumed, RouterStart};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::spool::{DiskShare, SpoolStart};
 use super::target::{self, OWN_PREFIX};
 use super::worker;
 use crate::dragonfly::owner::OwnerRule;
@@ -133,6 +134,7 @@ impl Crew {
         for (i, flow) in flows.into_iter().enumerate() {
             shares[i % workers].push(flow);
         }
+        let disk = DiskShare::new(settings.spool.as_ref().map_or(0, |spool| spool.bytes_max));
         let (events_tx, events) = unbounded_channel();
         let (reconnected_tx, reconnected) = unbounded_channel();
         let (settled_tx, settled) = unbounded_channel();
@@ -204,6 +206,7 @@ impl Crew {
                 commands: receiver,
                 confirmed: crew.confirmed.clone(),
                 router,
+                spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
             };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))

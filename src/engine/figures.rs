@@ -36,6 +36,14 @@ impl Worker {
         self.stats.unacked_bytes = self.lanes.iter().map(|lane| lane.unacked_bytes as u64).sum();
         self.stats.unacked_commands = self.lanes.iter().map(|lane| lane.unacked_commands).sum();
         self.stats.windows_full = self.lanes.iter().filter(|lane| lane.window_full).count() as u64;
+        let now_ns = uring::clock::monotonic_ns();
+        if let Some(spool) = &self.spool {
+            self.stats.spool_bytes_written = spool.bytes_written;
+            self.stats.spool_bytes_read = spool.bytes_read;
+            self.stats.spool_bytes = spool.used_bytes();
+            self.stats.spool_bytes_max = spool.bytes_max;
+        }
+        let slab = self.ring.slab();
         self.stats.flows = self
             .flows
             .iter()
@@ -45,7 +53,10 @@ impl Worker {
                 keys: flow.handler.converter.tally().total().keys_read,
                 state: flow.state.name(),
                 read_lsn: flow.stable.as_ref().map_or(0, |stable| stable.next_lsn.0),
-                unread_ns_max: flow.unread_ns_max,
+                unread_ns: flow.unread_ns(now_ns),
+                // While a worker is busy (or the process stopped) it reads nothing either.
+                unread_ns_max: flow.reading.unread_ns_max.max(flow.unread_ns(now_ns)).max(self.away_ns_max),
+                backlog_bytes: flow.backlog.bytes(slab),
             })
             .collect();
         self.stats.strays_dropped = self.flows.iter().map(|flow| flow.handler.counts.strays_dropped).sum();

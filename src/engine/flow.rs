@@ -2,14 +2,16 @@
 //!
 //! In: completed reads. Out: commands on the flow's lane, phase events to the control plane. Invariants: bytes are parsed
 //! in stream order, a compressed blob's content in the place of the blob; while the lane or the slab is full nothing is
-//! decoded, and reading goes on until the chunk is full; the end is the token, never a closed socket.
+//! decoded, and what is read goes into the backlog (`reading`); the end is the token, never a closed socket.
 
+use super::backlog::Backlog;
 use super::error::EngineError;
 use super::handle::FlowHandler;
 use super::input::{Cursor, HeapBudget, Room, Window};
 use super::lane::Lane;
 use super::messages::{Apart, FlowStart, WorkerEvent};
 use super::outlet::Outlet;
+use super::reading::Reading;
 use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
@@ -79,18 +81,18 @@ pub struct Flow {
     /// Index of the worker's lane that takes this flow's commands.
     pub lane: usize,
     pub state: FlowState,
-    pub reading: bool,
+    pub reading: Reading,
     /// The source closed the connection after the flow was complete.
-    closed: bool,
+    pub(super) closed: bool,
     pub bytes_in: u64,
-    /// Longest time between the end of a read and the begin of the next.
-    pub unread_ns_max: u64,
     pub input: Cursor,
+    /// What was read and does not fit into `input` yet.
+    pub backlog: Backlog,
     pub handler: FlowHandler,
     /// In stable sync.
     pub stable: Option<Stable>,
     /// Go on with the journal after the token.
-    follow: bool,
+    pub(super) follow: bool,
     pub(super) pump_bytes_max: usize,
     decoder: StreamDecoder,
     journal: JournalDecoder,
@@ -99,6 +101,7 @@ pub struct Flow {
     staged: Option<Box<Encoder>>,
     eof_token: [u8; 40],
     next_lsn: Option<Lsn>,
+    /// When the newest bytes of `input` were read.
     pub(super) read_ns: u64,
     /// A record over several slots of a cluster: nothing more is decoded until it was carried out.
     pub(super) apart: Option<Apart>,
@@ -155,11 +158,11 @@ impl Flow {
             stable: resume_at.map(|lsn| Stable::new(JournalDecoder::new(id, sizes.limits.atom_bytes_max), lsn)),
             follow,
             pump_bytes_max: PUMP_BYTES,
-            reading: false,
+            reading: Reading::default(),
             closed: false,
             bytes_in: early.len() as u64,
-            unread_ns_max: 0,
             input,
+            backlog: Backlog::default(),
             handler,
             decoder: StreamDecoder::new(id, sizes.limits),
             journal: JournalDecoder::new(id, sizes.limits.atom_bytes_max),
@@ -182,50 +185,26 @@ impl Flow {
         self.pump_bytes_max = bytes.unwrap_or(PUMP_BYTES).min(PUMP_BYTES);
     }
 
-    pub fn wants_read(&self, slab: &Slab) -> bool {
-        !self.reading && !self.closed && self.input.chunk().is_some_and(|chunk| slab.room(chunk) > 0)
+    /// The source ended the connection before the flow was complete.
+    pub(super) fn source_closed(&self) -> EngineError {
+        let id = self.id;
+        if self.stable.is_some() {
+            return EngineError::Source(format!("the source closed the connection of flow {id} in stable sync"));
+        }
+        EngineError::Source(format!(
+            "the source closed the connection of flow {id} in the middle of the full sync ({}). Its log says why \
+             (replication_timeout, shutdown, memory); the target holds a part of the data",
+            self.decoder.closed(&[])
+        ))
     }
 
-    /// A read begins now.
-    pub fn read_begins(&mut self, now_ns: u64) {
-        self.reading = true;
-        if self.read_ns > 0 {
-            self.unread_ns_max = self.unread_ns_max.max(now_ns.saturating_sub(self.read_ns));
-        }
-    }
-
-    /// A read completed. Returns the number of bytes.
-    pub fn read_done(&mut self, result: Result<u32, i32>, now_ns: u64) -> Result<usize, EngineError> {
-        self.reading = false;
-        match result {
-            // This flow has all it needs. If another one has not, its own connection says so: closing one of a
-            // registration's connections closes all.
-            Ok(0) | Err(_) if self.is_complete() => {
-                self.closed = true;
-                Ok(0)
-            }
-            Ok(0) if self.stable.is_some() => {
-                Err(EngineError::Source(format!("the source closed the connection of flow {} in stable sync", self.id)))
-            }
-            Ok(0) => Err(EngineError::Source(format!(
-                "the source closed the connection of flow {} in the middle of the full sync ({}). Its log says why \
-                 (replication_timeout, shutdown, memory); the target holds a part of the data",
-                self.id,
-                self.decoder.closed(&[])
-            ))),
-            Ok(n) => {
-                self.bytes_in += u64::from(n);
-                self.read_ns = now_ns;
-                Ok(n as usize)
-            }
-            Err(libc::EINTR | libc::EAGAIN | libc::ENOBUFS) => Ok(0),
-            Err(errno) => Err(EngineError::Source(format!(
-                "flow {}, offset {}: reading failed: {}",
-                self.id,
-                self.decoder.offset_bytes(),
-                std::io::Error::from_raw_os_error(errno)
-            ))),
-        }
+    pub(super) fn reading_failed(&self, errno: i32) -> EngineError {
+        EngineError::Source(format!(
+            "flow {}, offset {}: reading failed: {}",
+            self.id,
+            self.decoder.offset_bytes(),
+            std::io::Error::from_raw_os_error(errno)
+        ))
     }
 
     /// Decodes and converts what was received, as far as the lane and the slab have room.
@@ -243,7 +222,7 @@ impl Flow {
         let chunk_bytes = sizes.layout.rx_chunk_bytes;
         let mut consumed_bytes = 0;
         lane.reopen_window(settings.window_bytes);
-        if !self.reading {
+        if !self.reads_into_input() {
             self.input.filled(slab);
         }
         loop {
@@ -294,7 +273,7 @@ impl Flow {
                     }
                 }
                 Stop::Need(need) => {
-                    if self.reading {
+                    if self.reads_into_input() {
                         return Ok(Pumped::Waiting);
                     }
                     if self.input.make_room(slab, &heap.outer, need, chunk_bytes) == Room::Wait {
@@ -302,7 +281,7 @@ impl Flow {
                     }
                     // A jumbo may have become complete with bytes that were there already.
                     let available = self.input.window(slab).map_or(0, |(window, from)| window.bytes().len() - from);
-                    if available < need {
+                    if available < need && !self.feed(slab) {
                         return Ok(Pumped::Waiting);
                     }
                 }
@@ -565,7 +544,7 @@ impl Flow {
 
     /// What follows the token belongs to no full sync: it is read, so that the source never waits, and dropped.
     fn drop_stable(&mut self, slab: &mut Slab, heap: &HeapBudget, chunk_bytes: usize) -> Pumped {
-        if !self.reading {
+        if !self.reads_into_input() {
             self.input.clear(slab);
             self.input.make_room(slab, heap, 1, chunk_bytes);
         }

@@ -8,6 +8,7 @@ use super::error::{Class, EngineError};
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
 use super::settings::MigrateSettings;
+use super::spool;
 use super::target;
 use super::view::View;
 use crate::convert::{Limits, Plan, What};
@@ -39,16 +40,17 @@ pub fn run_with(
 ) -> RunInputs {
     let mut job = Job::new(command, settings, observer);
     // What the workers will ask of the kernel is known to be there before anything is begun.
-    let result = check_ring(&job.settings.ring).and_then(|()| {
-        let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
-            .map_err(|e| EngineError::System(uring::explain_setup(e).to_string()))?;
-        runtime.block_on(async {
-            for service in services {
-                service(job.settings.control.clone()).map_err(EngineError::Refused)?;
-            }
-            if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
-        })
-    });
+    let result =
+        check_ring(&job.settings.ring).and_then(|()| spool::check(job.settings.spool.as_ref())).and_then(|()| {
+            let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
+                .map_err(|e| EngineError::System(uring::explain_setup(e).to_string()))?;
+            runtime.block_on(async {
+                for service in services {
+                    service(job.settings.control.clone()).map_err(EngineError::Refused)?;
+                }
+                if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
+            })
+        });
     job.finish(result)
 }
 
@@ -178,7 +180,14 @@ impl<'o> Job<'o> {
             flows: sum
                 .flows
                 .iter()
-                .map(|f| FlowProgress { flow: f.flow, bytes_in: f.bytes_in, keys: f.keys, state: f.state })
+                .map(|f| FlowProgress {
+                    flow: f.flow,
+                    bytes_in: f.bytes_in,
+                    keys: f.keys,
+                    state: f.state,
+                    unread_ms: f.unread_ns / 1_000_000,
+                    backlog_bytes: f.backlog_bytes,
+                })
                 .collect(),
             bytes_in: sum.bytes_in,
             bytes_out: sum.bytes_out,

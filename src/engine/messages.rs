@@ -8,6 +8,7 @@ use super::handle::Existing;
 use super::router::RouterStart;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::spool::SpoolStart;
 use super::units::Unit;
 use crate::convert::journal::GlobalCommand;
 use crate::convert::{Plan, Tally};
@@ -115,6 +116,8 @@ pub struct WorkerStart {
     pub confirmed: Arc<Vec<AtomicU64>>,
     /// The target is a cluster.
     pub router: Option<RouterStart>,
+    /// Where lagging flows spool.
+    pub spool: Option<SpoolStart>,
 }
 
 /// What a worker tells the control plane.

@@ -6,6 +6,7 @@
 //!   crew    workers started, listened to, reconnected, stopped
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
+//!   reading socket -> backlog -> spool file -> input, where the target does not keep up
 //!   lane    writer -> batches -> linked sends -> replies
 //!   router  of a cluster: slots to lanes, markers, positions; held, units: between two slot maps
 //! cluster   who has which slot, routed commands; settle, apart: what a held worker left behind
@@ -16,6 +17,7 @@
 //! nothing.
 
 mod apart;
+mod backlog;
 mod batch;
 mod checkpoint;
 mod cluster;
@@ -36,6 +38,7 @@ mod messages;
 mod migrate;
 mod outlet;
 mod phase;
+mod reading;
 mod replicate;
 mod router;
 mod rows;
@@ -43,6 +46,7 @@ pub mod settings;
 mod settle;
 mod sizes;
 mod source;
+pub mod spool;
 mod stable;
 mod target;
 pub mod throttle;

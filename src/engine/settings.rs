@@ -74,6 +74,17 @@ pub struct Follow {
     pub on_lost_position: OnLostPosition,
 }
 
+/// `--spool-max` where nothing else is said.
+pub const SPOOL_BYTES_DEFAULT: u64 = 4 << 30;
+
+/// Disk space for what was read from the source and cannot go to the target yet.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct SpoolSettings {
+    pub dir: PathBuf,
+    /// Most disk space, of all workers together.
+    pub bytes_max: u64,
+}
+
 /// `--memory` where nothing else is said.
 pub const MEMORY_BYTES_DEFAULT: usize = 256 << 20;
 
@@ -112,6 +123,10 @@ pub struct MigrateSettings {
     /// Size of a receive chunk (None: derived from memory and flows).
     pub rx_chunk_bytes: Option<usize>,
     pub ring: RingSettings,
+    /// Where lagging flows spool (None: nowhere).
+    pub spool: Option<SpoolSettings>,
+    /// Read a snapshot as fast as the source sends it, into the spool where the target is slower.
+    pub source_first: bool,
     /// Give up on connecting, and on answers of the control connections, after this time.
     pub connect_timeout: Duration,
     /// Stay after the full sync and follow the journal.

@@ -2,6 +2,7 @@
 
 use super::error::EngineError;
 use super::settings::MigrateSettings;
+use super::spool;
 use crate::dragonfly::stream::Limits;
 use crate::uring::SlabLayout;
 
@@ -9,6 +10,8 @@ use crate::uring::SlabLayout;
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     pub layout: SlabLayout,
+    /// Receive chunks set apart for what spools.
+    pub spool_chunks: usize,
     /// Heap for values longer than a receive chunk that must be contiguous (JSON, long elements, journal records), and
     /// once more as much for those inside of compressed blobs.
     pub heap_bytes_max: usize,
@@ -42,23 +45,28 @@ impl Sizes {
         let tx_wanted = lanes * (2 * settings.window_bytes / TX_CHUNK_BYTES + 4) + 48 + flows;
         let tx_chunks = tx_wanted.min(arena / 3 / TX_CHUNK_BYTES);
         let rx_bytes = arena.saturating_sub(tx_chunks * TX_CHUNK_BYTES).min(flows * RX_BYTES_PER_FLOW);
+        let spool_chunks = if settings.spool.is_some() { spool::reserve_chunks(flows) } else { 0 };
         let rx_chunk_bytes = match settings.rx_chunk_bytes {
             Some(bytes) => bytes.next_multiple_of(PAGE_BYTES),
-            None => (rx_bytes / (flows * 8)).clamp(RX_CHUNK_BYTES_MIN, RX_CHUNK_BYTES_MAX) / PAGE_BYTES * PAGE_BYTES,
+            None => {
+                (rx_bytes / (flows * 8 + spool_chunks)).clamp(RX_CHUNK_BYTES_MIN, RX_CHUNK_BYTES_MAX) / PAGE_BYTES
+                    * PAGE_BYTES
+            }
         };
         let rx_chunks = rx_bytes / rx_chunk_bytes;
         // Each flow may hold two chunks and a blob's chunk besides a string that is being received.
-        if rx_chunks < flows * 4 || tx_chunks < 48 + flows + 2 * lanes {
+        if rx_chunks < flows * 4 + spool_chunks || tx_chunks < 48 + flows + 2 * lanes {
             return Err(EngineError::Refused(format!(
                 "--memory {} is too little for {flows} flows on one of {workers} worker(s) with chunks of {rx_chunk_bytes} bytes; \
-                 give more memory or smaller chunks (--rx-chunk)",
+                 give more memory or smaller chunks (--rx-chunk), or do without a spool (--spool none)",
                 settings.memory_bytes
             )));
         }
-        let string_room = (rx_chunks - flows * 3) * rx_chunk_bytes / (2 * flows);
+        let string_room = (rx_chunks - spool_chunks - flows * 3) * rx_chunk_bytes / (2 * flows);
         let heap_bytes_max = share / 4;
         Ok(Self {
             layout: SlabLayout { rx_chunk_bytes, rx_chunks, tx_chunk_bytes: TX_CHUNK_BYTES, tx_chunks },
+            spool_chunks,
             heap_bytes_max,
             limits: Limits {
                 whole_bytes_max: (rx_chunk_bytes / 2).min(settings.restore_bytes_max).max(WHOLE_BYTES_MIN),

@@ -18,6 +18,7 @@ use super::outlet::Outlet;
 use super::router::Router;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
+use super::spool::{ChunkPool, SpoolFile};
 use super::throttle::Gate;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
@@ -41,6 +42,9 @@ const KIND_FLOW: u64 = 1;
 const KIND_REPLY: u64 = 2;
 const KIND_SEND: u64 = 3;
 const KIND_ACK: u64 = 4;
+const KIND_SPOOL_WRITE: u64 = 5;
+const KIND_SPOOL_READ: u64 = 6;
+const KIND_SPOOL_TRIM: u64 = 7;
 
 fn token(kind: u64, generation: u16, index: usize) -> u64 {
     kind << 56 | u64::from(generation) << 32 | index as u64
@@ -56,6 +60,9 @@ pub struct Worker {
     /// The target is a cluster.
     pub(super) router: Option<Box<Router>>,
     pub(super) held: HeldState,
+    /// Memory and file of the backlogs of all flows.
+    pub(super) pool: ChunkPool,
+    pub(super) spool: Option<SpoolFile>,
     heap: Heaps,
     pub(super) events: UnboundedSender<WorkerEvent>,
     commands: mpsc::Receiver<WorkerCommand>,
@@ -64,11 +71,13 @@ pub struct Worker {
     pub(super) next_sample_ns: u64,
     drained: bool,
     /// Told to decode nothing more.
-    draining: bool,
+    pub(super) draining: bool,
     barrier_told: bool,
     confirmed: Arc<Vec<AtomicU64>>,
     /// Flow that is pumped first this turn.
-    first_flow: usize,
+    pub(super) first_flow: usize,
+    /// Longest time between two turns, in which nothing was read.
+    pub(super) away_ns_max: u64,
     /// Bytes and commands of all lanes that were paid for at the throttle.
     pub(super) paid: (u64, u64),
 }
@@ -104,6 +113,7 @@ impl Worker {
             commands,
             confirmed,
             router,
+            spool,
         } = start;
         if let Some(cpu) = cpu {
             uring::cpu::pin_current_thread(cpu)
@@ -126,6 +136,7 @@ impl Worker {
                 &heap.outer,
             )?);
         }
+        let pool = ChunkPool::new(ring.slab_mut(), built.len(), sizes.spool_chunks);
         let waker = ring.waker();
         let features = Box::new(ring.features().clone());
         let _ = events.send(WorkerEvent::Ready { worker: index, features, waker });
@@ -138,6 +149,8 @@ impl Worker {
             lanes,
             router: router.map(|start| Box::new(Router::new(start))),
             held: HeldState::default(),
+            pool,
+            spool: spool.map(|start| SpoolFile::new(start, sizes.layout.rx_chunk_bytes)),
             heap,
             events,
             commands,
@@ -149,12 +162,14 @@ impl Worker {
             barrier_told: false,
             confirmed,
             first_flow: 0,
+            away_ns_max: 0,
             paid: (0, 0),
         })
     }
 
     fn work(mut self) -> Result<WorkerSummary, EngineError> {
         let mut completions: Vec<Completion> = Vec::with_capacity(1024);
+        let mut turned_ns = uring::clock::monotonic_ns();
         loop {
             let now_ns = uring::clock::monotonic_ns();
             if self.take_commands(now_ns)? {
@@ -168,7 +183,8 @@ impl Worker {
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
             self.pay(now_ns);
-            self.arm_reads(now_ns)?;
+            self.read_flows(now_ns)?;
+            self.arm_replies()?;
             self.tell_when_drained();
             self.lose_silent_lanes(now_ns)?;
             self.tell_when_held()?;
@@ -181,8 +197,10 @@ impl Worker {
                 _ => WAIT_MAX,
             };
             completions.clear();
+            self.away_ns_max = self.away_ns_max.max(uring::clock::monotonic_ns().saturating_sub(turned_ns));
             self.ring.turn(wait, &mut completions).map_err(|e| EngineError::System(e.to_string()))?;
             let now_ns = uring::clock::monotonic_ns();
+            turned_ns = now_ns;
             for completion in &completions {
                 self.complete(completion, now_ns)?;
             }
@@ -296,17 +314,7 @@ impl Worker {
         Ok(())
     }
 
-    fn arm_reads(&mut self, now_ns: u64) -> Result<(), EngineError> {
-        for (position, flow) in self.flows.iter_mut().enumerate() {
-            if flow.wants_read(self.ring.slab())
-                && let Some(chunk) = flow.input.chunk()
-            {
-                self.ring
-                    .read(&flow.socket, chunk, token(KIND_FLOW, 0, position))
-                    .map_err(|e| EngineError::System(e.to_string()))?;
-                flow.read_begins(now_ns);
-            }
-        }
+    fn arm_replies(&mut self) -> Result<(), EngineError> {
         for lane in &mut self.lanes {
             if lane.reading {
                 continue;
@@ -335,12 +343,8 @@ impl Worker {
         match completion.token >> 56 {
             KIND_FLOW => {
                 let Some(flow) = self.flows.get_mut(position) else { return Ok(()) };
-                flow.reading = false;
                 self.stats.flow_reads += 1;
-                let read = flow.read_done(completion.result, now_ns)?;
-                if let Some(chunk) = flow.input.chunk() {
-                    self.ring.slab_mut().set_filled_at_ns(chunk, now_ns);
-                }
+                let read = flow.read_done(self.ring.slab_mut(), completion.result, now_ns)?;
                 self.stats.bytes_in += read as u64;
                 Ok(())
             }
@@ -365,8 +369,39 @@ impl Worker {
                 // A few bytes on an idle socket go out whole or not at all; a broken one shows at the next read.
                 Ok(_) | Err(_) => Ok(()),
             },
+            KIND_SPOOL_WRITE | KIND_SPOOL_READ => {
+                // The generation's place holds the flow, the position's the number of the segment.
+                let (Some(flow), Some(spool)) = (self.flows.get_mut(usize::from(generation)), &mut self.spool) else {
+                    return Ok(());
+                };
+                let (number, result, token) = (position as u32, completion.result, completion.token);
+                if token >> 56 == KIND_SPOOL_WRITE {
+                    flow.backlog.written(&mut self.ring, spool, number, result, token)
+                } else {
+                    flow.backlog.brought_back(&mut self.ring, spool, number, result, token)
+                }
+            }
+            KIND_SPOOL_TRIM => {
+                if let Some(spool) = &mut self.spool {
+                    spool.trimmed(completion.result);
+                }
+                Ok(())
+            }
             _ => Ok(()),
         }
+    }
+
+    pub(super) fn flow_token(position: usize) -> u64 {
+        token(KIND_FLOW, 0, position)
+    }
+
+    pub(super) fn spool_token(write: bool, position: usize, number: u32) -> u64 {
+        let kind = if write { KIND_SPOOL_WRITE } else { KIND_SPOOL_READ };
+        token(kind, position as u16, number as usize)
+    }
+
+    pub(super) fn trim_token() -> u64 {
+        token(KIND_SPOOL_TRIM, 0, 0)
     }
 
     fn replies(

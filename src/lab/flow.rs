@@ -102,6 +102,8 @@ pub struct FlowShared {
     pub full_sync_end: AtomicBool,
     /// The registration was cancelled: stop.
     pub cancelled: AtomicBool,
+    /// Milliseconds for which nothing is to be sent, from now on; 0: none.
+    pub stall_ms: AtomicU64,
 }
 
 impl FlowWriter {
@@ -148,6 +150,17 @@ impl FlowWriter {
         self.plain = false;
         self.started = Instant::now();
         self.started_at = self.position;
+    }
+
+    /// From here on without a pace.
+    pub fn full_speed(&mut self) {
+        self.faults.slow = None;
+        self.plain = self.ahead.is_empty() && self.faults.pieces == Pieces::Whole;
+    }
+
+    /// The registration is gone: nothing more is to be written.
+    pub fn is_cancelled(&self) -> bool {
+        self.shared.cancelled.load(Ordering::Acquire)
     }
 
     /// To be called right before the bytes of FULLSYNC_END are written.
@@ -197,6 +210,10 @@ impl FlowWriter {
     }
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.shared.stall_ms.swap(0, Ordering::Relaxed) {
+            0 => {}
+            ms => self.pause(Duration::from_millis(ms)),
+        }
         self.stream.write_all(bytes)?;
         self.position += bytes.len() as u64;
         self.shared.sent_bytes.store(self.position, Ordering::Relaxed);

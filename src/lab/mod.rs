@@ -3,7 +3,8 @@
 //! - [`master`]: a Dragonfly-like front (handshake, registrations, phases); its data comes from a [`master::Feed`].
 //! - [`replay`]: a feed that serves recorded streams; [`recordings`] finds and loads them.
 //! - [`generate`]: a feed that makes N flows of a seeded key space, and a model of the right end state.
-//! - [`encode`]: the encoder below `generate`, written from dragonfly-wire.md alone, so that it can judge the decoder.
+//! - [`live`]: a feed whose keys change while it is replicated, by seeded writers and by ordinary clients.
+//! - [`encode`]: the encoder below `generate` and `live`, written from dragonfly-wire.md alone, so that it can judge the decoder.
 //! - [`flow`]: the writer of one flow: pieces, cuts, stalls, garbled bytes, slow sending.
 //! - [`relay`]: the floor under the benchmarks: reads and sends, decodes nothing.
 //! - [`bench`]: measurements of the tool beside the relay and beside real loaders (`tools/bench load`).
@@ -25,6 +26,7 @@ pub mod error;
 pub mod flow;
 pub mod generate;
 pub mod journal;
+pub mod live;
 pub mod master;
 pub mod proxy;
 pub mod recordings;

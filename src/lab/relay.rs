@@ -162,7 +162,7 @@ impl Relay {
                 (CompletionKind::Read, TOKEN_SOURCE) => self.received(completion.result)?,
                 (CompletionKind::Read, _) => self.answered(completion.result),
                 (CompletionKind::Send, _) => self.sent(completion.result)?,
-                (CompletionKind::Wake, _) => {}
+                _ => {}
             }
         }
         Ok(())

@@ -196,8 +196,7 @@ impl Stage {
 
     /// The target's checkpoint is good.
     pub fn is_stable(&self) -> bool {
-        let phase = self.server.client().and_then(|mut client| client.run("HGET df2redis:checkpoint phase"));
-        phase.is_ok_and(|reply| reply.text().is_some_and(|text| text == "stable"))
+        is_stable(&self.server)
     }
 
     /// Every record is acknowledged by the newest session.
@@ -242,12 +241,23 @@ impl Stage {
 
     /// The target against the truth.
     pub fn compare(&self) -> Result<(), String> {
-        let mut args = vec!["--skip-types", "json,opaque", "--ignore", "df2redis:"];
-        if self.kind == ServerKind::Redis7 {
-            args.push("--no-field-ttl");
-        }
-        truth::compare(self.server.port(), &self.truth_file, &args).map(drop)
+        compare(&self.server, self.kind, &self.truth_file)
     }
+}
+
+/// A target that `replicate` filled against the truth.
+pub fn compare(server: &Server, kind: ServerKind, truth_file: &Path) -> Result<(), String> {
+    let mut args = vec!["--skip-types", "json,opaque", "--ignore", "df2redis:"];
+    if kind == ServerKind::Redis7 {
+        args.push("--no-field-ttl");
+    }
+    truth::compare(server.port(), truth_file, &args).map(drop)
+}
+
+/// The target's checkpoint says that the full sync is done.
+pub fn is_stable(server: &Server) -> bool {
+    let phase = server.client().and_then(|mut client| client.run("HGET df2redis:checkpoint phase"));
+    phase.is_ok_and(|reply| reply.text().is_some_and(|text| text == "stable"))
 }
 
 /// Runs until `options.kills` kills were done. `Err`: the first run that ended wrong, with its seed.

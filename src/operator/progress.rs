@@ -41,6 +41,9 @@ pub fn set_line_every(every: Duration) {
 const RATE_OVER: Duration = Duration::from_secs(10);
 /// Flows that get a bar of their own; more would fill the terminal.
 const FLOW_BARS_MAX: usize = 16;
+/// A backlog or a time unread of less than this is everyday life.
+const BACKLOG_SHOWN_BYTES_MIN: u64 = 16 << 20;
+const UNREAD_SHOWN_MS_MIN: u64 = 1000;
 /// Progress of the bar that has an end, in steps.
 const BAR_STEPS: u64 = 1000;
 
@@ -184,14 +187,21 @@ fn bar_text(snapshot: &ProgressSnapshot, rate: &RateWindow) -> String {
 }
 
 fn flow_text(flow: &FlowProgress, bytes_per_s: f64) -> String {
-    format!(
+    let mut text = format!(
         "flow {}: {} keys, {}, {}/s, {}",
         flow.flow,
         count(flow.keys),
         bytes(flow.bytes_in),
         bytes(bytes_per_s as u64),
         flow.state
-    )
+    );
+    if flow.backlog_bytes >= BACKLOG_SHOWN_BYTES_MIN {
+        text.push_str(&format!(", {} waiting for the target", bytes(flow.backlog_bytes)));
+    }
+    if flow.unread_ms >= UNREAD_SHOWN_MS_MIN {
+        text.push_str(&format!(", NOT READ for {}", duration(Duration::from_millis(flow.unread_ms))));
+    }
+    text
 }
 
 /// The snapshots of the last [`RATE_OVER`].
@@ -251,7 +261,7 @@ mod tests {
     use super::*;
 
     fn snapshot(ms: u64, phase: &str, keys: u64, keys_expected: Option<u64>) -> ProgressSnapshot {
-        let flow = |flow, keys, state| FlowProgress { flow, keys, bytes_in: keys * 100, state };
+        let flow = |flow, keys, state| FlowProgress { flow, keys, bytes_in: keys * 100, state, ..Default::default() };
         ProgressSnapshot {
             phase: phase.into(),
             elapsed: Duration::from_millis(ms),

@@ -3,6 +3,7 @@
 //! All counters of a [`WorkerStats`] are cumulative since the worker began: a message that is lost or late does no harm,
 //! and [`Totals`] keeps the newest of each worker. Counters add up over workers, `*_max` take the largest.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 macro_rules! worker_stats {
@@ -79,6 +80,10 @@ worker_stats! {
         windows_full,
         /// CPU time of the worker's thread.
         cpu_ns,
+        /// Bytes that went to the spool and came back, and those in it now.
+        spool_bytes_written,
+        spool_bytes_read,
+        spool_bytes,
     }
     max {
         batch_bytes_max,
@@ -87,6 +92,8 @@ worker_stats! {
         window_bytes_max,
         /// Most data memory in use in this worker.
         memory_bytes_max,
+        /// Most bytes in the spool of one worker.
+        spool_bytes_max,
     }
 }
 
@@ -117,12 +124,18 @@ pub struct FlowSample {
     pub read_lsn: u64,
     /// Longest time for which this flow's socket was not being read.
     pub unread_ns_max: u64,
+    /// For how long it has not been read now.
+    pub unread_ns: u64,
+    /// Bytes read and not decoded, in memory and in the spool.
+    pub backlog_bytes: u64,
 }
 
 /// The newest counters of every worker.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
     workers: Vec<WorkerStats>,
+    /// By flow: the longest time unread of earlier sessions, which had workers of their own.
+    unread_ns_max: BTreeMap<u32, u64>,
 }
 
 impl Totals {
@@ -133,6 +146,10 @@ impl Totals {
     /// Takes a worker's newest (cumulative) counters in place of its last ones.
     pub fn update(&mut self, worker: u16, stats: WorkerStats) {
         let worker = usize::from(worker);
+        for flow in &stats.flows {
+            let longest = self.unread_ns_max.entry(flow.flow).or_default();
+            *longest = flow.unread_ns_max.max(*longest);
+        }
         if self.workers.len() <= worker {
             self.workers.resize_with(worker + 1, WorkerStats::default);
         }
@@ -144,6 +161,9 @@ impl Totals {
         let mut sum = WorkerStats::default();
         for worker in &self.workers {
             sum.merge(worker);
+        }
+        for flow in &mut sum.flows {
+            flow.unread_ns_max = flow.unread_ns_max.max(self.unread_ns_max.get(&flow.flow).copied().unwrap_or(0));
         }
         sum.flows.sort_by_key(|flow| flow.flow);
         sum

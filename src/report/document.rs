@@ -258,6 +258,8 @@ pub struct RunReport {
     pub batches: Batches,
     pub cpu: Cpu,
     pub rss_bytes_peak: Option<u64>,
+    /// Longest time for which any flow of the source was not being read (each flow's: `counters.flows`).
+    pub source_unread_ms_max: u64,
     /// Every counter of the data plane, workers added up; flows one by one.
     pub counters: WorkerStats,
     pub kernel: String,
@@ -367,6 +369,7 @@ impl RunReport {
             suspects: inputs.suspects,
             expiries: inputs.expiries,
             rss_bytes_peak: inputs.rss_bytes_peak,
+            source_unread_ms_max: totals.unread_ms_max(),
             counters: inputs.totals,
             kernel: inputs.kernel,
             ring_features: inputs.ring_features,

@@ -30,6 +30,10 @@ pub struct FlowProgress {
     pub keys: u64,
     /// In the engine's words: `snapshot`, `snapshot ended`, `complete`.
     pub state: &'static str,
+    /// For how long it has not been read now, ms.
+    pub unread_ms: u64,
+    /// Bytes read and waiting for the target.
+    pub backlog_bytes: u64,
 }
 
 /// Watches a run. Every method has an empty default.

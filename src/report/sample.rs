@@ -25,6 +25,7 @@ pub(crate) fn sample_inputs(outcome: Outcome) -> RunInputs {
         bytes_in: keys * 120,
         read_lsn: 0,
         unread_ns_max: 3_000_000,
+        ..Default::default()
     };
     let mut not_carried = NotCarriedList::default();
     not_carried.push(&NotCarried {

@@ -216,6 +216,10 @@ fn figures(report: &RunReport) -> Table {
     );
     row("system calls", format!("{} ({:.1} keys each)", count(batches.system_calls), batches.keys_per_system_call));
     row("flows unread", format!("at most {} ms", totals.unread_ms_max()));
+    if totals.spool_bytes_written > 0 {
+        let (written, most) = (bytes(totals.spool_bytes_written), bytes(totals.spool_bytes_max));
+        row("spooled", format!("{written}, at most {most} of a worker at once"));
+    }
     if let Some(cpu) = &report.cpu.tool {
         row("CPU, this tool", cpu_text(cpu));
     }

@@ -1,4 +1,4 @@
-//! The kernel: probe, ring, slab of fixed buffers, sockets, linked writes, clocks. The only room with `unsafe`.
+//! The kernel: probe, ring, slab of fixed buffers, sockets, linked writes, files, clocks. The only room with `unsafe`.
 //!
 //! A worker owns one [`Ring`]; the ring owns one arena, cut into a [`Slab`] of chunks. In: reads into chunks, chains of
 //! batches to send. Out: [`Completion`]s, reaped once a turn. What always holds, whatever the callers do: memory that
@@ -12,6 +12,7 @@ pub mod clock;
 pub mod cpu;
 mod error;
 mod features;
+mod file;
 mod op;
 pub mod probe;
 mod ring;
@@ -22,10 +23,13 @@ mod socket;
 mod wake;
 
 #[cfg(test)]
+mod file_tests;
+#[cfg(test)]
 mod ring_tests;
 
 pub use error::UringError;
 pub use features::{Feature, Features, Memlock};
+pub use file::{UnnamedFile, free_bytes};
 pub use op::Segment;
 pub use ring::{Completion, CompletionKind, Counters, Outgoing, Ring};
 pub use settings::{ReadMode, RingSettings, SlabLayout, TaskRun, WriteMode};

@@ -5,6 +5,7 @@
 //! nothing once the pool is warm.
 
 use super::error::UringError;
+use super::file::UnnamedFile;
 use super::slab::{ChunkId, Shared};
 use super::socket::Socket;
 use bytes::Bytes;
@@ -26,6 +27,10 @@ pub(super) struct Op {
 pub(super) enum OpKind {
     Read { token: u64, chunk: ChunkId, socket: Rc<Socket> },
     Send { token: u64, socket: Rc<Socket>, message: MessageBox, bytes: u32, linked: bool, zero_copy: bool },
+    // The file is only held, so that it stays open.
+    FileWrite { token: u64, chunk: ChunkId, _file: Rc<UnnamedFile> },
+    FileRead { token: u64, chunk: ChunkId, _file: Rc<UnnamedFile> },
+    FilePunch { token: u64, _file: Rc<UnnamedFile> },
     Wake,
 }
 

@@ -4,6 +4,7 @@
 //! counts. The self-test is the body of `df2redis probe`.
 
 use super::error::UringError;
+use super::file::UnnamedFile;
 use super::op::Segment;
 use super::ring::{Completion, CompletionKind, Outgoing, Ring};
 use super::settings::{ReadMode, RingSettings, SlabLayout, TaskRun, WriteMode};
@@ -102,6 +103,7 @@ pub fn self_test() -> Vec<Check> {
     checks.push(check("recv", false, try_read(ReadMode::Recv)));
     checks.push(check("linked-sends", false, try_linked_sends()));
     checks.push(check("wake", false, try_wake()));
+    checks.push(check("spool-file", true, try_file()));
     let zero_copy = zero_copy_support();
     checks.push(check("sendmsg-zc", true, zero_copy.clone().map(|_| "accepted".to_string())));
     let fixed = match zero_copy {
@@ -261,6 +263,28 @@ fn try_wake() -> Result<String, String> {
     let other = std::thread::spawn(move || waker.wake());
     bench.completions(1, CompletionKind::Wake)?;
     other.join().map(|()| "from another thread".to_string()).map_err(|_| "the waking thread panicked".to_string())
+}
+
+/// A chunk written to a file without a name, and read back from there.
+fn try_file() -> Result<String, String> {
+    let dir = std::env::temp_dir();
+    let file = UnnamedFile::open(&dir).map(Rc::new).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let mut bench = Bench::new(&small_settings())?;
+    let Segment::Chunk { chunk: written, len, .. } = bench.segment(b"spooled")? else {
+        return Err("no free chunk".to_string());
+    };
+    bench.ring.write_file(&file, written, (0, len), 4096, 1).map_err(text)?;
+    bench.completions(1, CompletionKind::FileWrite)?;
+    let read = bench.ring.slab_mut().take(Class::Rx).ok_or("no free chunk")?;
+    bench.ring.read_file(&file, read, len as usize, 4096, 1).map_err(text)?;
+    bench.completions(1, CompletionKind::FileRead)?;
+    if bench.ring.slab().filled(read) != b"spooled" {
+        return Err("other bytes".to_string());
+    }
+    bench.ring.punch_file(&file, 0, 8192, 1).map_err(text)?;
+    let punched = bench.completions(1, CompletionKind::FilePunch).is_ok();
+    let note = if punched { "" } else { "; space is given back at the end only" };
+    Ok(format!("written and read back in {}{note}", dir.display()))
 }
 
 fn try_huge_pages() -> Result<String, String> {

@@ -8,6 +8,7 @@
 //! A ring belongs to the thread that made it.
 
 mod end;
+mod files;
 mod submit;
 
 use super::error::UringError;
@@ -27,10 +28,11 @@ use std::time::Duration;
 /// What became of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
-    /// As given to [`Ring::read`] or in [`Outgoing`]; 0 for a wake-up.
+    /// As given to [`Ring::read`] (and its like) or in [`Outgoing`]; 0 for a wake-up.
     pub token: u64,
     pub kind: CompletionKind,
-    /// Bytes read or sent (which may be fewer than asked for), or the errno. A read of 0 bytes is the end of the stream.
+    /// Bytes read, sent or written (which may be fewer than asked for), or the errno. A read of 0 bytes is the end of the
+    /// stream, or of the file.
     pub result: Result<u32, i32>,
 }
 
@@ -38,6 +40,9 @@ pub struct Completion {
 pub enum CompletionKind {
     Read,
     Send,
+    FileWrite,
+    FileRead,
+    FilePunch,
     Wake,
 }
 
@@ -301,6 +306,17 @@ impl Ring {
                 OpKind::Send { mut message, .. } => {
                     message.finish(shared, true);
                     messages.give(message);
+                }
+                OpKind::FileRead { token, chunk, .. } => {
+                    shared.end_read(chunk, result.unwrap_or(0));
+                    out.push(Completion { token, kind: CompletionKind::FileRead, result });
+                }
+                OpKind::FileWrite { token, chunk, .. } => {
+                    shared.unpin(chunk.index());
+                    out.push(Completion { token, kind: CompletionKind::FileWrite, result });
+                }
+                OpKind::FilePunch { token, .. } => {
+                    out.push(Completion { token, kind: CompletionKind::FilePunch, result });
                 }
                 OpKind::Wake => {
                     *wake_armed = false;

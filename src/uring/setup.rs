@@ -32,6 +32,8 @@ pub(super) struct Made {
 #[derive(Clone, Copy)]
 pub(super) struct Modes {
     pub(super) sqpoll: bool,
+    /// The arena is a registered buffer.
+    pub(super) registered: bool,
     pub(super) read_fixed: bool,
     pub(super) zero_copy: Option<ZeroCopy>,
 }
@@ -77,7 +79,7 @@ pub(super) fn make(settings: &RingSettings, layout: SlabLayout) -> Result<Made, 
     let zero_copy = zero_copy(settings, registered, &mut features);
     features.add("linked-sends", settings.link, Some(true), settings.link);
     let ring_index = register_ring(&io, settings, &mut features);
-    let modes = Modes { sqpoll: settings.sqpoll_idle_ms.is_some(), read_fixed, zero_copy };
+    let modes = Modes { sqpoll: settings.sqpoll_idle_ms.is_some(), registered, read_fixed, zero_copy };
     Ok(Made { io, slab, ring_index, modes, features })
 }
 

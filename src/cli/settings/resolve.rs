@@ -8,7 +8,9 @@ use super::layers::{Origin, Values};
 use super::syntax;
 use super::table::{self, Setting};
 use crate::convert::Policy;
-use crate::engine::settings::{Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, Secret};
+use crate::engine::settings::{
+    Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret, SpoolSettings,
+};
 use crate::operator::control::socket;
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
@@ -19,6 +21,11 @@ use std::path::PathBuf;
 const PORT_DEFAULT: u16 = 6379;
 /// The kernel's page, of which receive buffers are multiples.
 const PAGE_BYTES: usize = 4096;
+
+/// The place for large temporary files that are not to lie in memory.
+pub const SPOOL_DIR_DEFAULT: &str = "/var/tmp";
+/// `--spool` of those who want none (`./none` is a directory).
+const SPOOL_NONE: &str = "none";
 
 /// Form of what goes to standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +65,25 @@ pub fn migrate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
         "skip" => OnExisting::Skip,
         _ => OnExisting::Refuse,
     };
-    data_plane(values, source, target, on_existing)
+    let settings = data_plane(values, source, target, on_existing)?;
+    let source_first = values.switch(&table::SOURCE_FIRST)?;
+    Ok(MigrateSettings { spool: spool(values)?, source_first, ..settings })
+}
+
+/// The default directory and size are found out when the run starts (`machine`).
+fn spool(values: &mut Values) -> Result<Option<SpoolSettings>, UsageError> {
+    let dir = values.path(&table::SPOOL).unwrap_or_else(|| SPOOL_DIR_DEFAULT.into());
+    if dir.as_os_str() == SPOOL_NONE {
+        if values.is_given(&table::SPOOL_MAX) {
+            values.warn("spool-max has no effect with --spool none".into());
+        }
+        return Ok(None);
+    }
+    let bytes_max = match values.is_given(&table::SPOOL_MAX) {
+        true => values.size(&table::SPOOL_MAX)? as u64,
+        false => SPOOL_BYTES_DEFAULT,
+    };
+    Ok(Some(SpoolSettings { dir, bytes_max }))
 }
 
 /// What `replicate` needs.
@@ -153,6 +178,8 @@ fn data_plane(
     batches(values)?;
     let settings = MigrateSettings {
         follow: None,
+        spool: None,
+        source_first: false,
         source,
         target,
         target_nat: NatMap::parse(values.texts(&table::TARGET_NAT))

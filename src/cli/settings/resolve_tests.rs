@@ -194,7 +194,7 @@ fn settings_without_effect_and_unknown_variables_are_warned_of() {
 
 #[test]
 fn passwords_come_from_the_higher_layer_and_are_never_shown() {
-    let (dir, path) = file("first\nsecond\n");
+    let (dir, path) = file("opensesame\nsecond\n");
     let (settings, values) = resolve(
         &[("target-password-file", &path)],
         &[
@@ -204,11 +204,11 @@ fn passwords_come_from_the_higher_layer_and_are_never_shown() {
         ],
     )
     .unwrap();
-    assert_eq!(settings.target.password.expose(), Some("first"));
+    assert_eq!(settings.target.password.expose(), Some("opensesame"));
     assert_eq!((settings.source.user.expose(), settings.source.password.expose()), (Some("hunter2"), Some("hunter2")));
     assert!(values.warnings().is_empty());
     let shown = format!("{settings:?} {}", serde_json::to_string(&settings).unwrap());
-    assert!(!shown.contains("hunter2") && !shown.contains("first"), "{shown}");
+    assert!(!shown.contains("hunter2") && !shown.contains("opensesame"), "{shown}");
 
     let both = [("DF2REDIS_TARGET_PASSWORD", "x"), ("DF2REDIS_TARGET_PASSWORD_FILE", path.as_str())];
     assert_eq!(refusal(&[], &both), "target-password and target-password-file are both set; set one");

@@ -171,6 +171,12 @@ settings! {
         "Pin worker i to the i-th of these CPUs, as in 0,2,4-7";
     MEMORY: RESOURCES, DATA, "memory", "SIZE", Size { min: 16 * MIB, max: TIB }, Value("256MiB"), Everywhere,
         "All memory for data, shared out among the workers";
+    SPOOL: RESOURCES, SERVED, "spool", "DIR", Path, Computed("$STATE_DIRECTORY, else $TMPDIR, else /var/tmp"), Everywhere,
+        "Where to keep, in a file without a name, what was read from the source while the target is slow or away; none: nowhere";
+    SPOOL_MAX: RESOURCES, SERVED, "spool-max", "SIZE", Size { min: MIB, max: 1024 * TIB }, Computed("4GiB, at most half of the free space"), Everywhere,
+        "Most disk space for that; when it is used up, the source is let go";
+    SOURCE_FIRST: RESOURCES, SERVED, "source-first", "", Switch, Value("off"), Everywhere,
+        "Read the snapshot as fast as the source sends it, into the spool where the target is slower";
     CONNECTIONS: RESOURCES, DATA, "connections", "N", Count { min: 1, max: 64 }, Value("2"), Everywhere,
         "Connections of each worker to each target node";
 

@@ -10,6 +10,7 @@ use crate::lab::encode::{self, BlobCodec};
 use crate::lab::flow::FlowWriter;
 use crate::lab::master::FlowFeed;
 use crate::lab::rng::Rng;
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -179,28 +180,30 @@ impl GeneratedFlow {
 
     /// Sends the gathered records, as a blob where that gains 5 percent.
     fn flush(&mut self, out: &mut FlowWriter, compress: bool) -> io::Result<()> {
-        let codec = match self.spec.compression {
-            Compression::Zstd => Some(BlobCodec::Zstd),
-            Compression::Lz4 => Some(BlobCodec::Lz4),
-            Compression::None | Compression::Lzf => None,
-        };
-        let fits = (BLOB_BYTES_MIN..=BLOB_BYTES_MAX).contains(&self.pending.len());
-        if let Some(codec) = codec.filter(|_| compress && fits) {
-            let mut blob = Vec::new();
-            encode::compressed_blob(&mut blob, codec, &self.pending)?;
-            if blob.len() * 100 <= self.pending.len() * 95 {
-                self.pending.clear();
-                return out.write(&blob);
-            }
-        }
-        let sent = out.write(&self.pending);
+        let compression = if compress { self.spec.compression } else { Compression::None };
+        let sent = out.write(&packed_for(compression, &self.pending)?);
         self.pending.clear();
         sent
     }
 }
 
+/// Records as they are sent: as a blob where the compression mode asks for one and that gains 5 percent.
+pub(in crate::lab) fn packed_for(compression: Compression, records: &[u8]) -> io::Result<Cow<'_, [u8]>> {
+    let codec = match compression {
+        Compression::Zstd => BlobCodec::Zstd,
+        Compression::Lz4 => BlobCodec::Lz4,
+        Compression::None | Compression::Lzf => return Ok(records.into()),
+    };
+    if !(BLOB_BYTES_MIN..=BLOB_BYTES_MAX).contains(&records.len()) {
+        return Ok(records.into());
+    }
+    let mut blob = Vec::new();
+    encode::compressed_blob(&mut blob, codec, records)?;
+    Ok(if blob.len() * 100 <= records.len() * 95 { blob.into() } else { records.into() })
+}
+
 /// Header and AUX fields of a flow.
-pub(super) fn prelude(spec: &Spec, flow: usize, out: &mut Vec<u8>) {
+pub(in crate::lab) fn prelude(spec: &Spec, flow: usize, out: &mut Vec<u8>) {
     encode::header(out);
     let old = spec.release == Release::Old;
     encode::aux(out, "redis-ver", if old { b"999.999.999" } else { b"6.2.11" });

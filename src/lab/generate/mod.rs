@@ -7,10 +7,11 @@
 pub mod entry;
 mod fast;
 mod filter;
-mod flow;
+pub(in crate::lab) mod flow;
 mod journal;
 pub mod model;
 mod object;
+pub(in crate::lab) mod rows;
 mod sha256;
 pub mod spec;
 pub mod verify;

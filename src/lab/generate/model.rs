@@ -4,7 +4,7 @@
 //! out in the format of tools/truth.py, so that it can compare any target with them.
 
 use super::entry::Entry;
-use super::sha256::Sha256;
+use super::rows::{Flat, head};
 use super::spec::{Kind, Spec};
 use crate::lab::LabError;
 use crate::lab::encode::owner;
@@ -15,9 +15,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-
-/// Longest value that a row holds in full.
-const ROW_VALUE_BYTES_MAX: usize = 2048;
 
 /// A key that the journal has touched.
 #[derive(Clone, Debug, PartialEq)]
@@ -200,10 +197,6 @@ pub fn entries(spec: &Spec) -> impl Iterator<Item = Entry> + '_ {
     groups.flat_map(move |(group, shape)| (0..shape.count).map(move |index| Entry::new(spec, group, index)))
 }
 
-fn head(db: u32, key: &[u8], type_name: &str, expire_at_ms: Option<i64>) -> Json {
-    json!({ "db": db, "key": json_of(key), "type": type_name, "expire_at_ms": expire_at_ms.unwrap_or(-1) })
-}
-
 /// The row of an untouched key. Long strings and lists are digested as they are made.
 fn row(entry: &Entry) -> Json {
     let mut row = head(entry.db, &entry.key, entry.group.kind.type_name(), entry.attributes.expire_at_ms);
@@ -292,56 +285,4 @@ fn stream_row(entry: &Entry, row: Json) -> Json {
     row["last_id"] = json!(last);
     row["groups"] = json!(groups);
     row
-}
-
-/// `flat` of truth.py: the strings themselves while they are short in all, else count, bytes and digest.
-#[derive(Default)]
-struct Flat {
-    parts: Vec<Json>,
-    count: u64,
-    bytes: usize,
-    digest: Sha256,
-}
-
-impl Flat {
-    fn part(&mut self, bytes: &[u8]) {
-        self.begin(bytes.len());
-        if self.bytes <= ROW_VALUE_BYTES_MAX {
-            self.parts.push(json_of(bytes));
-        }
-        self.digest.update(bytes);
-    }
-
-    /// One part given in blocks.
-    fn long(&mut self, len: u64, block: impl Fn(u64) -> Vec<u8>) {
-        if len as usize <= ROW_VALUE_BYTES_MAX {
-            return self.part(&block(len));
-        }
-        self.begin(len as usize);
-        let mut left = len;
-        // Every block of a value is a front part of the first one.
-        let first = block(left);
-        while left > 0 {
-            let take = left.min(first.len() as u64);
-            self.digest.update(&first[..take as usize]);
-            left -= take;
-        }
-    }
-
-    fn begin(&mut self, len: usize) {
-        self.count += 1;
-        self.bytes += len;
-        self.digest.update(&(len as u64).to_le_bytes());
-    }
-
-    fn into_row(self, mut row: Json) -> Json {
-        if self.bytes <= ROW_VALUE_BYTES_MAX {
-            row["value"] = Json::Array(self.parts);
-        } else {
-            row["items"] = json!(self.count);
-            row["bytes"] = json!(self.bytes);
-            row["sha256"] = json!(self.digest.hex());
-        }
-        row
-    }
 }

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// Who a simulated master says it is.
 #[derive(Clone, Debug)]
@@ -43,6 +43,14 @@ pub struct Held {
     pub expire_at_ms: Option<i64>,
 }
 
+/// What a connection of an ordinary client keeps.
+#[derive(Clone, Debug, Default)]
+pub struct ClientState {
+    pub db: u32,
+    /// Commands after MULTI.
+    pub queued: Option<Vec<Vec<Vec<u8>>>>,
+}
+
 /// The data behind a master.
 pub trait Feed: Send + Sync + 'static {
     fn identity(&self) -> Identity;
@@ -58,6 +66,26 @@ pub trait Feed: Send + Sync + 'static {
     fn keys_count(&self, db: u32) -> u64;
     /// Reply to `DFLY REPLICAOFFSET`, one number a flow.
     fn replica_offsets(&self) -> Vec<u64>;
+    /// A partial sync goes through `DFLY SYNC` and blobs, as before 1.35; else STARTSTABLE follows at once.
+    fn partial_by_sync(&self) -> bool {
+        false
+    }
+    /// Keys with an expiry, for INFO.
+    fn expiring_count(&self, _db: u32) -> u64 {
+        0
+    }
+    /// The whole reply to an ordinary command (also CLIENT PAUSE and the like); `None`: the master itself knows better.
+    fn command(&self, _client: &mut ClientState, _request: &[Vec<u8>]) -> Option<Vec<u8>> {
+        None
+    }
+    /// `DFLY EXPIRE`.
+    fn expire(&self) {}
+    /// `DFLY TAKEOVER`: holds all commands and journals a PING; the LSNs that must be acknowledged. `None`: not possible.
+    fn begin_takeover(&self) -> Option<Vec<u64>> {
+        None
+    }
+    /// The takeover failed: commands go on.
+    fn end_takeover(&self) {}
 }
 
 /// One flow's bytes, part by part. Each part runs on a thread of its own flow and may block.
@@ -161,6 +189,7 @@ impl Master {
             connections_count: AtomicU64::new(0),
             finished_count: AtomicU64::new(0),
             partial_count: AtomicU64::new(0),
+            address: OnceLock::from(address),
         });
         let accepted = shared.clone();
         let accepting = Some(std::thread::spawn(move || accept(&listener, &accepted)));
@@ -200,9 +229,28 @@ impl Master {
         self.shared.partial_count.load(Ordering::Acquire)
     }
 
+    /// The process has ended by itself (`DFLY TAKEOVER`), or was stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.shared.stopping.load(Ordering::Acquire)
+    }
+
     /// Closes every connection, as a network does; new ones are accepted.
     pub fn cut_all(&self) {
         self.shared.close_all();
+    }
+
+    /// Closes one flow's connection of the newest registration.
+    pub fn cut_flow(&self, flow: usize) {
+        if let Some(registration) = self.shared.newest() {
+            registration.cut(flow);
+        }
+    }
+
+    /// Sends nothing on one flow of the newest registration for so long.
+    pub fn stall_flow(&self, flow: usize, time: std::time::Duration) {
+        if let Some(flow) = self.shared.newest().and_then(|registration| registration.flows.get(flow).cloned()) {
+            flow.stall_ms.store(time.as_millis() as u64, Ordering::Relaxed);
+        }
     }
 
     /// Requests of main and plain connections so far, words joined by blanks; the first 10,000.
@@ -216,6 +264,12 @@ impl Master {
         registration.map(|r| r.acks()).unwrap_or_default()
     }
 
+    /// How many `REPLCONF ACK` came on each flow of the newest registration.
+    pub fn acks_count(&self) -> Vec<u64> {
+        let registration = self.shared.newest();
+        registration.map(|r| r.acks_count()).unwrap_or_default()
+    }
+
     /// Bytes sent on each flow of the newest registration.
     pub fn sent_bytes(&self) -> Vec<u64> {
         let registration = self.shared.newest();
@@ -224,11 +278,10 @@ impl Master {
 
     /// Closes the listener and every connection, as if the process had been killed.
     pub fn stop(&mut self) {
-        if self.shared.stopping.swap(true, Ordering::AcqRel) {
-            return;
+        if !self.shared.stopping.swap(true, Ordering::AcqRel) {
+            // Wakes the accepting thread.
+            TcpStream::connect(self.address).ok();
         }
-        // Wakes the accepting thread.
-        TcpStream::connect(self.address).ok();
         if let Some(thread) = self.accepting.take() {
             thread.join().ok();
         }
@@ -260,6 +313,7 @@ struct Shared {
     connections_count: AtomicU64,
     finished_count: AtomicU64,
     partial_count: AtomicU64,
+    address: OnceLock<SocketAddr>,
 }
 
 #[derive(Default)]
@@ -329,6 +383,29 @@ impl Shared {
         let found = scripted.iter_mut().find(|s| s.times > 0 && request.starts_with(&s.request))?;
         found.times -= 1;
         Some(found.reply.clone())
+    }
+
+    /// Forced replies that are still due.
+    fn scripted_count(&self) -> usize {
+        let scripted = self.scripted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        scripted.iter().filter(|s| s.times > 0).count()
+    }
+
+    /// Live registrations, the oldest first.
+    fn registrations(&self) -> Vec<Arc<Registration>> {
+        let mut all: Vec<_> = self.state().registrations.values().cloned().collect();
+        all.sort_by_key(|registration| registration.sync_id);
+        all
+    }
+
+    /// The process ends: nothing is accepted any more, every connection is closed.
+    fn die(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.close_all();
+        if let Some(address) = self.address.get() {
+            // Wakes the accepting thread, which closes the listener.
+            TcpStream::connect(address).ok();
+        }
     }
 
     fn close_all(&self) {

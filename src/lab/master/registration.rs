@@ -33,6 +33,7 @@ struct State {
     /// The token was written.
     finished: Vec<bool>,
     acks: Vec<Option<u64>>,
+    acks_count: Vec<u64>,
 }
 
 impl Registration {
@@ -47,6 +48,7 @@ impl Registration {
                 partial: (0..flows_count).map(|_| None).collect(),
                 finished: vec![false; flows_count],
                 acks: vec![None; flows_count],
+                acks_count: vec![0; flows_count],
             }),
             changed: Condvar::new(),
         }
@@ -85,8 +87,13 @@ impl Registration {
             if open < self.flows.len() {
                 return Err(Some(Violation::SyncBeforeFlows { open, flows_count: self.flows.len() }));
             }
-            if let Some(flow) = state.partial.iter().position(Option::is_some) {
+            if let Some(flow) =
+                state.partial.iter().position(Option::is_some).filter(|_| !shared.feed.partial_by_sync())
+            {
                 return Err(Some(Violation::SyncAfterPartial { flow }));
+            }
+            if state.partial.iter().all(Option::is_some) {
+                shared.partial_count.fetch_add(1, Ordering::AcqRel);
             }
             state.phase = Phase::FullSync;
             state.streams.iter().flatten().filter_map(|s| s.try_clone().ok()).collect()
@@ -102,7 +109,8 @@ impl Registration {
     /// meanwhile. Coming too early is noted, and does what it does at a real master: it waits.
     pub fn start_stable(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<bool, Option<Violation>> {
         let mut state = self.state();
-        if state.phase == Phase::Preparation && !state.cancelled && state.partial.iter().all(Option::is_some) {
+        let all_partial = !shared.feed.partial_by_sync() && state.partial.iter().all(Option::is_some);
+        if state.phase == Phase::Preparation && !state.cancelled && all_partial {
             self.start_partial(shared, &mut state);
             return Ok(true);
         }
@@ -146,12 +154,39 @@ impl Registration {
         }
     }
 
+    pub fn is_stable(&self) -> bool {
+        let state = self.state();
+        state.phase == Phase::Stable && !state.cancelled
+    }
+
+    /// As INFO REPLICATION names it.
+    pub fn state_name(&self) -> &'static str {
+        match self.state().phase {
+            Phase::Preparation => "preparation",
+            Phase::FullSync => "full_sync",
+            Phase::Stable => "stable_sync",
+        }
+    }
+
+    /// Closes one flow's connection, as a network does; that cancels the registration.
+    pub fn cut(&self, flow: usize) {
+        if let Some(Some(stream)) = self.state().streams.get(flow) {
+            stream.shutdown(Shutdown::Both).ok();
+        }
+    }
+
     pub fn ack(&self, flow: usize, lsn: u64) {
-        self.state().acks[flow] = Some(lsn);
+        let mut state = self.state();
+        state.acks[flow] = Some(lsn);
+        state.acks_count[flow] += 1;
     }
 
     pub fn acks(&self) -> Vec<Option<u64>> {
         self.state().acks.clone()
+    }
+
+    pub fn acks_count(&self) -> Vec<u64> {
+        self.state().acks_count.clone()
     }
 
     pub fn cancelled(&self) -> bool {
@@ -172,7 +207,8 @@ impl Registration {
     }
 
     fn write_flow(&self, shared: &Shared, flow: usize, stream: TcpStream) {
-        let mut feed = shared.feed.open(flow);
+        let granted = self.state().partial[flow].take();
+        let mut feed = granted.unwrap_or_else(|| shared.feed.open(flow));
         let written = (|| {
             let (total, faults) = (feed.total_bytes(), &shared.options.faults);
             let mut out = FlowWriter::new(stream, flow as u32, self.sync_id, total, faults, self.flows[flow].clone())?;

@@ -1,11 +1,12 @@
 //! One connection at a master: requests in, replies out, until it becomes a flow or closes.
 
 use super::registration::Registration;
-use super::{Shared, Violation};
+use super::{ClientState, Shared, Violation};
 use crate::lab::request::{Request, read_request, upper};
 use std::io::{self, BufReader, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 const REQUESTS_KEPT_MAX: usize = 10_000;
 const SYNTAX: &str = "-ERR syntax error\r\n";
@@ -16,8 +17,14 @@ const INVALID_STATE: &str = "-ERR invalid state\r\n";
 pub(super) fn serve(shared: &Arc<Shared>, stream: TcpStream) {
     let Ok(reader) = stream.try_clone() else { return };
     stream.set_nodelay(true).ok();
-    let mut session =
-        Session { shared, stream, authed: shared.options.password.is_none(), db: 0, registration: None, flow: None };
+    let mut session = Session {
+        shared,
+        stream,
+        authed: shared.options.password.is_none(),
+        client: ClientState::default(),
+        registration: None,
+        flow: None,
+    };
     let mut reader = BufReader::new(reader);
     loop {
         match read_request(&mut reader) {
@@ -45,7 +52,7 @@ struct Session<'a> {
     shared: &'a Arc<Shared>,
     stream: TcpStream,
     authed: bool,
-    db: u32,
+    client: ClientState,
     registration: Option<Arc<Registration>>,
     /// Set once this connection belongs to a stream.
     flow: Option<usize>,
@@ -77,6 +84,11 @@ impl Session<'_> {
         let words: Vec<String> = request.iter().map(|word| upper(word)).collect();
         let line = words.join(" ");
         let secret = words.first().is_some_and(|w| w == "AUTH");
+        let plain =
+            self.authed && !["REPLCONF", "DFLY"].contains(&words[0].as_str()) && self.shared.scripted_count() == 0;
+        if plain && let Some(reply) = self.shared.feed.command(&mut self.client, request) {
+            return self.stream.write_all(&reply).is_ok();
+        }
         {
             let mut state = self.shared.state();
             if state.requests.len() < REQUESTS_KEPT_MAX {
@@ -113,20 +125,21 @@ impl Session<'_> {
             ["INFO", ..] => bulk(self.info().as_bytes()),
             ["SELECT", index] => match index.parse() {
                 Ok(db) if db < 16 => {
-                    self.db = db;
+                    self.client.db = db;
                     "+OK\r\n".into()
                 }
                 _ => "-ERR invalid DB index\r\n".into(),
             },
             ["EXISTS", _, ..] => {
-                let count = request[1..].iter().filter(|key| self.shared.feed.held(self.db, key).is_some()).count();
+                let count =
+                    request[1..].iter().filter(|key| self.shared.feed.held(self.client.db, key).is_some()).count();
                 format!(":{count}\r\n").into()
             }
             ["TYPE", _] => {
-                let held = self.shared.feed.held(self.db, &request[1]);
+                let held = self.shared.feed.held(self.client.db, &request[1]);
                 format!("+{}\r\n", held.map_or("none".to_owned(), |h| h.type_name)).into()
             }
-            ["GET", _] => match self.shared.feed.held(self.db, &request[1]) {
+            ["GET", _] => match self.shared.feed.held(self.client.db, &request[1]) {
                 None => "$-1\r\n".into(),
                 Some(held) if held.type_name != "string" => {
                     "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n".into()
@@ -134,10 +147,11 @@ impl Session<'_> {
                 Some(held) => held.string.map_or("-ERR value is not kept by this simulation\r\n".into(), |v| bulk(&v)),
             },
             ["PEXPIRETIME", _] => {
-                let time = self.shared.feed.held(self.db, &request[1]).map_or(-2, |h| h.expire_at_ms.unwrap_or(-1));
+                let time =
+                    self.shared.feed.held(self.client.db, &request[1]).map_or(-2, |h| h.expire_at_ms.unwrap_or(-1));
                 format!(":{time}\r\n").into()
             }
-            ["DBSIZE"] => format!(":{}\r\n", self.shared.feed.keys_count(self.db)).into(),
+            ["DBSIZE"] => format!(":{}\r\n", self.shared.feed.keys_count(self.client.db)).into(),
             ["CLIENT", "SETNAME" | "SETINFO" | "PAUSE" | "UNPAUSE", ..] => "+OK\r\n".into(),
             ["CLIENT", "ID"] => ":1\r\n".into(),
             ["HELLO", ..] => "-NOPROTO unsupported protocol version\r\n".into(),
@@ -253,9 +267,42 @@ impl Session<'_> {
                 let lines: String = offsets.iter().map(|offset| format!(":{offset}\r\n")).collect();
                 format!("*{}\r\n{lines}", offsets.len()).into()
             }
-            ["EXPIRE"] => "+OK\r\n".into(),
+            ["EXPIRE"] => {
+                self.shared.feed.expire();
+                "+OK\r\n".into()
+            }
+            ["TAKEOVER", seconds, sync_id] | ["TAKEOVER", seconds, "SAVE", sync_id] => self.takeover(seconds, sync_id),
             _ => SYNTAX.into(),
         }
+    }
+
+    /// Waits for the ACKs of everything journaled; then the process ends.
+    fn takeover(&self, seconds: &str, sync_id: &str) -> Answer {
+        let registration = match self.find(sync_id) {
+            Ok(registration) => registration,
+            Err(answer) => return answer,
+        };
+        let Ok(seconds) = seconds.parse::<f64>() else { return NOT_A_NUMBER.into() };
+        if seconds < 0.0 {
+            return "-ERR timeout is negative\r\n".into();
+        }
+        if !registration.is_stable() {
+            return INVALID_STATE.into();
+        }
+        let Some(wanted) = self.shared.feed.begin_takeover() else { return "-ERR Takeover failed!\r\n".into() };
+        let wanted: Vec<Option<u64>> = wanted.into_iter().map(Some).collect();
+        let until = Instant::now() + Duration::from_secs_f64(seconds.ceil().min(3600.0));
+        while !registration.cancelled() && Instant::now() < until {
+            if registration.acks() == wanted {
+                // The reply goes out first: closing all connections is what the end of the process looks like.
+                (&self.stream).write_all(b"+OK\r\n").ok();
+                self.shared.die();
+                return Answer::Close;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.shared.feed.end_takeover();
+        "-ERR Takeover failed!\r\n".into()
     }
 
     fn find(&self, sync_id: &str) -> Result<Arc<Registration>, Answer> {
@@ -300,11 +347,21 @@ impl Session<'_> {
 
     fn info(&self) -> String {
         let mut info = self.shared.identity.info.clone();
-        info.push_str("\r\n# Replication\r\nrole:master\r\n\r\n# Keyspace\r\n");
+        info.push_str("\r\n# Replication\r\nrole:master\r\n");
+        let replicas = self.shared.registrations();
+        info.push_str(&format!("connected_slaves:{}\r\n", replicas.len()));
+        let offsets = self.shared.feed.replica_offsets();
+        for (i, replica) in replicas.iter().enumerate() {
+            // As far as the flow that is furthest behind.
+            let lags = offsets.iter().zip(replica.acks()).map(|(next, acked)| next - acked.unwrap_or(0).min(*next));
+            let (state, lag) = (replica.state_name(), lags.max().unwrap_or(0));
+            info.push_str(&format!("slave{i}:ip=127.0.0.1,port=0,state={state},lag={lag}\r\n"));
+        }
+        info.push_str(&format!("master_replid:{}\r\n\r\n# Keyspace\r\n", self.shared.identity.master_id));
         for db in 0..16 {
-            let count = self.shared.feed.keys_count(db);
+            let (count, expires) = (self.shared.feed.keys_count(db), self.shared.feed.expiring_count(db));
             if count > 0 {
-                info.push_str(&format!("db{db}:keys={count},expires=0,avg_ttl=-1\r\n"));
+                info.push_str(&format!("db{db}:keys={count},expires={expires},avg_ttl=-1\r\n"));
             }
         }
         info

@@ -59,7 +59,9 @@ impl Drop for Ring {
                     message.finish(&self.shared, true);
                     socket.sending.set(0);
                 }
-                OpKind::Wake => {}
+                OpKind::FileRead { chunk, .. } => self.shared.end_read(chunk, 0),
+                OpKind::FileWrite { chunk, .. } => self.shared.unpin(chunk.index()),
+                OpKind::FilePunch { .. } | OpKind::Wake => {}
             }
         }
         // Then the fields, in order: the io_uring is closed before the slab is unmapped.

@@ -1,0 +1,238 @@
+//! One run of `replicate` from a live source that is being written to, with faults drawn from a seed.
+//!
+//! In: the tool's binary, a target, a seed, which faults. Out: nothing but `Ok` if the target holds in the end what the
+//! source holds, else what differs and what the tool said. The writers go on through every fault; in the end they stop,
+//! the tool is left alone until every record is acknowledged, and truth.py compares.
+
+use super::{Live, LiveOptions, Workload, WorkloadOptions};
+use crate::lab::LabError;
+use crate::lab::generate::{Compression, Spec};
+use crate::lab::master::MasterOptions;
+use crate::lab::rng::Rng;
+use crate::lab::servers::{Server, ServerKind};
+use crate::lab::torture::{Tool, compare, is_stable, wait_for};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Keys to begin with.
+const MIX: &str = "string:60B=150,string:3000B=8,int=120,list:6x9=40,list:300x20=4,set:8x9=40,intset:20x7=20,set:300x9=3,hash:6x9=40,\
+                   hash:300x12=3,zset:6x9=40,zset:300x9=3,stream:12x6=25,stream:250x5=3";
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL, and a start with the same arguments.
+    Kill,
+    /// One flow's connection is closed by the source.
+    CutFlow,
+    /// All of the source's connections are.
+    CutAll,
+    /// One flow is silent for a while.
+    StallFlow,
+    /// The target closes the data connections.
+    KillLanes,
+    /// The target answers nothing for a while.
+    StallTarget,
+    /// The source's process is killed and comes back with another id.
+    RestartSource,
+}
+
+impl Fault {
+    /// What loses no position.
+    pub const HARMLESS: [Self; 6] =
+        [Self::Kill, Self::CutFlow, Self::CutAll, Self::StallFlow, Self::KillLanes, Self::StallTarget];
+}
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct StageOptions {
+    pub seed: u64,
+    pub faults: Vec<Fault>,
+    pub faults_count: u64,
+    pub flush_every: u64,
+    /// This flow never grants a partial sync: the answers are mixed.
+    pub never_partial: Vec<usize>,
+    pub workload_rate: u64,
+    pub tool_args: Vec<String>,
+}
+
+impl StageOptions {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            faults: Fault::HARMLESS.to_vec(),
+            faults_count: 4,
+            flush_every: 0,
+            never_partial: Vec::new(),
+            workload_rate: 3000,
+            tool_args: Vec::new(),
+        }
+    }
+}
+
+/// What happened in a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunSummary {
+    pub kills_full_sync: u64,
+    pub kills_stable: u64,
+    pub partial_syncs: u64,
+    pub registrations: u64,
+    pub commands: u64,
+}
+
+/// A source, its writers, and a target.
+pub struct LiveStage {
+    pub live: Live,
+    pub workload: Workload,
+    pub server: Arc<Server>,
+    kind: ServerKind,
+    binary: PathBuf,
+    options: StageOptions,
+    rng: Rng,
+    summary: RunSummary,
+}
+
+/// Runs once. `Err`: what was wrong.
+pub fn run(binary: &Path, server: Arc<Server>, kind: ServerKind, options: StageOptions) -> Result<RunSummary, String> {
+    let mut stage = LiveStage::new(binary, server, kind, options).map_err(|error| error.to_string())?;
+    let mut tool = stage.start()?;
+    for _ in 0..stage.options.faults_count {
+        stage.some_fault(&mut tool)?;
+    }
+    stage.finish(tool)
+}
+
+impl LiveStage {
+    /// The target is emptied; the writers write from now on.
+    pub fn new(binary: &Path, server: Arc<Server>, kind: ServerKind, options: StageOptions) -> Result<Self, LabError> {
+        server.client()?.run("FLUSHALL")?;
+        let mut rng = Rng::new(options.seed ^ 0x57a6);
+        let compressions = [Compression::None, Compression::Lzf, Compression::Zstd, Compression::Lz4];
+        let spec = Spec {
+            seed: options.seed,
+            flows_count: 1 + rng.below(4) as usize,
+            compression: compressions[rng.below(4) as usize],
+            databases: if rng.chance(0.5) { vec![0, 2] } else { vec![0] },
+            expire_fraction: 0.2,
+            ..Spec::of(MIX)?
+        };
+        let live_options = LiveOptions {
+            // A full sync takes some tenths of a second: kills meet it too.
+            snapshot_bytes_per_s: Some(200_000 + rng.below(1_000_000)),
+            jitter_max: rng.chance(0.5).then(|| Duration::from_millis(rng.below(30))),
+        };
+        let never_partial = options.never_partial.iter().map(|flow| flow % spec.flows_count).collect();
+        let master_options = MasterOptions { never_partial, ..MasterOptions::default() };
+        let live = Live::start(spec, live_options, master_options)?;
+        let workload = WorkloadOptions {
+            seed: options.seed,
+            rate: Some(options.workload_rate),
+            flush_every: options.flush_every,
+            ..WorkloadOptions::default()
+        };
+        let workload = Workload::start(live.world(), live.spec(), workload);
+        let (binary, summary) = (binary.to_owned(), RunSummary::default());
+        Ok(Self { live, workload, server, kind, binary, options, rng, summary })
+    }
+
+    /// Starts the tool, always with the same arguments.
+    pub fn start(&self) -> Result<Tool, String> {
+        let log = self.server.dir().join(format!("tool-{}.log", self.options.seed));
+        let more: Vec<&str> = self.options.tool_args.iter().map(String::as_str).collect();
+        Tool::start(&self.binary, self.live.port(), self.server.port(), &log, &more).map_err(|error| error.to_string())
+    }
+
+    /// Waits until the target's checkpoint is good.
+    pub fn wait_stable(&self, tool: &mut Tool) -> Result<(), String> {
+        match wait_for(|| tool.ended().map(Some).or_else(|| is_stable(&self.server).then_some(None))) {
+            Some(None) => Ok(()),
+            Some(Some(code)) => Err(format!("the tool ended with {code}:\n{}", tool.said())),
+            None => Err(format!("no good checkpoint:\n{}", tool.said())),
+        }
+    }
+
+    /// Lets some time pass, then does one of the run's faults.
+    pub fn some_fault(&mut self, tool: &mut Tool) -> Result<(), String> {
+        let fault = self.options.faults[self.rng.below(self.options.faults.len() as u64) as usize];
+        // The first may hit the full sync; the others mostly the journal.
+        if self.rng.chance(0.7) && fault != Fault::Kill {
+            self.wait_stable(tool)?;
+        }
+        std::thread::sleep(Duration::from_micros(self.rng.below(400_000)));
+        if let Some(code) = tool.ended() {
+            return Err(format!("the tool ended with {code} before {fault:?}:\n{}", tool.said()));
+        }
+        self.do_fault(fault, tool)
+    }
+
+    pub fn do_fault(&mut self, fault: Fault, tool: &mut Tool) -> Result<(), String> {
+        let text = |error: LabError| error.to_string();
+        let stable = is_stable(&self.server);
+        // A source that goes away in a full sync ends the run, resumable by nothing: as it is meant to.
+        let ends = !stable && matches!(fault, Fault::CutFlow | Fault::CutAll | Fault::RestartSource);
+        let flow = self.rng.below(self.live.spec().flows_count as u64) as usize;
+        let time = Duration::from_millis(50 + self.rng.below(400));
+        let master = self.live.master();
+        match fault {
+            Fault::Kill => {
+                tool.kill();
+                *if stable { &mut self.summary.kills_stable } else { &mut self.summary.kills_full_sync } += 1;
+                *tool = self.start()?;
+            }
+            _ if ends => {}
+            Fault::CutFlow => master.iter().for_each(|master| master.cut_flow(flow)),
+            Fault::CutAll => master.iter().for_each(|master| master.cut_all()),
+            Fault::StallFlow => master.iter().for_each(|master| master.stall_flow(flow, time)),
+            Fault::KillLanes => {
+                let mut client = self.server.client().map_err(text)?;
+                let list = client.run("CLIENT LIST").map_err(text)?.text().unwrap_or_default();
+                for line in list.lines().filter(|line| line.contains("name=df2redis-lane")) {
+                    let id = line.split(' ').find_map(|field| field.strip_prefix("id=")).unwrap_or_default();
+                    // It may be gone already.
+                    client.ask(&["CLIENT", "KILL", "ID", id]).map_err(text)?;
+                }
+            }
+            Fault::StallTarget => {
+                let mut client = self.server.client().map_err(text)?;
+                client.run(&format!("CLIENT PAUSE {} ALL", time.as_millis())).map_err(text)?;
+            }
+            Fault::RestartSource => self.live.restart().map_err(text)?,
+        }
+        Ok(())
+    }
+
+    /// The writers stop; the tool comes to the end and is stopped; the target is compared.
+    pub fn finish(mut self, mut tool: Tool) -> Result<RunSummary, String> {
+        self.wait_stable(&mut tool)?;
+        // What follows the last fault, too.
+        std::thread::sleep(Duration::from_millis(100));
+        self.workload.stop();
+        match wait_for(|| tool.ended().map(Some).or_else(|| self.live.is_acknowledged().then_some(None))) {
+            Some(None) => {}
+            Some(Some(code)) => return Err(format!("the tool ended with {code}:\n{}", tool.said())),
+            None => {
+                let acks = self.live.master().map(|master| master.acks());
+                let wanted = self.live.world().next_lsns();
+                return Err(format!("acknowledged {acks:?} of {wanted:?}:\n{}", tool.said()));
+            }
+        }
+        // Keys whose deletion was not in the stream are asked for when the target is in step.
+        std::thread::sleep(Duration::from_millis(100));
+        tool.signal("INT");
+        match tool.wait() {
+            Some(130) => {}
+            code => return Err(format!("the tool ended with {code:?} after SIGINT:\n{}", tool.said())),
+        }
+        if let Some(violation) = self.live.master().and_then(|master| master.violations().first().cloned()) {
+            return Err(format!("a real source would not have forgiven: {violation}"));
+        }
+        let truth_file = self.server.dir().join(format!("truth-{}.jsonl", self.options.seed));
+        self.live.write_truth(&truth_file).map_err(|error| error.to_string())?;
+        compare(&self.server, self.kind, &truth_file).map_err(|text| format!("{text}\n{}", tool.said()))?;
+        self.summary.partial_syncs = self.live.partial_count();
+        self.summary.registrations = self.live.registrations_count();
+        self.summary.commands = self.workload.done();
+        Ok(self.summary)
+    }
+}

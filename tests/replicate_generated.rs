@@ -1,0 +1,74 @@
+//! Seeded runs of `replicate` from a source that is written to all the time, with faults: the target ends equal to the
+//! source's own data. `DF2REDIS_SEEDS=100` runs more seeds than the few that fit into CI.
+
+use df2redis::lab::live::stage::{self, Fault, StageOptions};
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use std::path::Path;
+use std::sync::Arc;
+
+fn binary() -> &'static Path {
+    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    // Another binary shows whether a test finds an old bug.
+    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
+}
+
+/// Seeds of a test: `few`, or as many as the environment asks for, from DF2REDIS_SEED on.
+fn seeds(few: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("DF2REDIS_SEED").unwrap_or(1);
+    first..first + number("DF2REDIS_SEEDS").unwrap_or(few)
+}
+
+fn runs(kind: ServerKind, few: u64, options: impl Fn(u64) -> StageOptions) {
+    let server = match Server::start_kind(kind, ServerOptions::default()) {
+        Ok(server) => Arc::new(server),
+        Err(error) => {
+            eprintln!("skipped: {kind:?} cannot be started here: {error}");
+            return;
+        }
+    };
+    for seed in seeds(few) {
+        match stage::run(binary(), server.clone(), kind, options(seed)) {
+            Ok(summary) => eprintln!("seed {seed}: {summary:?}"),
+            Err(reason) => panic!("seed {seed} into {kind:?}: {reason}"),
+        }
+    }
+}
+
+#[test]
+fn without_faults() {
+    runs(ServerKind::Redis7, 3, |seed| StageOptions { faults_count: 0, ..StageOptions::new(seed) });
+}
+
+#[test]
+fn faults_that_lose_no_position() {
+    runs(ServerKind::Redis7, 6, |seed| StageOptions { flush_every: 4000, ..StageOptions::new(seed) });
+}
+
+#[test]
+fn lost_positions_are_resynced() {
+    runs(ServerKind::Redis7, 3, |seed| StageOptions {
+        faults: vec![Fault::RestartSource, Fault::Kill],
+        faults_count: 3,
+        never_partial: if seed % 2 == 0 { vec![seed as usize] } else { Vec::new() },
+        tool_args: ["--on-lost-position", "resync"].map(str::to_owned).to_vec(),
+        ..StageOptions::new(seed)
+    });
+}
+
+#[test]
+fn barriers_in_any_order() {
+    runs(ServerKind::Redis7, 2, |seed| StageOptions {
+        faults_count: 2,
+        flush_every: 300,
+        workload_rate: 1500,
+        ..StageOptions::new(seed)
+    });
+}
+
+#[test]
+fn into_valkey_9_and_redis_8() {
+    for kind in [ServerKind::Valkey9, ServerKind::Redis8] {
+        runs(kind, 1, StageOptions::new);
+    }
+}
