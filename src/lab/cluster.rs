@@ -123,8 +123,8 @@ impl Cluster {
     /// Moves one slot with all its keys from one primary to another.
     pub fn move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), LabError> {
         let (mut source, mut target) = (self.nodes[from].client()?, self.nodes[to].client()?);
-        target.run(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", self.id(from)))?;
-        source.run(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", self.id(to)))?;
+        insist(&mut target, &["CLUSTER", "SETSLOT", &slot.to_string(), "IMPORTING", self.id(from)])?;
+        insist(&mut source, &["CLUSTER", "SETSLOT", &slot.to_string(), "MIGRATING", self.id(to)])?;
         let port = self.nodes[to].port().to_string();
         loop {
             let keys = source.run(&format!("CLUSTER GETKEYSINSLOT {slot} {MIGRATE_KEYS}"))?;
@@ -135,13 +135,10 @@ impl Cluster {
             }
             let mut args: Vec<&[u8]> = vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", b"0", b"10000", b"KEYS"];
             args.extend(keys.iter().map(Vec::as_slice));
-            if let Reply::Error(error) = source.ask(&args)? {
-                let peer = self.nodes[from].address().to_string();
-                return Err(LabError::Refused { peer, command: "MIGRATE".into(), error });
-            }
+            insist(&mut source, &args)?;
         }
-        for at in [to, from] {
-            self.nodes[at].client()?.run(&format!("CLUSTER SETSLOT {slot} NODE {}", self.id(to)))?;
+        for node in [&mut target, &mut source] {
+            insist(node, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", self.id(to)])?;
         }
         Ok(())
     }
@@ -149,11 +146,16 @@ impl Cluster {
     /// Moves every `step`-th slot of every primary of the beginning to the next one.
     pub fn reshard(&self, step: usize, pause: Duration) -> Result<u64, LabError> {
         let mut moved = 0;
-        for slot in (0..SLOTS).step_by(step) {
-            let from = (0..self.primaries).rposition(|n| usize::from(slot) >= usize::from(SLOTS) * n / self.primaries);
-            let from = from.unwrap_or(0);
-            self.move_slot(slot, from, (from + 1) % self.primaries)?;
-            moved += 1;
+        let first = |node: usize| usize::from(SLOTS) * node / self.primaries;
+        // In turns, so that no node is ever without slots: it would become a replica.
+        for offset in (0..usize::from(SLOTS).div_ceil(self.primaries)).step_by(step) {
+            for from in 0..self.primaries {
+                let slot = first(from) + offset;
+                if slot < first(from + 1) {
+                    self.move_slot(slot as u16, from, (from + 1) % self.primaries)?;
+                    moved += 1;
+                }
+            }
             std::thread::sleep(pause);
         }
         Ok(moved)
@@ -219,6 +221,22 @@ impl Cluster {
     }
 }
 
+/// Asks again while the cluster is down: on a busy machine nodes lose sight of each other for moments.
+fn insist<A: AsRef<[u8]>>(client: &mut Client, args: &[A]) -> Result<(), LabError> {
+    let until = Instant::now() + READY_TIME_MAX;
+    loop {
+        match client.ask(args)? {
+            Reply::Error(error) if Instant::now() > until => {
+                let command = args.iter().take(4).map(|arg| String::from_utf8_lossy(arg.as_ref()).into_owned());
+                let command = command.collect::<Vec<_>>().join(" ");
+                return Err(LabError::Refused { peer: "a node".into(), command, error });
+            }
+            Reply::Error(_) => std::thread::sleep(Duration::from_millis(50)),
+            _ => return Ok(()),
+        }
+    }
+}
+
 /// A node on free ports.
 fn start_node(binary: &Path, options: &ServerOptions) -> Result<(Server, u16), LabError> {
     let mut tries = 0;
@@ -228,7 +246,7 @@ fn start_node(binary: &Path, options: &ServerOptions) -> Result<(Server, u16), L
             .clone()
             .config("cluster-enabled", "yes")
             .config("cluster-port", &bus.to_string())
-            .config("cluster-node-timeout", "2000")
+            .config("cluster-node-timeout", "3000")
             .config("cluster-config-file", "nodes.conf")
             .config("repl-diskless-sync-delay", "0");
         match Server::start(binary, options) {

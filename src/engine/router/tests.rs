@@ -169,8 +169,10 @@ fn positions_wait_for_every_lane() {
     world.router.cut(&world.lanes, vec![(FLOW, Lsn(5))]);
     (0..2).for_each(|lane| world.send(lane));
     let other = 1 - checkpoint;
-    let note = |world: &mut World| {
-        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, u64::MAX / 2);
+    let mut now_ns = 0;
+    let mut note = |world: &mut World| {
+        now_ns += 1_000_000_000;
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns);
     };
     world.reply(checkpoint, b"+OK\r\n", &mut held);
     note(&mut world);
