@@ -57,7 +57,7 @@ pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) 
 }
 
 fn endpoint(port: u16) -> Endpoint {
-    Endpoint { host: HOST.into(), port, user: Secret::default(), password: Secret::default() }
+    Endpoint { host: HOST.into(), port, tls: None, user: Secret::default(), password: Secret::default() }
 }
 
 /// What takes the data in.

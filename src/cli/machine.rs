@@ -4,7 +4,7 @@
 //! the operator asked for by name is left alone: it works, or the run is refused with cause and remedy.
 
 use super::settings::{Values, resolve, table};
-use crate::engine::settings::{MigrateSettings, locked_bytes};
+use crate::engine::settings::{Endpoint, MigrateSettings, locked_bytes};
 use crate::report::numbers;
 use crate::uring::{Memlock, ReadMode, UnnamedFile, cpu, free_bytes};
 use std::ffi::{OsStr, OsString};
@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 /// Takes back what this machine cannot give.
 pub fn fit(values: &mut Values, settings: &mut MigrateSettings) {
+    guard_secrets(values, settings);
     cpu::raise_memlock();
     fit_locked_memory(values, settings, cpu::memlock());
     fit_spool(values, settings, spool_dir(|name| std::env::var_os(name)));
@@ -46,6 +47,18 @@ fn fit_spool(values: &mut Values, settings: &mut MigrateSettings, default_dir: P
         && let Ok(free) = free_bytes(&spool.dir)
     {
         spool.bytes_max = spool.bytes_max.min(free / 2);
+    }
+}
+
+/// With secrets in memory there are no core dumps of this process, and no other user's debugger may look into it.
+fn guard_secrets(values: &mut Values, settings: &MigrateSettings) {
+    let holds = |side: &Endpoint| {
+        side.password.expose().is_some() || side.tls.as_ref().is_some_and(|tls| tls.files().key.is_some())
+    };
+    if (holds(&settings.source) || holds(&settings.target))
+        && let Err(cause) = cpu::forbid_dumps()
+    {
+        values.warn(format!("core dumps of this process, which would hold its secrets, cannot be forbidden: {cause}"));
     }
 }
 

@@ -126,6 +126,11 @@ impl Backlog {
         Some(chunk)
     }
 
+    /// The chunk that a read in flight goes into.
+    pub fn intake_chunk(&self) -> Option<ChunkId> {
+        self.intake.as_ref().map(|intake| intake.chunk)
+    }
+
     /// The intake becomes the last segment.
     fn seal(&mut self, slab: &Slab) {
         let Some(Intake { chunk, taken, marks }) = self.intake.take() else { return };

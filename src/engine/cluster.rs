@@ -111,7 +111,7 @@ impl Cluster {
     pub async fn discover(settings: &Arc<MigrateSettings>, link: &mut TargetLink) -> Result<Self, EngineError> {
         let seed = Address::new(settings.target.host.clone(), settings.target.port);
         let nat = settings.target_nat.clone();
-        let topology = view(link, &seed, &nat).await?;
+        let topology = view(link, &seed, &nat, settings.target.tls.is_some()).await?;
         let uncovered = topology.uncovered();
         if !uncovered.is_empty() {
             return Err(EngineError::Refused(format!(
@@ -194,9 +194,9 @@ impl Cluster {
                 break;
             }
             let Some(address) = self.address_of(id) else { continue };
-            let nat = self.nat.clone();
+            let (nat, tls) = (self.nat.clone(), self.settings.target.tls.is_some());
             let seen = match self.link(id).await {
-                Ok(link) => view(link, &address, &nat).await,
+                Ok(link) => view(link, &address, &nat, tls).await,
                 Err(Trouble::Final(error)) => return Err(Trouble::Final(error)),
                 Err(Trouble::Broken(error)) => Err(error),
             };
@@ -211,7 +211,8 @@ impl Cluster {
         }
         if best.is_none() {
             let mut link = TargetLink::connect(&self.settings.target, NODE_TIMEOUT).await.map_err(Trouble::Broken)?;
-            best = Some(view(&mut link, &self.seed, &self.nat).await.map_err(Trouble::Broken)?);
+            let tls = self.settings.target.tls.is_some();
+            best = Some(view(&mut link, &self.seed, &self.nat, tls).await.map_err(Trouble::Broken)?);
         }
         if let Some(topology) = best {
             self.adopt(topology);
@@ -489,11 +490,11 @@ fn remember(settings: &MigrateSettings, topology: &Topology) {
 }
 
 /// What one node says of the cluster.
-async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap) -> Result<Topology, EngineError> {
+async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -> Result<Topology, EngineError> {
     let unreadable = |e: crate::redis::topology::TopologyError| EngineError::Target(format!("{asked}: {e}"));
     let mut topology = match link.call_raw("CLUSTER", &[b"CLUSTER", b"SHARDS"]).await? {
         Value::Error(_) => None,
-        shards => Some(Topology::from_shards(&shards, asked, nat).map_err(unreadable)?),
+        shards => Some(Topology::from_shards(&shards, asked, nat, tls).map_err(unreadable)?),
     };
     if topology.as_ref().is_none_or(|topology| !topology.uncovered().is_empty()) {
         match link.call_raw("CLUSTER", &[b"CLUSTER", b"SLOTS"]).await? {

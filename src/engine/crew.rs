@@ -16,6 +16,7 @@ use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{DiskShare, SpoolStart};
 use super::target::{self, OWN_PREFIX};
+use super::wire::Connected;
 use super::worker;
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::DbIndex;
@@ -23,7 +24,6 @@ use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,7 +92,7 @@ struct Reconnected {
 
 /// A connection made again.
 struct Again {
-    socket: OwnedFd,
+    socket: Connected,
     client_id: i64,
     /// Position of the last guarded group that the target applied.
     applied: u64,

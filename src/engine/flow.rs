@@ -16,6 +16,7 @@ use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::stable::Stable;
+use super::wire::Wire;
 use super::writer::{Encoder, Source, Writer};
 use crate::convert::Out;
 use crate::dragonfly::blob::BlobReader;
@@ -23,9 +24,8 @@ use crate::dragonfly::journal::JournalDecoder;
 use crate::dragonfly::stream::{Progress, StreamDecoder};
 use crate::dragonfly::{Codec, DecodeError, Event, ObjectType, Reason};
 use crate::ids::{FlowId, Lsn};
-use crate::uring::{Slab, Socket};
+use crate::uring::{Class, Slab};
 use bytes::Bytes;
-use std::rc::Rc;
 use tokio::sync::mpsc::UnboundedSender;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub struct Heaps {
 
 pub struct Flow {
     pub id: FlowId,
-    pub socket: Rc<Socket>,
+    pub wire: Wire,
     /// Index of the worker's lane that takes this flow's commands.
     pub lane: usize,
     pub state: FlowState,
@@ -152,7 +152,7 @@ impl Flow {
         }
         Ok(Self {
             id,
-            socket: Rc::new(Socket::from(socket)),
+            wire: Wire::new(socket, Class::Rx),
             lane,
             state: if resume_at.is_some() { FlowState::Stable } else { FlowState::Snapshot },
             stable: resume_at.map(|lsn| Stable::new(JournalDecoder::new(id, sizes.limits.atom_bytes_max), lsn)),
@@ -203,7 +203,7 @@ impl Flow {
             "flow {}, offset {}: reading failed: {}",
             self.id,
             self.decoder.offset_bytes(),
-            std::io::Error::from_raw_os_error(errno)
+            self.wire.reason(errno)
         ))
     }
 

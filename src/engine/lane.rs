@@ -8,18 +8,18 @@
 use super::batch::Batch;
 use super::error::EngineError;
 use super::messages::LaneStart;
+use super::wire::{Connected, Wire};
 use super::writer::{Encoder, GuardState, Source, Writer};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::reply::{Reply, ReplyScanner};
 use crate::redis::request;
-use crate::uring::{ChunkId, Outgoing, Ring, Segment, Slab, Socket};
+use crate::uring::{ChunkId, Class as ChunkClass, Outgoing, Ring, Segment, Slab};
 use std::collections::{HashSet, VecDeque};
-use std::rc::Rc;
 
 /// Where a lane's connection stands.
 pub enum Link {
-    Up(Rc<Socket>),
+    Up(Wire),
     /// Waiting for the control plane to connect again.
     Down,
 }
@@ -93,7 +93,7 @@ impl Lane {
         Self {
             index,
             node,
-            link: Link::Up(Rc::new(Socket::from(socket))),
+            link: Link::Up(Wire::new(socket, ChunkClass::Tx)),
             client_id,
             generation: 0,
             encoder: Encoder::new(),
@@ -229,11 +229,11 @@ impl Lane {
         token: u64,
         now_ns: u64,
     ) -> Result<usize, EngineError> {
-        let Link::Up(socket) = &self.link else { return Ok(0) };
-        if self.in_kernel > 0 || self.ready.is_empty() {
+        let Link::Up(wire) = &mut self.link else { return Ok(0) };
+        if self.in_kernel > 0 || self.ready.is_empty() || wire.is_sending() {
             return Ok(0);
         }
-        let count = self.ready.len().min(batches_max);
+        let count = self.ready.len().min(batches_max).min(wire.batches_max());
         if self.sent.is_empty() {
             self.heard_ns = now_ns;
         }
@@ -242,15 +242,15 @@ impl Lane {
                 batch.submitted_ns = now_ns;
             }
         }
-        {
+        let count = {
             let chain: smallvec::SmallVec<[Outgoing<'_>; 16]> = self
                 .ready
                 .iter()
                 .take(count)
                 .map(|batch| Outgoing { segments: &batch.segments, skip_bytes: batch.sent_bytes, token })
                 .collect();
-            ring.send(socket, &chain).map_err(|e| EngineError::System(e.to_string()))?;
-        }
+            wire.send(ring, &chain)?
+        };
         for _ in 0..count {
             if let Some(batch) = self.ready.pop_front() {
                 self.sent.push_back(batch);
@@ -372,6 +372,14 @@ impl Lane {
         scanned.map_err(|e| EngineError::Target(format!("node {}: bad reply stream: {e}", self.node)))
     }
 
+    /// What an errno of this connection means.
+    pub fn reason(&self, errno: i32) -> String {
+        match &self.link {
+            Link::Up(wire) => wire.reason(errno),
+            Link::Down => std::io::Error::from_raw_os_error(errno).to_string(),
+        }
+    }
+
     /// The connection is gone: everything unanswered waits for the next one, in order.
     pub fn lose(&mut self) {
         self.link = Link::Down;
@@ -424,11 +432,11 @@ impl Lane {
     pub fn resume(
         &mut self,
         slab: &mut Slab,
-        socket: Socket,
+        socket: Connected,
         applied: u64,
         mut acked: impl FnMut(Batch),
     ) -> Result<(), EngineError> {
-        self.link = Link::Up(Rc::new(socket));
+        self.link = Link::Up(Wire::new(socket, ChunkClass::Tx));
         self.reconnects += 1;
         self.sends_again = true;
         // The preamble of a connection that was lost before it was answered: this one gets its own.

@@ -1,13 +1,16 @@
 //! A request/reply connection of the control plane, on tokio-uring. It never carries a data byte.
 //!
-//! In: an address. Out: replies, one a request, parsed by the room that knows the peer; at the end the socket and the
-//! bytes that were read too far, for a worker. Every wait is bounded by a timeout.
+//! In: an address, and TLS or not. Out: replies, one a request, parsed by the room that knows the peer; at the end the
+//! socket, with its TLS session, and the bytes that were read too far, for a worker. Invariants: every wait is bounded by
+//! a timeout; where TLS was asked for, nothing is sent before the server's certificate was verified.
 
+use super::tls::{Session, TlsClient};
+use super::wire::Connected;
 use crate::uring;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_uring::net::TcpStream;
 
 #[derive(Debug, thiserror::Error)]
@@ -16,12 +19,14 @@ pub enum LinkError {
     Resolve { host: String, cause: io::Error },
     #[error("cannot connect to {addr}: {cause}")]
     Connect { addr: String, cause: io::Error },
-    #[error("no answer from {addr} to {what} within {after:?}")]
-    Timeout { addr: String, what: String, after: Duration },
-    #[error("{addr} closed the connection after {what}")]
-    Closed { addr: String, what: String },
-    #[error("the connection to {addr} broke: {cause}")]
-    Io { addr: String, cause: io::Error },
+    #[error("no answer from {addr} to {what} within {after:?}{perhaps}")]
+    Timeout { addr: String, what: String, after: Duration, perhaps: &'static str },
+    #[error("{addr} closed the connection after {what}{perhaps}")]
+    Closed { addr: String, what: String, perhaps: &'static str },
+    #[error("the connection to {addr} broke: {cause}{perhaps}")]
+    Io { addr: String, cause: io::Error, perhaps: &'static str },
+    #[error("no TLS with {addr}: {cause}")]
+    Tls { addr: String, cause: String },
     #[error("{addr} answered {what} with what is no RESP2 reply: {reason}")]
     Protocol { addr: String, what: String, reason: String },
 }
@@ -31,13 +36,34 @@ pub struct Link {
     addr: String,
     received: Vec<u8>,
     timeout: Duration,
+    tls: Option<Box<Session>>,
+    /// A whole reply came: the peer speaks as we do.
+    answered: bool,
 }
 
+/// What may be behind a connection that ends without an answer.
+const PERHAPS_TLS: &str = "; if this port is for TLS, begin the URL with rediss://, valkeys:// or dragonflys://";
+const PERHAPS_PLAIN: &str =
+    "; is this port for TLS? (A URL that begins with redis://, valkey:// or dragonfly:// is plain)";
+const PERHAPS_CERTIFICATE: &str =
+    "; a server that wants a certificate from its clients, or another one, may end like this";
+
 const READ_BYTES: usize = 16 * 1024;
+/// How long a refusal of the server's certificate may take to be sent.
+const ALERT_TIME_MAX: Duration = Duration::from_millis(200);
 
 impl Link {
-    /// Connects to the first address of `host` that accepts.
-    pub async fn connect(host: &str, port: u16, timeout: Duration) -> Result<Self, LinkError> {
+    /// Connects to the first address of `host` that accepts, and shakes hands if `tls` is given.
+    pub async fn connect(host: &str, port: u16, tls: Option<&TlsClient>, timeout: Duration) -> Result<Self, LinkError> {
+        let mut link = Self::connect_plain(host, port, timeout).await?;
+        if let Some(client) = tls {
+            let session = client.session(host).map_err(|cause| LinkError::Tls { addr: link.addr.clone(), cause })?;
+            link.shake_hands(session).await?;
+        }
+        Ok(link)
+    }
+
+    async fn connect_plain(host: &str, port: u16, timeout: Duration) -> Result<Self, LinkError> {
         let addrs: Vec<SocketAddr> = (host, port)
             .to_socket_addrs()
             .map_err(|cause| LinkError::Resolve { host: host.to_string(), cause })?
@@ -49,7 +75,7 @@ impl Link {
                 Ok(Ok(stream)) => {
                     // A connection without TCP_NODELAY still works.
                     let _ = stream.set_nodelay(true);
-                    return Ok(Self { stream, addr: name, received: Vec::new(), timeout });
+                    return Ok(Self { stream, addr: name, received: Vec::new(), timeout, tls: None, answered: false });
                 }
                 Ok(Err(cause)) => last = cause,
                 Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {timeout:?}")),
@@ -75,41 +101,138 @@ impl Link {
         request: Vec<u8>,
         parse: impl Fn(&[u8]) -> Result<Option<(T, usize)>, E>,
     ) -> Result<T, LinkError> {
-        let (sent, _) = self.stream.write_all(request).await;
-        sent.map_err(|cause| LinkError::Io { addr: self.addr.clone(), cause })?;
-        let deadline = tokio::time::Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout;
+        self.send(request, what, deadline).await?;
         loop {
             if !self.received.is_empty() {
                 let parsed = parse(&self.received).map_err(|e| LinkError::Protocol {
                     addr: self.addr.clone(),
                     what: what.to_string(),
-                    reason: e.to_string(),
+                    reason: match self.received.as_slice() {
+                        // A TLS record: an alert or a handshake message, version 3.x.
+                        [0x15 | 0x16, 0x03, ..] if self.tls.is_none() => format!("it is TLS{PERHAPS_TLS}"),
+                        _ => e.to_string(),
+                    },
                 })?;
                 if let Some((value, len)) = parsed {
+                    self.answered = true;
                     self.received.drain(..len.min(self.received.len()));
                     return Ok(value);
                 }
             }
-            let read = tokio::time::timeout_at(deadline, self.stream.read(Vec::with_capacity(READ_BYTES)));
-            let Ok((result, buffer)) = read.await else {
-                return Err(LinkError::Timeout {
-                    addr: self.addr.clone(),
-                    what: what.to_string(),
-                    after: self.timeout,
-                });
-            };
-            match result {
-                Ok(0) => return Err(LinkError::Closed { addr: self.addr.clone(), what: what.to_string() }),
-                Ok(_) => self.received.extend_from_slice(&buffer),
-                Err(cause) => return Err(LinkError::Io { addr: self.addr.clone(), cause }),
+            self.receive(what, deadline).await?;
+        }
+    }
+
+    /// The connection, for a worker, and bytes that came after the last reply. It lives on in the returned descriptor.
+    pub fn hand_over(self) -> Result<(Connected, Vec<u8>), LinkError> {
+        let fd = uring::duplicate_fd(&self.stream).map_err(|cause| LinkError::Io {
+            addr: self.addr.clone(),
+            cause,
+            perhaps: "",
+        })?;
+        Ok((Connected { fd, tls: self.tls }, self.received))
+    }
+
+    /// Begins TLS. Before this is done nothing else is sent.
+    async fn shake_hands(&mut self, session: Session) -> Result<(), LinkError> {
+        const WHAT: &str = "the TLS handshake";
+        let deadline = Instant::now() + self.timeout;
+        self.tls = Some(Box::new(session));
+        loop {
+            self.flush(WHAT, deadline).await?;
+            match &self.tls {
+                Some(session) if session.is_handshaking() => self.receive(WHAT, deadline).await?,
+                Some(session) => {
+                    tracing::debug!(addr = self.addr, session = session.description(), "TLS");
+                    return Ok(());
+                }
+                None => return Ok(()),
             }
         }
     }
 
-    /// The socket, for a worker, and bytes that came after the last reply. The connection lives on in the returned
-    /// descriptor.
-    pub fn hand_over(self) -> Result<(OwnedFd, Vec<u8>), LinkError> {
-        let fd = uring::duplicate_fd(&self.stream).map_err(|cause| LinkError::Io { addr: self.addr.clone(), cause })?;
-        Ok((fd, self.received))
+    async fn send(&mut self, request: Vec<u8>, what: &str, deadline: Instant) -> Result<(), LinkError> {
+        let Some(session) = &mut self.tls else { return self.write(request, what, deadline).await };
+        let (mut rest, mut sealed) = (&request[..], Vec::new());
+        while !rest.is_empty() {
+            let taken = session.seal(&[io::IoSlice::new(rest)], &mut sealed);
+            if taken == 0 {
+                return Err(self.closed(what));
+            }
+            rest = &rest[taken..];
+        }
+        self.write(sealed, what, deadline).await
+    }
+
+    /// Writes what the TLS session itself has to say.
+    async fn flush(&mut self, what: &str, deadline: Instant) -> Result<(), LinkError> {
+        let mut output = Vec::new();
+        if let Some(session) = &mut self.tls {
+            session.take_output(&mut output);
+        }
+        if output.is_empty() { Ok(()) } else { self.write(output, what, deadline).await }
+    }
+
+    async fn write(&mut self, bytes: Vec<u8>, what: &str, deadline: Instant) -> Result<(), LinkError> {
+        match tokio::time::timeout_at(deadline, self.stream.write_all(bytes)).await {
+            Ok((Ok(()), _)) => Ok(()),
+            Ok((Err(cause), _)) => Err(LinkError::Io { addr: self.addr.clone(), cause, perhaps: self.perhaps() }),
+            Err(_) => Err(self.timed_out(what)),
+        }
+    }
+
+    /// Reads once and appends what came, decrypted, to `received`.
+    async fn receive(&mut self, what: &str, deadline: Instant) -> Result<(), LinkError> {
+        let read = tokio::time::timeout_at(deadline, self.stream.read(Vec::with_capacity(READ_BYTES)));
+        let Ok((result, buffer)) = read.await else { return Err(self.timed_out(what)) };
+        match result {
+            Ok(0) => return Err(self.closed(what)),
+            Ok(_) => {}
+            Err(cause) => return Err(LinkError::Io { addr: self.addr.clone(), cause, perhaps: self.perhaps() }),
+        }
+        let Some(session) = &mut self.tls else {
+            self.received.extend_from_slice(&buffer);
+            return Ok(());
+        };
+        match decrypt(session, &buffer, &mut self.received) {
+            Ok(()) if session.is_closed() && self.received.is_empty() => Err(self.closed(what)),
+            Ok(()) => Ok(()),
+            Err(cause) => {
+                // The server is told why, where that can be done at once.
+                let _ = self.flush(what, deadline.min(Instant::now() + ALERT_TIME_MAX)).await;
+                Err(LinkError::Tls { addr: self.addr.clone(), cause })
+            }
+        }
+    }
+
+    fn closed(&self, what: &str) -> LinkError {
+        LinkError::Closed { addr: self.addr.clone(), what: what.to_string(), perhaps: self.perhaps() }
+    }
+
+    fn timed_out(&self, what: &str) -> LinkError {
+        let (addr, what, after) = (self.addr.clone(), what.to_string(), self.timeout);
+        LinkError::Timeout { addr, what, after, perhaps: self.perhaps() }
+    }
+
+    /// What may be behind a connection that ends before the first answer.
+    fn perhaps(&self) -> &'static str {
+        match &self.tls {
+            _ if self.answered => "",
+            None => PERHAPS_TLS,
+            Some(session) if session.is_handshaking() => PERHAPS_PLAIN,
+            Some(_) => PERHAPS_CERTIFICATE,
+        }
+    }
+}
+
+/// Appends the plaintext of `buffer` to `received`.
+fn decrypt(session: &mut Session, buffer: &[u8], received: &mut Vec<u8>) -> Result<(), String> {
+    let (mut rest, mut plain) = (buffer, [0; 4096]);
+    loop {
+        match session.open(&mut rest, &mut plain)? {
+            0 => return Ok(()),
+            bytes => received.extend_from_slice(&plain[..bytes]),
+        }
     }
 }

@@ -10,6 +10,7 @@ use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::SpoolStart;
 use super::units::Unit;
+use super::wire::Connected;
 use crate::convert::journal::GlobalCommand;
 use crate::convert::{Plan, Tally};
 use crate::dragonfly::owner::OwnerRule;
@@ -18,7 +19,6 @@ use crate::report::counters::WorkerStats;
 use crate::report::document::{Expiries, NotCarried};
 use crate::report::latency::Interval;
 use crate::uring::{Features, Waker};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -27,7 +27,7 @@ use tokio::sync::mpsc::UnboundedSender;
 /// A flow handed over by the control plane, registered and ready for `DFLY SYNC`.
 pub struct FlowStart {
     pub id: FlowId,
-    pub socket: OwnedFd,
+    pub socket: Connected,
     pub eof_token: [u8; 40],
     /// Stream bytes that came in the same segment as the reply to `DFLY FLOW`.
     pub early: Vec<u8>,
@@ -48,7 +48,7 @@ pub struct Barrier {
 /// A connected, authenticated connection to a target node, in database 0.
 pub struct LaneStart {
     pub node: u16,
-    pub socket: OwnedFd,
+    pub socket: Connected,
     /// Key of the marker of guarded commands.
     pub marker: Vec<u8>,
     /// Key of the job's checkpoint.
@@ -181,7 +181,7 @@ pub enum WorkerCommand {
     Resume {
         lane: usize,
         generation: u16,
-        socket: OwnedFd,
+        socket: Connected,
         client_id: i64,
         applied: u64,
     },

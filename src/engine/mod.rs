@@ -50,8 +50,10 @@ pub mod spool;
 mod stable;
 mod target;
 pub mod throttle;
+pub mod tls;
 mod units;
 mod view;
+mod wire;
 mod worker;
 mod writer;
 

@@ -10,9 +10,10 @@ use super::error::EngineError;
 use super::flow::{Flow, FlowState};
 use super::settings::MigrateSettings;
 use super::spool::{ChunkPool, Hurdle, SpoolFile};
+use super::wire::Begun;
 use super::worker::Worker;
 use crate::report::numbers;
-use crate::uring::{ChunkId, Slab};
+use crate::uring::{ChunkId, Completion, CompletionKind, Slab};
 
 /// A snapshot that waits for the target is read on by so much, so often: 1 MiB/s, where the largest write of a source
 /// (8 MiB) may take 30 s.
@@ -44,6 +45,11 @@ impl Flow {
     /// A read into the decoder's own chunk is in flight.
     pub(super) fn reads_into_input(&self) -> bool {
         self.reading.in_flight && !self.reading.into_backlog
+    }
+
+    /// Where the read that is in flight goes.
+    pub(super) fn read_chunk(&self) -> Option<ChunkId> {
+        if self.reading.into_backlog { self.backlog.intake_chunk() } else { self.input.chunk() }
     }
 
     /// Where the next read goes, and how long it may be. None: not now.
@@ -151,9 +157,12 @@ impl Worker {
             let source_first = self.settings.source_first;
             if let Some((chunk, bytes_max)) = flow.next_read(self.ring.slab_mut(), &mut self.pool, now_ns, source_first)
             {
-                self.ring
-                    .read_at_most(&flow.socket, chunk, bytes_max, Self::flow_token(position))
-                    .map_err(|e| EngineError::System(e.to_string()))?;
+                let token = Self::flow_token(position);
+                match flow.wire.read(&mut self.ring, chunk, bytes_max, token)? {
+                    Begun::InKernel => {}
+                    Begun::Here(result) => self.here.push(Completion { token, kind: CompletionKind::Read, result }),
+                    Begun::NoMemory => continue,
+                }
                 flow.read_begins(now_ns);
             }
         }

@@ -1,6 +1,7 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
 use super::control::Control;
+use super::tls::TlsClient;
 use crate::convert::Policy;
 use crate::redis::topology::Address;
 pub use crate::redis::topology::NatMap;
@@ -8,18 +9,19 @@ use crate::uring::RingSettings;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use zeroize::Zeroizing;
 
-/// A password or the like. Never printed: `Debug` and `Serialize` show only whether it is set.
+/// A password or the like. Overwritten when it is dropped. Never printed: `Debug` and `Serialize` show only whether it is set.
 #[derive(Clone, Default)]
-pub struct Secret(Option<String>);
+pub struct Secret(Option<Zeroizing<String>>);
 
 impl Secret {
     pub fn new(text: Option<String>) -> Self {
-        Self(text)
+        Self(text.map(Zeroizing::new))
     }
     /// The secret itself, for AUTH only.
     pub fn expose(&self) -> Option<&str> {
-        self.0.as_deref()
+        self.0.as_ref().map(|text| text.as_str())
     }
 }
 
@@ -40,6 +42,8 @@ impl serde::Serialize for Secret {
 pub struct Endpoint {
     pub host: String,
     pub port: u16,
+    /// None: plain TCP.
+    pub tls: Option<TlsClient>,
     pub user: Secret,
     pub password: Secret,
 }

@@ -3,6 +3,7 @@
 use super::error::EngineError;
 use super::settings::MigrateSettings;
 use super::spool;
+use super::wire::{FLOW_TLS_BYTES, LANE_TLS_BYTES};
 use crate::dragonfly::stream::Limits;
 use crate::uring::SlabLayout;
 
@@ -38,31 +39,36 @@ impl Sizes {
     /// Divides `memory_bytes` among `workers` of which the busiest has `flows` flows and `lanes` connections.
     pub fn derive(settings: &MigrateSettings, workers: usize, flows: usize, lanes: usize) -> Result<Self, EngineError> {
         let flows = flows.max(1);
+        // Over TLS each connection has a chunk for ciphertext, and memory of its own for records.
+        let source_tls = if settings.source.tls.is_some() { flows } else { 0 };
+        let target_tls = if settings.target.tls.is_some() { lanes } else { 0 };
         let share = settings.memory_bytes / workers.max(1);
+        let share = share.saturating_sub(source_tls * FLOW_TLS_BYTES + target_tls * LANE_TLS_BYTES);
         let arena = (share / 2).min(ARENA_BYTES_MAX);
         // Send chunks: what the windows can hold, the reserve of an event, a reply chunk for each lane, and one for each
         // flow, which may be in the middle of a large string.
-        let tx_wanted = lanes * (2 * settings.window_bytes / TX_CHUNK_BYTES + 4) + 48 + flows;
+        let tx_wanted = lanes * (2 * settings.window_bytes / TX_CHUNK_BYTES + 4) + 48 + flows + target_tls;
         let tx_chunks = tx_wanted.min(arena / 3 / TX_CHUNK_BYTES);
         let rx_bytes = arena.saturating_sub(tx_chunks * TX_CHUNK_BYTES).min(flows * RX_BYTES_PER_FLOW);
         let spool_chunks = if settings.spool.is_some() { spool::reserve_chunks(flows) } else { 0 };
         let rx_chunk_bytes = match settings.rx_chunk_bytes {
             Some(bytes) => bytes.next_multiple_of(PAGE_BYTES),
             None => {
-                (rx_bytes / (flows * 8 + spool_chunks)).clamp(RX_CHUNK_BYTES_MIN, RX_CHUNK_BYTES_MAX) / PAGE_BYTES
+                (rx_bytes / (flows * 8 + spool_chunks + source_tls)).clamp(RX_CHUNK_BYTES_MIN, RX_CHUNK_BYTES_MAX)
+                    / PAGE_BYTES
                     * PAGE_BYTES
             }
         };
         let rx_chunks = rx_bytes / rx_chunk_bytes;
         // Each flow may hold two chunks and a blob's chunk besides a string that is being received.
-        if rx_chunks < flows * 4 + spool_chunks || tx_chunks < 48 + flows + 2 * lanes {
+        if rx_chunks < flows * 4 + spool_chunks + source_tls || tx_chunks < 48 + flows + 2 * lanes + target_tls {
             return Err(EngineError::Refused(format!(
                 "--memory {} is too little for {flows} flows on one of {workers} worker(s) with chunks of {rx_chunk_bytes} bytes; \
                  give more memory or smaller chunks (--rx-chunk), or do without a spool (--spool none)",
                 settings.memory_bytes
             )));
         }
-        let string_room = (rx_chunks - spool_chunks - flows * 3) * rx_chunk_bytes / (2 * flows);
+        let string_room = (rx_chunks - spool_chunks - source_tls - flows * 3) * rx_chunk_bytes / (2 * flows);
         let heap_bytes_max = share / 4;
         Ok(Self {
             layout: SlabLayout { rx_chunk_bytes, rx_chunks, tx_chunk_bytes: TX_CHUNK_BYTES, tx_chunks },

@@ -59,7 +59,7 @@ pub fn session_error(e: SessionError) -> EngineError {
 impl Source {
     /// Connects, authenticates and asks what the source is. Changes nothing at the source.
     pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, EngineError> {
-        let mut link = Link::connect(&endpoint.host, endpoint.port, timeout).await.map_err(link_error)?;
+        let mut link = connect(endpoint, timeout).await?;
         if let Some(credentials) = credentials(endpoint) {
             expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
         }
@@ -131,8 +131,7 @@ impl Source {
         let mut flows = Vec::with_capacity(registration.flows as usize);
         for id in (0..registration.flows).map(FlowId) {
             let from = lsns.and_then(|lsns| lsns.get(id.0 as usize)).copied();
-            let mut link =
-                Link::connect(&self.endpoint.host, self.endpoint.port, self.timeout).await.map_err(link_error)?;
+            let mut link = connect(&self.endpoint, self.timeout).await?;
             let mut handshake = FlowHandshake::new(credentials(&self.endpoint), &registration, id, from);
             while let Some(request) = handshake.request() {
                 let reply = ask(&mut link, "DFLY FLOW", encoded(&request)).await?;
@@ -217,6 +216,10 @@ impl Source {
 
 fn in_use() -> EngineError {
     EngineError::Internal("the control connection is in use".into())
+}
+
+async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Link, EngineError> {
+    Link::connect(&endpoint.host, endpoint.port, endpoint.tls.as_ref(), timeout).await.map_err(link_error)
 }
 
 fn credentials(endpoint: &Endpoint) -> Option<Credentials> {

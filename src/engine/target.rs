@@ -8,6 +8,7 @@ use super::error::EngineError;
 use super::handle::Existing;
 use super::link::{Link, LinkError};
 use super::settings::{Endpoint, MigrateSettings, OnExisting};
+use super::wire::Connected;
 use crate::ids::{DbIndex, Slot};
 use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
@@ -50,7 +51,8 @@ fn target_error(e: LinkError) -> EngineError {
 impl TargetLink {
     /// Connects and authenticates.
     pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, EngineError> {
-        let link = Link::connect(&endpoint.host, endpoint.port, timeout).await.map_err(target_error)?;
+        let link = Link::connect(&endpoint.host, endpoint.port, endpoint.tls.as_ref(), timeout).await;
+        let link = link.map_err(target_error)?;
         let mut this = Self { link, cluster: None };
         if let Some(password) = endpoint.password.expose() {
             let user = endpoint.user.expose();
@@ -152,10 +154,10 @@ impl TargetLink {
         self.link.request(what, request, value::parse).await.map_err(target_error)
     }
 
-    pub fn hand_over(self) -> Result<std::os::fd::OwnedFd, EngineError> {
-        let (fd, early) = self.link.hand_over().map_err(target_error)?;
+    pub fn hand_over(self) -> Result<Connected, EngineError> {
+        let (connected, early) = self.link.hand_over().map_err(target_error)?;
         if early.is_empty() {
-            Ok(fd)
+            Ok(connected)
         } else {
             Err(EngineError::Target("the target sent a reply that nobody asked for".into()))
         }

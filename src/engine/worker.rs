@@ -20,12 +20,12 @@ use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{ChunkPool, SpoolFile};
 use super::throttle::Gate;
+use super::wire::{Begun, Connected};
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::WorkerStats;
 use crate::report::latency::{Latency, Recorder};
-use crate::uring::{self, Class, Completion, CompletionKind, Outgoing, Ring, Segment, Socket};
-use std::os::fd::OwnedFd;
+use crate::uring::{self, Class, Completion, CompletionKind, Outgoing, Ring, Segment};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -74,6 +74,8 @@ pub struct Worker {
     pub(super) draining: bool,
     barrier_told: bool,
     confirmed: Arc<Vec<AtomicU64>>,
+    /// Reads that needed no kernel (see `wire`), to be handled with this turn's completions.
+    pub(super) here: Vec<Completion>,
     /// Flow that is pumped first this turn.
     pub(super) first_flow: usize,
     /// Longest time between two turns, in which nothing was read.
@@ -161,6 +163,7 @@ impl Worker {
             draining: false,
             barrier_told: false,
             confirmed,
+            here: Vec::new(),
             first_flow: 0,
             away_ns_max: 0,
             paid: (0, 0),
@@ -192,6 +195,7 @@ impl Worker {
                 self.sample(now_ns);
             }
             let wait = match gate {
+                _ if !self.here.is_empty() => Duration::ZERO,
                 Gate::Wait(ns) => Duration::from_nanos(ns).min(WAIT_MAX),
                 _ if more => Duration::ZERO,
                 _ => WAIT_MAX,
@@ -203,6 +207,9 @@ impl Worker {
             turned_ns = now_ns;
             for completion in &completions {
                 self.complete(completion, now_ns)?;
+            }
+            for completion in std::mem::take(&mut self.here) {
+                self.read_done(completion.token, completion.result, now_ns)?;
             }
             let Self { ring, recorder, .. } = &mut self;
             ring.slab_mut().drain_freed(|filled_ns| {
@@ -245,7 +252,7 @@ impl Worker {
         &mut self,
         lane: usize,
         generation: u16,
-        socket: OwnedFd,
+        socket: Connected,
         applied: u64,
         now_ns: u64,
     ) -> Result<(), EngineError> {
@@ -254,7 +261,7 @@ impl Worker {
             return Ok(());
         }
         let mut known = Vec::new();
-        lane.resume(self.ring.slab_mut(), Socket::from(socket), applied, |batch| known.push(batch))?;
+        lane.resume(self.ring.slab_mut(), socket, applied, |batch| known.push(batch))?;
         let node = lane.node;
         for batch in known {
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
@@ -306,6 +313,9 @@ impl Worker {
                 lane.close_open(self.ring.slab_mut(), self.settings.batch_bytes);
             }
             submit_lane(&mut self.ring, lane, &self.settings, now_ns, &mut self.stats)?;
+            if let Link::Up(wire) = &mut lane.link {
+                wire.flush(&mut self.ring, token(KIND_SEND, lane.generation, lane.index))?;
+            }
             // One lane alone must not hold a send chunk that others need.
             if lane.is_idle() {
                 lane.encoder.tail.finish(&mut lane.encoder.batch, self.ring.slab_mut());
@@ -319,15 +329,17 @@ impl Worker {
             if lane.reading {
                 continue;
             }
-            let Link::Up(socket) = &lane.link else { continue };
+            let Link::Up(wire) = &mut lane.link else { continue };
             if lane.reply_chunk.is_none() {
                 lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
             }
             if let Some(chunk) = lane.reply_chunk {
-                let socket = socket.clone();
-                self.ring
-                    .read(&socket, chunk, token(KIND_REPLY, lane.generation, lane.index))
-                    .map_err(|e| EngineError::System(e.to_string()))?;
+                let token = token(KIND_REPLY, lane.generation, lane.index);
+                match wire.read(&mut self.ring, chunk, usize::MAX, token)? {
+                    Begun::InKernel => {}
+                    Begun::Here(result) => self.here.push(Completion { token, kind: CompletionKind::Read, result }),
+                    Begun::NoMemory => continue,
+                }
                 lane.reading = true;
             }
         }
@@ -343,32 +355,47 @@ impl Worker {
         match completion.token >> 56 {
             KIND_FLOW => {
                 let Some(flow) = self.flows.get_mut(position) else { return Ok(()) };
-                self.stats.flow_reads += 1;
-                let read = flow.read_done(self.ring.slab_mut(), completion.result, now_ns)?;
-                self.stats.bytes_in += read as u64;
-                Ok(())
+                let chunk = flow.read_chunk();
+                match flow.wire.received(&mut self.ring, chunk, completion.token, completion.result)? {
+                    Some(result) => self.read_done(completion.token, result, now_ns),
+                    None => Ok(()),
+                }
             }
-            KIND_REPLY => self.replies(position, generation, completion.result, now_ns),
+            KIND_REPLY => {
+                let Some(lane) = self.lanes.get_mut(position).filter(|lane| lane.generation == generation) else {
+                    return Ok(());
+                };
+                let Link::Up(wire) = &mut lane.link else { return Ok(()) };
+                match wire.received(&mut self.ring, lane.reply_chunk, completion.token, completion.result)? {
+                    Some(result) => self.read_done(completion.token, result, now_ns),
+                    None => Ok(()),
+                }
+            }
             KIND_SEND => {
                 let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
                 if lane.generation != generation {
                     return Ok(());
                 }
-                if let Ok(n) = completion.result {
+                let Link::Up(wire) = &mut lane.link else { return Ok(()) };
+                let Some(result) = wire.sent(&mut self.ring, completion.token, completion.result)? else {
+                    return Ok(());
+                };
+                if let Ok(n) = result {
                     self.stats.bytes_out += u64::from(n);
                 }
-                match lane.sent_completion(completion.result) {
+                match lane.sent_completion(result) {
                     Some(errno) => {
-                        let reason = std::io::Error::from_raw_os_error(errno).to_string();
+                        let reason = lane.reason(errno);
                         self.lose_lane(position, reason)
                     }
                     None => Ok(()),
                 }
             }
-            KIND_ACK => match completion.result {
+            KIND_ACK => {
+                let Some(flow) = self.flows.get_mut(position) else { return Ok(()) };
                 // A few bytes on an idle socket go out whole or not at all; a broken one shows at the next read.
-                Ok(_) | Err(_) => Ok(()),
-            },
+                flow.wire.sent(&mut self.ring, completion.token, completion.result).map(drop)
+            }
             KIND_SPOOL_WRITE | KIND_SPOOL_READ => {
                 // The generation's place holds the flow, the position's the number of the segment.
                 let (Some(flow), Some(spool)) = (self.flows.get_mut(usize::from(generation)), &mut self.spool) else {
@@ -389,6 +416,19 @@ impl Worker {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Bytes of a peer, or the end of them, are here.
+    fn read_done(&mut self, token: u64, result: Result<u32, i32>, now_ns: u64) -> Result<(), EngineError> {
+        let (generation, position) = ((token >> 32) as u16, token as u32 as usize);
+        if token >> 56 != KIND_FLOW {
+            return self.replies(position, generation, result, now_ns);
+        }
+        let Some(flow) = self.flows.get_mut(position) else { return Ok(()) };
+        self.stats.flow_reads += 1;
+        let read = flow.read_done(self.ring.slab_mut(), result, now_ns)?;
+        self.stats.bytes_in += read as u64;
+        Ok(())
     }
 
     pub(super) fn flow_token(position: usize) -> u64 {
@@ -432,7 +472,7 @@ impl Worker {
                 }
                 let reason = match result {
                     Ok(_) => "the target closed the connection".to_string(),
-                    Err(errno) => std::io::Error::from_raw_os_error(errno).to_string(),
+                    Err(errno) => lane.reason(errno),
                 };
                 return self.lose_lane(position, reason);
             }
@@ -481,8 +521,8 @@ impl Worker {
     /// A cluster's lane has nothing more to do.
     pub(super) fn end_lane(&mut self, position: usize) {
         let Some(lane) = self.lanes.get_mut(position) else { return };
-        if let Link::Up(socket) = &lane.link {
-            self.ring.shutdown(&socket.clone());
+        if let Link::Up(wire) = &mut lane.link {
+            wire.close(&mut self.ring);
         }
         if let Some(chunk) = lane.reply_chunk.take() {
             self.ring.slab_mut().release(chunk);
@@ -536,16 +576,17 @@ impl Worker {
     /// Acknowledges what the target has confirmed to the source, on each flow's own connection.
     fn send_acks(&mut self, now_ns: u64) -> Result<(), EngineError> {
         for (position, flow) in self.flows.iter_mut().enumerate() {
+            flow.wire.flush(&mut self.ring, token(KIND_ACK, 0, position))?;
             let Some(stable) = &mut flow.stable else { continue };
             // Before the snapshot is confirmed there is nothing to acknowledge.
-            if stable.acked_lsn == Lsn(0) || flow.socket.is_sending() {
+            if stable.acked_lsn == Lsn(0) || flow.wire.is_sending() {
                 continue;
             }
             if let Some(lsn) = stable.ack_due(now_ns) {
                 let request = resp::command(&[b"REPLCONF", b"ACK", lsn.to_string().as_bytes()]);
                 let segments = [Segment::Heap(request.into())];
                 let ack = Outgoing { segments: &segments, skip_bytes: 0, token: token(KIND_ACK, 0, position) };
-                self.ring.send(&flow.socket, &[ack]).map_err(|e| EngineError::System(e.to_string()))?;
+                flow.wire.send(&mut self.ring, &[ack])?;
             }
         }
         Ok(())

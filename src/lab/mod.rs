@@ -9,7 +9,7 @@
 //! - [`relay`]: the floor under the benchmarks: reads and sends, decodes nothing.
 //! - [`bench`]: measurements of the tool beside the relay and beside real loaders (`tools/bench load`).
 //! - [`sink`]: a RESP server that answers at full speed; [`script`]: one that misbehaves by script.
-//! - [`proxy`]: bytes through to a real server, cut, slowed, paused or split on the way.
+//! - [`proxy`]: bytes through to a real server, cut, slowed, paused or split on the way; [`tls_proxy`]: TLS in front of one.
 //! - [`journal`]: where each LSN begins in a recorded journal; [`torture`]: kills `replicate` again and again.
 //! - [`servers`]: real servers as children; [`cluster`]: a cluster of them; [`client`]: a small blocking client to ask them.
 //!
@@ -37,6 +37,7 @@ pub mod rng;
 pub mod script;
 pub mod servers;
 pub mod sink;
+pub mod tls_proxy;
 pub mod torture;
 pub mod truth;
 pub mod walk;

@@ -139,8 +139,9 @@ impl Topology {
         Self { nodes: Vec::new(), owners: vec![NOBODY; usize::from(SLOTS)].into(), epoch: 0 }
     }
 
-    /// From the reply to `CLUSTER SHARDS` (Redis 7.0 and later) of the node at `asked`.
-    pub fn from_shards(reply: &Value, asked: &Address, nat: &NatMap) -> Result<Self, TopologyError> {
+    /// From the reply to `CLUSTER SHARDS` (Redis 7.0 and later) of the node at `asked`. `tls`: the ports for TLS are wanted
+    /// (the other answers give those of the kind of connection on which they are asked for).
+    pub fn from_shards(reply: &Value, asked: &Address, nat: &NatMap, tls: bool) -> Result<Self, TopologyError> {
         let wrong = |what| TopologyError { command: "CLUSTER SHARDS", what };
         let mut topology = Self::empty();
         for shard in reply.array().ok_or(wrong("it is no array"))? {
@@ -150,7 +151,7 @@ impl Topology {
             for entry in nodes {
                 let text = |name: &str| field(entry, name).and_then(Value::text).and_then(known_host);
                 let id = text("id").ok_or(wrong("a node has no id"))?;
-                let port = match field(entry, "port").or_else(|| field(entry, "tls-port")) {
+                let port = match field(entry, if tls { "tls-port" } else { "port" }) {
                     Some(Value::Integer(port)) => u16::try_from(*port).ok().filter(|port| *port > 0),
                     _ => None,
                 };
@@ -358,7 +359,7 @@ mod tests {
     fn shards(text: &[String]) -> Result<Topology, TopologyError> {
         let reply = format!("*{}\r\n{}", text.len(), text.concat());
         let (value, _) = parse(reply.as_bytes()).unwrap().unwrap();
-        Topology::from_shards(&value, &asked(), &NatMap::parse(&["b.example=127.0.0.9"]).unwrap())
+        Topology::from_shards(&value, &asked(), &NatMap::parse(&["b.example=127.0.0.9"]).unwrap(), false)
     }
 
     #[test]
@@ -411,7 +412,7 @@ mod tests {
             "*1\r\n*4\r\n$5\r\nslots\r\n*1\r\n:5\r\n$5\r\nnodes\r\n*0\r\n",
         ] {
             let (value, _) = parse(reply.as_bytes()).unwrap().unwrap();
-            assert!(Topology::from_shards(&value, &asked(), &NatMap::default()).is_err(), "{reply}");
+            assert!(Topology::from_shards(&value, &asked(), &NatMap::default(), false).is_err(), "{reply}");
             assert!(Topology::from_slots(&value, &asked(), &NatMap::default()).is_err(), "{reply}");
         }
         let many: Vec<String> = (0..=NODES_MAX).map(|i| node(&i.to_string(), 1, None, "master", "online")).collect();

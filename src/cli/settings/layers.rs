@@ -1,4 +1,4 @@
-//! Flags over environment over file over defaults: one value and its origin for each setting.
+//! Flags over environment over systemd's credentials over file over defaults: one value and its origin for each setting.
 //!
 //! In: what the command line said, the environment's `DF2REDIS_*`, the TOML file. Out: [`Values`], every text checked
 //! against its form, and warnings. Invariants: a secret's text leaves this type only through [`Values::secret`]; no error
@@ -14,6 +14,7 @@ use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Largest configuration file read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -21,11 +22,16 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Variables of the demo, the tests and the tools (see `lab::servers`, `lab::recordings`), which are no settings.
 const LAB_VARIABLES: [&str; 2] = ["DF2REDIS_SERVERS", "DF2REDIS_CAPTURES"];
 
+/// The directory of a unit's credentials, set by systemd.
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     Flag,
     Environment,
+    /// A file of systemd's `LoadCredential=`.
+    Credential,
     File(PathBuf),
     Default,
     /// A default that another setting changed.
@@ -35,7 +41,7 @@ pub enum Origin {
 impl Origin {
     /// Whether the operator said it.
     pub fn is_given(&self) -> bool {
-        matches!(self, Origin::Flag | Origin::Environment | Origin::File(_))
+        matches!(self, Origin::Flag | Origin::Environment | Origin::Credential | Origin::File(_))
     }
 }
 
@@ -47,6 +53,7 @@ impl fmt::Display for Named<'_> {
         match self.0 {
             Origin::Flag => write!(f, "flag --{}", self.1.name),
             Origin::Environment => write!(f, "environment {}", self.1.variable()),
+            Origin::Credential => write!(f, "systemd credential {}", self.1.name),
             Origin::File(path) => write!(f, "file {}", path.display()),
             Origin::Default => f.write_str("default"),
             Origin::Follows(name) => write!(f, "default with --{name}"),
@@ -65,10 +72,10 @@ pub struct Flags {
 pub struct Environment(pub BTreeMap<String, OsString>);
 
 impl Environment {
-    /// The variables that begin with `DF2REDIS_`.
+    /// The variables that begin with `DF2REDIS_`, and where systemd put the unit's credentials.
     pub fn of(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let named = variables.into_iter().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
-        Self(named.filter(|(name, _)| name.starts_with(VARIABLE_PREFIX)).collect())
+        Self(named.filter(|(name, _)| name.starts_with(VARIABLE_PREFIX) || name == CREDENTIALS_VARIABLE).collect())
     }
 }
 
@@ -101,6 +108,7 @@ impl Values {
                 _ => Ok(None),
             }
         };
+        let credentials = environment.0.get(CREDENTIALS_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from);
         let mut file = match upper(&table::CONFIG)? {
             Some(Given { texts, .. }) => {
                 let path = PathBuf::from(texts.into_iter().next_back().unwrap_or_default());
@@ -110,9 +118,11 @@ impl Values {
         };
         for setting in TABLE.iter().copied() {
             let below = file.remove(setting.name);
-            let given = match (upper(setting)?, below, setting.default) {
-                (Some(given), ..) | (None, Some(given), _) => given,
-                (None, None, Fallback::Value(text)) => Given { texts: vec![text.to_string()], origin: Origin::Default },
+            let given = match (upper(setting)?, credential(setting, credentials.as_deref())?, below, setting.default) {
+                (Some(given), ..) | (None, Some(given), ..) | (None, None, Some(given), _) => given,
+                (None, None, None, Fallback::Value(text)) => {
+                    Given { texts: vec![text.to_string()], origin: Origin::Default }
+                }
                 _ => continue,
             };
             let given = Self::checked(setting, given)?;
@@ -138,7 +148,10 @@ impl Values {
 
     fn warn_of_unknown_variables(&mut self, environment: &Environment) {
         for name in environment.0.keys() {
-            if TABLE.iter().any(|setting| setting.variable() == *name) || LAB_VARIABLES.contains(&name.as_str()) {
+            if TABLE.iter().any(|setting| setting.variable() == *name)
+                || LAB_VARIABLES.contains(&name.as_str())
+                || name == CREDENTIALS_VARIABLE
+            {
                 continue;
             }
             let known: Vec<String> = TABLE.iter().map(|setting| setting.variable()).collect();
@@ -173,7 +186,7 @@ impl Values {
     }
 
     /// Warns once of a file with secrets that every user of the machine may read.
-    fn warn_if_readable(&mut self, path: &Path) {
+    pub fn warn_if_readable(&mut self, path: &Path) {
         let Ok(metadata) = std::fs::metadata(path) else { return };
         if metadata.permissions().mode() & 0o004 != 0 {
             let path = path.display();
@@ -264,13 +277,36 @@ impl Values {
 
     /// Reads a password file: its first line. A file that every user may read is warned of.
     pub fn read_password_file(&mut self, path: &Path) -> Result<String, UsageError> {
-        let text = read_bounded(path)?;
+        let line = first_line(path)?;
         self.warn_if_readable(path);
-        let line = text.lines().next().unwrap_or_default();
-        if line.is_empty() {
-            return Err(UsageError::EmptyPasswordFile(path.to_path_buf()));
+        Ok(line)
+    }
+}
+
+impl Drop for Values {
+    fn drop(&mut self) {
+        for setting in TABLE.iter().filter(|setting| setting.is_secret()) {
+            if let Some(given) = self.given.get_mut(setting.name) {
+                given.texts.zeroize();
+            }
         }
-        Ok(line.to_string())
+    }
+}
+
+/// A secret that systemd keeps for the unit, in a file of the setting's name (`LoadCredential=target-password:...`).
+fn credential(setting: &Setting, dir: Option<&Path>) -> Result<Option<Given>, UsageError> {
+    let Some(path) = dir.filter(|_| setting.is_secret()).map(|dir| dir.join(setting.name)) else { return Ok(None) };
+    if !path.exists() {
+        return Ok(None);
+    }
+    first_line(&path).map(|text| Some(Given { texts: vec![text], origin: Origin::Credential }))
+}
+
+fn first_line(path: &Path) -> Result<String, UsageError> {
+    let text = Zeroizing::new(read_bounded(path)?);
+    match text.lines().next().unwrap_or_default() {
+        "" => Err(UsageError::EmptyPasswordFile(path.to_path_buf())),
+        line => Ok(line.to_string()),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod resolve;
 mod suggest;
 pub mod syntax;
 pub mod table;
+mod tls;
 
 pub use error::UsageError;
 pub use layers::{Environment, Flags, Origin, Values};

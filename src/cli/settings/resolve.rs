@@ -7,6 +7,7 @@ use super::error::UsageError;
 use super::layers::{Origin, Values};
 use super::syntax;
 use super::table::{self, Setting};
+use super::tls;
 use crate::convert::Policy;
 use crate::engine::settings::{
     Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret, SpoolSettings,
@@ -138,7 +139,7 @@ pub fn control_of_job(values: &mut Values) -> Result<PathBuf, UsageError> {
         return Ok(path);
     }
     if values.is_given(&table::SOURCE) || values.is_given(&table::TARGET) {
-        let (source, target) = (address(values, &SOURCE_SIDE)?, address(values, &TARGET_SIDE)?);
+        let ((source, _), (target, _)) = (address(values, &SOURCE_SIDE)?, address(values, &TARGET_SIDE)?);
         return Ok(default_socket(&source, &target));
     }
     match socket::found().as_slice() {
@@ -214,6 +215,7 @@ struct Side {
     password: &'static Setting,
     password_file: &'static Setting,
     schemes: &'static [&'static str],
+    tls: tls::Side,
 }
 
 static SOURCE_SIDE: Side = Side {
@@ -222,6 +224,7 @@ static SOURCE_SIDE: Side = Side {
     password: &table::SOURCE_PASSWORD,
     password_file: &table::SOURCE_PASSWORD_FILE,
     schemes: &["dragonfly"],
+    tls: tls::SOURCE,
 };
 
 static TARGET_SIDE: Side = Side {
@@ -230,27 +233,32 @@ static TARGET_SIDE: Side = Side {
     password: &table::TARGET_PASSWORD,
     password_file: &table::TARGET_PASSWORD_FILE,
     schemes: &["redis", "valkey"],
+    tls: tls::TARGET,
 };
 
-/// One side's address alone.
-fn address(values: &Values, side: &Side) -> Result<Endpoint, UsageError> {
-    let (host, port) = values.parsed(side.url, |text| {
+/// One side's address alone, and whether it is to be reached over TLS.
+fn address(values: &Values, side: &Side) -> Result<(Endpoint, bool), UsageError> {
+    let (host, port, over_tls) = values.parsed(side.url, |text| {
         let url = syntax::split_url(text)?;
         let scheme = url.scheme.to_ascii_lowercase();
-        if syntax::is_tls(&scheme) {
-            return Err("TLS is not supported yet; use a plain connection, over a private network or a tunnel".into());
+        // As redis and rediss.
+        let over_tls = !side.schemes.contains(&scheme.as_str());
+        if over_tls && !scheme.strip_suffix('s').is_some_and(|plain| side.schemes.contains(&plain)) {
+            let list = |tail: &str| {
+                let known: Vec<_> = side.schemes.iter().map(|scheme| format!("{scheme}{tail}://")).collect();
+                known.join(" or ")
+            };
+            return Err(format!("the URL must begin with {}, for TLS with {}", list(""), list("s")));
         }
-        if !side.schemes.contains(&scheme.as_str()) {
-            let known: Vec<_> = side.schemes.iter().map(|scheme| format!("{scheme}://")).collect();
-            return Err(format!("the URL must begin with {}", known.join(" or ")));
-        }
-        Ok((url.host.to_string(), url.port.unwrap_or(PORT_DEFAULT)))
+        Ok((url.host.to_string(), url.port.unwrap_or(PORT_DEFAULT), over_tls))
     })?;
-    Ok(Endpoint { host, port, user: Secret::default(), password: Secret::default() })
+    let (user, password) = (Secret::default(), Secret::default());
+    Ok((Endpoint { host, port, tls: None, user, password }, over_tls))
 }
 
 fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
-    let Endpoint { host, port, .. } = address(values, side)?;
+    let (Endpoint { host, port, .. }, over_tls) = address(values, side)?;
+    let tls = tls::client(values, &side.tls, &host, over_tls)?;
     let user = values.secret(side.user).map(|(text, _)| text.to_string());
     let password = password(values, side)?;
     if user.is_some() && password.is_none() {
@@ -259,7 +267,7 @@ fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
             side.user.name, side.password.name, side.password_file.name
         )));
     }
-    Ok(Endpoint { host, port, user: Secret::new(user), password: Secret::new(password) })
+    Ok(Endpoint { host, port, tls, user: Secret::new(user), password: Secret::new(password) })
 }
 
 /// The password itself or its file, whichever layer is higher.
@@ -269,7 +277,8 @@ fn password(values: &mut Values, side: &Side) -> Result<Option<String>, UsageErr
         match origin {
             Origin::Flag => 0,
             Origin::Environment => 1,
-            _ => 2,
+            Origin::Credential => 2,
+            _ => 3,
         }
     }
     let direct = values.secret(side.password).map(|(text, origin)| (text.to_string(), rank(origin)));

@@ -118,7 +118,15 @@ fn golden_refusals() {
     let flag_cases: Vec<Vec<(&str, &str)>> = vec![
         vec![("source", "redis://a:1")],
         vec![("source", "a:1")],
-        vec![("target", "rediss://b")],
+        vec![("target", "tls://b")],
+        vec![("source", "rediss://a")],
+        vec![("target-tls-ca", "/ca.pem")],
+        vec![("target", "redis://b"), ("target-tls-danger-accept-any-cert", "on")],
+        vec![("target", "rediss://b"), ("target-tls-ca", "/nonexistent/ca.pem")],
+        vec![("target", "rediss://b"), ("target-tls-ca", &empty)],
+        vec![("target", "rediss://b"), ("target-tls-ca", &empty), ("target-tls-danger-accept-any-cert", "on")],
+        vec![("target", "valkeys://b"), ("target-tls-danger-accept-any-cert", "on"), ("target-tls-key", &empty)],
+        vec![("source", "dragonflys://a_b*c"), ("source-tls-danger-accept-any-cert", "on")],
         vec![("target", "redis://me:hunter2@b")],
         vec![("target", "redis://a:1")],
         vec![("memory", "1MiB")],
@@ -219,6 +227,43 @@ fn passwords_come_from_the_higher_layer_and_are_never_shown() {
         values.warnings(),
         [format!("{path} holds a secret and every user may read it; run: chmod o-rwx {path}")]
     );
+}
+
+#[test]
+fn secrets_come_from_systemd_below_the_environment_and_above_the_file() {
+    let (dir, path) = file("target-password = \"from-file\"\n");
+    std::fs::write(dir.path().join("target-password"), "from-systemd\n").unwrap();
+    std::fs::write(dir.path().join("source-user"), "me").unwrap();
+    std::fs::write(dir.path().join("source-password"), "too").unwrap();
+    // No secret: not looked for.
+    std::fs::write(dir.path().join("memory"), "1GiB").unwrap();
+    let credentials = ("CREDENTIALS_DIRECTORY", dir.path().to_str().unwrap());
+    let (settings, values) = resolve(&[("config", &path)], &[credentials]).unwrap();
+    assert_eq!(settings.target.password.expose(), Some("from-systemd"));
+    assert_eq!((settings.source.user.expose(), settings.source.password.expose()), (Some("me"), Some("too")));
+    assert_eq!((settings.memory_bytes, values.warnings().len()), (256 << 20, 0));
+    let text = print_config(&values, MIGRATE);
+    assert!(text.contains("# target-password is set and not shown (systemd credential target-password)"), "{text}");
+    let (settings, _) = resolve(&[], &[credentials, ("DF2REDIS_TARGET_PASSWORD", "from-environment")]).unwrap();
+    assert_eq!(settings.target.password.expose(), Some("from-environment"));
+    let (settings, _) = resolve(&[("target-password-file", &path)], &[credentials]).unwrap();
+    assert_eq!(settings.target.password.expose(), Some("target-password = \"from-file\""));
+}
+
+#[test]
+fn tls_follows_the_url_and_its_danger_is_warned_of() {
+    let (settings, values) = resolve(
+        &[("source", "dragonflys://a"), ("source-tls-danger-accept-any-cert", "on"), ("target", "valkey://b")],
+        &[],
+    )
+    .unwrap();
+    assert!(settings.target.tls.is_none());
+    let tls = settings.source.tls.as_ref().unwrap();
+    assert!(tls.files().danger_accept_any_cert && tls.side() == "source");
+    insta::assert_snapshot!(values.warnings().join("\n"), @"source-tls-danger-accept-any-cert is on: the source's certificate is not checked, and whoever is in between can read and change everything");
+    let shown = serde_json::to_value(&settings).unwrap();
+    assert_eq!(shown["source"]["tls"]["danger_accept_any_cert"], true);
+    assert!(shown["target"]["tls"].is_null());
 }
 
 #[test]

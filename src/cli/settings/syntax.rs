@@ -188,11 +188,6 @@ const SECRETS_ELSEWHERE: &str = "user names and passwords do not belong in a URL
      DF2REDIS_TARGET_PASSWORD in the environment, as source-password (and so on) in the --config file, or in a file with \
      --source-password-file or --target-password-file";
 
-/// Schemes that mean TLS.
-pub fn is_tls(scheme: &str) -> bool {
-    matches!(scheme, "rediss" | "valkeys" | "dragonflys" | "redis+tls" | "valkey+tls" | "dragonfly+tls" | "tls")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -113,6 +113,7 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
 const SERVERS: &str = "Servers";
+const TLS: &str = "TLS";
 const POLICY: &str = "Policies";
 const RESOURCES: &str = "Resources";
 const BATCHES: &str = "Batches";
@@ -137,9 +138,9 @@ use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time
 
 settings! {
     SOURCE: SERVERS, SERVED | CONTROLLING, "source", "URL", Endpoint, Required, Everywhere,
-        "Where to copy from: dragonfly://HOST:PORT";
+        "Where to copy from: dragonfly://HOST:PORT, or dragonflys:// for TLS";
     TARGET: SERVERS, SERVED | CONTROLLING, "target", "URL", Endpoint, Required, Everywhere,
-        "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT";
+        "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT, or rediss:// or valkeys:// for TLS";
     SOURCE_USER: SERVERS, SERVED, "source-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the source";
     SOURCE_PASSWORD: SERVERS, SERVED, "source-password", "PASSWORD", Secret, Unset, NotFlag,
@@ -156,6 +157,27 @@ settings! {
         "Connect to TO where the target cluster announces FROM: HOST=HOST or HOST:PORT=HOST:PORT; may be repeated";
     CONNECT_TIMEOUT: SERVERS, DATA, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
         "Give up on connecting, and on answers to the handshake, after this time";
+
+    SOURCE_TLS_CA: TLS, SERVED, "source-tls-ca", "FILE", Path, Unset, Everywhere,
+        "Trust the CA certificates in this PEM file, and no others, to sign the source's certificate; else the system's";
+    SOURCE_TLS_CERT: TLS, SERVED, "source-tls-cert", "FILE", Path, Unset, Everywhere,
+        "Own certificate (and chain) to show to the source, PEM";
+    SOURCE_TLS_KEY: TLS, SERVED, "source-tls-key", "FILE", Path, Unset, Everywhere,
+        "Key of that certificate, PEM, without a passphrase";
+    SOURCE_TLS_SERVER_NAME: TLS, SERVED, "source-tls-server-name", "NAME", Text, Unset, Everywhere,
+        "Name that the source's certificate must bear, where it is not the host of the URL";
+    SOURCE_TLS_DANGER: TLS, SERVED, "source-tls-danger-accept-any-cert", "", Switch, Value("off"), Everywhere,
+        "Accept every certificate of the source: whoever is in between can read and change everything";
+    TARGET_TLS_CA: TLS, SERVED, "target-tls-ca", "FILE", Path, Unset, Everywhere,
+        "Trust the CA certificates in this PEM file, and no others, to sign the target's certificate; else the system's";
+    TARGET_TLS_CERT: TLS, SERVED, "target-tls-cert", "FILE", Path, Unset, Everywhere,
+        "Own certificate (and chain) to show to the target, PEM";
+    TARGET_TLS_KEY: TLS, SERVED, "target-tls-key", "FILE", Path, Unset, Everywhere,
+        "Key of that certificate, PEM, without a passphrase";
+    TARGET_TLS_SERVER_NAME: TLS, SERVED, "target-tls-server-name", "NAME", Text, Unset, Everywhere,
+        "Name that the target's certificate must bear, where it is not the host of the URL";
+    TARGET_TLS_DANGER: TLS, SERVED, "target-tls-danger-accept-any-cert", "", Switch, Value("off"), Everywhere,
+        "Accept every certificate of the target: whoever is in between can read and change everything";
 
     ON_EXISTING: POLICY, SERVED, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,
         "What to do with a target that holds keys: do not start; overwrite keys that the source has too; FLUSHALL first; leave its keys as they are";

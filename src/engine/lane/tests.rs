@@ -19,7 +19,7 @@ impl World {
         let (ours, theirs) = tcp_pair().unwrap();
         let start = LaneStart {
             node: 0,
-            socket: ours.into(),
+            socket: std::os::fd::OwnedFd::from(ours).into(),
             marker: b"m".to_vec(),
             checkpoint: "c".into(),
             client_id: 1,
@@ -65,7 +65,9 @@ impl World {
         let (ours, theirs) = tcp_pair().unwrap();
         self._peers.push(theirs);
         let mut known = Vec::new();
-        self.lane.resume(&mut self.slab, Socket::from(ours), applied, |batch| known.push(batch)).unwrap();
+        self.lane
+            .resume(&mut self.slab, std::os::fd::OwnedFd::from(ours).into(), applied, |batch| known.push(batch))
+            .unwrap();
         known.len()
     }
 

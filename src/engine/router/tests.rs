@@ -36,7 +36,7 @@ fn world(resumed: Resumed) -> World {
             let checkpoint = String::new();
             let start = LaneStart {
                 node,
-                socket: ours.into(),
+                socket: std::os::fd::OwnedFd::from(ours).into(),
                 marker: Vec::new(),
                 checkpoint,
                 client_id: 1,

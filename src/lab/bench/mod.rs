@@ -11,6 +11,7 @@ mod floor;
 mod memory;
 mod real;
 mod table;
+mod tls;
 mod tool;
 
 use super::LabError;
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which parts: sink, redis, memory, cluster
+    /// Which parts: sink, redis, memory, tls, cluster
     #[arg(long, value_delimiter = ',', default_value = "sink,redis,memory")]
     pub parts: Vec<String>,
     /// Only cases whose name contains this
@@ -105,8 +106,11 @@ pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
                 .try_for_each(|case| sink_case(args, case, &mut results))?,
             "redis" => real::run(args, &mut results)?,
             "memory" => memory::run(args, &mut results)?,
+            "tls" => tls::run(args, &mut results)?,
             "cluster" => cluster::run(args, &mut results)?,
-            other => return Err(LabError::Bench(format!("no part {other:?}; there are sink, redis, memory, cluster"))),
+            other => {
+                return Err(LabError::Bench(format!("no part {other:?}; there are sink, redis, memory, tls, cluster")));
+            }
         }
     }
     print!("{}", results.render());

@@ -5,7 +5,9 @@ use crate::lab::LabError;
 use crate::lab::generate::{Generator, Spec};
 use crate::lab::master::MasterOptions;
 use crate::lab::sink::{Sink, SinkOptions};
+use crate::lab::tls_proxy::{TlsProxy, TlsProxyOptions};
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -51,17 +53,44 @@ pub fn against_cluster(args: &BenchArgs, spec: &Spec, primaries: usize) -> Resul
 
 /// A run into whatever listens on `target_port`. The source runs where this thread does; the tool on its CPU.
 pub fn migrate(args: &BenchArgs, spec: &Spec, target_port: u16) -> Result<ToolRun, LabError> {
+    migrate_over(args, spec, target_port, &Sides::default())
+}
+
+/// Sides that are reached over TLS, by a proxy that shows this certificate; it is its own CA.
+#[derive(Clone, Copy, Default)]
+pub struct Sides<'a> {
+    pub source: Option<&'a TlsProxyOptions>,
+    pub target: Option<&'a TlsProxyOptions>,
+}
+
+/// As [`migrate`], with TLS in between.
+pub fn migrate_over(args: &BenchArgs, spec: &Spec, target_port: u16, sides: &Sides<'_>) -> Result<ToolRun, LabError> {
     let keys = spec.keys_count();
     let (master, _) = Generator::start(spec.clone(), MasterOptions::default())?;
+    let source = sides.source.map(|shown| TlsProxy::start(master.port(), shown)).transpose()?;
+    let target = sides.target.map(|shown| TlsProxy::start(target_port, shown)).transpose()?;
+    let trusted = [("--source-tls-ca", sides.source), ("--target-tls-ca", sides.target)];
     let cpu = args.tool_cpu.to_string();
     let output = Command::new("taskset")
         .args(["-c", &cpu])
         .arg(binary(args)?)
         .args(["migrate", "--output", "json", "--progress", "off", "--cores", "1", "--pin", &cpu])
         .arg("--source")
-        .arg(format!("dragonfly://127.0.0.1:{}", master.port()))
+        .arg(match &source {
+            Some(proxy) => format!("dragonflys://127.0.0.1:{}", proxy.port()),
+            None => format!("dragonfly://127.0.0.1:{}", master.port()),
+        })
         .arg("--target")
-        .arg(format!("redis://127.0.0.1:{target_port}"))
+        .arg(match &target {
+            Some(proxy) => format!("rediss://127.0.0.1:{}", proxy.port()),
+            None => format!("redis://127.0.0.1:{target_port}"),
+        })
+        .args(
+            trusted
+                .iter()
+                .filter_map(|(flag, shown)| Some([OsStr::new(flag), shown.as_ref()?.cert.as_os_str()]))
+                .flatten(),
+        )
         .args(&args.tool_arg)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

@@ -133,7 +133,7 @@ mod tests {
     use crate::engine::settings::Secret;
 
     fn endpoint(host: &str, port: u16) -> Endpoint {
-        Endpoint { host: host.into(), port, user: Secret::default(), password: Secret::default() }
+        Endpoint { host: host.into(), port, tls: None, user: Secret::default(), password: Secret::default() }
     }
 
     #[test]
