@@ -155,6 +155,10 @@ fn let_go(stage: &Stage, mut tool: Tool, pairs: usize, words: &[&str]) {
     let stopped = Stopped::new(&stage.server);
     let code = tool.wait();
     drop(stopped);
+    has_let_go(stage, tool, code, pairs, words);
+}
+
+fn has_let_go(stage: &Stage, tool: Tool, code: Option<i32>, pairs: usize, words: &[&str]) {
     assert_eq!(code, Some(5), "{}", tool.said());
     let said = tool.said();
     for word in words.iter().chain(&["is not being read", "let go"]) {
@@ -180,6 +184,24 @@ fn past_the_cap_the_source_is_let_go() {
     assert!(report["counters"]["spool_bytes_max"].as_u64() <= Some(4 << 20));
     let state = report["outcome"]["target_state"].as_str().unwrap();
     assert!(state.contains("run the same command again"), "{state}");
+}
+
+/// A target that goes on, but too slowly, is no excuse to park the source's writers again and again.
+#[test]
+fn past_the_cap_a_crawling_target_is_as_a_stopped_one() {
+    const PAIRS: usize = 40_000;
+    let recording = flood(recording("follow-plain").unwrap(), PAIRS);
+    let stage = stage(recording, binary(), Duration::from_secs(3), Faults::default());
+    let mut tool = stage.start(&["--spool-max", "4MiB"]).unwrap();
+    wait_stable(&stage, &mut tool);
+    let code = wait_for(|| {
+        let stopped = Stopped::new(&stage.server);
+        std::thread::sleep(Duration::from_millis(500));
+        drop(stopped);
+        std::thread::sleep(Duration::from_millis(20));
+        tool.ended().or_else(|| stage.is_at_end().then_some(-2))
+    });
+    has_let_go(&stage, tool, code, PAIRS, &["cap of 4.0 MiB"]);
 }
 
 /// The tool under a limit of file sizes: what a full disk does, without one.

@@ -22,8 +22,11 @@ const DROP_BYTES: usize = 256 * 1024;
 
 /// A flow that was not read for so long is worth a warning.
 const ALARM_NS: u64 = 1_000_000_000;
-/// A journal that cannot be read, with nowhere left to put it, is let go after this: the source's writers are waiting.
+/// A journal that cannot be read, with nowhere left to put it, is let go when it has waited so long in all: the source's
+/// writers are waiting too. What it waited is forgotten slowly, so that a target that goes on, but not fast enough, is no
+/// excuse to park them for ever.
 const LET_GO_FULL_NS: u64 = 2_000_000_000;
+const FORGOTTEN_PART: u64 = 10;
 /// Where there is hope (a slow disk, a snapshot), or nobody wanted a spool. Dragonfly's own limit is 30 s.
 const LET_GO_NS: u64 = 15_000_000_000;
 
@@ -39,6 +42,27 @@ pub struct Reading {
     /// Longest time between the end of a read and the begin of the next.
     pub unread_ns_max: u64,
     alarmed: bool,
+    /// Since when there has been no memory for the next read; 0: there is.
+    starved_since_ns: u64,
+    /// For how long there was none in all, as far as it is not forgotten, and when that was true.
+    starved_ns: u64,
+    starved_at_ns: u64,
+}
+
+impl Reading {
+    /// For how long there was no memory to read into, as far as it is not forgotten.
+    fn waited_ns(&self, now_ns: u64) -> u64 {
+        let now = if self.starved_since_ns > 0 { now_ns.saturating_sub(self.starved_since_ns) } else { 0 };
+        self.starved_ns.saturating_sub(now_ns.saturating_sub(self.starved_at_ns) / FORGOTTEN_PART).saturating_add(now)
+    }
+
+    /// There is memory again.
+    fn fed(&mut self, now_ns: u64) {
+        if self.starved_since_ns > 0 {
+            (self.starved_ns, self.starved_at_ns) = (self.waited_ns(now_ns), now_ns);
+            self.starved_since_ns = 0;
+        }
+    }
 }
 
 impl Flow {
@@ -75,7 +99,12 @@ impl Flow {
         if drops && now_ns.saturating_sub(self.reading.last_ns) < DROP_EVERY_NS {
             return None;
         }
-        let chunk = self.backlog.intake(slab, pool)?;
+        let Some(chunk) = self.backlog.intake(slab, pool) else {
+            if self.reading.starved_since_ns == 0 {
+                self.reading.starved_since_ns = now_ns;
+            }
+            return None;
+        };
         self.reading.into_backlog = true;
         Some((chunk, if drops { DROP_BYTES } else { usize::MAX }))
     }
@@ -84,8 +113,10 @@ impl Flow {
         let unread_ns = self.unread_ns(now_ns);
         self.reading.unread_ns_max = self.reading.unread_ns_max.max(unread_ns);
         self.reading.in_flight = true;
-        if std::mem::take(&mut self.reading.alarmed) {
-            tracing::warn!(flow = %self.id, unread_ms = unread_ns / 1_000_000, "the flow is read again");
+        self.reading.fed(now_ns);
+        if self.reading.alarmed && self.reading.waited_ns(now_ns) < ALARM_NS {
+            self.reading.alarmed = false;
+            tracing::warn!(flow = %self.id, "the flow is read again");
         }
     }
 
@@ -180,27 +211,25 @@ impl Worker {
     fn watch_reading(&mut self, now_ns: u64) -> Result<(), EngineError> {
         for flow in &mut self.flows {
             let unread_ns = flow.unread_ns(now_ns);
-            if unread_ns < ALARM_NS {
+            let hurdle = self.spool.as_ref().and_then(SpoolFile::hurdle);
+            let full = hurdle.is_some() && flow.state != FlowState::Snapshot;
+            let waited_ns = if full { unread_ns.max(flow.reading.waited_ns(now_ns)) } else { unread_ns };
+            if waited_ns < ALARM_NS {
                 continue;
             }
             flow.reading.unread_ns_max = flow.reading.unread_ns_max.max(unread_ns);
-            let hurdle = self.spool.as_ref().and_then(SpoolFile::hurdle);
             if !std::mem::replace(&mut flow.reading.alarmed, true) {
                 tracing::warn!(flow = %flow.id, cause = why_unread(&self.settings, hurdle),
-                    "the flow is not being read: the source waits");
+                    "the flow is not being read as it should: the source waits");
             }
-            let limit_ns = match (flow.state, hurdle) {
-                (FlowState::Snapshot, _) | (_, None) => LET_GO_NS,
-                _ => LET_GO_FULL_NS,
-            };
             // A run that is stopping lets go anyway.
-            if unread_ns >= limit_ns && !self.draining {
+            if waited_ns >= (if full { LET_GO_FULL_NS } else { LET_GO_NS }) && !self.draining {
                 return Err(EngineError::Target(format!(
                     "the target does not keep up, and flow {} could not be read for {} ms, because {}. The source is let go \
                      before it has to wait longer; nothing that the target confirmed is lost. Make the target faster or give \
                      more room (--spool-max, --spool, --memory), and run again",
                     flow.id,
-                    unread_ns / 1_000_000,
+                    waited_ns / 1_000_000,
                     why_unread(&self.settings, hurdle)
                 )));
             }
@@ -223,5 +252,30 @@ fn why_unread(settings: &MigrateSettings, hurdle: Option<Hurdle>) -> String {
             format!("memory is full and writing to the spool in {dir} failed ({cause})")
         }
         None => format!("memory is full and the spool in {dir} takes its time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half a second in each one is too much for ever, half a second in ten is forgotten.
+    #[test]
+    fn waiting_again_and_again_adds_up() {
+        let rounds = |pause_ms: u64| {
+            let (mut reading, mut now_ns) = (Reading::default(), 1_000_000_000);
+            for _ in 0..100 {
+                reading.starved_since_ns = now_ns;
+                now_ns += 500_000_000;
+                reading.fed(now_ns);
+                now_ns += pause_ms * 1_000_000;
+            }
+            reading.waited_ns(now_ns)
+        };
+        assert!(rounds(500) > LET_GO_FULL_NS && rounds(10_000) < LET_GO_FULL_NS);
+        let mut reading = Reading { starved_since_ns: 5, ..Reading::default() };
+        assert_eq!(reading.waited_ns(1005), 1000);
+        reading.fed(1005);
+        assert_eq!((reading.waited_ns(1005), reading.waited_ns(20_000)), (1000, 0));
     }
 }
