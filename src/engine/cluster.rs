@@ -18,7 +18,7 @@ use crate::redis::value::Value;
 use crate::uring;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A node that does not answer within this is asked later.
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,19 +51,19 @@ impl From<Trouble> for EngineError {
 
 /// Growing pauses with jitter, an alarm every few seconds, and an end.
 pub struct Patience {
-    since: Instant,
+    since_ns: u64,
     alarm_at: Duration,
     pause: Duration,
 }
 
 impl Patience {
     pub fn new() -> Self {
-        Self { since: Instant::now(), alarm_at: ALARM_EVERY, pause: PAUSE_FIRST }
+        Self { since_ns: uring::clock::monotonic_ns(), alarm_at: ALARM_EVERY, pause: PAUSE_FIRST }
     }
 
     /// Waits a moment. Errors: it has taken too long.
     pub async fn wait(&mut self, why: &str) -> Result<(), Trouble> {
-        let waited = self.since.elapsed();
+        let waited = Duration::from_nanos(uring::clock::monotonic_ns().saturating_sub(self.since_ns));
         if waited >= PATIENCE {
             return Err(Trouble::Final(EngineError::Target(format!(
                 "the cluster did not become ready within {PATIENCE:?}: {why}"
