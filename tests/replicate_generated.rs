@@ -1,10 +1,13 @@
 //! Seeded runs of `replicate` from a source that is written to all the time, with faults: the target ends equal to the
 //! source's own data. `DF2REDIS_SEEDS=100` runs more seeds than the few that fit into CI.
 
-use df2redis::lab::live::stage::{self, Fault, StageOptions};
+use df2redis::lab::client::{Address, Client};
+use df2redis::lab::live::stage::{self, Fault, LiveStage, StageOptions};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::wait_for;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn binary() -> &'static Path {
     static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
@@ -60,7 +63,7 @@ fn lost_positions_are_resynced() {
 fn barriers_in_any_order() {
     runs(ServerKind::Redis7, 2, |seed| StageOptions {
         faults_count: 2,
-        flush_every: 300,
+        flush_every: 200,
         workload_rate: 1500,
         ..StageOptions::new(seed)
     });
@@ -71,4 +74,53 @@ fn into_valkey_9_and_redis_8() {
     for kind in [ServerKind::Valkey9, ServerKind::Redis8] {
         runs(kind, 1, StageOptions::new);
     }
+}
+
+/// What ordinary clients write is replicated; a pause drains; a takeover waits for the target and ends the source.
+#[test]
+fn real_writers_a_pause_and_a_takeover() {
+    let server = Arc::new(Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap());
+    let options = StageOptions { workload_rate: 300, ..StageOptions::new(7) };
+    let stage = LiveStage::new(binary(), server.clone(), ServerKind::Redis7, options).unwrap();
+    let mut tool = stage.start().unwrap();
+    stage.wait_stable(&mut tool).unwrap();
+    let address = Address::Tcp("127.0.0.1".into(), stage.live.port());
+    let stop = Arc::<AtomicBool>::default();
+    let writers: Vec<_> = (0..3)
+        .map(|writer| {
+            let (address, stop) = (address.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut client = Client::connect(&address).unwrap();
+                let mut acknowledged = 0;
+                while !stop.load(Ordering::Acquire) {
+                    // The source dies by the takeover: only what it acknowledged counts.
+                    match client.run(&format!("INCR writer:{writer}")) {
+                        Ok(reply) => acknowledged = reply.int().unwrap(),
+                        Err(_) => break,
+                    }
+                }
+                acknowledged
+            })
+        })
+        .collect();
+    let mut admin = Client::connect(&address).unwrap();
+    let offsets = |admin: &mut Client| admin.run("DFLY REPLICAOFFSET").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    admin.run("CLIENT PAUSE 60000 WRITE").unwrap();
+    let held = offsets(&mut admin);
+    assert!(wait_for(|| stage.live.is_acknowledged().then_some(())).is_some(), "{}", tool.said());
+    assert_eq!(offsets(&mut admin), held);
+    let info = admin.run("INFO REPLICATION").unwrap().text().unwrap();
+    assert!(info.contains("connected_slaves:1") && info.contains("state=stable_sync,lag=0"), "{info}");
+    admin.run("CLIENT UNPAUSE").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(admin.run("DFLY TAKEOVER 60 SYNC1").unwrap().text().unwrap(), "OK");
+    stop.store(true, Ordering::Release);
+    let mut target = server.client().unwrap();
+    for (writer, thread) in writers.into_iter().enumerate() {
+        let acknowledged = thread.join().unwrap();
+        let held = target.run(&format!("GET writer:{writer}")).unwrap().text().unwrap();
+        assert!(acknowledged > 0 && held == acknowledged.to_string(), "{held} of {acknowledged}");
+    }
+    assert!(stage.live.master().unwrap().is_stopped());
 }

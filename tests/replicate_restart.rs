@@ -84,12 +84,20 @@ fn finish(stage: &Stage, tool: Tool) {
 }
 
 #[test]
-fn ten_kills_end_equal() {
-    let summary = torture::run(&Options { kills_per_run_max: 5, ..Options::new(binary()) }, |line| eprintln!("{line}"));
-    match summary {
-        Ok(summary) => assert!(summary.kills >= 10 && summary.partial_syncs > 0, "{summary:?}"),
+fn twelve_kills_end_equal() {
+    let options = Options { kills: 12, kills_per_run_max: 5, ..Options::new(binary()) };
+    match torture::run(&options, |line| eprintln!("{line}")) {
+        Ok(summary) => assert!(summary.kills >= 12 && summary.partial_syncs > 0, "{summary:?}"),
         Err(error) => panic!("{error}"),
     }
+}
+
+/// The same while the source is written to.
+#[test]
+fn kills_under_a_mixed_workload_end_equal() {
+    let recordings = vec![torture::GENERATED.to_owned()];
+    let options = Options { kills: 6, seed: 300, recordings, kills_per_run_max: 3, ..Options::new(binary()) };
+    torture::run(&options, |line| eprintln!("{line}")).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]

@@ -113,6 +113,7 @@ fn clocks_are_read_in_few_places() {
         "engine/link.rs",
         "engine/migrate.rs",
         "engine/replicate.rs",
+        "engine/verify/",
         "operator/",
         "lab/",
         "cli/",

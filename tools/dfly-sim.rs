@@ -54,6 +54,8 @@ enum Command {
 enum BenchCommand {
     /// Loads into a sink and into a real server; an error where a figure is not reached
     Load(BenchArgs),
+    /// A journal beside a full sync of the same keys; counters, lag, and what an idle follower costs
+    Journal(BenchArgs),
 }
 
 #[derive(Args)]
@@ -256,6 +258,10 @@ fn main() -> anyhow::Result<()> {
             anyhow::ensure!(bench::run(&args)?, "a figure was not reached");
             Ok(())
         }
+        Command::Bench { what: BenchCommand::Journal(args) } => {
+            anyhow::ensure!(bench::run_journal(&args)?, "a figure was not reached");
+            Ok(())
+        }
         Command::Recordings => {
             for name in df2redis::lab::recordings::recording_names()? {
                 println!("{name}");
@@ -297,6 +303,7 @@ fn generate(args: GenerateArgs) -> anyhow::Result<()> {
         early_writes_count: args.early_writes,
         release: args.release,
         fast: args.fast,
+        journal: None,
     };
     anyhow::ensure!(!spec.databases.is_empty(), "--databases must name at least one database");
     let journal = args.journal;

@@ -15,6 +15,7 @@ pub mod replicate;
 mod services;
 pub mod settings;
 mod status_text;
+pub mod verify;
 
 use crate::operator::{Screen, logging};
 use crate::report::ExitClass;
@@ -45,6 +46,11 @@ enum Command {
     Replicate {
         #[command(flatten)]
         raw: RawArgs<{ table::REPLICATE }>,
+    },
+    /// Compare source and target, also while replicate runs; print one JSON line for each key that differs
+    Verify {
+        #[command(flatten)]
+        raw: RawArgs<{ table::VERIFY }>,
     },
     /// Run the main job with no server at hand: simulated source, redis-server child or built-in sink
     Demo {
@@ -114,6 +120,7 @@ pub fn run(
     let result = match &arguments.command {
         Command::Migrate { raw } => with_settings(raw, &environment, migrate::run),
         Command::Replicate { raw } => with_settings(raw, &environment, replicate::run),
+        Command::Verify { raw } => with_settings(raw, &environment, verify::run),
         Command::Demo { raw } => with_settings(raw, &environment, demo::run),
         Command::Status { watch, raw } => ask(raw, &environment, control::Ask::Status { watch: *watch }),
         Command::Set { assignments, raw } => ask(raw, &environment, control::Ask::Set(assignments)),
@@ -201,6 +208,7 @@ mod tests {
         insta::assert_snapshot!("help", help(&[]));
         insta::assert_snapshot!("help_migrate", help(&["migrate"]));
         insta::assert_snapshot!("help_replicate", help(&["replicate"]));
+        insta::assert_snapshot!("help_verify", help(&["verify"]));
         insta::assert_snapshot!("help_demo", help(&["demo"]));
         insta::assert_snapshot!("help_probe", help(&["probe"]));
         insta::assert_snapshot!("help_status", help(&["status"]));

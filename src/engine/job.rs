@@ -55,7 +55,7 @@ pub fn run_with(
 }
 
 /// Sets a small ring up and drops it, in a thread of its own (a ring belongs to the thread that made it).
-fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
+pub(super) fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
     let settings = settings.clone();
     let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 1 };
     let ring = std::thread::spawn(move || Ring::new(&settings, layout).map(drop).map_err(|e| e.to_string()));
@@ -273,7 +273,7 @@ impl<'o> Job<'o> {
     }
 }
 
-fn exit_class(class: Class) -> ExitClass {
+pub(super) fn exit_class(class: Class) -> ExitClass {
     match class {
         Class::Refused => ExitClass::Refused,
         Class::Source => ExitClass::Source,

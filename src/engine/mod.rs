@@ -10,6 +10,7 @@
 //!   lane    writer -> batches -> linked sends -> replies
 //!   router  of a cluster: slots to lanes, markers, positions; held, units: between two slot maps
 //! cluster   who has which slot, routed commands; settle, apart: what a held worker left behind
+//! verify    source against target, through ordinary commands   control thread, tokio-uring
 //! ```
 //!
 //! Invariants: what the report calls done was proven by positions on both sides; a command is sent again only after a
@@ -52,6 +53,7 @@ mod target;
 pub mod throttle;
 pub mod tls;
 mod units;
+pub mod verify;
 mod view;
 mod wire;
 mod worker;

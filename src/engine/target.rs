@@ -379,10 +379,10 @@ pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), Eng
 }
 
 /// Name of the connections that carry data, so that those of a dead process can be found and ended.
-const LANE_NAME: &str = "df2redis-lane";
+pub(super) const LANE_NAME: &str = "df2redis-lane";
 
 /// Name of the connection that executes global commands and keeps the checkpoint.
-const CONTROL_NAME: &str = "df2redis-control";
+pub(super) const CONTROL_NAME: &str = "df2redis-control";
 
 /// A connection for the control plane of `replicate`: named, so that one of a dead process can be found and ended.
 pub async fn connect_control(settings: &Arc<MigrateSettings>) -> Result<TargetLink, EngineError> {

@@ -1,11 +1,12 @@
 //! Kills `df2redis replicate` again and again, starts it again with the same arguments, and compares at the end.
 //!
-//! In: the tool's binary, recordings with a stable part, real servers, a seed. Out: how many kills were done and in which
+//! In: the tool's binary, recordings with a stable part and the generated live source, real servers, a seed. Out: how many kills were done and in which
 //! phase, or the seed of the first run that ended wrong. A run: a replayed source that takes its time, a few SIGKILLs at
 //! drawn moments, a last start that is left alone until every position is acknowledged, and `truth.py`. The journals hold
 //! INCR, RPUSH and APPEND, so that a doubled or lost record shows.
 
 use super::LabError;
+use super::live::stage::{self, Fault, StageOptions};
 use super::master::{Master, MasterOptions};
 use super::recordings::{Recording, recording};
 use super::replay::Replay;
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Recordings whose journals go on after the full sync.
 pub const RECORDINGS: [&str; 4] = ["follow-lz4", "follow-plain", "follow-flushall", "live-lz4"];
+/// In place of a recording: a live source with a mixed workload.
+pub const GENERATED: &str = "generated";
 
 /// How long a step may take before a run counts as hung. Debug builds on a busy machine are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +33,7 @@ pub struct Options {
     pub tool: PathBuf,
     pub kills: u64,
     pub seed: u64,
+    /// Names of recordings, and [`GENERATED`]; one that is named twice is drawn twice as often.
     pub recordings: Vec<String>,
     pub kinds: Vec<ServerKind>,
     /// Most kills of one run.
@@ -42,7 +46,7 @@ impl Options {
             tool: tool.to_owned(),
             kills: 10,
             seed: 1,
-            recordings: RECORDINGS.map(str::to_owned).to_vec(),
+            recordings: RECORDINGS.into_iter().chain([GENERATED; 3]).map(str::to_owned).collect(),
             kinds: vec![ServerKind::Redis7],
             kills_per_run_max: 8,
         }
@@ -288,6 +292,19 @@ fn one_run(
     let name = &options.recordings[rng.below(options.recordings.len() as u64) as usize];
     let (kind, server) = &servers[rng.below(servers.len() as u64) as usize];
     let kills = (1 + rng.below(options.kills_per_run_max)).min(kills_left);
+    if name == GENERATED {
+        let faults = vec![Fault::Kill];
+        let flush_every = if rng.chance(0.3) { 3000 } else { 0 };
+        let run = StageOptions { faults, faults_count: kills, flush_every, ..StageOptions::new(seed) };
+        let run = stage::run(&options.tool, server.clone(), *kind, run)?;
+        summary.runs += 1;
+        summary.kills += kills;
+        summary.kills_full_sync += run.kills_full_sync;
+        summary.kills_stable += run.kills_stable;
+        summary.partial_syncs += run.partial_syncs;
+        log(&format!("seed {seed}: generated into {kind:?}, {run:?}: equal"));
+        return Ok(());
+    }
     let snapshot_ms = 50 + rng.below(250);
     let stable_ms = 300 + rng.below(1200);
     let times = (Duration::from_millis(snapshot_ms), Duration::from_millis(stable_ms));

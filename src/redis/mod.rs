@@ -1,7 +1,8 @@
 //! What the target is told and answers: requests, replies, DUMP payloads, slots, capabilities. No I/O.
 //!
 //! - [`resp`]: writing requests. [`request`]: walking over requests already written.
-//! - [`reply`]: scanning a stream of replies at full speed. [`value`]: one whole reply of a control connection.
+//! - [`reply`]: scanning a stream of replies at full speed. [`value`]: one whole reply of a control connection;
+//!   [`value_reader`]: many of them, as they arrive.
 //! - [`payload`]: the footer of a DUMP payload; [`reencode`]: value bodies that a target takes in another type.
 //! - [`slot`]: the hash slot of a key. [`topology`]: which node of a cluster has which slots.
 //! - [`info`], [`capabilities`]: what the target says it is, and what that means.
@@ -19,6 +20,7 @@ pub mod resp;
 pub mod slot;
 pub mod topology;
 pub mod value;
+pub mod value_reader;
 
 pub use capabilities::{Capabilities, Make, ProbeError, Version};
 pub use reply::{Reply, ReplyError, ReplyScanner};

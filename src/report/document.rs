@@ -40,7 +40,7 @@ pub enum ExitClass {
     PositionLost,
     /// The cutover was rolled back within its budget (reserved for `cutover`).
     CutoverNotReached,
-    /// Source and target differ (reserved for `verify`).
+    /// Source and target differ (`verify`, `demo`).
     Differs,
     /// Stopped by a signal.
     Interrupted,

@@ -12,6 +12,7 @@ use crate::convert::Policy;
 use crate::engine::settings::{
     Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret, SpoolSettings,
 };
+use crate::engine::verify::{Mode, Rate, Repair, SampleSize, VerifySettings};
 use crate::operator::control::socket;
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
@@ -95,6 +96,71 @@ pub fn replicate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
     };
     let settings = migrate(values)?;
     Ok(MigrateSettings { follow: Some(Follow { on_lost_position }), ..settings })
+}
+
+/// What `verify` needs. Either side may be any server that speaks the protocol.
+pub fn verify(values: &mut Values) -> Result<VerifySettings, UsageError> {
+    let source = plain_endpoint(values, &COMPARED_SOURCE_SIDE)?;
+    let target = plain_endpoint(values, &TARGET_SIDE)?;
+    if (&source.host, source.port) == (&target.host, target.port) {
+        return Err(UsageError::Combination("source and target are the same server".into()));
+    }
+    let mode = match values.text(&table::MODE)? {
+        "count" => Mode::Count,
+        "sample" => Mode::Sample {
+            size: values.parsed(&table::SAMPLE, sample_size)?,
+            seed: values.number(&table::SAMPLE_SEED)?,
+        },
+        _ => Mode::Full,
+    };
+    if !matches!(mode, Mode::Sample { .. }) && values.is_given(&table::SAMPLE) {
+        values.warn("sample has no effect without --mode sample".into());
+    }
+    let repair = match values.text(&table::REPAIR)? {
+        "copy" => Repair::Copy,
+        "mirror" => Repair::Mirror,
+        _ => Repair::Off,
+    };
+    if mode == Mode::Count && repair != Repair::Off {
+        return Err(together(values, &table::MODE, &table::REPAIR, "to count finds no key that could be repaired"));
+    }
+    Ok(VerifySettings {
+        source,
+        target,
+        mode,
+        rate: values.parsed(&table::RATE, rate)?,
+        memory_bytes: values.size(&table::MEMORY)?,
+        lag_max: values.time(&table::LAG_MAX)?,
+        expiry_tolerance: values.time(&table::EXPIRY_TOLERANCE)?,
+        resume: values.path(&table::RESUME),
+        repair,
+        on_unsupported: policy(values)?,
+        connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
+    })
+}
+
+/// `1000`, or `2.5%`.
+fn sample_size(text: &str) -> Result<SampleSize, String> {
+    match text.strip_suffix('%') {
+        None => syntax::number(text).map(SampleSize::Keys),
+        Some(percent) => match percent.trim().parse() {
+            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(SampleSize::Percent(percent)),
+            _ => Err("a number of keys, or a share from 0% to 100%, is needed".into()),
+        },
+    }
+}
+
+/// `20000` keys, `50MiB`, or `off`.
+fn rate(text: &str) -> Result<Rate, String> {
+    match syntax::number(text) {
+        Ok(0) => Err("the rate must be more than zero; off means no limit".into()),
+        Ok(keys) => Ok(Rate::KeysPerSecond(keys)),
+        Err(_) if text == "off" => Ok(Rate::Unlimited),
+        Err(_) => match syntax::size(text) {
+            Ok(bytes @ 1..) => Ok(Rate::BytesPerSecond(bytes)),
+            _ => Err("a number of keys (20000), a size (50MiB) or off is needed".into()),
+        },
+    }
 }
 
 /// What `demo` needs besides the servers, which it starts itself and passes here.
@@ -227,6 +293,15 @@ static SOURCE_SIDE: Side = Side {
     tls: tls::SOURCE,
 };
 
+static COMPARED_SOURCE_SIDE: Side = Side {
+    url: &table::SOURCE,
+    user: &table::SOURCE_USER,
+    password: &table::SOURCE_PASSWORD,
+    password_file: &table::SOURCE_PASSWORD_FILE,
+    schemes: &["dragonfly", "redis", "valkey"],
+    tls: tls::SOURCE,
+};
+
 static TARGET_SIDE: Side = Side {
     url: &table::TARGET,
     user: &table::TARGET_USER,
@@ -257,8 +332,24 @@ fn address(values: &Values, side: &Side) -> Result<(Endpoint, bool), UsageError>
 }
 
 fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
-    let (Endpoint { host, port, .. }, over_tls) = address(values, side)?;
-    let tls = tls::client(values, &side.tls, &host, over_tls)?;
+    let (address, over_tls) = address(values, side)?;
+    let tls = tls::client(values, &side.tls, &address.host, over_tls)?;
+    with_access(values, side, Endpoint { tls, ..address })
+}
+
+/// For what does not speak TLS yet.
+fn plain_endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
+    match address(values, side)? {
+        (address, false) => with_access(values, side, address),
+        (_, true) => Err(values.wrong(
+            side.url,
+            "verify does not speak TLS yet; use a plain connection, over a private network or a tunnel",
+        )),
+    }
+}
+
+/// The address with its user and password.
+fn with_access(values: &mut Values, side: &Side, address: Endpoint) -> Result<Endpoint, UsageError> {
     let user = values.secret(side.user).map(|(text, _)| text.to_string());
     let password = password(values, side)?;
     if user.is_some() && password.is_none() {
@@ -267,7 +358,7 @@ fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
             side.user.name, side.password.name, side.password_file.name
         )));
     }
-    Ok(Endpoint { host, port, tls, user: Secret::new(user), password: Secret::new(password) })
+    Ok(Endpoint { user: Secret::new(user), password: Secret::new(password), ..address })
 }
 
 /// The password itself or its file, whichever layer is higher.

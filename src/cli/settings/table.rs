@@ -42,8 +42,11 @@ pub const PROBE: Jobs = 4;
 pub const REPLICATE: Jobs = 8;
 /// The subcommands that speak to a running job.
 pub const CONTROLLING: Jobs = 16;
-/// The jobs between two servers of the user's.
+pub const VERIFY: Jobs = 32;
+/// The jobs between two servers of the user's that move data.
 const SERVED: Jobs = MIGRATE | REPLICATE;
+/// All jobs between two servers of the user's.
+const BETWEEN: Jobs = SERVED | VERIFY;
 /// The jobs that move data.
 const DATA: Jobs = SERVED | DEMO;
 
@@ -121,6 +124,7 @@ const RING: &str = "io_uring";
 const OPERATION: &str = "Operation";
 const OUTPUT: &str = "Output";
 const GENERATOR: &str = "Simulated source";
+const COMPARISON: &str = "Comparison";
 
 macro_rules! settings {
     ($($(#[$doc:meta])* $id:ident: $group:ident, $jobs:expr, $name:literal, $value:literal, $form:expr, $default:expr, $places:ident, $help:literal;)*) => {
@@ -137,25 +141,25 @@ use Fallback::{Computed, None as Unset, Required, Value};
 use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time};
 
 settings! {
-    SOURCE: SERVERS, SERVED | CONTROLLING, "source", "URL", Endpoint, Required, Everywhere,
+    SOURCE: SERVERS, BETWEEN | CONTROLLING, "source", "URL", Endpoint, Required, Everywhere,
         "Where to copy from: dragonfly://HOST:PORT, or dragonflys:// for TLS";
-    TARGET: SERVERS, SERVED | CONTROLLING, "target", "URL", Endpoint, Required, Everywhere,
+    TARGET: SERVERS, BETWEEN | CONTROLLING, "target", "URL", Endpoint, Required, Everywhere,
         "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT, or rediss:// or valkeys:// for TLS";
-    SOURCE_USER: SERVERS, SERVED, "source-user", "NAME", Secret, Unset, NotFlag,
+    SOURCE_USER: SERVERS, BETWEEN, "source-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the source";
-    SOURCE_PASSWORD: SERVERS, SERVED, "source-password", "PASSWORD", Secret, Unset, NotFlag,
+    SOURCE_PASSWORD: SERVERS, BETWEEN, "source-password", "PASSWORD", Secret, Unset, NotFlag,
         "Password at the source";
-    SOURCE_PASSWORD_FILE: SERVERS, SERVED, "source-password-file", "FILE", Path, Unset, Everywhere,
+    SOURCE_PASSWORD_FILE: SERVERS, BETWEEN, "source-password-file", "FILE", Path, Unset, Everywhere,
         "Read the source's password from this file";
-    TARGET_USER: SERVERS, SERVED, "target-user", "NAME", Secret, Unset, NotFlag,
+    TARGET_USER: SERVERS, BETWEEN, "target-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the target";
-    TARGET_PASSWORD: SERVERS, SERVED, "target-password", "PASSWORD", Secret, Unset, NotFlag,
+    TARGET_PASSWORD: SERVERS, BETWEEN, "target-password", "PASSWORD", Secret, Unset, NotFlag,
         "Password at the target";
-    TARGET_PASSWORD_FILE: SERVERS, SERVED, "target-password-file", "FILE", Path, Unset, Everywhere,
+    TARGET_PASSWORD_FILE: SERVERS, BETWEEN, "target-password-file", "FILE", Path, Unset, Everywhere,
         "Read the target's password from this file";
     TARGET_NAT: SERVERS, SERVED, "target-nat", "FROM=TO", List, Unset, Everywhere,
         "Connect to TO where the target cluster announces FROM: HOST=HOST or HOST:PORT=HOST:PORT; may be repeated";
-    CONNECT_TIMEOUT: SERVERS, DATA, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
+    CONNECT_TIMEOUT: SERVERS, DATA | VERIFY, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
         "Give up on connecting, and on answers to the handshake, after this time";
 
     SOURCE_TLS_CA: TLS, SERVED, "source-tls-ca", "FILE", Path, Unset, Everywhere,
@@ -181,7 +185,7 @@ settings! {
 
     ON_EXISTING: POLICY, SERVED, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,
         "What to do with a target that holds keys: do not start; overwrite keys that the source has too; FLUSHALL first; leave its keys as they are";
-    ON_UNSUPPORTED: POLICY, DATA, "on-unsupported", "POLICY", List, Value("refuse"), Everywhere,
+    ON_UNSUPPORTED: POLICY, DATA | VERIFY, "on-unsupported", "POLICY", List, Value("refuse"), Everywhere,
         "What to do with what the target cannot hold: refuse, skip, or KIND=ACTION for one kind (json=string, filters=skip, field-expiry=drop, member-expiry=drop, large-string=skip, command=skip, dangling-pending=drop); may be repeated";
 
     ON_LOST_POSITION: POLICY, REPLICATE, "on-lost-position", "", Choice(&["stop", "resync"]), Value("stop"), Everywhere,
@@ -191,7 +195,7 @@ settings! {
         "Workers, each with its own ring; at most one a flow is used";
     PIN: RESOURCES, DATA, "pin", "CPUS", List, Unset, Everywhere,
         "Pin worker i to the i-th of these CPUs, as in 0,2,4-7";
-    MEMORY: RESOURCES, DATA, "memory", "SIZE", Size { min: 16 * MIB, max: TIB }, Value("256MiB"), Everywhere,
+    MEMORY: RESOURCES, DATA | VERIFY, "memory", "SIZE", Size { min: 16 * MIB, max: TIB }, Value("256MiB"), Everywhere,
         "All memory for data, shared out among the workers";
     SPOOL: RESOURCES, SERVED, "spool", "DIR", Path, Computed("$STATE_DIRECTORY, else $TMPDIR, else /var/tmp"), Everywhere,
         "Where to keep, in a file without a name, what was read from the source while the target is slow or away; none: nowhere";
@@ -243,20 +247,37 @@ settings! {
     SEED: GENERATOR, DEMO, "seed", "N", Count { min: 0, max: u64::MAX }, Value("1"), Everywhere,
         "The same seed gives the same keys";
 
+    MODE: COMPARISON, VERIFY, "mode", "", Choice(&["count", "sample", "full"]), Value("full"), Everywhere,
+        "Compare the number of keys, the values of a sample of the keys, or all keys and values";
+    SAMPLE: COMPARISON, VERIFY, "sample", "N|P%", Text, Value("1%"), Everywhere,
+        "Size of the sample of --mode sample: about so many keys, or so much of every hundred";
+    SAMPLE_SEED: COMPARISON, VERIFY, "sample-seed", "N", Count { min: 0, max: u64::MAX }, Value("1"), Everywhere,
+        "The same seed chooses the same keys";
+    RATE: COMPARISON, VERIFY, "rate", "N|SIZE", Text, Value("20000"), Everywhere,
+        "Most keys (20000), or bytes (50MiB), read from the source in a second; off: no limit";
+    LAG_MAX: COMPARISON, VERIFY, "lag-max", "TIME", Time, Value("10s"), Everywhere,
+        "A key that differs is looked at again for this long before it counts; longer than the target ever lags";
+    EXPIRY_TOLERANCE: COMPARISON, VERIFY, "expiry-tolerance", "TIME", Time, Value("1s"), Everywhere,
+        "Expiries nearer to each other than this are equal; more than the servers' clocks differ";
+    RESUME: COMPARISON, VERIFY, "resume", "FILE", Path, Unset, Everywhere,
+        "Keep the position in this file, and go on from it after an interruption; removed at the end";
+    REPAIR: COMPARISON, VERIFY, "repair", "", Choice(&["off", "copy", "mirror"]), Value("off"), Everywhere,
+        "Copy keys that differ again; mirror: also delete keys that the source does not have. Only while no job runs";
+
     CONTROL: OPERATION, SERVED | CONTROLLING, "control", "PATH", Path, Computed("by source and target, in $XDG_RUNTIME_DIR/df2redis, /run/df2redis or the directory for temporary files"), Everywhere,
         "Unix socket through which a running job is watched and told what to do; off: none";
 
-    OUTPUT_FORM: OUTPUT, DATA | PROBE | CONTROLLING, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+    OUTPUT_FORM: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
         "Form of the report on standard output";
     REPORT: OUTPUT, DATA, "report", "DIR", Path, Unset, Everywhere,
         "Write report.json, histograms (.hgrm, .hlog) and not-carried.jsonl to this directory";
-    PROGRESS: OUTPUT, DATA, "progress", "", Choice(&["auto", "bars", "lines", "off"]), Value("auto"), Everywhere,
+    PROGRESS: OUTPUT, DATA | VERIFY, "progress", "", Choice(&["auto", "bars", "lines", "off"]), Value("auto"), Everywhere,
         "Progress on standard error; auto: bars on a terminal, lines otherwise";
-    LOG: OUTPUT, DATA | PROBE | CONTROLLING, "log", "FILTER", Text, Value("warn"), Everywhere,
+    LOG: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "log", "FILTER", Text, Value("warn"), Everywhere,
         "What to log to standard error: error, warn, info, debug, trace, or filters by module";
-    LOG_FORMAT: OUTPUT, DATA | PROBE | CONTROLLING, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+    LOG_FORMAT: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
         "Form of the log";
-    CONFIG: OUTPUT, DATA | PROBE | CONTROLLING, "config", "FILE", Path, Unset, NotFile,
+    CONFIG: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "config", "FILE", Path, Unset, NotFile,
         "Read settings from this TOML file; flags and environment go before it";
 }
 

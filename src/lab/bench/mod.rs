@@ -1,4 +1,4 @@
-//! `tools/bench load`: the tool beside a plain relay, and beside `redis-cli --pipe` and a blind writer, in one run.
+//! `tools/bench load` and `tools/bench journal`: the tool beside a plain relay, and beside `redis-cli --pipe` and a blind writer, in one run.
 //!
 //! In: a [`Generator`] as the source, a [`Sink`](super::sink::Sink) or a real redis-server as the target. Out: a table, a JSON document. What is
 //! compared runs in turns within each round, so that a noisy machine hits all alike; what is reported is the median of the
@@ -8,6 +8,8 @@
 mod cluster;
 mod direct;
 mod floor;
+mod follow;
+mod journal;
 mod memory;
 mod real;
 mod table;
@@ -22,8 +24,8 @@ use std::path::PathBuf;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which parts: sink, redis, memory, tls, cluster
-    #[arg(long, value_delimiter = ',', default_value = "sink,redis,memory")]
+    /// Which parts. Of load: sink, redis, memory (these unless given), tls, cluster; of journal: rate, lag, idle (all unless given)
+    #[arg(long, value_delimiter = ',')]
     pub parts: Vec<String>,
     /// Only cases whose name contains this
     #[arg(long, default_value = "")]
@@ -95,24 +97,44 @@ const CASES: [Case; 4] = [
     },
 ];
 
-/// Runs all parts asked for and prints the table. Returns whether every figure was reached.
+/// Runs all parts of `load` asked for and prints the table. Returns whether every figure was reached.
 pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
-    let mut results = table::Results::new(args);
-    for part in &args.parts {
-        match part.as_str() {
-            "sink" => CASES
-                .iter()
-                .filter(|case| case.name.contains(&args.only))
-                .try_for_each(|case| sink_case(args, case, &mut results))?,
-            "redis" => real::run(args, &mut results)?,
-            "memory" => memory::run(args, &mut results)?,
-            "tls" => tls::run(args, &mut results)?,
-            "cluster" => cluster::run(args, &mut results)?,
-            other => {
-                return Err(LabError::Bench(format!("no part {other:?}; there are sink, redis, memory, tls, cluster")));
-            }
-        }
+    run_parts(args, &["sink", "redis", "memory"], &["tls", "cluster"], |part, results| match part {
+        "sink" => CASES
+            .iter()
+            .filter(|case| case.name.contains(&args.only))
+            .try_for_each(|case| sink_case(args, case, results)),
+        "redis" => real::run(args, results),
+        "tls" => tls::run(args, results),
+        "cluster" => cluster::run(args, results),
+        _ => memory::run(args, results),
+    })
+}
+
+/// The same for `journal`.
+pub fn run_journal(args: &BenchArgs) -> Result<bool, LabError> {
+    let mut journal = journal::JournalBench::start(args)?;
+    run_parts(args, &["rate", "lag", "idle"], &[], |part, results| match part {
+        "rate" => journal.rate(results),
+        "lag" => journal.lag(results),
+        _ => journal.idle(results),
+    })
+}
+
+fn run_parts(
+    args: &BenchArgs,
+    usual: &[&str],
+    more: &[&str],
+    mut run: impl FnMut(&str, &mut table::Results) -> Result<(), LabError>,
+) -> Result<bool, LabError> {
+    let all = [usual, more].concat();
+    if let Some(other) = args.parts.iter().find(|part| !all.contains(&part.as_str())) {
+        return Err(LabError::Bench(format!("no part {other:?}; there are {}", all.join(", "))));
     }
+    let mut results = table::Results::new(args);
+    let unasked = |part: &str| args.parts.is_empty() && usual.contains(&part);
+    let wanted = |part: &&&str| unasked(part) || args.parts.iter().any(|wanted| wanted == **part);
+    all.iter().filter(wanted).try_for_each(|part| run(part, &mut results))?;
     print!("{}", results.render());
     if let Some(path) = &args.json {
         std::fs::write(path, results.to_json()).map_err(|source| LabError::File { path: path.clone(), source })?;

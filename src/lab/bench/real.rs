@@ -61,13 +61,13 @@ struct Figures {
 }
 
 /// Runs `load` on an empty server.
-fn clean<T>(client: &mut Client, load: impl FnOnce(&mut Client) -> Result<T, LabError>) -> Result<T, LabError> {
+pub fn clean<T>(client: &mut Client, load: impl FnOnce(&mut Client) -> Result<T, LabError>) -> Result<T, LabError> {
     client.run("FLUSHALL SYNC")?;
     load(client)
 }
 
 /// CPU seconds that the server has used.
-fn cpu_s(client: &mut Client) -> Result<f64, LabError> {
+pub fn cpu_s(client: &mut Client) -> Result<f64, LabError> {
     let mut sum = 0.0;
     for field in ["used_cpu_user", "used_cpu_sys"] {
         sum += client.info(field)?.and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);

@@ -119,7 +119,7 @@ pub fn migrate_over(args: &BenchArgs, spec: &Spec, target_port: u16, sides: &Sid
     Ok(run)
 }
 
-fn binary(args: &BenchArgs) -> Result<PathBuf, LabError> {
+pub fn binary(args: &BenchArgs) -> Result<PathBuf, LabError> {
     match &args.tool {
         Some(path) => Ok(path.clone()),
         None => Ok(std::env::current_exe()?.with_file_name("df2redis")),

@@ -4,6 +4,7 @@
 //! right as that of [`super::flow`]; with one flow nothing but the digits changes.
 
 use super::entry::Entry;
+use super::fast_journal::{self, JournalGate};
 use super::flow::prelude;
 use super::object::ObjectWriter;
 use super::spec::Spec;
@@ -16,18 +17,19 @@ use std::sync::Arc;
 /// Bytes of a block of records; one record may be longer.
 const BLOCK_BYTES: usize = 256 << 10;
 /// Digits at the end of a key.
-const DIGITS: usize = 12;
+pub(super) const DIGITS: usize = 12;
 
 /// One flow of one registration.
 pub struct FastFlow {
     spec: Arc<Spec>,
     flow: usize,
     eof_token: String,
+    gate: Arc<JournalGate>,
 }
 
 impl FastFlow {
-    pub fn new(spec: Arc<Spec>, flow: usize, eof_token: String) -> Self {
-        Self { spec, flow, eof_token }
+    pub fn new(spec: Arc<Spec>, flow: usize, eof_token: String, gate: Arc<JournalGate>) -> Self {
+        Self { spec, flow, eof_token, gate }
     }
 
     fn group(&self, group: usize, out: &mut FlowWriter) -> io::Result<()> {
@@ -89,7 +91,7 @@ impl FastFlow {
 
 /// The next number.
 #[inline]
-fn count_up(digits: &mut [u8; DIGITS]) {
+pub(super) fn count_up(digits: &mut [u8; DIGITS]) {
     for digit in digits.iter_mut().rev() {
         if *digit < b'9' {
             *digit += 1;
@@ -120,7 +122,10 @@ impl FlowFeed for FastFlow {
         out.write(&end)
     }
 
-    fn stable(&mut self, _: &mut FlowWriter) -> io::Result<()> {
-        Ok(())
+    fn stable(&mut self, out: &mut FlowWriter) -> io::Result<()> {
+        match self.spec.journal {
+            Some(journal) => fast_journal::send(&self.spec, journal, self.flow, &self.gate, out),
+            None => Ok(()),
+        }
     }
 }

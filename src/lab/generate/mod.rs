@@ -6,6 +6,7 @@
 
 pub mod entry;
 mod fast;
+pub mod fast_journal;
 mod filter;
 pub(in crate::lab) mod flow;
 mod journal;
@@ -17,6 +18,7 @@ pub mod spec;
 pub mod verify;
 
 pub use entry::Entry;
+pub use fast_journal::{FastCommand, FastJournal, JournalGate};
 pub use model::Model;
 pub use spec::{Compression, Group, Kind, Release, Spec, parse_mix};
 
@@ -29,12 +31,19 @@ use std::sync::Arc;
 pub struct Generator {
     spec: Arc<Spec>,
     model: Arc<Model>,
+    gate: Arc<JournalGate>,
 }
 
 impl Generator {
     pub fn new(spec: Spec) -> Self {
         let spec = Arc::new(spec);
-        Self { model: Arc::new(Model::new(spec.clone())), spec }
+        let gate = Arc::new(JournalGate::new(spec.flows_count));
+        Self { model: Arc::new(Model::new(spec.clone())), spec, gate }
+    }
+
+    /// What the journal of [`Spec::journal`] waits for.
+    pub fn journal_gate(&self) -> Arc<JournalGate> {
+        self.gate.clone()
     }
 
     /// What a target must hold once everything was sent and applied.
@@ -77,7 +86,7 @@ impl Feed for Generator {
     fn open(&self, flow: usize) -> Box<dyn FlowFeed> {
         let token = self.hex(0xe0f + flow as u64);
         if self.spec.fast {
-            return Box::new(fast::FastFlow::new(self.spec.clone(), flow, token));
+            return Box::new(fast::FastFlow::new(self.spec.clone(), flow, token, self.gate.clone()));
         }
         Box::new(flow::GeneratedFlow::new(self.spec.clone(), self.model.clone(), flow, token))
     }
@@ -91,7 +100,7 @@ impl Feed for Generator {
     }
 
     fn replica_offsets(&self) -> Vec<u64> {
-        vec![1; self.spec.flows_count]
+        self.gate.next_lsns()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a generated key space looks like, and its command line form.
 
+use super::fast_journal::FastJournal;
 use crate::lab::LabError;
 use std::fmt;
 use std::str::FromStr;
@@ -34,6 +35,8 @@ pub struct Spec {
     /// All keys of a group hold the same value, in database 0, uncompressed, without anything between: pre-encoded
     /// records with patched digits, for measurements.
     pub fast: bool,
+    /// With [`Spec::fast`]: a journal for measurements, once its gate is opened.
+    pub journal: Option<FastJournal>,
 }
 
 impl Default for Spec {
@@ -55,6 +58,7 @@ impl Default for Spec {
             early_writes_count: 0,
             release: Release::New,
             fast: false,
+            journal: None,
         }
     }
 }

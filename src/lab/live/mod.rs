@@ -147,6 +147,8 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         self.expiring.store(false, Ordering::Release);
+        // After a takeover everybody waits for ever: let the writers come to their end.
+        self.world.unpause();
     }
 }
 

@@ -4,7 +4,7 @@
 //! source holds, else what differs and what the tool said. The writers go on through every fault; in the end they stop,
 //! the tool is left alone until every record is acknowledged, and truth.py compares.
 
-use super::{Live, LiveOptions, Workload, WorkloadOptions};
+use super::{Live, LiveOptions, Mix, Workload, WorkloadOptions};
 use crate::lab::LabError;
 use crate::lab::generate::{Compression, Spec};
 use crate::lab::master::MasterOptions;
@@ -50,6 +50,7 @@ pub struct StageOptions {
     pub seed: u64,
     pub faults: Vec<Fault>,
     pub faults_count: u64,
+    /// A flush for each so many commands, once the first full sync is done; 0: none.
     pub flush_every: u64,
     /// This flow never grants a partial sync: the answers are mixed.
     pub never_partial: Vec<usize>,
@@ -85,6 +86,7 @@ pub struct RunSummary {
 pub struct LiveStage {
     pub live: Live,
     pub workload: Workload,
+    flushes: Option<Workload>,
     pub server: Arc<Server>,
     kind: ServerKind,
     binary: PathBuf,
@@ -97,6 +99,9 @@ pub struct LiveStage {
 pub fn run(binary: &Path, server: Arc<Server>, kind: ServerKind, options: StageOptions) -> Result<RunSummary, String> {
     let mut stage = LiveStage::new(binary, server, kind, options).map_err(|error| error.to_string())?;
     let mut tool = stage.start()?;
+    if stage.options.flush_every > 0 {
+        stage.begin_flushes(&mut tool)?;
+    }
     for _ in 0..stage.options.faults_count {
         stage.some_fault(&mut tool)?;
     }
@@ -125,15 +130,11 @@ impl LiveStage {
         let never_partial = options.never_partial.iter().map(|flow| flow % spec.flows_count).collect();
         let master_options = MasterOptions { never_partial, ..MasterOptions::default() };
         let live = Live::start(spec, live_options, master_options)?;
-        let workload = WorkloadOptions {
-            seed: options.seed,
-            rate: Some(options.workload_rate),
-            flush_every: options.flush_every,
-            ..WorkloadOptions::default()
-        };
+        let workload =
+            WorkloadOptions { seed: options.seed, rate: Some(options.workload_rate), ..WorkloadOptions::default() };
         let workload = Workload::start(live.world(), live.spec(), workload);
         let (binary, summary) = (binary.to_owned(), RunSummary::default());
-        Ok(Self { live, workload, server, kind, binary, options, rng, summary })
+        Ok(Self { live, workload, flushes: None, server, kind, binary, options, rng, summary })
     }
 
     /// Starts the tool, always with the same arguments.
@@ -143,24 +144,52 @@ impl LiveStage {
         Tool::start(&self.binary, self.live.port(), self.server.port(), &log, &more).map_err(|error| error.to_string())
     }
 
+    /// Flushes come from now on; one in the full sync would void it.
+    fn begin_flushes(&mut self, tool: &mut Tool) -> Result<(), String> {
+        self.wait_stable(tool)?;
+        let options = WorkloadOptions {
+            mix: Mix::Flushes,
+            seed: self.options.seed,
+            rate: Some((self.options.workload_rate / self.options.flush_every).max(1)),
+            ..WorkloadOptions::default()
+        };
+        self.flushes = Some(Workload::start(self.live.world(), self.live.spec(), options));
+        Ok(())
+    }
+
     /// Waits until the target's checkpoint is good.
     pub fn wait_stable(&self, tool: &mut Tool) -> Result<(), String> {
-        match wait_for(|| tool.ended().map(Some).or_else(|| is_stable(&self.server).then_some(None))) {
-            Some(None) => Ok(()),
-            Some(Some(code)) => Err(format!("the tool ended with {code}:\n{}", tool.said())),
+        let ended = |tool: &mut Tool| self.has_ended(tool).map(|ended| ended.map(Some)).transpose();
+        match wait_for(|| ended(tool).or_else(|| is_stable(&self.server).then_some(Ok(None)))) {
+            Some(Err(error)) => Err(error),
+            Some(Ok(None)) => Ok(()),
+            Some(Ok(Some(code))) => Err(format!("the tool ended with {code}:\n{}", tool.said())),
             None => Err(format!("no good checkpoint:\n{}", tool.said())),
         }
+    }
+
+    /// The code that the tool has ended with. A source that goes away in a full sync ends the run, as it is meant to: then
+    /// it is started again, as a service manager would.
+    fn has_ended(&self, tool: &mut Tool) -> Result<Option<i32>, String> {
+        const SOURCE_LOST: i32 = 4;
+        let ended = tool.ended();
+        if ended == Some(SOURCE_LOST) && self.options.faults.contains(&Fault::RestartSource) && !is_stable(&self.server)
+        {
+            *tool = self.start()?;
+            return Ok(None);
+        }
+        Ok(ended)
     }
 
     /// Lets some time pass, then does one of the run's faults.
     pub fn some_fault(&mut self, tool: &mut Tool) -> Result<(), String> {
         let fault = self.options.faults[self.rng.below(self.options.faults.len() as u64) as usize];
         // The first may hit the full sync; the others mostly the journal.
-        if self.rng.chance(0.7) && fault != Fault::Kill {
+        if self.rng.chance(if fault == Fault::Kill { 0.5 } else { 0.7 }) {
             self.wait_stable(tool)?;
         }
         std::thread::sleep(Duration::from_micros(self.rng.below(400_000)));
-        if let Some(code) = tool.ended() {
+        if let Some(code) = self.has_ended(tool)? {
             return Err(format!("the tool ended with {code} before {fault:?}:\n{}", tool.said()));
         }
         self.do_fault(fault, tool)
@@ -208,9 +237,12 @@ impl LiveStage {
         // What follows the last fault, too.
         std::thread::sleep(Duration::from_millis(100));
         self.workload.stop();
-        match wait_for(|| tool.ended().map(Some).or_else(|| self.live.is_acknowledged().then_some(None))) {
-            Some(None) => {}
-            Some(Some(code)) => return Err(format!("the tool ended with {code}:\n{}", tool.said())),
+        self.flushes = None;
+        let ended = |tool: &mut Tool| self.has_ended(tool).map(|ended| ended.map(Some)).transpose();
+        match wait_for(|| ended(&mut tool).or_else(|| self.live.is_acknowledged().then_some(Ok(None)))) {
+            Some(Err(error)) => return Err(error),
+            Some(Ok(None)) => {}
+            Some(Ok(Some(code))) => return Err(format!("the tool ended with {code}:\n{}", tool.said())),
             None => {
                 let acks = self.live.master().map(|master| master.acks());
                 let wanted = self.live.world().next_lsns();

@@ -202,3 +202,44 @@ fn seeded_writers_write_everything() {
         assert!(names.contains_key(name), "{name} in {names:?}");
     }
 }
+
+/// Before 1.35 a partial sync goes through DFLY SYNC: blobs from the LSN on, then JOURNAL_OFFSET and the token.
+#[test]
+fn old_releases_grant_partial_syncs_by_sync() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let spec =
+        Spec { flows_count: 1, release: crate::lab::generate::Release::Old, ..Spec::of("string:10B=1").unwrap() };
+    let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+    (0..5).for_each(|i| drop(live.world().run(0, &[b"SET".to_vec(), b"k".to_vec(), vec![b'0' + i]])));
+    let connect = || BufReader::new(std::net::TcpStream::connect(("127.0.0.1", live.port())).unwrap());
+    let ask = |wire: &mut BufReader<std::net::TcpStream>, line: &str, lines: usize| -> Vec<String> {
+        wire.get_mut().write_all(format!("{line}\r\n").as_bytes()).unwrap();
+        wire.by_ref().lines().take(lines).map(Result::unwrap).collect()
+    };
+    let (mut main, mut flow) = (connect(), connect());
+    let capa = ask(&mut main, "REPLCONF capa dragonfly", 5);
+    let opened = ask(&mut flow, &format!("DFLY FLOW {} {} 0 4", &capa[1][1..], &capa[2][1..]), 3);
+    assert_eq!(opened[1], "+PARTIAL");
+    assert_eq!(ask(&mut main, &format!("DFLY STARTSTABLE {}", &capa[2][1..]), 1), ["-ERR invalid state"]);
+    assert_eq!(ask(&mut main, &format!("DFLY SYNC {}", &capa[2][1..]), 1), ["+OK"]);
+    let mut got = Vec::new();
+    let end = [0xc8, 0, 0, 0, 0, 0, 0, 0, 0];
+    while !got.ends_with(&end) {
+        let bytes = flow.fill_buf().unwrap().to_vec();
+        assert!(!bytes.is_empty());
+        flow.consume(bytes.len());
+        got.extend(bytes);
+    }
+    assert!(got.starts_with(b"REDIS0009"));
+    assert_eq!(memchr::memmem::find_iter(&got, b"\x03SET\x01k").count(), 2);
+    assert_eq!(ask(&mut main, &format!("DFLY STARTSTABLE {}", &capa[2][1..]), 1), ["+OK"]);
+    let mut tail = vec![0; 9 + 9 + 40];
+    flow.read_exact(&mut tail).unwrap();
+    assert_eq!(tail[..9], [0xd3, 6, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(tail.ends_with(opened[2][1..].as_bytes()));
+    live.world().run(0, &[b"INCR".to_vec(), b"n".to_vec()]);
+    let mut record = vec![0; 13];
+    flow.read_exact(&mut record).unwrap();
+    assert!(record.starts_with(&[6, 0, 10]), "{record:?}");
+    assert_eq!(live.master().unwrap().violations(), []);
+}

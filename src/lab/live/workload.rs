@@ -27,6 +27,8 @@ pub enum Mix {
     Sets,
     /// `INCR` of counters.
     Incrs,
+    /// `FLUSHDB`, and every fourth time `FLUSHALL`.
+    Flushes,
 }
 
 /// How much, and how fast.

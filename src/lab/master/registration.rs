@@ -115,7 +115,9 @@ impl Registration {
             return Ok(true);
         }
         if state.phase == Phase::Preparation && !state.cancelled {
-            return Err(Some(Violation::StableBeforeSync));
+            // Whoever was granted a partial sync may try this first, to learn which protocol the master speaks (wire 1.7).
+            let trying = state.partial.iter().all(Option::is_some);
+            return Err((!trying).then_some(Violation::StableBeforeSync));
         }
         if state.phase == Phase::Stable || state.cancelled {
             return Err(None);

@@ -98,6 +98,10 @@ impl Run<'_> {
     /// Recorded as a pop and a push, each on its key's flow.
     fn move_item(&mut self, from: &[u8], to: &[u8], from_left: bool, to_left: bool) -> Outcome {
         self.list_at(to, false)?;
+        if from == to && self.list_at(from, false)?.is_some_and(|items| items.len() == 1) {
+            // Recorded as a pop and a push it would cost the target the key's expiry.
+            return Err("ERR this simulation does not rotate a list of one item".into());
+        }
         let Some(items) = self.list_at(from, false)? else {
             self.record_nothing();
             return Ok(Reply::Nil);

@@ -22,6 +22,10 @@ impl Run<'_> {
             "SMOVE" => {
                 let (to, member) = (arg(args, 2)?, arg(args, 3)?);
                 self.set_at(to, false)?;
+                if key == to {
+                    self.record_nothing();
+                    return int(usize::from(self.set_at(key, false)?.is_some_and(|members| members.contains(member))));
+                }
                 if !self.set_at(key, false)?.is_some_and(|members| members.remove(member)) {
                     self.record_nothing();
                     return int(0);

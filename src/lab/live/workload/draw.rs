@@ -167,10 +167,12 @@ impl Draw {
                 return (self.databases[0], vec![vec![b"SET".to_vec(), key, value]]);
             }
             Mix::Incrs => return (self.databases[0], vec![words(format!("INCR count:{}", self.rng.below(1000)))]),
-            Mix::Mixed => {}
+            Mix::Mixed | Mix::Flushes => {}
         }
         let db = self.databases[self.rng.below(self.databases.len() as u64) as usize];
-        if self.options.flush_every > 0 && number % self.options.flush_every == self.options.flush_every - 1 {
+        let flushes = self.options.mix == Mix::Flushes;
+        if flushes || self.options.flush_every > 0 && number % self.options.flush_every == self.options.flush_every - 1
+        {
             self.flushes += 1;
             let name = if self.flushes.is_multiple_of(4) { "FLUSHALL" } else { "FLUSHDB" };
             return (db, vec![words(name.to_owned())]);

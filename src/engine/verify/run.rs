@@ -1,0 +1,497 @@
+//! One comparison from its beginning to its end.
+//!
+//! In: resolved settings. Out: differences as they are certain, progress, a [`Summary`]. The walk goes over the source's
+//! keys (compared), then over the target's (looked for at the source), database by database; suspects are looked at again
+//! in between. Everything runs in the calling thread, on tokio-uring.
+
+use super::difference::{Difference, Item, Kind, text};
+use super::look::{ABSENT, Found, Looker, State, Verdict};
+use super::paged;
+use super::peer::{AskError, Peer, Side, unix_ms};
+use super::rate::Bucket;
+use super::repair::{self, CopyError, Repairer};
+use super::settings::{Mode, Repair, VerifySettings};
+use super::state::{self, Counts, Identity, Position, Saved};
+use super::suspects::{Ruling, Suspect, Suspects};
+use super::walk::{self, Choice};
+use crate::engine::error::EngineError;
+use crate::engine::job::{Signals, check_ring, exit_class};
+use crate::report::document::{ExitClass, Outcome};
+use crate::uring::RingSettings;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use super::summary::{Progress, Summary};
+
+/// Who is told what a comparison finds, as it finds it.
+pub trait Observer {
+    fn difference(&mut self, difference: &Difference);
+    fn progress(&mut self, progress: &Progress);
+}
+
+/// Keys compared in one batch.
+const BATCH_KEYS: usize = 256;
+/// Suspects looked at again in one batch.
+const AGAIN_KEYS: usize = 64;
+/// Looks in quick succession before a difference is certain: a key that is written all the time is mostly met in between.
+const LAST_LOOKS: u32 = 5;
+const LAST_LOOKS_PAUSE: Duration = Duration::from_millis(7);
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// Of the memory, what one exchange's answers of one side may take, and what suspects may take.
+const ANSWER_SHARE: usize = 8;
+const SUSPECTS_SHARE: usize = 8;
+
+/// Compares, to the end. Every failure is in the summary's outcome.
+pub fn run(settings: VerifySettings, observer: &mut dyn Observer) -> Summary {
+    let mut summary = Summary::new(&settings);
+    // tokio-uring would panic where io_uring is not to be had; this says why and what to do.
+    let result = check_ring(&RingSettings::default())
+        .and_then(|()| tokio_uring::start(async { Job::run(&settings, observer, &mut summary).await }));
+    summary.outcome = match result {
+        Ok(()) if summary.keys_differing() > 0 => Outcome::failed(ExitClass::Differs, summary.differing_text(), None),
+        Ok(()) => Outcome::done(),
+        Err(error) => {
+            let go_on = match &settings.resume {
+                Some(path) if path.exists() => format!("; run again with --resume {} to go on", path.display()),
+                _ => String::new(),
+            };
+            Outcome::failed(exit_class(error.class()), format!("{error}{go_on}"), None)
+        }
+    };
+    summary
+}
+
+struct Job<'a> {
+    settings: &'a VerifySettings,
+    observer: &'a mut dyn Observer,
+    summary: &'a mut Summary,
+    looker: Looker,
+    repairer: Option<Repairer>,
+    identity: Identity,
+    databases: Vec<u32>,
+    position: Position,
+    counts: Counts,
+    suspects: Suspects,
+    /// Suspects that are being looked at: they are in the state file, too.
+    in_hand: Vec<(u32, Vec<u8>)>,
+    choice: Choice,
+    keys_expected: u64,
+    progress_due: Duration,
+    save_due: Duration,
+}
+
+impl<'a> Job<'a> {
+    async fn run(
+        settings: &'a VerifySettings,
+        observer: &'a mut dyn Observer,
+        summary: &'a mut Summary,
+    ) -> Result<(), EngineError> {
+        // Nobody asks a comparison to stop but by a signal.
+        let mut signals = Signals::new(Arc::default())?;
+        let mut job = tokio::select! {
+            job = Self::begin(settings, observer, summary) => job?,
+            () = signals.next() => return Err(EngineError::Interrupted),
+        };
+        let result = tokio::select! {
+            result = job.work() => result,
+            () = signals.next() => Err(EngineError::Interrupted),
+        };
+        job.end(result)
+    }
+
+    async fn begin(
+        settings: &'a VerifySettings,
+        observer: &'a mut dyn Observer,
+        summary: &'a mut Summary,
+    ) -> Result<Self, EngineError> {
+        let bytes_max = settings.memory_bytes / ANSWER_SHARE;
+        let timeout = settings.connect_timeout;
+        let source = Peer::connect(Side::Source, &settings.source, timeout, bytes_max).await?;
+        let mut target = Peer::connect(Side::Target, &settings.target, timeout, bytes_max).await?;
+        (summary.source.server, summary.target.server) = (source.traits.name.clone(), target.traits.name.clone());
+        let repairer = match settings.repair {
+            Repair::Off => None,
+            _ => Some(Repairer::new(settings, &mut target).await?),
+        };
+        let started = Instant::now();
+        let mut looker = Looker {
+            source,
+            target,
+            tolerance_ms: i64::try_from(settings.expiry_tolerance.as_millis()).unwrap_or(i64::MAX),
+            policy: settings.on_unsupported.clone(),
+            bucket: Bucket::new(settings.rate, Duration::ZERO),
+            started,
+            bytes_paced: 0,
+            elements_unpaid: 0,
+        };
+        let at_source = looker.source.keyspace().await?;
+        let at_target = looker.target.keyspace().await?;
+        let mut databases: Vec<u32> = at_source.iter().chain(&at_target).map(|(db, _)| *db).collect();
+        databases.sort_unstable();
+        databases.dedup();
+        let (source_keys, target_keys) =
+            [&at_source, &at_target].map(|dbs| dbs.iter().map(|(_, n)| n).sum::<u64>()).into();
+        let choice = Choice::new(settings.mode, source_keys);
+        let identity = Identity {
+            source: settings.source_address(),
+            target: settings.target_address(),
+            source_run_ids: looker.source.run_ids(),
+            target_run_ids: looker.target.run_ids(),
+            mode: choice.name(),
+        };
+        let mut job = Self {
+            settings,
+            observer,
+            summary,
+            looker,
+            repairer,
+            identity,
+            databases,
+            position: Position { cursor: "0".into(), ..Position::default() },
+            counts: Counts::default(),
+            suspects: Suspects::new(settings.memory_bytes / SUSPECTS_SHARE),
+            in_hand: Vec::new(),
+            choice,
+            keys_expected: source_keys + target_keys,
+            progress_due: Duration::ZERO,
+            save_due: SAVE_EVERY,
+        };
+        job.take_up()?;
+        Ok(job)
+    }
+
+    /// Goes on from the state file, if there is one.
+    fn take_up(&mut self) -> Result<(), EngineError> {
+        let Some(path) = &self.settings.resume else { return Ok(()) };
+        if self.settings.mode == Mode::Count {
+            return Ok(());
+        }
+        let Some(saved) = state::load(path, &self.identity)? else {
+            // What cannot be written is better known now.
+            return self.save();
+        };
+        self.in_hand = saved.suspect_keys();
+        (self.databases, self.position, self.counts) = (saved.databases, saved.position, saved.counts);
+        self.summary.resumed = true;
+        Ok(())
+    }
+
+    async fn work(&mut self) -> Result<(), EngineError> {
+        if self.settings.mode == Mode::Count {
+            return self.count().await;
+        }
+        self.look_at_saved().await?;
+        loop {
+            self.tick()?;
+            let walked = self.position.pass > walk::PASS_LAST;
+            let now = self.now();
+            let due = self.suspects.next_due();
+            if due.is_some_and(|due| due <= now) {
+                self.look_again().await?;
+            } else if !walked && !self.suspects.is_full() {
+                self.walk().await?;
+            } else {
+                let Some(due) = due else { return Ok(()) };
+                tokio::time::sleep(due.saturating_sub(now).min(PROGRESS_EVERY)).await;
+            }
+        }
+    }
+
+    fn end(&mut self, result: Result<(), EngineError>) -> Result<(), EngineError> {
+        self.show_progress();
+        self.summary.databases = self.databases.clone();
+        self.summary.counts = self.counts.clone();
+        self.summary.seconds = self.now().as_secs_f64();
+        self.summary.bytes_from_source = self.looker.source.bytes_received;
+        match (&result, &self.settings.resume) {
+            (Ok(()), Some(path)) => state::remove(path),
+            (Err(_), Some(_)) if self.settings.mode != Mode::Count => self.save()?,
+            _ => {}
+        }
+        result
+    }
+
+    fn now(&self) -> Duration {
+        self.looker.started.elapsed()
+    }
+
+    fn tick(&mut self) -> Result<(), EngineError> {
+        let now = self.now();
+        if now >= self.progress_due {
+            self.progress_due = now + PROGRESS_EVERY;
+            self.show_progress();
+        }
+        if now >= self.save_due && self.settings.resume.is_some() {
+            self.save_due = now + SAVE_EVERY;
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn show_progress(&mut self) {
+        let progress = Progress {
+            elapsed: self.now(),
+            pass: self.position.pass,
+            database: self.databases.get(self.position.database).copied(),
+            keys_walked: self.counts.keys_walked,
+            keys_expected: self.keys_expected,
+            keys_compared: self.counts.keys_compared,
+            suspects: self.suspects.len() as u64,
+            differing: self.counts.differing.values().sum(),
+        };
+        self.observer.progress(&progress);
+    }
+
+    fn save(&self) -> Result<(), EngineError> {
+        let Some(path) = &self.settings.resume else { return Ok(()) };
+        let (databases, position) = (self.databases.clone(), self.position.clone());
+        let mut saved = Saved::new(self.identity.clone(), databases, position, self.counts.clone());
+        self.suspects.keys().for_each(|(db, key)| saved.add_suspect(db, key));
+        self.in_hand.iter().for_each(|(db, key)| saved.add_suspect(*db, key));
+        state::save(path, &saved)
+    }
+
+    /// The suspects of the run before.
+    async fn look_at_saved(&mut self) -> Result<(), EngineError> {
+        self.in_hand.sort();
+        while let Some((db, _)) = self.in_hand.first() {
+            let db = *db;
+            let keys: Vec<Vec<u8>> = self
+                .in_hand
+                .iter()
+                .take_while(|(of, _)| *of == db)
+                .take(BATCH_KEYS)
+                .map(|(_, key)| key.clone())
+                .collect();
+            let verdicts = self.looker.look(db, &keys).await?;
+            self.in_hand.drain(..keys.len());
+            for (key, verdict) in keys.into_iter().zip(verdicts) {
+                self.first_verdict(db, key, verdict);
+            }
+            self.tick()?;
+        }
+        Ok(())
+    }
+
+    /// One batch of keys further.
+    async fn walk(&mut self) -> Result<(), EngineError> {
+        let Some(db) = self.databases.get(self.position.database).copied() else {
+            self.position = walk::next_pass(&self.position);
+            return Ok(());
+        };
+        let of_source = self.position.pass == walk::PASS_SOURCE;
+        let peer = if of_source { &mut self.looker.source } else { &mut self.looker.target };
+        let batch = walk::batch(peer, db, &self.position, &self.choice, BATCH_KEYS).await?;
+        let count = batch.keys.len() as u64;
+        if of_source {
+            let verdicts = self.looker.look(db, &batch.keys).await?;
+            for (key, verdict) in batch.keys.into_iter().zip(verdicts) {
+                self.first_verdict(db, key, verdict);
+            }
+            self.counts.keys_compared += count;
+        } else {
+            let exist = self.looker.exist_at_source(db, &batch.keys).await?;
+            let now = self.now();
+            for (key, exists) in batch.keys.into_iter().zip(exist) {
+                if !exists {
+                    let mut found = *Found::new("", vec![Item::new(Kind::Extra)]);
+                    found.source = State { print: Some(ABSENT), expire_at_ms: None };
+                    self.suspects.put(Suspect::new(db, key, found, now, self.settings.lag_max));
+                }
+            }
+            self.counts.keys_looked_for += count;
+        }
+        self.counts.keys_walked += batch.seen;
+        self.position = batch.next;
+        if of_source {
+            // Passing over a key costs the source something, too.
+            self.looker.pace(batch.seen.saturating_sub(count) / walk::PASSED_OVER_A_KEY).await;
+        }
+        Ok(())
+    }
+
+    fn first_verdict(&mut self, db: u32, key: Vec<u8>, verdict: Verdict) {
+        match verdict {
+            Verdict::Equal | Verdict::Gone => {}
+            Verdict::NotCarried => self.counts.not_carried += 1,
+            Verdict::Differs(found) => {
+                let suspect = Suspect::new(db, key, *found, self.looker.started.elapsed(), self.settings.lag_max);
+                self.suspects.put(suspect);
+            }
+            Verdict::NotCompared { type_name, reason } => {
+                let item = Item::new(Kind::NotCompared);
+                self.tell(db, &key, type_name, vec![item], None, Some(reason));
+            }
+        }
+    }
+
+    /// Looks again at suspects that are due.
+    async fn look_again(&mut self) -> Result<(), EngineError> {
+        let due = self.suspects.take_due(self.now(), AGAIN_KEYS);
+        let Some(db) = due.first().map(|suspect| suspect.db) else { return Ok(()) };
+        self.in_hand = due.iter().map(|suspect| (db, suspect.key.clone())).collect();
+        let (parts, wholes): (Vec<Suspect>, Vec<Suspect>) = due.into_iter().partition(Suspect::has_elements);
+        let keys: Vec<Vec<u8>> = wholes.iter().map(|suspect| suspect.key.clone()).collect();
+        let mut verdicts = self.looker.look(db, &keys).await?;
+        for suspect in &parts {
+            verdicts.push(self.look_at_elements(suspect).await?);
+        }
+        for (suspect, verdict) in wholes.into_iter().chain(parts).zip(verdicts) {
+            self.later_verdict(suspect, verdict).await?;
+        }
+        self.in_hand.clear();
+        Ok(())
+    }
+
+    async fn look_at_elements(&mut self, suspect: &Suspect) -> Result<Verdict, EngineError> {
+        let Suspect { db, key, type_name, .. } = suspect;
+        match paged::look_elements(&mut self.looker, *db, key, type_name, &suspect.element_names()).await {
+            Ok(verdict) => Ok(verdict),
+            Err(AskError::TooLarge) => {
+                Ok(self.looker.look(*db, std::slice::from_ref(key)).await?.pop().unwrap_or(Verdict::Gone))
+            }
+            Err(AskError::Engine(error)) => Err(error),
+        }
+    }
+
+    async fn later_verdict(&mut self, mut suspect: Suspect, verdict: Verdict) -> Result<(), EngineError> {
+        let (now, lag_max) = (self.now(), self.settings.lag_max);
+        let found = match verdict {
+            Verdict::Equal if suspect.has_elements() && !suspect.elements_settled(now) => {
+                self.suspects.put(suspect);
+                return Ok(());
+            }
+            Verdict::Equal | Verdict::Gone | Verdict::NotCarried => {
+                self.counts.settled += 1;
+                return Ok(());
+            }
+            Verdict::NotCompared { .. } => {
+                self.first_verdict(suspect.db, suspect.key, verdict);
+                return Ok(());
+            }
+            Verdict::Differs(found) => *found,
+        };
+        match suspect.differs_again(found, now, lag_max, self.looker.tolerance_ms) {
+            Ruling::Wait => self.suspects.put(suspect),
+            Ruling::Follows => self.counts.settled += 1,
+            Ruling::Confirmed if self.is_met_equal(&suspect).await? => {
+                if suspect.has_elements() && !suspect.elements_settled(now) {
+                    self.suspects.put(suspect);
+                } else {
+                    self.counts.settled += 1;
+                }
+            }
+            Ruling::Confirmed => self.confirmed(suspect).await?,
+            Ruling::Unsettled => {
+                let items = [vec![Item::new(Kind::Unsettled)], suspect.all_items()].concat();
+                self.tell(suspect.db, &suspect.key, suspect.type_name, items, None, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// A few looks in quick succession, at a difference that seems certain.
+    async fn is_met_equal(&mut self, suspect: &Suspect) -> Result<bool, EngineError> {
+        for _ in 0..LAST_LOOKS {
+            tokio::time::sleep(LAST_LOOKS_PAUSE).await;
+            let verdict = match suspect.has_elements() {
+                false => self.looker.look(suspect.db, std::slice::from_ref(&suspect.key)).await?.pop(),
+                true => Some(self.look_at_elements(suspect).await?),
+            };
+            if matches!(verdict, Some(Verdict::Equal | Verdict::Gone)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn confirmed(&mut self, suspect: Suspect) -> Result<(), EngineError> {
+        let extra = suspect.is_extra();
+        let mut items = suspect.all_items();
+        if suspect.has_elements()
+            && let Some(Verdict::Differs(found)) =
+                self.looker.look(suspect.db, std::slice::from_ref(&suspect.key)).await?.pop()
+        {
+            // The key may be gone as a whole.
+            let of_key = |item: &&Item| matches!(item.kind, Kind::Missing | Kind::Type);
+            items = found.items.iter().filter(of_key).cloned().chain(items).collect();
+        }
+        let wanted = self.settings.repair == Repair::Mirror || (self.settings.repair == Repair::Copy && !extra);
+        let (mut repaired, mut reason) = (None, None);
+        if wanted {
+            let result = self.repair(suspect.db, &suspect.key, extra).await?;
+            repaired = Some(result.is_ok());
+            reason = result.err();
+        }
+        self.tell(suspect.db, &suspect.key, suspect.type_name, items, repaired, reason);
+        Ok(())
+    }
+
+    /// `Ok(Err(why))`: it is not equal afterwards.
+    async fn repair(&mut self, db: u32, key: &[u8], extra: bool) -> Result<Result<(), String>, EngineError> {
+        repair::refuse_beside_a_job(&mut self.looker.target).await?;
+        let copied = match (&mut self.repairer, extra) {
+            (_, true) => match self.looker.exist_at_source(db, &[key.to_vec()]).await?.first() {
+                Some(false) => repair::delete(&mut self.looker, db, key).await,
+                _ => Err(CopyError::Failed("the source has the key by now".into())),
+            },
+            (Some(repairer), false) => repairer.copy(&mut self.looker, db, key, unix_ms()).await,
+            (None, false) => Ok(()),
+        };
+        match copied {
+            Ok(()) | Err(CopyError::Gone) => {}
+            Err(CopyError::Failed(why)) => return Ok(Err(why)),
+            Err(CopyError::Engine(error)) => return Err(error),
+        }
+        match self.looker.look(db, &[key.to_vec()]).await?.pop() {
+            Some(Verdict::Equal | Verdict::Gone) => Ok(Ok(())),
+            _ => Ok(Err("it still differs: is the source written to?".into())),
+        }
+    }
+
+    /// Prints and counts one key that differs; `items` is not empty.
+    fn tell(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        type_name: String,
+        mut items: Vec<Item>,
+        repaired: Option<bool>,
+        reason: Option<String>,
+    ) {
+        if items.is_empty() {
+            items.push(Item::new(Kind::Value));
+        }
+        let item = items.remove(0);
+        *self.counts.differing.entry(item.kind.name().to_string()).or_insert(0) += 1;
+        match repaired {
+            Some(true) => self.counts.repaired += 1,
+            Some(false) => self.counts.not_repaired += 1,
+            None => {}
+        }
+        self.observer.difference(&Difference { db, key: text(key), type_name, item, more: items, repaired, reason });
+    }
+
+    /// `--mode count`: numbers of keys, until they are equal or lag cannot explain it.
+    async fn count(&mut self) -> Result<(), EngineError> {
+        for db in self.databases.clone() {
+            let begun = self.now();
+            loop {
+                let (source, target) = walk::counts(&mut self.looker, db).await?;
+                self.tick()?;
+                if source == target {
+                    self.counts.keys_compared += source;
+                    break;
+                }
+                if self.now().saturating_sub(begun) > self.settings.lag_max {
+                    let item = Item::new(Kind::Count).values(Some(source.to_string()), Some(target.to_string()));
+                    self.tell(db, b"", String::new(), vec![item], None, None);
+                    break;
+                }
+                tokio::time::sleep(self.settings.lag_max / 20).await;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! One pipelined connection to a server that is read from: many commands in one write, their replies in order.
+//!
+//! In: [`Commands`]. Out: as many [`Value`]s. Bounded: all replies of one exchange take at most `bytes_max` as they arrive.
+//! Writing and reading go on at the same time, so that neither side waits for the other with full buffers. After any
+//! trouble the connection is of no more use: drop it.
+
+use crate::ids::Slot;
+use crate::redis::reply::ReplyError;
+use crate::redis::resp;
+use crate::redis::slot::slot;
+use crate::redis::value::Value;
+use crate::redis::value_reader::ValueReader;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+use tokio_uring::net::TcpStream;
+
+/// Commands to be sent together, each with the slot of its key.
+#[derive(Debug, Default)]
+pub struct Commands {
+    bytes: Vec<u8>,
+    ends: Vec<(usize, Slot)>,
+}
+
+impl Commands {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a command whose key is its first argument, if it has one.
+    pub fn push(&mut self, args: &[&[u8]]) {
+        self.push_keyed(args, 1);
+    }
+
+    /// Adds a command whose key is `args[key_at]`.
+    pub fn push_keyed(&mut self, args: &[&[u8]], key_at: usize) {
+        resp::push_command(&mut self.bytes, args);
+        self.ends.push((self.bytes.len(), args.get(key_at).map_or(Slot(0), |key| slot(key))));
+    }
+
+    /// Adds a command that is encoded already.
+    pub fn push_encoded(&mut self, bytes: &[u8], slot: Slot) {
+        self.bytes.extend_from_slice(bytes);
+        self.ends.push((self.bytes.len(), slot));
+    }
+
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Every command's slot and bytes, in order.
+    pub fn each(&self) -> impl Iterator<Item = (Slot, &[u8])> {
+        let starts = std::iter::once(0).chain(self.ends.iter().map(|(end, _)| *end));
+        self.ends
+            .iter()
+            .zip(starts)
+            .map(|((end, slot), start)| (*slot, self.bytes.get(start..*end).unwrap_or_default()))
+    }
+}
+
+/// Why an exchange failed.
+#[derive(Debug)]
+pub enum Trouble {
+    /// More bytes than the caller allowed.
+    TooLarge,
+    /// The connection is lost, or could not be made; it may be tried again.
+    Lost(String),
+    /// The peer speaks no RESP2.
+    Protocol(String),
+}
+
+const READ_BYTES: usize = 64 * 1024;
+
+pub struct Conn {
+    stream: TcpStream,
+    reader: ValueReader,
+    buffer: Vec<u8>,
+    /// The database selected.
+    pub db: u32,
+}
+
+impl Conn {
+    /// Connects to the first address of `host` that accepts. `reply_bytes_max`: memory that one reply may take.
+    pub async fn connect(host: &str, port: u16, timeout: Duration, reply_bytes_max: usize) -> Result<Self, Trouble> {
+        let addrs: Vec<SocketAddr> = (host, port)
+            .to_socket_addrs()
+            .map_err(|cause| Trouble::Lost(format!("the name {host} cannot be resolved: {cause}")))?
+            .collect();
+        let mut last = "the name has no address".to_string();
+        for addr in addrs {
+            match tokio::time::timeout(timeout, TcpStream::connect(addr)).await {
+                Ok(Ok(stream)) => {
+                    // A connection without TCP_NODELAY still works.
+                    let _ = stream.set_nodelay(true);
+                    let reader = ValueReader::new(reply_bytes_max);
+                    return Ok(Self { stream, reader, buffer: Vec::with_capacity(READ_BYTES), db: 0 });
+                }
+                Ok(Err(cause)) => last = cause.to_string(),
+                Err(_) => last = format!("no answer within {timeout:?}"),
+            }
+        }
+        Err(Trouble::Lost(format!("cannot connect to {host}:{port}: {last}")))
+    }
+
+    /// Sends `bytes`, which hold `count` commands, and waits for as many replies. Gives the bytes received, too.
+    pub async fn exchange(
+        &mut self,
+        bytes: Vec<u8>,
+        count: usize,
+        bytes_max: usize,
+        silence_max: Duration,
+    ) -> Result<(Vec<Value>, usize), Trouble> {
+        let Self { stream, reader, buffer, .. } = self;
+        let write = async {
+            let (sent, _) = stream.write_all(bytes).await;
+            sent.map_err(|cause| Trouble::Lost(format!("the connection broke: {cause}")))
+        };
+        let read = async {
+            let (mut replies, mut received) = (Vec::with_capacity(count), 0);
+            while replies.len() < count {
+                match reader.take() {
+                    Ok(Some(value)) => replies.push(value),
+                    Ok(None) => {
+                        let read = stream.read(std::mem::take(buffer));
+                        let Ok((result, filled)) = tokio::time::timeout(silence_max, read).await else {
+                            return Err(Trouble::Lost(format!("no answer within {silence_max:?}")));
+                        };
+                        *buffer = filled;
+                        match result {
+                            Ok(0) => return Err(Trouble::Lost("the server closed the connection".into())),
+                            Ok(n) => received += n,
+                            Err(cause) => return Err(Trouble::Lost(format!("the connection broke: {cause}"))),
+                        }
+                        if received > bytes_max {
+                            return Err(Trouble::TooLarge);
+                        }
+                        reader.push(buffer);
+                        buffer.clear();
+                    }
+                    Err(ReplyError::TooLong { .. }) => return Err(Trouble::TooLarge),
+                    Err(error) => return Err(Trouble::Protocol(error.to_string())),
+                }
+            }
+            Ok((replies, received))
+        };
+        let ((), outcome) = tokio::try_join!(write, read)?;
+        Ok(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_found_again_with_their_slots() {
+        let mut commands = Commands::new();
+        commands.push(&[b"GET", b"foo"]);
+        commands.push(&[b"PING"]);
+        commands.push_keyed(&[b"XINFO", b"STREAM", b"123456789"], 2);
+        let each: Vec<_> = commands.each().map(|(slot, bytes)| (slot.0, bytes.len())).collect();
+        assert_eq!(each, [(12182, 22), (0, 14), (0x31c3, 42)]);
+        assert_eq!(each.iter().map(|(_, len)| len).sum::<usize>(), commands.bytes().len());
+    }
+}
