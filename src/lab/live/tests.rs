@@ -236,7 +236,7 @@ fn old_releases_grant_partial_syncs_by_sync() {
     let mut tail = vec![0; 9 + 9 + 40];
     flow.read_exact(&mut tail).unwrap();
     assert_eq!(tail[..9], [0xd3, 6, 0, 0, 0, 0, 0, 0, 0]);
-    assert!(tail.ends_with(opened[2][1..].as_bytes()));
+    assert!(tail.ends_with(&opened[2].as_bytes()[1..]));
     live.world().run(0, &[b"INCR".to_vec(), b"n".to_vec()]);
     let mut record = vec![0; 13];
     flow.read_exact(&mut record).unwrap();
