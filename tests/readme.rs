@@ -45,15 +45,34 @@ fn every_dependency_has_a_reason() {
     }
 }
 
+/// The program's own help, of all subcommands.
+fn help() -> String {
+    let help_of = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_df2redis")).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let main = help_of(&["--help"]);
+    let commands = main
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|word| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase()));
+    let all: Vec<String> = commands.map(|command| help_of(&[command, "--help"])).collect();
+    all.concat() + &main
+}
+
 /// Flags and files that do not exist (any more) mislead.
 #[test]
 fn flags_and_paths_exist() {
+    let help = help();
     let others = ["help", "scan", "pattern", "print-config", "security-opt", "ulimit", "release", "locked"];
     for text in [README, LINUX_ONLY] {
         for flag in text.split("--").skip(1) {
             let name: &str = flag.split(|c: char| !c.is_ascii_lowercase() && c != '-').next().unwrap_or_default();
             let name = name.trim_end_matches('-');
-            let known = TABLE.iter().any(|setting| setting.name == name) || others.contains(&name) || name.is_empty();
+            let known = TABLE.iter().any(|setting| setting.name == name)
+                || help.contains(&format!("--{name}"))
+                || others.contains(&name)
+                || name.is_empty();
             assert!(known, "--{name}");
         }
         for path in text.split(['`', '(', ')', ' ', '\n', '[', ']', ',']) {

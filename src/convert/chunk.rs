@@ -8,6 +8,7 @@
 //! per element, so that `refuse` names the first such key.
 
 use super::emit::{Command, Key};
+use super::near::Near;
 use super::out::{Class, Out};
 use super::plan::Plan;
 use super::policy::{Action, Kind};
@@ -32,6 +33,8 @@ pub(super) struct ChunkBuffers {
     expiries: Vec<(i64, Range<usize>)>,
     number: Vec<u8>,
     pub unpacked: Vec<u8>,
+    /// Fields whose expiry was shifted.
+    pub shifted: u64,
 }
 
 /// What is the same for all elements of a run.
@@ -44,6 +47,8 @@ pub(super) struct ChunkScope<'a> {
     /// Body of the event: elements that lie in it may be referenced.
     pub event: &'a [u8],
     pub now_ms: i64,
+    /// Which expiries of fields are written later than they are.
+    pub near: Near,
 }
 
 /// Writes elements as commands. Call `finish` at the end.
@@ -126,8 +131,15 @@ impl<'c, 'a, O: Out> Chunker<'c, 'a, O> {
     fn expiry(&mut self, expire_at_ms: Option<i64>, kind: Kind) -> Result<Expiry, ConvertError> {
         match expire_at_ms {
             None => Ok(Expiry::None),
+            Some(ms) if kind == Kind::FieldExpiry && self.scope.plan.capabilities.field_expiry => {
+                let ChunkScope { near, now_ms, .. } = self.scope;
+                if near.is_past(ms, now_ms) {
+                    return Ok(Expiry::Past);
+                }
+                self.buffers.shifted += u64::from(near.shifts(ms));
+                Ok(Expiry::At(near.told(ms)))
+            }
             Some(ms) if ms <= self.scope.now_ms => Ok(Expiry::Past),
-            Some(ms) if kind == Kind::FieldExpiry && self.scope.plan.capabilities.field_expiry => Ok(Expiry::At(ms)),
             Some(_) => {
                 if self.scope.plan.action(kind) == Action::Refuse {
                     return Err(converter::unsupported(self.scope.flow, &self.scope.key, kind, self.scope.plan));

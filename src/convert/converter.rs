@@ -9,6 +9,7 @@
 use super::chunk::{ChunkBuffers, ChunkScope};
 use super::collection::Sent;
 use super::emit::{Command, Counting, Key, delete, expire_at};
+use super::near::Near;
 use super::out::{Class, CommandMeta, Out};
 use super::plan::Plan;
 use super::policy::{Action, Kind};
@@ -30,6 +31,7 @@ pub struct Converter {
     buffers: ChunkBuffers,
     payload: Vec<u8>,
     source_version: Option<String>,
+    near: Near,
 }
 
 /// An object between its `Begin` and its `End`.
@@ -75,6 +77,7 @@ impl Converter {
             buffers: ChunkBuffers::default(),
             payload: Vec::new(),
             source_version: None,
+            near: Near::AS_IS,
         }
     }
 
@@ -105,6 +108,21 @@ impl Converter {
         self.open_object(object, meta, Form::Ignored);
     }
 
+    /// Which expiries are written later than they are, from now on: of fields here; of keys by whoever makes the `KeyMeta`.
+    pub fn set_near(&mut self, near: Near) {
+        self.near = near;
+    }
+
+    /// Fields whose expiry was shifted since the last call.
+    pub fn take_shifted_fields(&mut self) -> u64 {
+        std::mem::take(&mut self.buffers.shifted)
+    }
+
+    #[inline]
+    fn has_expired(&self, meta: &KeyMeta<'_>, now_ms: i64) -> bool {
+        meta.expire_at_ms.is_some_and(|at_ms| self.near.is_past(at_ms, now_ms))
+    }
+
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
     }
@@ -133,7 +151,7 @@ impl Converter {
         let class = self.key_read(meta);
         let key = Key::of(meta, &self.plan);
         let mut out = Counting::new(out);
-        let sent = if has_expired(meta, now_ms) {
+        let sent = if self.has_expired(meta, now_ms) {
             delete(&mut out, &key);
             Sent::Empty
         } else {
@@ -157,10 +175,10 @@ impl Converter {
         now_ms: i64,
         out: &mut impl Out,
     ) -> Result<Sent, ConvertError> {
-        let Self { flow, plan, tally, scratch, buffers, payload, .. } = self;
-        let (flow, plan) = (*flow, &**plan);
+        let Self { flow, plan, tally, scratch, buffers, payload, near, .. } = self;
+        let (flow, plan, near) = (*flow, &**plan, *near);
         let KeyMeta { expire_at_ms, object_type, .. } = *meta;
-        let scope = ChunkScope { flow, plan, key, object_type, event: body, now_ms };
+        let scope = ChunkScope { flow, plan, key, object_type, event: body, now_ms, near };
         match object_type {
             ObjectType::String => {
                 if let Some(value) = short_raw(body).filter(|value| value.len() < plan.limits.inline_bytes_max) {
@@ -203,7 +221,7 @@ impl Converter {
         let class = self.key_read(meta);
         let key = Key::of(meta, &self.plan);
         let mut out = Counting::new(out);
-        let form = if has_expired(meta, now_ms) {
+        let form = if self.has_expired(meta, now_ms) {
             delete(&mut out, &key);
             self.sent(class, Sent::Empty);
             Form::Ignored
@@ -228,7 +246,7 @@ impl Converter {
         let Self { flow, plan, tally, .. } = self;
         let (flow, plan) = (*flow, &**plan);
         let object_type = meta.object_type;
-        let scope = ChunkScope { flow, plan, key, object_type, event: &[], now_ms };
+        let scope = ChunkScope { flow, plan, key, object_type, event: &[], now_ms, near: self.near };
         let class = TypeClass::of(object_type);
         let skipped = match class {
             TypeClass::String => too_long(scope, count, out, tally)?,
@@ -268,11 +286,12 @@ impl Converter {
     ) -> Result<(), ConvertError> {
         let flow = self.flow;
         let kept_in_all: usize = self.open.iter().map(OpenObject::bytes_kept).sum();
+        let near = self.near;
         let Self { plan, tally, open, scratch, buffers, .. } = self;
         let found = open.iter_mut().find(|open| open.id == object).ok_or_else(|| unexpected(flow, object))?;
         let key = Key { bytes: &found.key, db: found.db, slot: found.slot };
         let class = TypeClass::of(found.object_type);
-        let scope = ChunkScope { flow, plan, key, object_type: found.object_type, event: body, now_ms };
+        let scope = ChunkScope { flow, plan, key, object_type: found.object_type, event: body, now_ms, near };
         let mut out = Counting::new(out);
         let mut sent = None;
         match (&mut found.form, stage) {
@@ -335,6 +354,7 @@ impl Converter {
             object_type: ended.object_type,
             event: &[],
             now_ms: 0,
+            near: self.near,
         };
         let mut out = Counting::new(out);
         let sent = match ended.form {
@@ -435,11 +455,6 @@ impl OpenObject {
             _ => 0,
         }
     }
-}
-
-#[inline]
-fn has_expired(meta: &KeyMeta<'_>, now_ms: i64) -> bool {
-    meta.expire_at_ms.is_some_and(|ms| ms <= now_ms)
 }
 
 /// The string of a body in the two shortest raw forms (wire 0.2), which nearly all strings have: a quarter of the time of

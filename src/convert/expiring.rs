@@ -22,6 +22,7 @@ struct Remains {
     elements: u64,
     with_expiry: u64,
     expire_at_ms_min: i64,
+    shifted: u64,
 }
 
 /// A whole value of type 31 or 32. `expire_at_ms` is the key's.
@@ -60,13 +61,21 @@ pub(super) fn whole(
             payload.clear();
             build(scope, &remains, payload_type, scratch, payload)?;
             restore_made(out, &key, payload_type, payload, expire_at_ms);
-            if !keeps_expiries {
+            if keeps_expiries {
+                buffers.shifted += remains.shifted;
+            } else {
                 converter::expiries_dropped(tally, &key, object_type, remains.with_expiry);
             }
             Ok(Sent::Restored { elements: remains.elements })
         }
         _ => by_commands(scope, expire_at_ms, out, scratch, buffers, tally),
     }
+}
+
+/// Whether an element is left out. Only expiries that the target can hold can be put off.
+fn is_past(scope: ChunkScope<'_>, at_ms: i64) -> bool {
+    let held = scope.object_type == ObjectType::HashExpiry && scope.plan.capabilities.field_expiry;
+    if held { scope.near.is_past(at_ms, scope.now_ms) } else { at_ms <= scope.now_ms }
 }
 
 fn remains(scope: ChunkScope<'_>, scratch: &mut Scratch) -> Result<Remains, ConvertError> {
@@ -76,11 +85,12 @@ fn remains(scope: ChunkScope<'_>, scratch: &mut Scratch) -> Result<Remains, Conv
             return Ok(());
         };
         match expire_at_ms {
-            Some(ms) if ms <= scope.now_ms => {}
+            Some(ms) if is_past(scope, ms) => {}
             Some(ms) => {
                 remains.elements += 1;
                 remains.with_expiry += 1;
-                remains.expire_at_ms_min = remains.expire_at_ms_min.min(ms);
+                remains.expire_at_ms_min = remains.expire_at_ms_min.min(scope.near.told(ms));
+                remains.shifted += u64::from(scope.near.shifts(ms));
             }
             None => remains.elements += 1,
         }
@@ -104,9 +114,10 @@ fn build(
     for_each_element(scope.object_type, true, scope.event, scratch, |element| {
         match element {
             Element::Member { expire_at_ms: Some(ms), .. } | Element::Field { expire_at_ms: Some(ms), .. }
-                if ms <= scope.now_ms => {}
+                if is_past(scope, ms) => {}
             Element::Member { member, .. } => push_string(payload, member),
             Element::Field { field, value, expire_at_ms } => {
+                let expire_at_ms = expire_at_ms.map(|ms| scope.near.told(ms));
                 if payload_type == rdb_type::HASH_EXPIRY_REDIS {
                     // 0 stands for no expiry, so the earliest one is 1.
                     let since_min =

@@ -37,6 +37,7 @@ pub use notes::{Doubt, Note, NoteKind, Notes};
 pub use payload::{RestorePayload, Restored};
 pub use suspects::{Suspects, SuspectsOverflow};
 
+use super::near::Near;
 use super::out::{Class, CommandMeta, Out};
 use super::policy::{Action, Kind, Policy};
 use crate::dragonfly::journal::Command;
@@ -127,8 +128,10 @@ pub struct JournalTranslator {
     counts: Box<[NameCounts]>,
     /// Transaction of the last FT.* record.
     search_txid: Option<u64>,
-    /// Added to every absolute expiry (wire 6.34).
-    expiry_shift_ms: i64,
+    /// Which expiries are written later than they are (wire 6.34).
+    near: Near,
+    /// The last expiry that the record at hand had shifted.
+    shifted_ms: Option<i64>,
     notes: Notes,
 }
 
@@ -143,7 +146,8 @@ impl JournalTranslator {
             present,
             counts: vec![NameCounts::default(); table::TABLE.len() + 1].into(),
             search_txid: None,
-            expiry_shift_ms: 0,
+            near: Near::AS_IS,
+            shifted_ms: None,
             notes: Notes::new(notes_bytes_max),
         }
     }
@@ -187,10 +191,15 @@ impl JournalTranslator {
         self.command(command.db, command.txid, &args, now_ms, payloads, out)
     }
 
-    /// A constant that is added to every absolute expiry from now on, so that the target expires nothing that the source
-    /// may have renewed (wire 6.34). Whoever sets it takes it off again at the end.
-    pub fn set_expiry_shift_ms(&mut self, shift_ms: i64) {
-        self.expiry_shift_ms = shift_ms;
+    /// Which expiries are written later than they are from now on, so that the target expires nothing that the source may
+    /// have renewed (wire 6.34). Whoever sets it puts them right in the end.
+    pub fn set_near(&mut self, near: Near) {
+        self.near = near;
+    }
+
+    /// The true time of the expiry that was shifted since the last call, of a key or of its fields.
+    pub fn take_shifted_ms(&mut self) -> Option<i64> {
+        self.shifted_ms.take()
     }
 
     /// Names that were seen, with their counts.
@@ -304,8 +313,11 @@ impl JournalTranslator {
 
     /// An absolute expiry as the target is told it. Never below 1, which has the same effect as any time in the past, and
     /// which every command accepts.
-    fn expiry_ms(&self, at_ms: i64) -> i64 {
-        at_ms.saturating_add(self.expiry_shift_ms).max(1)
+    fn expiry_ms(&mut self, at_ms: i64) -> i64 {
+        if self.near.shifts(at_ms) {
+            self.shifted_ms = Some(at_ms);
+        }
+        self.near.told(at_ms).max(1)
     }
 
     fn is_at_least(&self, make: Make, major: u32, minor: u32) -> bool {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod escape;
 pub mod hold;
 pub mod journal;
+pub mod near;
 pub mod out;
 pub mod plan;
 pub mod policy;

@@ -35,8 +35,8 @@ pub enum ReplyError {
     LineTooLong,
     #[error("a reply line does not end with CR LF, or a number in it is no number")]
     BadLine,
-    #[error("a bulk string of {len} bytes (at most {BULK_BYTES_MAX} are accepted)")]
-    BulkTooLong { len: i64 },
+    #[error("a bulk string of {len} bytes (at most {bytes_max} are accepted)")]
+    BulkTooLong { len: i64, bytes_max: usize },
     #[error("a reply has more than {ELEMENTS_MAX} elements")]
     TooManyElements,
     #[error("a reply is nested deeper than {DEPTH_MAX}")]
@@ -45,12 +45,19 @@ pub enum ReplyError {
 
 /// The reply at the front of `input` and its length; `None` if it is not all there.
 pub fn parse_reply(input: &[u8]) -> Result<Option<(Reply, usize)>, ReplyError> {
+    parse_reply_within(input, BULK_BYTES_MAX)
+}
+
+/// The same where a bulk string may be longer: the value of a key.
+pub fn parse_reply_within(input: &[u8], bulk_bytes_max: usize) -> Result<Option<(Reply, usize)>, ReplyError> {
     let mut at = 0;
     // Arrays begun and not complete: how many elements are missing, and those that came.
     let mut open: Vec<(usize, Vec<Reply>)> = Vec::new();
     let mut elements = 0;
     loop {
-        let Some((item, len)) = parse_item(input.get(at..).unwrap_or_default())? else { return Ok(None) };
+        let Some((item, len)) = parse_item(input.get(at..).unwrap_or_default(), bulk_bytes_max)? else {
+            return Ok(None);
+        };
         at += len;
         elements += 1;
         if elements > ELEMENTS_MAX {
@@ -86,7 +93,7 @@ enum Item {
     Array(usize),
 }
 
-fn parse_item(input: &[u8]) -> Result<Option<(Item, usize)>, ReplyError> {
+fn parse_item(input: &[u8], bulk_bytes_max: usize) -> Result<Option<(Item, usize)>, ReplyError> {
     let Some((&kind, rest)) = input.split_first() else { return Ok(None) };
     if !b"+-:$*".contains(&kind) {
         return Err(ReplyError::UnknownType { byte: kind });
@@ -100,7 +107,7 @@ fn parse_item(input: &[u8]) -> Result<Option<(Item, usize)>, ReplyError> {
         b':' => complete(Reply::Integer(number(line)?)),
         b'$' => match number(line)? {
             -1 => complete(Reply::Bulk(None)),
-            len => parse_bulk(input, after, len),
+            len => parse_bulk(input, after, len, bulk_bytes_max),
         },
         _ => match number(line)? {
             -1 => complete(Reply::Array(None)),
@@ -124,9 +131,9 @@ fn parse_line(rest: &[u8]) -> Result<Option<&[u8]>, ReplyError> {
     }
 }
 
-fn parse_bulk(input: &[u8], at: usize, len: i64) -> Result<Option<(Item, usize)>, ReplyError> {
-    let bytes =
-        usize::try_from(len).ok().filter(|len| *len <= BULK_BYTES_MAX).ok_or(ReplyError::BulkTooLong { len })?;
+fn parse_bulk(input: &[u8], at: usize, len: i64, bytes_max: usize) -> Result<Option<(Item, usize)>, ReplyError> {
+    let too_long = ReplyError::BulkTooLong { len, bytes_max };
+    let bytes = usize::try_from(len).ok().filter(|len| *len <= bytes_max).ok_or(too_long)?;
     let end = at + bytes;
     match (input.get(at..end), input.get(end..end + 2)) {
         (Some(text), Some(b"\r\n")) => Ok(Some((Item::Complete(Reply::Bulk(Some(text.to_vec()))), end + 2))),
@@ -176,12 +183,14 @@ mod tests {
 
     #[test]
     fn bounds() {
+        let too_long = |len| ReplyError::BulkTooLong { len, bytes_max: BULK_BYTES_MAX };
+        assert!(parse_reply_within(b"$99999999\r\n", 100_000_000).unwrap().is_none());
         assert_eq!(parse(&[b"+".to_vec(), vec![b'x'; LINE_BYTES_MAX + 2]].concat()), Err(ReplyError::LineTooLong));
         assert!(
             parse_reply(&[b"+".to_vec(), vec![b'x'; LINE_BYTES_MAX], b"\r\n".to_vec()].concat()).unwrap().is_some()
         );
-        assert_eq!(parse(b"$99999999\r\n"), Err(ReplyError::BulkTooLong { len: 99_999_999 }));
-        assert_eq!(parse(b"$-2\r\n"), Err(ReplyError::BulkTooLong { len: -2 }));
+        assert_eq!(parse(b"$99999999\r\n"), Err(too_long(99_999_999)));
+        assert_eq!(parse(b"$-2\r\n"), Err(too_long(-2)));
         assert_eq!(parse(b"*2147483648\r\n"), Err(ReplyError::TooManyElements));
         assert_eq!(parse(&b"*4096\r\n*1\r\n".repeat(3)), Ok(None));
         assert_eq!(parse(&b"*1\r\n".repeat(10_000)), Err(ReplyError::TooDeep));

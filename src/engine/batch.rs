@@ -18,6 +18,17 @@ pub struct Guard {
     pub sequence: u64,
 }
 
+/// A command of a journal record whose answer tells whether the target has the key that the source had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    pub command: u32,
+    pub flow: FlowId,
+    /// The source's database.
+    pub db: DbIndex,
+    /// The answer that says that the key, or the field, is not there.
+    pub lost_if: i64,
+}
+
 #[derive(Debug)]
 pub struct Batch {
     pub segments: Vec<Segment>,
@@ -30,6 +41,8 @@ pub struct Batch {
     pub guard: Option<Guard>,
     /// For each flow with journal records in it: the LSN behind the last of them. Acknowledged with the batch.
     pub positions: Vec<(FlowId, Lsn)>,
+    /// Commands whose answer may say that the target lost a key, in order.
+    pub watched: Vec<Watched>,
     /// SELECTs inside: index of the command and the database.
     pub selects: Vec<(u32, DbIndex)>,
     /// Database selected where the batch begins.
@@ -54,6 +67,7 @@ impl Batch {
             replied: 0,
             guard: None,
             positions: Vec::new(),
+            watched: Vec::new(),
             selects: Vec::new(),
             db_at_start,
             first_read_ns: 0,

@@ -1,7 +1,8 @@
 //! The job's checkpoint: one hash at the target, in database 0.
 //!
 //! Fields: `master` (the source process's id), `flows` (their number), `phase` (`full` until every flow's snapshot is
-//! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `lsn:<flow>` (LSN
+//! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `held` (1: expiries may
+//! stand there that are written later than they are), `lsn:<flow>` (LSN
 //! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
 //! behind blind ones). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
@@ -26,6 +27,8 @@ pub struct Checkpoint {
     pub stable: bool,
     /// The target held nothing but this job's data: it may be emptied for a new full sync.
     pub owned: bool,
+    /// Expiries may stand at the target that are written later than they are: they are to be put right.
+    pub held: bool,
     /// By flow; only in the stable phase.
     pub lsns: Vec<Lsn>,
 }
@@ -55,7 +58,8 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
             lsns.push(Lsn(text.parse().map_err(|_| unreadable("a position is no number"))?));
         }
     }
-    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", lsns }))
+    let held = field("held").as_deref() == Some("1");
+    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", held, lsns }))
 }
 
 /// The same on every primary of a cluster. `set` writes the checkpoint with the positions behind the command.
@@ -101,20 +105,22 @@ fn unreadable(why: &str) -> EngineError {
 }
 
 /// A full sync begins: nothing of it is good before [`mark_stable`].
-pub async fn begin(link: &mut TargetLink, master_id: &str, flows: u32, owned: bool) -> Result<(), EngineError> {
+pub async fn begin(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result<(), EngineError> {
     link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await?;
-    let flows = flows.to_string();
+    let flows = checkpoint.flows.to_string();
     link.call(&[
         b"HSET",
         CHECKPOINT_KEY.as_bytes(),
         b"master",
-        master_id.as_bytes(),
+        checkpoint.master_id.as_bytes(),
         b"flows",
         flows.as_bytes(),
         b"phase",
         b"full",
         b"owned",
-        if owned { b"1" } else { b"0" },
+        flag(checkpoint.owned),
+        b"held",
+        flag(checkpoint.held),
     ])
     .await
     .map(drop)
@@ -123,6 +129,15 @@ pub async fn begin(link: &mut TargetLink, master_id: &str, flows: u32, owned: bo
 /// Every flow's snapshot and its first position are confirmed.
 pub async fn mark_stable(link: &mut TargetLink) -> Result<(), EngineError> {
     link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"phase", b"stable"]).await.map(drop)
+}
+
+/// Whether expiries may stand at the target that are written later than they are.
+pub async fn set_held(link: &mut TargetLink, held: bool) -> Result<(), EngineError> {
+    link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"held", flag(held)]).await.map(drop)
+}
+
+fn flag(is: bool) -> &'static [u8] {
+    if is { b"1" } else { b"0" }
 }
 
 /// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either
@@ -151,7 +166,9 @@ pub async fn execute_global(
         b"phase",
         b"stable",
         b"owned",
-        if checkpoint.owned { b"1" } else { b"0" },
+        flag(checkpoint.owned),
+        b"held",
+        flag(checkpoint.held),
     ];
     set.extend(fields.iter().map(String::as_bytes));
     if let Some(cluster) = link.cluster() {

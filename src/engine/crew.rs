@@ -7,6 +7,8 @@ use super::checkpoint::CHECKPOINT_KEY;
 use super::cluster::Cluster;
 use super::error::EngineError;
 use super::handle::Existing;
+use super::hold::HoldState;
+use super::import;
 use super::job::{graver, plan_of};
 use super::messages::{
     Barrier, FlowStart, Held, LaneStart, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
@@ -19,7 +21,7 @@ use super::target::{self, OWN_PREFIX};
 use super::wire::Connected;
 use super::worker;
 use crate::dragonfly::owner::OwnerRule;
-use crate::ids::DbIndex;
+use crate::ids::{DbIndex, FlowId};
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
@@ -75,6 +77,7 @@ pub struct Crew {
     summaries: Vec<WorkerSummary>,
     /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
     confirmed: Arc<Vec<AtomicU64>>,
+    hold: Arc<HoldState>,
     owner: Arc<OwnerRule>,
     /// Flows that stand before a global command, and workers that are drained before one.
     barriers: Vec<Barrier>,
@@ -103,6 +106,7 @@ struct Lost {
     client_id: i64,
     marker: Vec<u8>,
     marked_dbs: Vec<DbIndex>,
+    import_mode: bool,
 }
 
 /// How long a worker may take to set up its ring (registering pins memory, which is slow) and to stop.
@@ -149,6 +153,7 @@ impl Crew {
             settled_tx,
             summaries: Vec::new(),
             confirmed,
+            hold: Arc::new(HoldState::new(flows_count)),
             owner: owner.clone(),
             barriers: Vec::new(),
             barrier_workers: 0,
@@ -178,6 +183,9 @@ impl Crew {
             let servers = if router.is_some() { 0 } else { lanes_of(share.len()) };
             for lane in 0..servers {
                 let mut link = target::connect_lane(&settings).await?;
+                if crew.plan.capabilities.import_mode {
+                    import::declare(&mut link).await?;
+                }
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
                 let client_id = target::client_id(&mut link).await?;
                 crew.client_ids.push(client_id);
@@ -206,6 +214,7 @@ impl Crew {
                 commands: receiver,
                 confirmed: crew.confirmed.clone(),
                 router,
+                hold: crew.hold.clone(),
                 spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
             };
             let thread = std::thread::Builder::new()
@@ -261,6 +270,17 @@ impl Crew {
         self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
     }
 
+    /// How far the flows are applied as a time, and what is held.
+    pub fn hold(&self) -> &Arc<HoldState> {
+        &self.hold
+    }
+
+    /// Tells the worker of a flow.
+    pub fn tell_flow(&self, flow: FlowId, command: WorkerCommand) {
+        // As the flows were spread.
+        self.tell(flow.0 as usize % self.members.len().max(1), command);
+    }
+
     /// The same, as it is kept up to date.
     pub fn positions(&self) -> Arc<Vec<AtomicU64>> {
         self.confirmed.clone()
@@ -296,7 +316,8 @@ impl Crew {
                         return Err(error);
                     }
                     Some(WorkerEvent::LaneLost { worker, lane, generation, client_id, marker, marked_dbs }) => {
-                        self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs });
+                        let import_mode = self.plan.capabilities.import_mode;
+                        self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs, import_mode });
                     }
                     Some(WorkerEvent::Held(held)) => self.settle(held),
                     Some(event) => {
@@ -428,5 +449,8 @@ async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Res
     target::end_client(&mut link, lost.client_id).await?;
     let applied = target::applied(&mut link, &lost.marker, &lost.marked_dbs).await?;
     let client_id = target::client_id(&mut link).await?;
+    if lost.import_mode {
+        import::declare(&mut link).await?;
+    }
     Ok(Again { socket: link.hand_over()?, client_id, applied })
 }

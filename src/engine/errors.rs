@@ -60,6 +60,12 @@ pub fn is_rejection(text: &[u8]) -> bool {
     matches!(code, b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CLUSTERDOWN" | b"READONLY" | b"LOADING" | b"MASTERDOWN")
 }
 
+/// The key of command `index` of `batch`. `None`: its name is too long to be known.
+pub fn key_of(batch: &Batch, slab: &Slab, index: u32) -> Option<Vec<u8>> {
+    let key = request::nth_command(batch.slices(slab), u64::from(index)).ok()?.first_key?;
+    (key.len() < request::COPIED_BYTES_MAX).then_some(key)
+}
+
 /// What the operator can do about an error class.
 fn remedy(text: &[u8]) -> &'static str {
     let code = text.split(|b| *b == b' ').next().unwrap_or(text);

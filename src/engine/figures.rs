@@ -1,6 +1,6 @@
 //! What a worker counts and tells: the sample of each second, and the summary at its end.
 
-use super::messages::{WorkerEvent, WorkerSummary};
+use super::messages::{Lost, WorkerEvent, WorkerSummary};
 use super::worker::Worker;
 use crate::report::counters::FlowSample;
 use crate::report::document::Expiries;
@@ -70,6 +70,7 @@ impl Worker {
             tallies: Vec::new(),
             not_carried: std::mem::take(&mut self.held.doubtful),
             suspects: Vec::new(),
+            lost: Vec::new(),
             strays_dropped: 0,
             owner_unknown: 0,
             existing_skipped: 0,
@@ -94,9 +95,17 @@ impl Worker {
             summary.owner_unknown += handler.counts.owner_unknown;
             summary.existing_skipped += handler.counts.existing_skipped;
             summary.expiries.held += handler.held.held_count;
-            summary.expiries.not_held += handler.held.overflow_count;
+            summary.expiries.not_named += handler.held.overflow_count;
+            let ms = |ms: i64| ms.unsigned_abs();
+            summary.expiries.held_ms_max = summary.expiries.held_ms_max.max(ms(handler.held.held_ms_max));
+            summary.expiries.lagged_ms_max = summary.expiries.lagged_ms_max.max(ms(handler.held.lagged_ms));
             summary.expiries.passed_at_release += handler.counts.expired_at_release;
             summary.expiries.flows_at_risk += u64::from(handler.counts.expiry_passed);
+            summary.expiries.fetched_again += handler.counts.fetched_again;
+            summary.expiries.not_fetched += handler.counts.not_fetched;
+            let id = flow.id;
+            let lost = handler.doubts.take().into_iter();
+            summary.lost.extend(lost.map(|(db, key)| Lost { flow: id, db, key: key.into_vec() }));
             summary.journal_records += handler.counts.journal_records;
             summary.source_version =
                 summary.source_version.or_else(|| handler.converter.source_version().map(str::to_string));

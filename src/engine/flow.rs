@@ -133,11 +133,6 @@ impl Flow {
         heap: &HeapBudget,
     ) -> Result<Self, EngineError> {
         let FlowStart { id, socket, eof_token, early, resume_at } = start;
-        let mut handler = handler;
-        if resume_at.is_some() {
-            // There is no end of a full sync at which held expiries would be given back.
-            handler.begin_release(None, 0);
-        }
         let mut input = Cursor::default();
         if input.make_room(slab, heap, 1, sizes.layout.rx_chunk_bytes) == Room::Wait {
             return Err(EngineError::Internal("the slab has no chunk for a new flow".into()));
@@ -259,8 +254,10 @@ impl Flow {
                 Stop::Full => return Ok(Pumped::Waiting),
                 Stop::Budget => return Ok(Pumped::Budget),
                 Stop::Complete => {
-                    // The position comes behind what is given back: a restart from it must not miss an expiry.
-                    self.handler.begin_release(self.follow.then_some(now_ms), now_ms);
+                    self.handler.snapshot_ended(now_ms);
+                    if !self.follow {
+                        self.handler.release_all(now_ms);
+                    }
                 }
                 Stop::Blob(codec, frame) => {
                     self.decoder.enter_blob()?;
@@ -470,7 +467,8 @@ impl Flow {
     }
 
     /// Gives held expiries back, as far as the lane has room.
-    fn release_held(&mut self, slab: &mut Slab, lane: &mut Outlet<'_>, settings: &MigrateSettings, now_ms: i64) {
+    pub fn release_held(&mut self, slab: &mut Slab, lane: &mut Outlet<'_>, settings: &MigrateSettings, now_ms: i64) {
+        lane.reopen_window(settings.window_bytes);
         while self.handler.is_releasing() && lane.has_room(slab, settings.window_bytes) {
             match lane {
                 Outlet::One(lane) => {

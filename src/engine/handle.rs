@@ -5,16 +5,18 @@
 //! is known (wire 1.1); a key that the target held before and that is to be kept is never written; the order of the flow
 //! is the order of the commands.
 
+use super::doubt::Doubts;
 use super::error::EngineError;
 use super::rows;
-use crate::convert::hold::Held;
-use crate::convert::journal::{self, GlobalCommand, JournalTranslator, NotCarriedKind, Outcome, Suspects};
+use crate::convert::hold::{Due, Held};
+use crate::convert::journal::{
+    self, Doubt, GlobalCommand, JournalTranslator, NotCarriedKind, NoteKind, Outcome, Suspects,
+};
 use crate::convert::{Class, CommandMeta, Converter, Out, Plan};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
-use crate::ids::{DbIndex, FlowId};
-use crate::redis::resp;
+use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::slot::slot;
 use crate::report::document::NotCarried;
 use smallvec::SmallVec;
@@ -61,9 +63,7 @@ const SUSPECTS_BYTES_MAX: usize = 64 << 20;
 /// Memory for the keys of journal records that the report lists, until they are taken (once a second).
 const NOTES_BYTES_MAX: usize = 16 << 20;
 
-/// While a flow lags, expiries nearer than this are held back. Longer than nearly every full sync takes.
-const HOLD_HORIZON_MS: i64 = 3_600_000;
-/// Memory for the held expiries of one flow.
+/// Memory for the names of one flow's held expiries.
 const HELD_BYTES_MAX: usize = 8 << 20;
 
 /// Counts that belong to no type of value.
@@ -78,6 +78,10 @@ pub struct FlowCounts {
     pub expired_at_release: u64,
     /// An expiry that had been sent passed before the flow was complete.
     pub expiry_passed: bool,
+    /// Keys that the target had lost, and that were written again.
+    pub fetched_again: u64,
+    /// Those that could not be had.
+    pub not_fetched: u64,
 }
 
 pub struct FlowHandler {
@@ -90,8 +94,10 @@ pub struct FlowHandler {
     pub counts: FlowCounts,
     /// Expiries that the target is not told while the flow lags.
     pub held: Held,
+    /// Keys that the target lost.
+    pub doubts: Doubts,
     /// Held expiries that are being given back.
-    releasing: Vec<(DbIndex, Box<[u8]>, i64)>,
+    releasing: Vec<Due>,
     owner: Arc<OwnerRule>,
     existing: Arc<Existing>,
     observe_left: u32,
@@ -104,7 +110,12 @@ pub struct FlowHandler {
 
 impl FlowHandler {
     pub fn new(flow: FlowId, plan: Arc<Plan>, owner: Arc<OwnerRule>, existing: Arc<Existing>) -> Self {
-        Self {
+        let held = if plan.capabilities.import_mode || !plan.capabilities.has_command("EVAL") {
+            Held::nothing(plan.capabilities.import_mode)
+        } else {
+            Held::new(HELD_BYTES_MAX)
+        };
+        let mut this = Self {
             flow,
             converter: Converter::new(flow, plan.clone()),
             restorer: Converter::new(flow, plan.clone()),
@@ -116,7 +127,8 @@ impl FlowHandler {
             ),
             suspects: Suspects::new(SUSPECTS_BYTES_MAX),
             counts: FlowCounts::default(),
-            held: Held::new(HOLD_HORIZON_MS, HELD_BYTES_MAX),
+            held,
+            doubts: Doubts::default(),
             releasing: Vec::new(),
             owner,
             existing,
@@ -124,7 +136,25 @@ impl FlowHandler {
             apart: None,
             deferred: VecDeque::new(),
             dropped_objects: SmallVec::new(),
+        };
+        this.set_near();
+        this
+    }
+
+    /// A new turn: how far behind the flow is decides which expiries are held back (see [`Held::turn`]).
+    pub fn turn(&mut self, now_ms: i64, applied_until_ms: i64) {
+        self.held.turn(now_ms, applied_until_ms);
+        self.set_near();
+        if self.releasing.is_empty() {
+            self.releasing = self.held.take_due(now_ms, applied_until_ms);
         }
+    }
+
+    fn set_near(&mut self) {
+        let near = self.held.near();
+        self.converter.set_near(near);
+        self.restorer.set_near(near);
+        self.translator.set_near(near);
     }
 
     /// What was not carried over since the last call.
@@ -142,8 +172,10 @@ impl FlowHandler {
         match event {
             Event::Whole { meta, body } if !self.admits(meta, Some(body)) => return Ok(()),
             Event::Whole { meta, body } if self.concerns_expiry(meta) => {
-                let meta = self.hold(meta, now_ms);
-                return self.converter.event(&Event::Whole { meta, body }, now_ms, out).map_err(EngineError::from);
+                let meta = self.hold(meta);
+                let outcome = self.converter.event(&Event::Whole { meta, body }, now_ms, out);
+                self.held.unnamed(self.converter.take_shifted_fields());
+                return outcome.map_err(EngineError::from);
             }
             Event::Begin { object, meta, .. } => {
                 self.dropped_objects.retain(|id| id != object);
@@ -153,7 +185,7 @@ impl FlowHandler {
                 }
                 if self.concerns_expiry(meta) {
                     let Event::Begin { object, meta, count } = *event else { return Ok(()) };
-                    let meta = self.hold(&meta, now_ms);
+                    let meta = self.hold(&meta);
                     let event = Event::Begin { object, meta, count };
                     return self.converter.event(&event, now_ms, out).map_err(EngineError::from);
                 }
@@ -165,25 +197,29 @@ impl FlowHandler {
             }
             _ => {}
         }
-        self.converter.event(event, now_ms, out).map_err(EngineError::from)
+        let outcome = self.converter.event(event, now_ms, out).map_err(EngineError::from);
+        self.held.unnamed(self.converter.take_shifted_fields());
+        outcome
     }
 
     fn concerns_expiry(&self, meta: &KeyMeta<'_>) -> bool {
-        meta.expire_at_ms.is_some() || !self.held.is_empty()
+        meta.expire_at_ms.is_some()
     }
 
     /// The key's attributes as the target is told them for now.
-    fn hold<'a>(&mut self, meta: &KeyMeta<'a>, now_ms: i64) -> KeyMeta<'a> {
-        let expire_at_ms = self.held.snapshot_key(meta.db, meta.key, meta.expire_at_ms, now_ms);
+    fn hold<'a>(&mut self, meta: &KeyMeta<'a>) -> KeyMeta<'a> {
+        let expire_at_ms = meta.expire_at_ms.map(|at_ms| self.held.snapshot_key(meta.db, meta.key, at_ms));
         KeyMeta { expire_at_ms, ..*meta }
     }
 
-    /// The flow has caught up: held expiries are given back, by [`FlowHandler::release`]. `after_ms`: what expired before is
-    /// left to the journal that follows (the source's own DEL, or a renewal); None: nothing follows, all are given back.
-    pub fn begin_release(&mut self, after_ms: Option<i64>, now_ms: i64) {
+    /// The full sync of the flow is over.
+    pub fn snapshot_ended(&mut self, now_ms: i64) {
         self.counts.expiry_passed = self.held.sent_expiry_ms_min.is_some_and(|at| at <= now_ms);
-        self.held.set_horizon_ms(0);
-        self.releasing = self.held.take_due(after_ms);
+    }
+
+    /// Nothing follows: all held expiries are given back, by [`FlowHandler::release`].
+    pub fn release_all(&mut self, now_ms: i64) {
+        self.releasing.extend(self.held.take_all(now_ms));
     }
 
     pub fn is_releasing(&self) -> bool {
@@ -192,12 +228,12 @@ impl FlowHandler {
 
     /// Gives one held expiry back.
     pub fn release(&mut self, now_ms: i64, out: &mut impl Out) {
-        let Some((db, key, at)) = self.releasing.pop() else { return };
-        if at <= now_ms {
+        let Some(due) = self.releasing.pop() else { return };
+        if due.at_ms <= now_ms {
             self.counts.expired_at_release += 1;
         }
-        out.begin(CommandMeta { slot: slot(&key), db, class: Class::Blind, all_nodes: false });
-        out.put_owned(resp::command(&[b"PEXPIREAT", &key, at.to_string().as_bytes()]).into());
+        out.begin(CommandMeta { slot: slot(&due.key), db: due.db, class: Class::Blind, all_nodes: false });
+        out.put_owned(due.command().into());
         out.end();
     }
 
@@ -338,10 +374,10 @@ impl FlowHandler {
         } else if !self.suspects.is_empty() {
             journal::keys_of(args).for_each(|key| self.suspects.settled(db, key));
         }
-        let rewritten = self.held.record(db, args, now_ms);
-        let args = rewritten.as_deref().unwrap_or(args);
+        self.held.record(db, args);
         let Self { translator, restorer, .. } = self;
         let outcome = translator.command(db, txid, args, now_ms, restorer, out);
+        self.note_held(db, args);
         match outcome.map_err(EngineError::from)? {
             Outcome::Global(global) => Ok(Applied::Global(global)),
             Outcome::NotCarried { kind: NotCarriedKind::CrossSlot } if db == DbIndex(0) => {
@@ -355,6 +391,65 @@ impl FlowHandler {
             ))),
             _ => Ok(Applied::Done),
         }
+    }
+}
+
+impl FlowHandler {
+    /// A record that names keys which the target lost.
+    pub fn touch(&mut self, command: &Command<'_>, lsn: Lsn) {
+        let args: SmallVec<[&[u8]; 16]> = command.args().collect();
+        journal::keys_of(&args).for_each(|key| self.doubts.touched(command.db, key, lsn));
+    }
+
+    /// Writes a key as the source has it. `payload`: as DUMP gives it; None: it has no such key.
+    pub fn put_back(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        payload: Option<&[u8]>,
+        expire_at_ms: Option<i64>,
+        now_ms: i64,
+        out: &mut impl Out,
+    ) {
+        let at = expire_at_ms.unwrap_or(0).to_string();
+        let args: SmallVec<[&[u8]; 6]> = match payload {
+            Some(payload) => {
+                SmallVec::from_slice(&[&b"RESTORE"[..], key, at.as_bytes(), payload, b"REPLACE", b"ABSTTL"])
+            }
+            None => SmallVec::from_slice(&[&b"DEL"[..], key]),
+        };
+        self.held.record(db, &args);
+        let outcome = self.translator.command(db, 0, &args, now_ms, &mut self.restorer, out);
+        self.note_held(db, &args);
+        match outcome {
+            Ok(Outcome::Written { .. }) => self.counts.fetched_again += 1,
+            // It was never there, and is listed as such.
+            Ok(_) => self.doubts.leave_out(db, key),
+            Err(error) => {
+                self.doubts.leave_out(db, key);
+                self.give_up(db, key, &error.to_string());
+            }
+        }
+    }
+
+    /// A lost key cannot be had again: the report lists it.
+    pub fn give_up(&mut self, db: DbIndex, key: &[u8], why: &str) {
+        tracing::warn!(flow = %self.flow, %db, key = %key.escape_ascii(), why, "a key that the target lost is not fetched again");
+        self.counts.not_fetched += 1;
+        self.translator.notes().add(db, key, "", NoteKind::Doubtful(Doubt::Vanished));
+    }
+
+    /// Remembers the names of what the record had shifted.
+    fn note_held(&mut self, db: DbIndex, args: &[&[u8]]) {
+        self.held.unnamed(self.restorer.take_shifted_fields());
+        let Some(at_ms) = self.translator.take_shifted_ms() else { return };
+        let [name, key, more @ ..] = args else { return };
+        let of_fields = ["HEXPIRE", "HSETEX", "HGETEX", "FIELDEXPIRE"];
+        if !of_fields.iter().any(|of| name.eq_ignore_ascii_case(of.as_bytes())) {
+            return self.held.hold(db, key, None, at_ms);
+        }
+        // Options and values are taken for fields as well: what is no field with a shifted expiry is left alone later.
+        more.iter().skip(1).for_each(|field| self.held.hold(db, key, Some(field), at_ms));
     }
 }
 

@@ -5,7 +5,8 @@
 
 use super::control::Control;
 use super::error::{Class, EngineError};
-use super::messages::{WorkerEvent, WorkerSummary};
+use super::import::ImportMode;
+use super::messages::{Lost, WorkerEvent, WorkerSummary};
 use super::phase::Phase;
 use super::settings::MigrateSettings;
 use super::spool;
@@ -116,6 +117,11 @@ pub(super) struct Job<'o> {
     pub(super) transfer_since: Option<Instant>,
     /// Ids, at the target, of the connections of the last attempt's workers.
     pub(super) client_ids: Vec<i64>,
+    pub(super) import_mode: ImportMode,
+    /// Keys that the target lost and that the last session could not fetch again.
+    pub(super) lost: Vec<Lost>,
+    /// Shifted expiries may stand at the target whose keys are not known by name.
+    pub(super) sweep_needed: bool,
     cpu_at_start: Option<CpuSample>,
     pub(super) view: View,
 }
@@ -141,6 +147,9 @@ impl<'o> Job<'o> {
             resumable: false,
             transfer_since: None,
             client_ids: Vec::new(),
+            import_mode: ImportMode::Off,
+            lost: Vec::new(),
+            sweep_needed: false,
             cpu_at_start: Some(cpu_of_process()),
             view: View::default(),
         };
@@ -221,9 +230,14 @@ impl<'o> Job<'o> {
         }
         let expiries = &mut self.report.expiries;
         expiries.held += summary.expiries.held;
-        expiries.not_held += summary.expiries.not_held;
+        expiries.not_named += summary.expiries.not_named;
         expiries.passed_at_release += summary.expiries.passed_at_release;
         expiries.flows_at_risk += summary.expiries.flows_at_risk;
+        expiries.fetched_again += summary.expiries.fetched_again;
+        expiries.not_fetched += summary.expiries.not_fetched;
+        self.lost.extend(summary.lost);
+        expiries.held_ms_max = expiries.held_ms_max.max(summary.expiries.held_ms_max);
+        expiries.lagged_ms_max = expiries.lagged_ms_max.max(summary.expiries.lagged_ms_max);
         super::rows::add_existing(&mut self.report, summary.existing_skipped);
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;

@@ -5,7 +5,7 @@
 //! order in which they were closed; a batch is kept until its last reply; after a short or broken chain the tail of the
 //! first unfinished batch goes first; after a lost connection nothing is sent again that is known to be applied.
 
-use super::batch::Batch;
+use super::batch::{Batch, Watched};
 use super::error::EngineError;
 use super::messages::LaneStart;
 use super::wire::{Connected, Wire};
@@ -299,6 +299,7 @@ impl Lane {
         bytes: &[u8],
         mut acked: impl FnMut(Batch),
         mut failed: impl FnMut(&Batch, Fault, &[u8]) -> Result<Verdict, EngineError>,
+        mut lost: impl FnMut(&Batch, Watched),
     ) -> Result<(), EngineError> {
         let Self { scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, .. } = self;
         let acked_batches = &mut self.acked_batches;
@@ -336,7 +337,23 @@ impl Lane {
                     }
                     return;
                 }
-                Reply::ArrayInteger { .. } => return,
+                Reply::ArrayInteger { index, value } => {
+                    // 1 is what nearly all answer.
+                    if value != 1
+                        && let Some(batch) = answered(sent, ready)
+                        && !batch.watched.is_empty()
+                    {
+                        let first = batch.guard.map_or(batch.replied, |guard| guard.first_command + 1);
+                        let command = first.saturating_add(index as u32);
+                        let found = batch.watched.binary_search_by_key(&command, |watched| watched.command);
+                        if let Some(watched) = found.ok().and_then(|at| batch.watched.get(at))
+                            && watched.lost_if == value
+                        {
+                            lost(batch, *watched);
+                        }
+                    }
+                    return;
+                }
                 Reply::Null if answered(sent, ready).is_some_and(|batch| is_at_exec(batch)) => {
                     outcome = Err(EngineError::Target(format!(
                         "node {node} did not execute a MULTI, although nothing was watched; its commands are not applied"

@@ -4,7 +4,9 @@
 //! with a `WorkerSummary`. Nothing else is shared but the confirmed positions (atomics).
 
 use super::error::EngineError;
+use super::fetch::Answer;
 use super::handle::Existing;
+use super::hold::HoldState;
 use super::router::RouterStart;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
@@ -116,8 +118,17 @@ pub struct WorkerStart {
     pub confirmed: Arc<Vec<AtomicU64>>,
     /// The target is a cluster.
     pub router: Option<RouterStart>,
+    pub hold: Arc<HoldState>,
     /// Where lagging flows spool.
     pub spool: Option<SpoolStart>,
+}
+
+/// A key that vanished at the target.
+#[derive(Clone, Debug)]
+pub struct Lost {
+    pub flow: FlowId,
+    pub db: DbIndex,
+    pub key: Vec<u8>,
 }
 
 /// What a worker tells the control plane.
@@ -149,6 +160,8 @@ pub enum WorkerEvent {
         worker: usize,
         keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
     },
+    /// The target lost a key that the source had: it is to be fetched again.
+    Lost(Lost),
     /// Once a second.
     Sample {
         worker: usize,
@@ -191,6 +204,12 @@ pub enum WorkerCommand {
     ReleaseBarrier,
     /// Decode nothing more; `Drained` follows when everything is acknowledged.
     Drain,
+    /// Decoding has stopped, and nothing more is to come: give all held expiries back; another `Drained` follows.
+    ReleaseHeld,
+    /// A key that an earlier session could not fetch again.
+    Doubt(Lost),
+    /// What the source said of a lost key, or why it cannot be had.
+    Fetched(Box<Answer>),
     /// Send the suspects once (they stay suspects until a record settles them or they are deleted).
     ListSuspects,
     /// The source has none of these keys: delete those that no record has settled since.
@@ -205,6 +224,8 @@ pub struct WorkerSummary {
     pub tallies: Vec<Tally>,
     pub not_carried: Vec<NotCarried>,
     pub suspects: Vec<(DbIndex, Vec<u8>)>,
+    /// Keys that the target lost and that were not fetched again yet.
+    pub lost: Vec<Lost>,
     pub strays_dropped: u64,
     pub owner_unknown: u64,
     pub existing_skipped: u64,

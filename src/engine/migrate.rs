@@ -14,6 +14,7 @@ use super::phase::Phase;
 use super::router::Resumed;
 use super::settings::OnExisting;
 use super::source::{Source, session_error};
+use super::sweep;
 use super::target::{self, Target, TargetLink};
 use crate::dragonfly::session::{Action, Session, Signal};
 use crate::report::counters::Totals;
@@ -82,7 +83,9 @@ impl Job<'_> {
     async fn prepare(&mut self) -> Result<(Target, Source, Arc<Existing>), EngineError> {
         let settings = self.settings.clone();
         let mut target = TargetLink::open(&settings).await?;
-        let probed = self.probe_target(&mut target).await?;
+        let mut probed = self.probe_target(&mut target).await?;
+        // Holding expiries back is enough for one full sync.
+        probed.capabilities.import_mode = false;
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
         let source = self.connect_source().await?;
         refuse_databases(&probed, &source)?;
@@ -126,6 +129,12 @@ impl Job<'_> {
     /// What must be done once everything is acknowledged. May be done again.
     async fn settle(&mut self, probed: &Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
         let mut target = self.target_again(&probed.run_id).await?;
+        if self.sweep_needed {
+            // Nothing follows: all are given back.
+            let swept = sweep::sweep(&mut target, &probed.capabilities, || (i64::MIN, i64::MIN)).await?;
+            self.report.expiries.put_right_by_sweep += swept.put_right;
+            self.sweep_needed = false;
+        }
         self.ask_suspects(&mut target, summaries).await?;
         self.remove_markers(&mut target, summaries).await?;
         if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
@@ -208,6 +217,7 @@ impl Job<'_> {
         let result = self.sync_to_drain(source, &mut session, &mut crew, signals).await;
         let (summaries, ended) = crew.stop().await;
         self.client_ids = crew.client_ids().to_vec();
+        self.sweep_needed = crew.hold().is_unnamed();
         match graver(result, ended) {
             Ok(()) => Ok(summaries),
             Err(error) => {

@@ -8,11 +8,15 @@
 use super::checkpoint::{self, Checkpoint};
 use super::crew::{Crew, CrewPlan};
 use super::error::EngineError;
+use super::fetch::Fetcher;
 use super::handle::Existing;
+use super::hold::Watermarks;
+use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
 use super::messages::{Barrier, WorkerCommand, WorkerEvent};
 use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY, refuse_databases};
 use super::phase::Phase;
+use super::righting::Rightings;
 use super::settings::{OnExisting, OnLostPosition};
 use super::source::Source;
 use super::target::{self, Target, TargetLink};
@@ -20,6 +24,7 @@ use crate::convert::journal::GlobalCommand;
 use crate::dragonfly::reply::Reply;
 use crate::dragonfly::session::{Directive, Session};
 use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::uring;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +34,8 @@ const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 const OFFSETS_EVERY: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+/// How long the source may take to say where it stands when the job is told to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a session begins with.
 enum Begin {
@@ -38,6 +45,21 @@ enum Begin {
 
 impl Job<'_> {
     pub(super) async fn replicate(&mut self) -> Result<(), EngineError> {
+        let result = self.replicate_until_stopped().await;
+        for lost in std::mem::take(&mut self.lost) {
+            self.report.expiries.not_fetched += 1;
+            self.add_not_carried(&super::rows::vanished(lost));
+        }
+        if self.import_mode == ImportMode::Ours {
+            let ended = async { import::end(&mut target::connect_control(&self.settings).await?).await };
+            if let Err(error) = ended.await {
+                tracing::error!(%error, "import mode could not be turned off at the target: CONFIG SET import-mode no");
+            }
+        }
+        result
+    }
+
+    async fn replicate_until_stopped(&mut self) -> Result<(), EngineError> {
         let settings = self.settings.clone();
         if settings.on_existing == OnExisting::Skip {
             return Err(EngineError::Refused(
@@ -48,9 +70,20 @@ impl Job<'_> {
         }
         let mut signals = Signals::new(self.settings.control.clone())?;
         let mut target = target::connect_control(&settings).await?;
-        let probed = self.probe_target(&mut target).await?;
+        let mut probed = self.probe_target(&mut target).await?;
         target::end_lanes(&mut target).await?;
         let mut begin = self.first_begin(&mut target, &probed).await?;
+        if probed.capabilities.import_mode {
+            self.import_mode = import::begin(&mut target).await?;
+        }
+        probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
+        self.report.expiries.import_mode = probed.capabilities.import_mode;
+        if !probed.capabilities.import_mode && !probed.capabilities.has_command("EVAL") {
+            tracing::warn!(
+                "the target's user may not run scripts (+eval), so near expiries cannot be held back: keys that the source \
+                 renews while the target is behind may vanish"
+            );
+        }
         let (mut attempt, mut pause) = (1, RETRY_FIRST);
         loop {
             let error = match self.session(&mut target, &probed, begin, &mut signals).await {
@@ -112,10 +145,18 @@ impl Job<'_> {
         }
     }
 
+    /// After the target was emptied.
+    async fn mark_import_mode(&self, target: &mut TargetLink) -> Result<(), EngineError> {
+        if self.import_mode == ImportMode::Ours { import::mark(target).await } else { Ok(()) }
+    }
+
     /// A fresh control connection to the same server process.
     async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
         let mut link = target::connect_control(&self.settings).await?;
         if target::run_id(&mut link).await? == probed.run_id {
+            if probed.capabilities.import_mode {
+                import::declare(&mut link).await?;
+            }
             return Ok(link);
         }
         Err(EngineError::Target(target::RESTARTED.into()))
@@ -151,6 +192,8 @@ impl Job<'_> {
         self.touched = true;
         self.resumable = false;
         target.call(&[b"FLUSHALL"]).await?;
+        self.lost.clear();
+        self.mark_import_mode(target).await?;
         Ok(Begin::Full { owned: true })
     }
 
@@ -175,15 +218,25 @@ impl Job<'_> {
         let mut source = self.connect_source().await?;
         refuse_databases(probed, &source)?;
         let mut session = Session::new();
+        let held = !probed.capabilities.import_mode && probed.capabilities.has_command("EVAL");
         let (mut crew, mut checkpoint) = match begin {
             Begin::Full { owned } => {
                 let crew = self.open_full(&mut source, &mut session, plan).await?;
                 let (master_id, flows) =
                     session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
-                checkpoint::begin(target, &master_id, flows, owned).await?;
-                (crew, Checkpoint { master_id, flows, stable: false, owned, lsns: Vec::new() })
+                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, held, lsns: Vec::new() };
+                checkpoint::begin(target, &checkpoint).await?;
+                (crew, checkpoint)
             }
-            Begin::Resume(checkpoint) => (self.open_partial(&mut source, &checkpoint, plan).await?, checkpoint),
+            Begin::Resume(mut checkpoint) => {
+                let crew = self.open_partial(&mut source, &checkpoint, plan).await?;
+                if checkpoint.held {
+                    crew.hold().set_unnamed();
+                }
+                checkpoint.held |= held;
+                checkpoint::set_held(target, checkpoint.held).await?;
+                (crew, checkpoint)
+            }
         };
         self.settings.control.publish_positions(crew.positions());
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
@@ -276,6 +329,11 @@ impl Job<'_> {
         }
         self.enter(Phase::CatchingUp);
         let mut watch = Watch::default();
+        let mut fetcher = Fetcher::new(&self.settings, checkpoint.flows);
+        for lost in std::mem::take(&mut self.lost) {
+            crew.tell_flow(lost.flow, WorkerCommand::Doubt(lost));
+        }
+        let mut rightings = Rightings::new(&self.settings, &probed.capabilities, crew.hold().clone());
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         let mut offsets = tokio::time::interval(OFFSETS_EVERY);
         let mut confirmations = tokio::time::interval(CONFIRMED_EVERY);
@@ -284,9 +342,22 @@ impl Job<'_> {
                 event = crew.event() => match event? {
                     WorkerEvent::Suspects { worker, keys } => self.settle_suspects(source, crew, worker, keys).await?,
                     WorkerEvent::Drained => watch.drained += 1,
+                    WorkerEvent::Lost(lost) => fetcher.want(lost),
                     event => self.watch(event),
                 },
-                _ = ticks.tick() => self.progress(),
+                _ = ticks.tick() => {
+                    self.progress();
+                    watch.marks.confirm(&crew.confirmed(), crew.hold());
+                    rightings.look();
+                }
+                answers = fetcher.answers() => {
+                    for answer in answers {
+                        crew.tell_flow(answer.lost.flow, WorkerCommand::Fetched(Box::new(answer)));
+                    }
+                }
+                swept = rightings.ended() => {
+                    self.report.expiries.put_right_by_sweep += swept?.put_right;
+                }
                 _ = confirmations.tick(), if !checkpoint.stable => {
                     if crew.confirmed().iter().all(|lsn| *lsn > 0) {
                         checkpoint::mark_stable(&mut self.control_again(probed).await?).await?;
@@ -303,6 +374,7 @@ impl Job<'_> {
                     }
                     tracing::info!("stopping: what was read is applied and acknowledged; a second signal stops at once");
                     self.enter(Phase::Stopping);
+                    watch.stop_at = stop_positions(source).await;
                     crew.tell_all(|| WorkerCommand::Drain);
                 }
             }
@@ -314,6 +386,28 @@ impl Job<'_> {
                 self.pass_barrier(crew, &mut target, checkpoint, &barriers).await?;
             }
             if self.phase == Phase::Stopping && watch.drained == crew.workers() {
+                if !watch.caught_up(&crew.confirmed()) {
+                    if checkpoint.held {
+                        tracing::info!("stopped behind the source: near expiries stay held until the job goes on");
+                    }
+                    return Err(EngineError::Interrupted);
+                }
+                if !watch.releasing {
+                    watch.releasing = true;
+                    watch.drained = 0;
+                    crew.tell_all(|| WorkerCommand::ReleaseHeld);
+                    continue;
+                }
+                let mut target = self.control_again(probed).await?;
+                if checkpoint.held {
+                    let sweep = rightings.end(&mut target);
+                    let swept = tokio::select! {
+                        swept = sweep => swept?,
+                        () = signals.next() => return Err(EngineError::Interrupted),
+                    };
+                    self.report.expiries.put_right_by_sweep += swept.put_right;
+                    checkpoint::set_held(&mut target, false).await?;
+                }
                 return Err(EngineError::Interrupted);
             }
         }
@@ -330,8 +424,11 @@ impl Job<'_> {
         if !source.is_free() || !checkpoint.stable {
             return Ok(());
         }
+        let asked_ms = uring::clock::realtime_ms() as i64;
         let offsets = source.replica_offsets().await?;
         let confirmed = crew.confirmed();
+        watch.marks.asked(asked_ms, offsets.clone());
+        watch.marks.confirm(&confirmed, crew.hold());
         let behind: u64 =
             offsets.iter().zip(&confirmed).map(|(source, applied)| source.0.saturating_sub(*applied)).sum();
         tracing::debug!(behind_records = behind, "positions");
@@ -400,7 +497,10 @@ impl Job<'_> {
         }
         tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
         match &first.command {
-            GlobalCommand::FlushAll => checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns).await?,
+            GlobalCommand::FlushAll => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns).await?;
+                self.mark_import_mode(target).await?;
+            }
             GlobalCommand::FlushDb(db) => {
                 checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns).await?;
             }
@@ -422,4 +522,29 @@ const IN_STEP_RECORDS_MAX: u64 = 10_000;
 struct Watch {
     drained: usize,
     suspects_asked: bool,
+    /// How far the flows are applied, as times.
+    marks: Watermarks,
+    /// The source's positions when the job was told to stop.
+    stop_at: Vec<Lsn>,
+    /// Drained; the held expiries are on their way.
+    releasing: bool,
+}
+
+impl Watch {
+    /// Everything that the source had done when the job was told to stop is applied.
+    fn caught_up(&self, confirmed: &[u64]) -> bool {
+        self.stop_at.len() == confirmed.len()
+            && self.stop_at.iter().zip(confirmed).all(|(lsn, applied)| *applied >= lsn.0)
+    }
+}
+
+/// The source's positions now; none if it does not answer soon.
+async fn stop_positions(source: &mut Source) -> Vec<Lsn> {
+    if !source.is_free() {
+        return Vec::new();
+    }
+    match tokio::time::timeout(STOP_PATIENCE, source.replica_offsets()).await {
+        Ok(Ok(offsets)) => offsets,
+        _ => Vec::new(),
+    }
 }

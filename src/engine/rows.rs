@@ -1,6 +1,7 @@
 //! From what the rooms count to the rows of the report.
 
-use crate::convert::journal::{Note, NoteKind};
+use super::messages::Lost;
+use crate::convert::journal::{Doubt, Note, NoteKind};
 use crate::convert::{Action, NotCarried as Item, Tally, TypeClass, What};
 use crate::report::document::{NotCarried, RingFeature, RunInputs, TypeRow};
 use crate::uring::Features;
@@ -69,6 +70,17 @@ pub fn snapshot_item(item: Item) -> NotCarried {
         kind: item.what.name().to_string(),
         action: item.action.to_string(),
         reason,
+    }
+}
+
+/// A key that the target lost, and that was not fetched again before the job ended.
+pub fn vanished(lost: Lost) -> NotCarried {
+    NotCarried {
+        db: lost.db.0,
+        key: lost.key,
+        kind: format!("doubtful-{:?}", Doubt::Vanished),
+        action: "verify".to_string(),
+        reason: "it vanished at the target, and the job ended before it was fetched again".to_string(),
     }
 }
 

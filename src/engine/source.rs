@@ -4,10 +4,11 @@
 //! and what replies mean is said by `dragonfly::session`; this module only carries the bytes.
 
 use super::error::EngineError;
+use super::fetch::PAYLOAD_BYTES_MAX;
 use super::link::{Link, LinkError};
 use super::messages::FlowStart;
 use super::settings::Endpoint;
-use crate::dragonfly::reply::{Reply, parse_reply};
+use crate::dragonfly::reply::{Reply, ReplyError, parse_reply, parse_reply_within};
 use crate::dragonfly::session::{
     self, Credentials, Directive, FlowHandshake, FlowOpened, Handshake, Registration, Release, Request, SessionError,
 };
@@ -201,6 +202,33 @@ impl Source {
             Reply::Integer(n) => Ok(n > 0),
             other => Err(session_error(SessionError::of_reply("EXISTS", &other))),
         }
+    }
+
+    /// Asks for a key's value: the replies to `DFLY REPLICAOFFSET`, `DUMP`, `PEXPIRETIME` and `DFLY REPLICAOFFSET`, which
+    /// leave in one write, so that next to nothing can come between them.
+    pub async fn dump(&mut self, db: DbIndex, key: &[u8]) -> Result<[Reply; 4], EngineError> {
+        let link = self.link()?;
+        let select = ask(link, "SELECT", resp::command(&[b"SELECT", db.to_string().as_bytes()])).await?;
+        if select != Reply::Simple(b"OK".to_vec()) {
+            return Err(session_error(SessionError::of_reply("SELECT", &select)));
+        }
+        let offsets = encoded(&Request::ReplicaOffset);
+        let request =
+            [&offsets[..], &resp::command(&[b"DUMP", key]), &resp::command(&[b"PEXPIRETIME", key]), &offsets[..]]
+                .concat();
+        link.request("DUMP", request, |input| {
+            let (mut at, mut replies) = (0, Vec::with_capacity(4));
+            while replies.len() < 4 {
+                let rest = input.get(at..).unwrap_or_default();
+                let Some((reply, len)) = parse_reply_within(rest, PAYLOAD_BYTES_MAX)? else { return Ok(None) };
+                at += len;
+                replies.push(reply);
+            }
+            // Four were taken.
+            Ok::<_, ReplyError>(<[Reply; 4]>::try_from(replies).ok().map(|replies| (replies, at)))
+        })
+        .await
+        .map_err(link_error)
     }
 
     fn link(&mut self) -> Result<&mut Link, EngineError> {

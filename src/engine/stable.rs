@@ -5,19 +5,24 @@
 //! must equal the LSN of the record before it, else something was lost or counted twice; a global command is not applied
 //! here: the flow stops before it until all flows have reached it and it was executed once (wire 4.5).
 
+use super::batch::Watched;
+use super::doubt::Settled;
 use super::error::EngineError;
 use super::flow::{Flow, FlowState, Stop};
 use super::handle::{Applied, FlowHandler};
 use super::lane::Lane;
-use super::messages::{Apart, Barrier, WorkerEvent};
+use super::messages::{Apart, Barrier, Lost, WorkerEvent};
 use super::outlet::Outlet;
 use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
-use super::writer::Writer;
+use super::worker::has_room;
+use super::writer::{Source, Writer};
 use crate::convert::Out;
-use crate::dragonfly::journal::{JournalDecoder, JournalEvent, JournalProgress};
-use crate::ids::Lsn;
+use crate::convert::journal::GlobalCommand;
+use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent, JournalProgress};
+use crate::ids::{DbIndex, Lsn};
 use crate::uring::Slab;
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Records between two acknowledgements at the most (the native replica's figure).
@@ -77,6 +82,24 @@ fn apply(
     }
 }
 
+/// The answer to the last command made of this record that says that the target lacks the key, or a field, of which the
+/// source had it (wire 4.4).
+fn lost_answer(command: &Command<'_>) -> Option<i64> {
+    let name = command.name();
+    let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
+    match name.len() {
+        5 if is("GETEX") => Some(0),
+        6 if is("HGETEX") => Some(-2),
+        7 if is("PERSIST") => Some(0),
+        7 if is("HEXPIRE") => Some(-2),
+        9 if is("PEXPIREAT") => Some(0),
+        // With a condition 0 may mean that it does not hold.
+        6..=8 if is("EXPIRE") || is("PEXPIRE") || is("EXPIREAT") => (command.args().count() == 3).then_some(0),
+        11 if is("FIELDEXPIRE") => Some(-2),
+        _ => None,
+    }
+}
+
 impl Flow {
     /// Decodes and applies journal records from the current window until something is missing.
     pub(super) fn decode_stable(
@@ -96,6 +119,14 @@ impl Flow {
         let source = window.source();
         let bytes = window.bytes();
         let stop = loop {
+            if !handler.doubts.is_empty() {
+                if handler.doubts.holds_flow() {
+                    break Stop::Full;
+                }
+                if handler.doubts.is_due(stable.next_lsn) {
+                    break Stop::Budget;
+                }
+            }
             let rest = &bytes[position..];
             if rest.is_empty() {
                 break Stop::Need(1);
@@ -118,6 +149,11 @@ impl Flow {
                 JournalEvent::Ping => stable.ping = true,
                 JournalEvent::Exec | JournalEvent::Command(_) => {}
             }
+            if let JournalEvent::Command(command) = &event
+                && !handler.doubts.is_empty()
+            {
+                handler.touch(command, stable.next_lsn);
+            }
             let position_of_record = (*id, event.counts().then_some(after));
             let applied = match lane {
                 Outlet::One(lane) => {
@@ -134,7 +170,16 @@ impl Flow {
                         spare_segments,
                         read_ns: *read_ns,
                     };
+                    let commands_before = writer.encoder.batch.commands;
                     let applied = apply(handler, &event, now_ms, &mut writer)?;
+                    if let JournalEvent::Command(command) = &event
+                        && writer.encoder.batch.commands > commands_before
+                        && let Some(lost_if) = lost_answer(command)
+                    {
+                        let batch = &mut writer.encoder.batch;
+                        let index = batch.commands.saturating_sub(1);
+                        batch.watched.push(Watched { command: index, flow: *id, db: command.db, lost_if });
+                    }
                     if matches!(applied, Applied::Done) && event.counts() {
                         writer.record_done(*id, after);
                     }
@@ -163,6 +208,11 @@ impl Flow {
                 stable.barrier = Some(barrier.clone());
                 *state = FlowState::AtBarrier;
                 position += consumed;
+                match &barrier.command {
+                    GlobalCommand::FlushDb(db) => handler.doubts.flushed(Some(*db)),
+                    GlobalCommand::FlushAll => handler.doubts.flushed(None),
+                    GlobalCommand::FlushSlots(_) => handler.doubts.touched_all(after),
+                }
                 let _ = events.send(WorkerEvent::AtBarrier(barrier));
                 break Stop::Full;
             }
@@ -184,6 +234,61 @@ impl Flow {
         };
         input.consumed_to(position);
         Ok(stop)
+    }
+
+    /// An answer said that the target lost a key. `key`: `None` if it is too long to be told.
+    pub(super) fn lost(&mut self, db: DbIndex, key: Option<Vec<u8>>, events: &UnboundedSender<WorkerEvent>) {
+        let Some(key) = key else { return self.handler.give_up(db, b"", "its name is too long") };
+        match self.handler.doubts.lost(db, &key) {
+            Ok(true) => drop(events.send(WorkerEvent::Lost(Lost { flow: self.id, db, key }))),
+            Ok(false) => {}
+            Err(why) => self.handler.give_up(db, &key, &why),
+        }
+    }
+
+    /// Writes what was fetched again, where its place in the flow has come.
+    pub(super) fn settle_doubts(
+        &mut self,
+        slab: &mut Slab,
+        lane: &mut Lane,
+        settings: &MigrateSettings,
+        now_ms: i64,
+        events: &UnboundedSender<WorkerEvent>,
+    ) {
+        let Some(next_lsn) = self.stable.as_ref().map(|stable| stable.next_lsn) else { return };
+        while has_room(slab, lane, settings.window_bytes) {
+            let (db, key, fetched) = match self.handler.doubts.settle(next_lsn) {
+                None => return,
+                Some(Settled::Write { db, key, fetched }) => (db, key, fetched),
+                Some(Settled::Again { db, key }) => {
+                    let lost = Lost { flow: self.id, db, key: key.into_vec() };
+                    let _ = events.send(WorkerEvent::Lost(lost));
+                    continue;
+                }
+                Some(Settled::GivenUp { db, key, why }) => {
+                    self.handler.give_up(db, &key, &why);
+                    continue;
+                }
+            };
+            let payload = fetched.payload.map(Bytes::from);
+            let source = payload.clone().map_or(Source::None, Source::Heap);
+            let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
+            let mut writer = Writer {
+                encoder,
+                slab: &mut *slab,
+                guard: Some(guard),
+                source: &source,
+                borrow_bytes_min: settings.borrow_bytes_min,
+                batch_bytes: settings.batch_bytes,
+                in_record: true,
+                closed,
+                spare_segments,
+                read_ns: self.read_ns,
+            };
+            self.handler.put_back(db, &key, payload.as_deref(), fetched.expire_at_ms, now_ms, &mut writer);
+            writer.record_done(self.id, next_lsn);
+            lane.queue_closed();
+        }
     }
 
     /// The target confirmed everything before `lsn`.

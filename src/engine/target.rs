@@ -201,6 +201,13 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     };
     let capabilities =
         Capabilities::from_probe(&text, names, bulk_bytes_max).map_err(|e| EngineError::Refused(e.to_string()))?;
+    let mut capabilities = capabilities;
+    // Known, but not for this user: then it is as good as absent.
+    if matches!(link.call_raw("EVAL", &[b"EVAL", b"return 1", b"0"]).await?, Value::Error(_)) {
+        capabilities.commands.remove("EVAL");
+    }
+    // Each node would have to be told, also those that take over later: expiries are held back instead.
+    capabilities.import_mode &= !capabilities.cluster;
     if info.get("role") == Some("slave") && !capabilities.cluster {
         return Err(EngineError::Refused(format!(
             "the target is a replica of {}:{}; give the address of its primary",
@@ -232,6 +239,12 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
         cpu_at_start: crate::report::counters::CpuSample::from_info(&text),
         capabilities,
     })
+}
+
+/// Databases that hold keys now.
+pub async fn databases(link: &mut TargetLink) -> Result<Vec<DbIndex>, EngineError> {
+    let text = link.info("keyspace").await?;
+    Ok(Info::parse(&text).keys_by_db().into_iter().map(|(db, _)| DbIndex(db)).collect())
 }
 
 /// Names of all commands, upper case.

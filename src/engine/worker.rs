@@ -7,13 +7,15 @@
 //! the send chunks are used up, so memory is bounded by construction.
 
 use super::error::EngineError;
+use super::fetch::Answer;
 use super::figures::SAMPLE_NS;
 use super::flow::{Flow, FlowState, Heaps, Pumped};
 use super::handle::FlowHandler;
 use super::held::HeldState;
+use super::hold::HoldState;
 use super::input::HeapBudget;
 use super::lane::{Lane, Link, Verdict};
-use super::messages::{WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::messages::{Lost, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::outlet::Outlet;
 use super::router::Router;
 use super::settings::MigrateSettings;
@@ -74,6 +76,7 @@ pub struct Worker {
     pub(super) draining: bool,
     barrier_told: bool,
     confirmed: Arc<Vec<AtomicU64>>,
+    hold: Arc<HoldState>,
     /// Reads that needed no kernel (see `wire`), to be handled with this turn's completions.
     pub(super) here: Vec<Completion>,
     /// Flow that is pumped first this turn.
@@ -115,6 +118,7 @@ impl Worker {
             commands,
             confirmed,
             router,
+            hold,
             spool,
         } = start;
         if let Some(cpu) = cpu {
@@ -163,6 +167,7 @@ impl Worker {
             draining: false,
             barrier_told: false,
             confirmed,
+            hold,
             here: Vec::new(),
             first_flow: 0,
             away_ns_max: 0,
@@ -181,7 +186,11 @@ impl Worker {
             self.take_knobs();
             let stopped = self.draining || self.is_held();
             let gate = if stopped { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
-            let more = if gate == Gate::Open { self.pump(now_ns)? } else { false };
+            let more = match gate {
+                Gate::Open => self.pump(now_ns)?,
+                _ if self.draining && !self.is_held() => self.release_held(),
+                _ => false,
+            };
             self.note_positions(now_ns);
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
@@ -241,6 +250,22 @@ impl Worker {
                     }
                 }
                 Ok(WorkerCommand::Drain) => self.draining = true,
+                Ok(WorkerCommand::ReleaseHeld) => {
+                    let now_ms = uring::clock::realtime_ms() as i64;
+                    self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
+                    self.drained = false;
+                }
+                Ok(WorkerCommand::Doubt(Lost { flow, db, key, .. })) => {
+                    if let Some(flow) = self.flows.iter_mut().find(|of| of.id == flow) {
+                        flow.lost(db, Some(key), &self.events);
+                    }
+                }
+                Ok(WorkerCommand::Fetched(answer)) => {
+                    let Answer { lost, answer } = *answer;
+                    if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == lost.flow) {
+                        flow.handler.doubts.answered(lost.db, &lost.key, answer);
+                    }
+                }
                 Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
                 Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys),
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
@@ -281,7 +306,12 @@ impl Worker {
         for step in 0..count {
             let position = (self.first_flow + step) % count;
             let flow = &mut self.flows[position];
+            flow.handler.turn(now_ms, self.hold.applied_until_ms(flow.id));
             let lane = flow.lane;
+            if !flow.handler.doubts.is_empty() && self.router.is_none() {
+                let slab = self.ring.slab_mut();
+                flow.settle_doubts(slab, &mut self.lanes[lane], &self.settings, now_ms, &self.events);
+            }
             let mut outlet = match &mut self.router {
                 None => Outlet::One(&mut self.lanes[lane]),
                 Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
@@ -289,6 +319,9 @@ impl Worker {
             let outlet = &mut outlet;
             let pumped =
                 flow.pump(self.ring.slab_mut(), outlet, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
+            if flow.handler.held.take_overflow() {
+                self.hold.set_unnamed();
+            }
             match pumped {
                 Pumped::Budget => more = true,
                 Pumped::Waiting => {}
@@ -305,6 +338,23 @@ impl Worker {
         }
         self.first_flow = (self.first_flow + 1) % count.max(1);
         Ok(more)
+    }
+
+    /// Nothing is decoded any more: what is left of held expiries is given back. Never more to do without a completion.
+    fn release_held(&mut self) -> bool {
+        let now_ms = uring::clock::realtime_ms() as i64;
+        for flow in &mut self.flows {
+            if !flow.handler.doubts.is_empty() && self.router.is_none() {
+                let (slab, lane) = (self.ring.slab_mut(), &mut self.lanes[flow.lane]);
+                flow.settle_doubts(slab, lane, &self.settings, now_ms, &self.events);
+            }
+            let mut outlet = match &mut self.router {
+                None => Outlet::One(&mut self.lanes[flow.lane]),
+                Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
+            };
+            flow.release_held(self.ring.slab_mut(), &mut outlet, &self.settings, now_ms);
+        }
+        false
     }
 
     fn submit(&mut self, now_ns: u64) -> Result<(), EngineError> {
@@ -477,7 +527,7 @@ impl Worker {
                 return self.lose_lane(position, reason);
             }
         };
-        let mut acked = Vec::new();
+        let (mut acked, mut lost) = (Vec::new(), Vec::new());
         let view = self.ring.slab().view(chunk);
         let slab = self.ring.slab();
         let node = lane.node;
@@ -496,6 +546,7 @@ impl Worker {
                 rejected |= verdict == Verdict::Rejected;
                 Ok(verdict)
             },
+            |batch, watched| lost.push((watched, super::errors::key_of(batch, slab, watched.command))),
         );
         drop(view);
         // Taken again at once, so that no batch can have the last chunk while its reply needs one.
@@ -514,6 +565,11 @@ impl Worker {
         }
         if rejected {
             self.hold();
+        }
+        for (watched, key) in lost {
+            if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == watched.flow) {
+                flow.lost(watched.db, key, &self.events);
+            }
         }
         outcome
     }
@@ -558,7 +614,9 @@ impl Worker {
 
     fn tell_when_drained(&mut self) {
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
-        let ended = !self.drained && (self.draining || self.flows.iter().all(|flow| flow.is_complete()));
+        let busy = |flow: &Flow| flow.handler.is_releasing() || flow.handler.doubts.is_waiting();
+        let stopped = self.draining && !self.flows.iter().any(busy);
+        let ended = !self.drained && (stopped || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
         if !(ended || held) || self.is_held() || !self.lanes.iter().all(Lane::is_idle) {
             return;

@@ -151,15 +151,27 @@ pub struct Suspects {
     pub removed: u64,
 }
 
-/// Expiries held back during the full sync, so that the target expires nothing that the source renews meanwhile.
+/// Expiries held back while the target lagged, so that it expires nothing that the source renews meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Expiries {
-    /// Held back, and given to the target when their flow was complete.
+    /// The target was in Valkey's import mode, in which it expires nothing by itself: nothing was held.
+    pub import_mode: bool,
+    /// Held back.
     pub held: u64,
-    /// Of those: had passed by then, so that the target removed the key.
+    /// Longest time for which one was held.
+    pub held_ms_max: u64,
+    /// Longest time, of all flows, in which a flow was behind, so that near expiries were held.
+    pub lagged_ms_max: u64,
+    /// Of those held: had passed when they were given back, so that the target removed the key.
     pub passed_at_release: u64,
-    /// Near enough to be held back, but sent at once for want of memory.
-    pub not_held: u64,
+    /// Held without their name being remembered: every key of the target was looked at for them.
+    pub not_named: u64,
+    /// Put right when every key was looked at, in this run or after an earlier one.
+    pub put_right_by_sweep: u64,
+    /// Keys that had vanished at the target all the same and were fetched again from the source.
+    pub fetched_again: u64,
+    /// Keys that should have been fetched again and could not be; they are listed among what was not carried over.
+    pub not_fetched: u64,
     /// Flows in which an expiry that had been sent passed before the flow was complete: keys renewed meanwhile may be
     /// missing at the target.
     pub flows_at_risk: u64,

@@ -146,17 +146,33 @@ fn left_behind(out: &mut String, report: &RunReport) {
         let (held, passed) = (count(expiries.held), count(expiries.passed_at_release));
         line(
             out,
-            &format!("Expiries held back until the flow was complete: {held}, of which {passed} had passed by then"),
+            &format!(
+                "Expiries held back while the target was behind: {held}, for {} at the most; {passed} had passed when they were \
+                 given back",
+                duration(Duration::from_millis(expiries.held_ms_max))
+            ),
+        );
+    }
+    if expiries.put_right_by_sweep > 0 {
+        line(out, &format!("Expiries put right by looking at every key: {}", count(expiries.put_right_by_sweep)));
+    }
+    if expiries.fetched_again > 0 || expiries.not_fetched > 0 {
+        line(
+            out,
+            &format!(
+                "Keys that had vanished at the target: {} fetched again, {} could not be",
+                count(expiries.fetched_again),
+                count(expiries.not_fetched)
+            ),
         );
     }
     if expiries.flows_at_risk > 0 {
         line(
             out,
             &format!(
-                "WARNING: in {} flows an expiry passed at the target before the flow was complete ({} found no memory to be \
-                 held back); keys that the source renewed meanwhile may be missing",
-                count(expiries.flows_at_risk),
-                count(expiries.not_held)
+                "WARNING: in {} flows an expiry passed at the target before the flow was complete; keys that the source \
+                 renewed meanwhile may be missing",
+                count(expiries.flows_at_risk)
             ),
         );
     }

@@ -7,6 +7,7 @@ use super::error::TranslateError;
 use super::record::{Record, is};
 use super::write::Request;
 use super::{Doubt, DropReason, JournalTranslator, Outcome};
+use crate::convert::near::SHIFT_MS;
 use crate::convert::out::{Class, Out};
 use crate::convert::policy::Kind;
 
@@ -21,6 +22,14 @@ elseif keep=='KEEP' then local r=redis.call('HPEXPIRETIME',k,'FIELDS',1,f) r=r a
 if r==-1 then t='' elseif r>0 then t=string.format('%.0f',r) end end \
 if t then redis.call('HSET',k,f,ARGV[i+1]) \
 if t~='' then redis.call('HPEXPIREAT',k,t,'FIELDS',1,f) end end end return 1";
+
+/// HPEXPIREAT with GT or LT where expiries may be shifted (`convert::near`).
+/// ARGV: the condition, the time, the time as it is to be written, the shift, then fields.
+const COMPARE_SCRIPT: &str = "local k,at,shift=KEYS[1],tonumber(ARGV[2]),tonumber(ARGV[4]) \
+for i=5,#ARGV do local r=redis.call('HPEXPIRETIME',k,'FIELDS',1,ARGV[i]) local e=r and r[1] or -2 \
+if e>=shift then e=e-shift end \
+if (ARGV[1]=='GT' and e>0 and at>e) or (ARGV[1]=='LT' and (e==-1 or e>at)) \
+then redis.call('HPEXPIREAT',k,ARGV[3],'FIELDS',1,ARGV[i]) end end return 1";
 
 /// A HSETEX of either form, understood.
 struct HSetEx<'r> {
@@ -81,6 +90,10 @@ impl JournalTranslator {
     ) -> Result<Outcome, TranslateError> {
         let key = record.key()?;
         if self.capabilities.field_expiry {
+            let compares = condition.first().is_some_and(|word| is(word, "GT") || is(word, "LT"));
+            if compares && self.near.may_shift() {
+                return self.expire_fields_by_script(record, at_ms, condition, fields, out);
+            }
             let at_ms = self.expiry_ms(at_ms);
             let strings = 5 + condition.len() + fields.len();
             let mut request = Request::open(out, self.meta(record, key, Class::Guarded), strings, "HPEXPIREAT");
@@ -102,6 +115,28 @@ impl JournalTranslator {
         }
         let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 2 + fields.len(), "HDEL");
         request.text(key);
+        request.texts(fields);
+        request.close();
+        Ok(Outcome::Written { commands: 1 })
+    }
+
+    /// GT and LT compare with what the fields have, which may be shifted.
+    fn expire_fields_by_script<O: Out>(
+        &mut self,
+        record: &Record<'_>,
+        at_ms: i64,
+        condition: &[&[u8]],
+        fields: &[&[u8]],
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        let told_ms = self.expiry_ms(at_ms);
+        let Some(mut request) = self.open_eval(record, COMPARE_SCRIPT, 4 + fields.len(), out)? else {
+            return self.leave_out(record, Kind::Command, "it needs EVAL, which the target does not offer");
+        };
+        request.word(if condition.first().is_some_and(|word| is(word, "GT")) { "GT" } else { "LT" });
+        request.number(at_ms.max(1));
+        request.number(told_ms);
+        request.number(SHIFT_MS);
         request.texts(fields);
         request.close();
         Ok(Outcome::Written { commands: 1 })
@@ -130,9 +165,10 @@ impl JournalTranslator {
         request.close();
         let Some(at_ms) = parsed.expire_at_ms else { return Ok(Outcome::Written { commands: 1 }) };
         let count = parsed.pairs.len() / 2;
+        let told_ms = self.expiry_ms(at_ms);
         let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 5 + count, "HPEXPIREAT");
         request.text(key);
-        request.number(self.expiry_ms(at_ms));
+        request.number(told_ms);
         request.word("FIELDS");
         request.number(i64::try_from(count).unwrap_or(i64::MAX));
         parsed.pairs.iter().step_by(2).for_each(|field| request.text(field));
@@ -146,13 +182,14 @@ impl JournalTranslator {
         parsed: &HSetEx<'_>,
         out: &mut O,
     ) -> Result<Outcome, TranslateError> {
+        let told_ms = parsed.expire_at_ms.map(|at_ms| self.expiry_ms(at_ms));
         let Some(mut request) = self.open_eval(record, HSETEX_SCRIPT, 3 + parsed.pairs.len(), out)? else {
             return self.leave_out(record, Kind::Command, "it needs EVAL, which the target does not offer");
         };
         request.word(parsed.condition);
         request.word(if parsed.keep_ttl { "KEEP" } else { "" });
-        match parsed.expire_at_ms {
-            Some(at_ms) => request.number(self.expiry_ms(at_ms)),
+        match told_ms {
+            Some(told_ms) => request.number(told_ms),
             None => request.word(""),
         }
         request.texts(parsed.pairs);

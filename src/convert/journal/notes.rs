@@ -48,6 +48,8 @@ pub enum Doubt {
     JsonAsString,
     /// An immediate expiry with a condition on a TTL that the target does not have.
     ConditionalExpiry,
+    /// The target expired it before the source's renewal came, and it could not be fetched again.
+    Vanished,
 }
 
 /// Collects notes up to a bound.

@@ -19,7 +19,7 @@ use crate::redis::payload::{Crc64, FOOTER_LEN};
 pub trait RestorePayload {
     /// Writes `body`, a value exactly as it would stand in a snapshot after its key, so that it replaces the key. Begins
     /// with a command that removes or replaces the key. `body` lies in the record, so it may be borrowed by `out`. The
-    /// expiry in `meta` is as recorded, without [`JournalTranslator::set_expiry_shift_ms`].
+    /// expiry in `meta` is as the target is to be told it ([`JournalTranslator::set_near`]).
     fn restore<O: Out>(
         &mut self,
         meta: KeyMeta<'_>,
@@ -129,7 +129,7 @@ impl JournalTranslator {
         let meta = KeyMeta {
             db: record.db,
             key: record.key()?,
-            expire_at_ms: at_ms,
+            expire_at_ms: at_ms.map(|at_ms| self.expiry_ms(at_ms)),
             sticky,
             memcached_flags: None,
             object_type,

@@ -10,6 +10,7 @@ use std::net::TcpStream;
 struct World {
     lane: Lane,
     slab: Slab,
+    lost: Vec<Watched>,
     _peers: Vec<TcpStream>,
 }
 
@@ -26,7 +27,8 @@ impl World {
             resumes: false,
             in_cluster: false,
         };
-        Self { lane: Lane::new(0, start), slab: Slab::unregistered(layout).unwrap(), _peers: vec![theirs] }
+        let slab = Slab::unregistered(layout).unwrap();
+        Self { lane: Lane::new(0, start), slab, lost: Vec::new(), _peers: vec![theirs] }
     }
 
     fn write(&mut self, db: u16, class: Class, args: &[&[u8]]) {
@@ -49,11 +51,12 @@ impl World {
     }
 
     fn reply(&mut self, bytes: &[u8]) -> Result<usize, EngineError> {
-        let mut acked = Vec::new();
+        let (mut acked, lost) = (Vec::new(), &mut self.lost);
         self.lane.replies(
             bytes,
             |batch| acked.push(batch),
             |_, _, text| Err(EngineError::Target(String::from_utf8_lossy(text).into_owned())),
+            |_, watched| lost.push(watched),
         )?;
         let count = acked.len();
         acked.into_iter().for_each(|batch| drop(batch.release(&mut self.slab)));
@@ -124,6 +127,27 @@ fn a_guarded_group_is_sent_again_whole_or_not_at_all() {
         assert_eq!(world.lose_and_resume(applied), known);
         assert_eq!(world.unsent(), text, "applied {applied}");
     }
+}
+
+#[test]
+fn a_watched_command_tells_what_the_target_lost() {
+    let mut world = World::new();
+    let flow = FlowId(3);
+    for (key, lost_if) in [(b"a", 0), (b"b", 0), (b"c", -2)] {
+        world.write(0, Class::Guarded, &[b"PEXPIREAT", key, b"5"]);
+        let batch = &mut world.lane.encoder.batch;
+        batch.watched.push(Watched { command: batch.commands - 1, flow, db: DbIndex(0), lost_if });
+        // Answers 0 without being watched.
+        world.write(0, Class::Guarded, &[b"HDEL", key, b"f"]);
+    }
+    world.close();
+    world.send();
+    // MULTI, six commands, the marker.
+    let queued = b"+QUEUED\r\n".repeat(7);
+    let exec = b"*7\r\n:0\r\n:0\r\n:1\r\n:0\r\n*1\r\n:-2\r\n:0\r\n+OK\r\n";
+    assert_eq!(world.reply(&[&b"+OK\r\n"[..], &queued, exec].concat()).unwrap(), 1);
+    let lost: Vec<_> = world.lost.iter().map(|watched| (watched.command, watched.lost_if)).collect();
+    assert_eq!(lost, [(1, 0), (5, -2)]);
 }
 
 #[test]

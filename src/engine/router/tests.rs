@@ -103,7 +103,7 @@ impl World {
         let mut acked = Vec::new();
         let lane = &mut self.lanes[lane];
         let judged = |text: &[u8]| if text.starts_with(b"MOVED") { Verdict::Rejected } else { Verdict::Done };
-        lane.replies(bytes, |batch| acked.push(batch), |_, _, text| Ok(judged(text))).unwrap();
+        lane.replies(bytes, |batch| acked.push(batch), |_, _, text| Ok(judged(text)), |_, _| {}).unwrap();
         for batch in acked {
             held.take_batch(lane, &batch, &self.slab).unwrap();
             batch.release(&mut self.slab);

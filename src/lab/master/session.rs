@@ -2,6 +2,7 @@
 
 use super::registration::Registration;
 use super::{ClientState, Shared, Violation};
+use crate::lab::encode;
 use crate::lab::request::{Request, read_request, upper};
 use std::io::{self, BufReader, Write};
 use std::net::TcpStream;
@@ -145,6 +146,13 @@ impl Session<'_> {
                     "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n".into()
                 }
                 Some(held) => held.string.map_or("-ERR value is not kept by this simulation\r\n".into(), |v| bulk(&v)),
+            },
+            ["DUMP", _] => match self.shared.feed.held(self.client.db, &request[1]) {
+                None => "$-1\r\n".into(),
+                Some(held) => match held.string {
+                    Some(text) => bulk(&dump_of_string(&text)),
+                    None => "-ERR value is not kept by this simulation\r\n".into(),
+                },
             },
             ["PEXPIRETIME", _] => {
                 let time =
@@ -366,6 +374,13 @@ impl Session<'_> {
         }
         info
     }
+}
+
+/// The payload of a string, as DUMP gives it.
+fn dump_of_string(text: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    encode::raw_string(&mut body, text);
+    encode::dump_payload(0, &body, 9)
 }
 
 fn bulk(bytes: &[u8]) -> Answer {

@@ -468,11 +468,18 @@ fn a_string_too_long_for_the_target_follows_the_policy() {
 #[test]
 fn expiries_can_be_held_back() {
     let mut translator = translator("8.0", Policy::default());
-    translator.set_expiry_shift_ms(1_000_000);
-    let mut lines = |line| run(&mut translator, 0, &split(line)).1.lines().join(" | ");
-    assert_eq!(lines("SET k v PXAT 5"), "B SET k v PXAT 1000005");
-    assert_eq!(lines("PEXPIREAT k 5"), "G PEXPIREAT k 1000005");
-    assert_eq!(lines("HEXPIRE k 1 FIELDS 1 f"), "G HPEXPIREAT k 1800001001000 FIELDS 1 f");
+    translator.set_near(Near::before(1_800_000_002_000));
+    let mut lines = |line| {
+        let lines = run(&mut translator, 0, &split(line)).1.lines().join(" | ");
+        (lines, translator.take_shifted_ms())
+    };
+    assert_eq!(lines("SET k v PXAT 5"), ("B SET k v PXAT 4398046511109".into(), Some(5)));
+    assert_eq!(lines("PEXPIREAT k 5"), ("G PEXPIREAT k 4398046511109".into(), Some(5)));
+    assert_eq!(lines("PEXPIREAT k 1800000002000"), ("G PEXPIREAT k 1800000002000".into(), None));
+    let field = ("G HPEXPIREAT k 6198046512104 FIELDS 1 f".into(), Some(1_800_000_001_000));
+    assert_eq!(lines("HEXPIRE k 1 FIELDS 1 f"), field);
+    let (line, _) = lines("HEXPIRE k 5 GT FIELDS 1 f");
+    assert!(line.ends_with(" 1 k GT 1800000005000 1800000005000 4398046511104 f"), "{line}");
 }
 
 #[test]

@@ -1,0 +1,96 @@
+//! Valkey's import mode (>= 8.1): while it is on the target expires (and evicts) nothing by itself, and connections that
+//! declare themselves the import's source see expired keys as living ones, so a renewal that comes late finds its key.
+//!
+//! In: the probed target. Out: whether the mode is on, and whether it was turned on here. Invariants: a mode that this job
+//! turned on, also in a process that died, is turned off at its clean end; one that was on before is left on. A mark at the
+//! target says whose it is; it is written before the mode is turned on.
+
+use super::error::EngineError;
+use super::target::TargetLink;
+use crate::redis::info::Info;
+use crate::redis::value::Value;
+
+/// Set while the mode is on because of this job.
+const MARK_KEY: &str = "df2redis:import-mode";
+
+/// What was found and done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImportMode {
+    /// Expiries are held back instead.
+    Off,
+    /// Turned on by this job: turned off at its clean end.
+    Ours,
+    /// The operator turned it on.
+    Theirs,
+}
+
+/// Turns the mode on where the target offers it and lets us; says why not in the log.
+pub async fn begin(link: &mut TargetLink) -> Result<ImportMode, EngineError> {
+    let memory = link.call(&[b"INFO", b"memory"]).await?;
+    let mode = match config(link, &[b"CONFIG", b"GET", b"import-mode"]).await? {
+        Some(Value::Array(pair)) => pair.get(1).and_then(Value::text).map(str::to_string),
+        _ => None,
+    };
+    let marked = matches!(link.call(&[b"EXISTS", MARK_KEY.as_bytes()]).await?, Value::Integer(1..));
+    let was_on = mode.as_deref() == Some("yes");
+    let info = Info::parse(memory.text().unwrap_or_default());
+    let evicts = info.get("maxmemory").is_some_and(|bytes| bytes != "0")
+        && info.get("maxmemory_policy").is_some_and(|policy| policy != "noeviction");
+    if evicts && !was_on {
+        tracing::info!(
+            "import mode is not used: in it the target evicts nothing, but it has a maxmemory with an eviction policy; \
+             near expiries are held back instead"
+        );
+        return Ok(ImportMode::Off);
+    }
+    if !was_on {
+        link.call(&[b"SET", MARK_KEY.as_bytes(), b"1"]).await?;
+        config(link, &[b"CONFIG", b"SET", b"import-mode", b"yes"]).await?;
+    }
+    // The answer to this is the proof: the user may lack CONFIG, yet the mode may be on.
+    match link.call_raw("CLIENT", &[b"CLIENT", b"IMPORT-SOURCE", b"ON"]).await? {
+        Value::Error(text) => {
+            tracing::warn!(
+                reply = %text.escape_ascii(),
+                "the target has an import mode, but it cannot be used (+config|get +config|set +client|import-source are \
+                 needed); near expiries are held back instead"
+            );
+            if !was_on {
+                end(link).await?;
+            }
+            Ok(ImportMode::Off)
+        }
+        _ if was_on && !marked => Ok(ImportMode::Theirs),
+        _ => Ok(ImportMode::Ours),
+    }
+}
+
+/// Declares a connection the import's source. The mode may have been turned off meanwhile: then it is turned on again.
+pub async fn declare(link: &mut TargetLink) -> Result<(), EngineError> {
+    const ON: &[&[u8]] = &[b"CLIENT", b"IMPORT-SOURCE", b"ON"];
+    if let Value::Error(text) = link.call_raw("CLIENT", ON).await? {
+        tracing::warn!(reply = %text.escape_ascii(), "the target left import mode during the run: turning it on again");
+        config(link, &[b"CONFIG", b"SET", b"import-mode", b"yes"]).await?;
+        link.call(ON).await?;
+    }
+    Ok(())
+}
+
+/// The target was emptied: the mark went with everything else.
+pub async fn mark(link: &mut TargetLink) -> Result<(), EngineError> {
+    link.call(&[b"SET", MARK_KEY.as_bytes(), b"1"]).await.map(drop)
+}
+
+/// Turns the mode off. From now on the target expires what is past, as the source does.
+pub async fn end(link: &mut TargetLink) -> Result<(), EngineError> {
+    config(link, &[b"CONFIG", b"SET", b"import-mode", b"no"]).await?;
+    link.call(&[b"DEL", MARK_KEY.as_bytes()]).await.map(drop)
+}
+
+/// `None`: an error reply (no permission, no such setting).
+async fn config(link: &mut TargetLink, args: &[&[u8]]) -> Result<Option<Value>, EngineError> {
+    Ok(match link.call_raw("CONFIG", args).await? {
+        Value::Error(_) => None,
+        value => Some(value),
+    })
+}

@@ -1,0 +1,321 @@
+//! Keys and fields that the source renewed never vanish because the target is late (wire 6.34): near expiries held back and
+//! put right, also by the process after a killed one; Valkey's import mode; vanished keys fetched again.
+
+use df2redis::convert::near::SHIFT_MS;
+use df2redis::lab::client::Client;
+use df2redis::lab::journal;
+use df2redis::lab::master::MasterOptions;
+use df2redis::lab::recordings::recording;
+use df2redis::lab::rng::Rng;
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::{Stage, Tool, wait_for};
+use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn now_ms() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+type Records = Vec<Vec<String>>;
+
+fn record(line: &str) -> Vec<String> {
+    line.split(' ').map(str::to_owned).collect()
+}
+
+/// A stage whose first flow goes on with these records at the end of its journal, which takes `stable_ms`. `None`: no such
+/// server here.
+fn stage_on(kind: ServerKind, records: &Records, stable_ms: u64) -> Option<Stage> {
+    let server = match Server::start_kind(kind, ServerOptions::default()) {
+        Ok(server) => Arc::new(server),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            return None;
+        }
+    };
+    let mut recording = recording("follow-plain").unwrap();
+    for record in records {
+        let args: Vec<&str> = record.iter().map(String::as_str).collect();
+        recording.flows[0].extend_from_slice(&journal::command(&args));
+        recording.meta.replica_offset_at_end[0] += 1;
+    }
+    let times = (Duration::from_millis(50), Duration::from_millis(stable_ms));
+    let tool = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+    Some(Stage::of(tool, recording, server, kind, times, MasterOptions::default()).unwrap())
+}
+
+/// Starts the tool with a report, lets it reach the end and stops it: the report's section on expiries.
+fn run(stage: &Stage) -> Value {
+    let dir = stage.dir.join("report");
+    let mut tool = stage.start(&["--report", dir.to_str().unwrap()]).unwrap();
+    end(stage, &mut tool)
+}
+
+fn end(stage: &Stage, tool: &mut Tool) -> Value {
+    stage.reach_end(tool).unwrap();
+    let text = std::fs::read_to_string(stage.dir.join("report").join("report.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    report["expiries"].clone()
+}
+
+fn text(client: &mut Client, command: &str) -> Option<String> {
+    client.run(command).unwrap().text()
+}
+
+fn int(client: &mut Client, command: &str) -> i64 {
+    client.run(command).unwrap().int().unwrap()
+}
+
+/// Records as they come when the target is a second late: every first expiry is past when it is applied.
+fn late_records(later: i64) -> Records {
+    let past = now_ms() - 1000;
+    [
+        format!("SET x:session v PXAT {past}"),
+        "APPEND x:session w".into(),
+        format!("PEXPIREAT x:session {later}"),
+        "RPUSH x:list a".into(),
+        format!("PEXPIREAT x:list {past}"),
+        "RPUSH x:list b".into(),
+        "PERSIST x:list".into(),
+        format!("SET x:old v PXAT {past}"),
+        "RENAME x:old x:new".into(),
+        format!("PEXPIREAT x:new {later}"),
+        // Expired at the source without a record so far, and with one.
+        format!("SET x:gone v PXAT {past}"),
+        format!("SET x:deleted v PXAT {past}"),
+        "DEL x:deleted".into(),
+    ]
+    .iter()
+    .map(|line| record(line))
+    .collect()
+}
+
+fn assert_late_records(client: &mut Client, later: i64) {
+    assert_eq!(text(client, "GET x:session").as_deref(), Some("vw"));
+    assert_eq!(int(client, "PEXPIRETIME x:session"), later);
+    assert_eq!((int(client, "LLEN x:list"), int(client, "PEXPIRETIME x:list")), (2, -1));
+    assert_eq!((text(client, "GET x:new").as_deref(), int(client, "PEXPIRETIME x:new")), (Some("v"), later));
+    assert_eq!(int(client, "EXISTS x:gone x:deleted x:old"), 0);
+}
+
+#[test]
+fn a_key_renewed_in_the_journal_never_vanishes() {
+    for later_ms in [3_000_000, 20_000_000] {
+        let later = now_ms() + later_ms;
+        let Some(stage) = stage_on(ServerKind::Redis7, &late_records(later), 500) else { return };
+        let expiries = run(&stage);
+        assert_late_records(&mut stage.server.client().unwrap(), later);
+        assert!(expiries["held"].as_u64() >= Some(5), "{expiries}");
+        assert!(expiries["passed_at_release"].as_u64() >= Some(1), "{expiries}");
+        assert_eq!((&expiries["import_mode"], &expiries["fetched_again"]), (&false.into(), &0.into()));
+    }
+}
+
+/// Times to live from 1 to 500 ms, renewed again and again, applied seconds late.
+#[test]
+fn a_storm_of_short_lives_and_renewals_ends_right() {
+    let (mut rng, begin, later) = (Rng::new(48), now_ms(), now_ms() + 4_000_000);
+    let mut records = Records::new();
+    for round in 0..6 {
+        for key in 0..60 {
+            let at = begin + 100 * round + 1 + rng.below(500) as i64;
+            records.push(match round {
+                0 => record(&format!("SET x:{key} v PXAT {at}")),
+                _ => record(&format!("PEXPIREAT x:{key} {at}")),
+            });
+            records.push(record(&format!("APPEND x:{key} {round}")));
+        }
+    }
+    for key in 0..60 {
+        let renewed = key % 2 == 0;
+        records.push(record(&if renewed { format!("PEXPIREAT x:{key} {later}") } else { format!("DEL x:{key}") }));
+    }
+    let Some(stage) = stage_on(ServerKind::Redis7, &records, 3000) else { return };
+    run(&stage);
+    let mut client = stage.server.client().unwrap();
+    for key in 0..60 {
+        let value = text(&mut client, &format!("GET x:{key}"));
+        assert_eq!(value.as_deref(), (key % 2 == 0).then_some("v012345"), "{key}");
+        let expected = if key % 2 == 0 { later } else { -2 };
+        assert_eq!(int(&mut client, &format!("PEXPIRETIME x:{key}")), expected, "{key}");
+    }
+}
+
+#[test]
+fn a_field_renewed_in_the_journal_never_vanishes() {
+    for kind in [ServerKind::Redis8, ServerKind::Valkey9] {
+        let (past, later) = (now_ms() - 1000, now_ms() + 5_000_000);
+        let records: Records = [
+            "HSET x:h kept 1 renewed 2 gone 3 plain 4 grown 5".into(),
+            format!("HGETEX x:h PXAT {past} FIELDS 4 kept renewed gone grown"),
+            "HINCRBY x:h kept 10".into(),
+            "HGETEX x:h PERSIST FIELDS 1 kept".into(),
+            format!("HGETEX x:h PXAT {later} FIELDS 1 renewed"),
+            // Later than the true expiry, which is shifted.
+            "HEXPIRE x:h 5000 GT FIELDS 1 grown".into(),
+            format!("HSETEX x:s PXAT {past} FIELDS 1 f v"),
+        ]
+        .iter()
+        .map(|line: &String| record(line))
+        .collect();
+        let Some(stage) = stage_on(kind, &records, 500) else { continue };
+        run(&stage);
+        let mut client = stage.server.client().unwrap();
+        // Valkey's active expiry takes a moment once its import mode has ended.
+        wait_for(|| (int(&mut client, "HLEN x:h") == 4 && int(&mut client, "EXISTS x:s") == 0).then_some(()));
+        assert_eq!((int(&mut client, "HLEN x:h"), int(&mut client, "EXISTS x:s")), (4, 0), "{kind:?}");
+        assert_eq!(text(&mut client, "HGET x:h kept").as_deref(), Some("11"));
+        let times = client.run("HPEXPIRETIME x:h FIELDS 4 kept renewed plain grown").unwrap();
+        let times: Vec<i64> = times.array().unwrap().iter().map(|time| time.int().unwrap()).collect();
+        assert_eq!(times[..3], [-1, later, -1], "{kind:?}");
+        assert!((now_ms()..now_ms() + 5_000_000).contains(&times[3]), "{kind:?}: {times:?}");
+    }
+}
+
+/// The process dies while expiries are held: they stand at the target, and the next process puts them right.
+#[test]
+fn held_expiries_survive_a_kill() {
+    for kind in [ServerKind::Redis7, ServerKind::Redis8] {
+        let (past, later) = (now_ms() - 1000, now_ms() + 3_000_000);
+        let mut records: Records = vec![
+            record(&format!("SET x:session v PXAT {past}")),
+            record(&format!("SET x:gone v PXAT {past}")),
+            record(&format!("SET x:near v PXAT {later}")),
+            record("HSET x:h f 1 g 2"),
+            record(&format!("HGETEX x:h PXAT {past} FIELDS 1 f")),
+        ];
+        // What comes in between takes seconds.
+        let filler = format!("SET x:filler {}", "v".repeat(1000));
+        records.extend((0..2000).flat_map(|_| [record("INCR x:count"), record(&filler)]));
+        records.push(record("APPEND x:session w"));
+        records.push(record(&format!("PEXPIREAT x:session {later}")));
+        let Some(stage) = stage_on(kind, &records, 4000) else { continue };
+        let mut client = stage.server.client().unwrap();
+        let mut tool = stage.start(&[]).unwrap();
+        let begun = wait_for(|| {
+            assert_eq!(tool.ended(), None, "{}", tool.said());
+            (stage.is_stable() && int(&mut client, "EXISTS x:count") == 1).then_some(())
+        });
+        assert!(begun.is_some(), "{}", tool.said());
+        tool.kill();
+        for key in ["session", "gone"] {
+            assert_eq!(int(&mut client, &format!("PEXPIRETIME x:{key}")), past + SHIFT_MS, "{key}");
+        }
+        let expiries = run(&stage);
+        assert_eq!(text(&mut client, "GET x:session").as_deref(), Some("vw"));
+        assert_eq!(int(&mut client, "PEXPIRETIME x:session"), later);
+        assert_eq!((int(&mut client, "EXISTS x:gone"), int(&mut client, "PEXPIRETIME x:near")), (0, later));
+        assert_eq!(text(&mut client, "GET x:count").as_deref(), Some("2000"));
+        if kind == ServerKind::Redis8 {
+            assert_eq!(int(&mut client, "HLEN x:h"), 1);
+        }
+        assert!(expiries["put_right_by_sweep"].as_u64() >= Some(1), "{expiries}");
+        assert_eq!(text(&mut client, "HGET df2redis:checkpoint held").as_deref(), Some("0"));
+    }
+}
+
+#[test]
+fn import_mode_is_used_and_ended() {
+    for kind in [ServerKind::Valkey8, ServerKind::Valkey9] {
+        let later = now_ms() + 3_000_000;
+        let Some(stage) = stage_on(kind, &late_records(later), 2500) else { continue };
+        let mut client = stage.server.client().unwrap();
+        let mode = |client: &mut Client| client.run("CONFIG GET import-mode").unwrap().array().unwrap()[1].text();
+        let mut tool = stage.start(&[]).unwrap();
+        let begun = wait_for(|| {
+            assert_eq!(tool.ended(), None, "{}", tool.said());
+            stage.is_stable().then_some(())
+        });
+        assert!(begun.is_some(), "{}", tool.said());
+        assert_eq!(mode(&mut client).as_deref(), Some("yes"));
+        tool.kill();
+        // The next process knows that it was this job that turned it on.
+        assert_eq!(mode(&mut client).as_deref(), Some("yes"));
+        let expiries = run(&stage);
+        assert_eq!(mode(&mut client).as_deref(), Some("no"));
+        assert_eq!((&expiries["import_mode"], &expiries["held"]), (&true.into(), &0.into()));
+        assert_late_records(&mut client, later);
+        assert_eq!(int(&mut client, "EXISTS df2redis:import-mode"), 0);
+    }
+}
+
+/// A stage whose target loses keys that the source still has: the records of the first flow end with a DEL that the source
+/// did not do, and what it did afterwards.
+fn stage_of_losses(keys: &[&str], later: i64) -> Option<Stage> {
+    let lose = |key: &&str| {
+        let lines = [format!("DEL {key}"), format!("PEXPIREAT {key} {later}"), format!("PERSIST {key}")];
+        lines.map(|line| record(&line))
+    };
+    stage_on(ServerKind::Redis7, &keys.iter().flat_map(lose).collect(), 500)
+}
+
+#[test]
+fn a_vanished_key_is_fetched_again() {
+    let recording = recording("follow-plain").unwrap();
+    let truth = recording.truth_map().unwrap();
+    let journals: Vec<&[u8]> = (0..2).map(|flow| &recording.flows[flow][recording.snapshot_bytes(flow)..]).collect();
+    let of_type = |type_name: &str| {
+        let mut names: Vec<&str> = truth
+            .iter()
+            .filter(|((db, _), row)| {
+                *db == 0 && row.type_name == type_name && row.expire_at_ms < 0 && row.value().is_some()
+            })
+            .filter_map(|((_, key), _)| std::str::from_utf8(key).ok())
+            .filter(|key| !key.contains([' ', '{']) && key.is_ascii())
+            .filter(|key| journals.iter().all(|journal| memchr::memmem::find(journal, key.as_bytes()).is_none()))
+            .collect();
+        names.sort();
+        names
+    };
+    let (strings, lists) = (of_type("string"), of_type("list"));
+    let mut lost: Vec<&str> = strings.iter().copied().take(5).collect();
+    assert!(lost.len() == 5 && !lists.is_empty());
+    // One that the source does not have either, and one that the simulation cannot give.
+    lost.extend(["x:none", lists[0]]);
+    let Some(stage) = stage_of_losses(&lost, now_ms() + 9_000_000) else { return };
+    let expiries = run(&stage);
+    // A key whose second command answers later than the first was settled is fetched twice.
+    assert!(expiries["fetched_again"].as_u64() >= Some(6) && expiries["not_fetched"].as_u64() >= Some(1), "{expiries}");
+    let mut client = stage.server.client().unwrap();
+    for key in &lost[..5] {
+        let row = &truth[&(0, key.as_bytes().to_vec())];
+        let value = client.ask(&["GET", key]).unwrap().bytes().map(<[u8]>::to_vec);
+        assert_eq!(value, row.value().unwrap().into_iter().next(), "{key}");
+        assert_eq!(client.ask(&["PEXPIRETIME", key]).unwrap().int(), Some(-1));
+    }
+    assert_eq!(int(&mut client, "EXISTS x:none"), 0);
+    let listed = std::fs::read_to_string(stage.dir.join("report").join("not-carried.jsonl")).unwrap();
+    assert!(listed.lines().any(|line| line.contains(lists[0]) && line.contains("doubtful-Vanished")), "{listed}");
+}
+
+/// A mode that the operator turned on stays on; one that the user may not turn on is done without.
+#[test]
+fn import_mode_of_others_is_left_alone() {
+    let later = now_ms() + 3_000_000;
+    let Some(stage) = stage_on(ServerKind::Valkey9, &late_records(later), 500) else { return };
+    let mut client = stage.server.client().unwrap();
+    client.run("CONFIG SET import-mode yes").unwrap();
+    assert_eq!(run(&stage)["import_mode"], true);
+    let mode = client.run("CONFIG GET import-mode").unwrap().array().unwrap()[1].text();
+    assert_eq!(mode.as_deref(), Some("yes"));
+
+    let Some(stage) = stage_on(ServerKind::Valkey9, &late_records(later), 500) else { return };
+    let mut client = stage.server.client().unwrap();
+    client.run("ACL SETUSER default -config|set -client|import-source").unwrap();
+    let expiries = run(&stage);
+    assert_eq!(expiries["import_mode"], false);
+    assert!(expiries["held"].as_u64() >= Some(5), "{expiries}");
+    assert_late_records(&mut client, later);
+}
+
+/// In import mode the target evicts nothing, so one that is to evict is not put into it.
+#[test]
+fn an_evicting_target_is_not_put_into_import_mode() {
+    let later = now_ms() + 3_000_000;
+    let Some(stage) = stage_on(ServerKind::Valkey8, &late_records(later), 500) else { return };
+    let mut client = stage.server.client().unwrap();
+    client.run("CONFIG SET maxmemory 1gb maxmemory-policy allkeys-lru").unwrap();
+    assert_eq!(run(&stage)["import_mode"], false);
+    assert_late_records(&mut client, later);
+}
