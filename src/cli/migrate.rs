@@ -18,7 +18,7 @@ pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) 
     }
     machine::fit(values, &mut settings);
     log_warnings(values);
-    let services = services::of_job(values, &settings);
+    let services = services::of_job(values, &settings)?;
     Ok(run_watched("migrate", settings, console, screen, services))
 }
 

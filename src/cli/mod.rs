@@ -6,8 +6,10 @@
 
 mod args;
 pub mod control;
+mod cutover;
 pub mod demo;
 pub mod exit;
+mod generate;
 mod machine;
 pub mod migrate;
 pub mod probe;
@@ -20,7 +22,7 @@ pub mod verify;
 use crate::operator::{Screen, logging};
 use crate::report::ExitClass;
 use args::RawArgs;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use settings::table::{self, Jobs};
 use settings::{Console, Environment, UsageError, Values};
 use std::ffi::OsString;
@@ -95,6 +97,18 @@ enum Command {
         #[command(flatten)]
         raw: RawArgs<{ table::CONTROLLING }>,
     },
+    /// Hand over from a running job's source to its target; without --execute only say how
+    Cutover {
+        #[command(flatten)]
+        deeds: cutover::Deeds,
+        #[command(flatten)]
+        raw: RawArgs<{ table::CUTOVER }>,
+    },
+    /// Print shell completions, the manual page, or a commented settings file
+    Generate {
+        #[command(subcommand)]
+        artifact: generate::Artifact,
+    },
     /// Say what this machine's kernel offers, and what is missing
     Probe {
         #[command(flatten)]
@@ -127,6 +141,10 @@ pub fn run(
         Command::Pause { raw } => ask(raw, &environment, control::Ask::Pause),
         Command::Resume { raw } => ask(raw, &environment, control::Ask::Resume),
         Command::Throttle { rate, raw } => ask(raw, &environment, control::Ask::Throttle(rate)),
+        Command::Cutover { deeds, raw } => with_settings(raw, &environment, |values, console, screen, mode| {
+            cutover::run(values, console, screen, mode, *deeds)
+        }),
+        Command::Generate { artifact } => Ok(generate::run(*artifact, Arguments::command())),
         Command::Stop { raw } => ask(raw, &environment, control::Ask::Stop),
         Command::Probe { raw } => with_settings(raw, &environment, probe::run),
     };
@@ -186,7 +204,6 @@ fn print_out(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn help(path: &[&str]) -> String {
         let mut command = Arguments::command().term_width(100);
@@ -212,6 +229,7 @@ mod tests {
         insta::assert_snapshot!("help_demo", help(&["demo"]));
         insta::assert_snapshot!("help_probe", help(&["probe"]));
         insta::assert_snapshot!("help_status", help(&["status"]));
+        insta::assert_snapshot!("help_cutover", help(&["cutover"]));
         insta::assert_snapshot!("help_set", help(&["set"]));
         insta::assert_snapshot!("help_throttle", help(&["throttle"]));
     }

@@ -13,6 +13,6 @@ pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) 
     }
     machine::fit(values, &mut settings);
     log_warnings(values);
-    let services = services::of_job(values, &settings);
+    let services = services::of_job(values, &settings)?;
     Ok(migrate::run_watched("replicate", settings, console, screen, services))
 }

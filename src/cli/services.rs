@@ -1,15 +1,24 @@
-//! What serves operators beside a job: the control socket.
+//! What serves operators beside a job: the control socket, and metrics over HTTP.
 
-use super::settings::Values;
-use super::settings::resolve::{ControlPlace, control_place};
+use super::settings::resolve::{ControlPlace, control_place, metrics};
+use super::settings::{UsageError, Values};
 use crate::engine::Service;
 use crate::engine::settings::MigrateSettings;
 use crate::operator::control::server;
 use crate::operator::control::socket::{self, ClaimError};
+use crate::operator::http;
 
 /// The services of a job with these settings.
-pub fn of_job(values: &Values, settings: &MigrateSettings) -> Vec<Service> {
-    vec![control_socket(control_place(values, settings))]
+pub fn of_job(values: &Values, settings: &MigrateSettings) -> Result<Vec<Service>, UsageError> {
+    let mut services = vec![control_socket(control_place(values, settings))];
+    if let Some(address) = metrics(values)? {
+        services.push(Box::new(move |control| {
+            let bound = http::serve(address, control)?;
+            tracing::info!(%bound, "metrics");
+            Ok(())
+        }));
+    }
+    Ok(services)
 }
 
 fn control_socket(place: ControlPlace) -> Service {

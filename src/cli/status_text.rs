@@ -47,6 +47,10 @@ pub fn render(status: &Status) -> String {
         let (p50, p99, max) = (nanos(lag.ns_p50), nanos(lag.ns_p99), nanos(lag.ns_max));
         let _ = writeln!(out, "apply lag: p50 {p50}, p99 {p99}, max {max}");
     }
+    if let Some(spool) = status.spool {
+        let (now, max) = (bytes(spool.bytes), bytes(spool.bytes_max));
+        let _ = writeln!(out, "spool: {now} of {max}, {} went through it", bytes(spool.bytes_written));
+    }
     let held = match status.throttle.reasons.as_slice() {
         [] => "nothing".to_string(),
         reasons => reasons.join("; "),
@@ -87,7 +91,7 @@ fn flows(out: &mut String, flows: &[FlowStatus]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::status::{Knob, Lag, Percentiles, StatusRates, ThrottleStatus};
+    use crate::report::status::{Knob, Lag, Percentiles, SpoolStatus, StatusRates, ThrottleStatus};
 
     #[test]
     fn golden_status() {
@@ -120,6 +124,12 @@ mod tests {
                 lag_ms: Some(800),
                 unread_ms_max: 3,
             }],
+            spool: Some(SpoolStatus {
+                bytes: 5 << 20,
+                bytes_written: 9 << 20,
+                bytes_max: 4 << 30,
+                ..Default::default()
+            }),
             throttle: ThrottleStatus {
                 bytes_per_s: Some(1 << 20),
                 reasons: vec!["limited to 1048576 bytes/s by the operator".into()],

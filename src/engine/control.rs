@@ -1,32 +1,53 @@
-//! What a running job lets others see and change: its status, its knobs, its stop.
+//! What a running job lets others see and change: its status, its knobs, its stop, its cutover.
 //!
 //! One [`Control`] is shared by the job's control thread, its workers (which read the knobs once a turn), and those who
 //! serve operators (`operator::control`, `operator::metrics`). Invariants: nothing here blocks; a knob never leaves its
 //! bounds, whoever sets it; what is changed here is never a matter of what is right, only of how fast.
 
+use super::cutover::Plan;
 use super::throttle::Throttle;
+use crate::report::cutover::CutoverEvent;
 use crate::report::status::{FlowStatus, Knob, Status, ThrottleStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedSender, channel};
 
 /// Bounds of what can be set while the job runs; the same as at its start.
 pub const BATCH_BYTES: std::ops::RangeInclusive<usize> = 4 << 10..=4 << 20;
 pub const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 30;
+
+/// A session's number, and the applied positions of its flows.
+type Positions = (u64, Arc<Vec<AtomicU64>>);
+
+/// A cutover that was asked for.
+pub struct CutoverAsked {
+    pub plan: Plan,
+    /// What happens, as it happens; the last one is `Ended`.
+    pub events: UnboundedSender<CutoverEvent>,
+}
 
 pub struct Control {
     pub throttle: Throttle,
     batch_bytes: AtomicUsize,
     window_bytes: AtomicUsize,
     status: Mutex<Status>,
-    /// Applied positions of the flows of the session.
-    positions: Mutex<Option<Arc<Vec<AtomicU64>>>>,
+    positions: Mutex<Option<Positions>>,
     stop: Notify,
     stop_asked: AtomicBool,
+    cutovers: Sender<CutoverAsked>,
+    cutovers_asked: Mutex<Option<Receiver<CutoverAsked>>>,
+    /// The target is in step, and everything that follows from that is on its way.
+    ready: AtomicBool,
+    /// One is asked for or under way.
+    cutover_busy: AtomicBool,
+    /// Why the cutover that is under way must be rolled back.
+    cutover_cancelled: Mutex<Option<String>>,
 }
 
 impl Default for Control {
     fn default() -> Self {
+        let (cutovers, asked) = channel(1);
         Self {
             throttle: Throttle::default(),
             batch_bytes: AtomicUsize::new(0),
@@ -35,6 +56,11 @@ impl Default for Control {
             positions: Mutex::default(),
             stop: Notify::new(),
             stop_asked: AtomicBool::new(false),
+            cutovers,
+            cutovers_asked: Mutex::new(Some(asked)),
+            ready: AtomicBool::new(false),
+            cutover_busy: AtomicBool::new(false),
+            cutover_cancelled: Mutex::default(),
         }
     }
 }
@@ -71,6 +97,26 @@ impl Control {
         if !self.stop_asked.swap(true, Ordering::AcqRel) {
             self.stop.notify_one();
         }
+    }
+
+    /// Asks for a cutover. `Err`: why there can be none now.
+    pub fn ask_cutover(&self, asked: CutoverAsked) -> Result<(), &'static str> {
+        if lock(&self.status).command != "replicate" {
+            return Err("only a running `df2redis replicate` can be cut over");
+        }
+        if self.session().is_none() {
+            return Err("the job does not follow the source now; `df2redis status` says where it is");
+        }
+        if self.cutover_busy.swap(true, Ordering::AcqRel) {
+            return Err("a cutover is under way already");
+        }
+        *lock(&self.cutover_cancelled) = None;
+        self.cutovers.try_send(asked).map_err(|_| "the job has ended")
+    }
+
+    /// Has the cutover that is under way rolled back, unless the traffic is being switched already.
+    pub fn cancel_cutover(&self, why: &str) {
+        lock(&self.cutover_cancelled).get_or_insert_with(|| why.to_string());
     }
 
     /// Bytes of a batch: sent when it has this size. `Err`: why not.
@@ -121,7 +167,7 @@ impl Control {
 
     fn add_positions(&self, status: &mut Status) {
         let positions = lock(&self.positions);
-        let Some(applied) = &*positions else { return };
+        let Some((_, applied)) = &*positions else { return };
         for FlowStatus { flow, applied_lsn, lag_entries, source_lsn, .. } in &mut status.flows {
             let Some(applied) = applied.get(*flow as usize).map(|lsn| lsn.load(Ordering::Acquire)) else { continue };
             *applied_lsn = Some(applied).filter(|lsn| *lsn > 0);
@@ -157,18 +203,54 @@ impl Control {
         *lock(&self.status) = status;
     }
 
-    /// The applied positions of a session.
-    pub(super) fn publish_positions(&self, applied: Arc<Vec<AtomicU64>>) {
-        *lock(&self.positions) = Some(applied);
+    /// A session follows the source, with these applied positions.
+    pub(super) fn publish_positions(&self, session: u64, applied: Arc<Vec<AtomicU64>>) {
+        *lock(&self.positions) = Some((session, applied));
     }
 
     /// A session ended: its positions mean nothing any more.
     pub(super) fn forget_positions(&self) {
+        self.set_ready(false);
         *lock(&self.positions) = None;
+    }
+
+    /// The session that follows now.
+    pub(super) fn session(&self) -> Option<u64> {
+        lock(&self.positions).as_ref().map(|(session, _)| *session)
+    }
+
+    /// What the target has confirmed in that session; `None`: it has ended.
+    pub(super) fn applied(&self, session: u64) -> Option<Vec<u64>> {
+        let positions = lock(&self.positions);
+        let (_, applied) = positions.as_ref().filter(|(now, _)| *now == session)?;
+        Some(applied.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect())
+    }
+
+    /// The cutover has ended; there may be another.
+    pub(super) fn cutover_over(&self) {
+        self.cutover_busy.store(false, Ordering::Release);
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Whether a cutover may begin.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    pub(super) fn cutover_cancelled(&self) -> Option<String> {
+        lock(&self.cutover_cancelled).clone()
     }
 
     /// Completes once, when an operator asks to stop.
     pub(super) async fn stop_asked(&self) {
         self.stop.notified().await;
+    }
+
+    /// The requests for cutovers; once.
+    pub(super) fn take_cutovers(&self) -> Option<Receiver<CutoverAsked>> {
+        lock(&self.cutovers_asked).take()
     }
 }

@@ -58,6 +58,8 @@ pub struct Crew {
     barrier_workers: usize,
     /// Ids, at the target, of all connections that workers had.
     client_ids: Vec<i64>,
+    /// Keys of the lanes' markers.
+    markers: Vec<Vec<u8>>,
 }
 
 struct Reconnected {
@@ -124,6 +126,7 @@ impl Crew {
             barriers: Vec::new(),
             barrier_workers: 0,
             client_ids: Vec::new(),
+            markers: Vec::new(),
         };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
@@ -135,6 +138,7 @@ impl Crew {
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
                 let client_id = target::client_id(&mut link).await?;
                 crew.client_ids.push(client_id);
+                crew.markers.push(marker.clone());
                 lanes.push(LaneStart {
                     node: 0,
                     client_id,
@@ -228,6 +232,16 @@ impl Crew {
     /// The same, as it is kept up to date.
     pub fn positions(&self) -> Arc<Vec<AtomicU64>> {
         self.confirmed.clone()
+    }
+
+    /// The target is a cluster.
+    pub fn is_cluster(&self) -> bool {
+        self.plan.capabilities.cluster
+    }
+
+    /// Keys of the markers that the lanes may write.
+    pub fn markers(&self) -> &[Vec<u8>] {
+        &self.markers
     }
 
     /// Tells every worker the same.

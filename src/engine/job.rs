@@ -5,6 +5,7 @@
 
 use super::control::Control;
 use super::error::{Class, EngineError};
+use super::handing::Desk;
 use super::import::ImportMode;
 use super::messages::{Lost, WorkerEvent, WorkerSummary};
 use super::phase::Phase;
@@ -13,6 +14,7 @@ use super::spool;
 use super::target;
 use super::view::View;
 use crate::convert::{Limits, Plan, What};
+use crate::ids::DbIndex;
 use crate::redis::Capabilities;
 use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
 use crate::report::document::{ExitClass, NotCarried, Outcome, RunInputs};
@@ -124,6 +126,11 @@ pub(super) struct Job<'o> {
     pub(super) sweep_needed: bool,
     cpu_at_start: Option<CpuSample>,
     pub(super) view: View,
+    pub(super) desk: Desk,
+    /// Sessions so far.
+    pub(super) sessions: u64,
+    /// Markers written by the sessions that have ended.
+    pub(super) marked: Vec<(Vec<u8>, Vec<DbIndex>)>,
 }
 
 impl<'o> Job<'o> {
@@ -134,6 +141,7 @@ impl<'o> Job<'o> {
         report.kernel = uring::probe::kernel_release();
         report.source.address = format!("{}:{}", settings.source.host, settings.source.port);
         settings.control.begin(settings.batch_bytes, settings.window_bytes);
+        let desk = Desk::new(settings.control.take_cutovers());
         let job = Self {
             settings: Arc::new(settings),
             observer,
@@ -152,6 +160,9 @@ impl<'o> Job<'o> {
             sweep_needed: false,
             cpu_at_start: Some(cpu_of_process()),
             view: View::default(),
+            desk,
+            sessions: 0,
+            marked: Vec::new(),
         };
         job.publish();
         job
@@ -242,6 +253,7 @@ impl<'o> Job<'o> {
         for (name, count) in summary.journal_by_name {
             *self.report.journal_commands.entry(name).or_default() += count;
         }
+        self.marked.extend(summary.marked);
         self.report.latencies.add(&summary.interval);
         self.observer.interval(&summary.interval);
         self.totals.update(summary.worker as u16, summary.stats);

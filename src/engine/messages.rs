@@ -110,6 +110,8 @@ pub enum WorkerEvent {
     AtBarrier(Barrier),
     /// All flows of the worker stand before a barrier and everything before it is acknowledged.
     BarrierDrained,
+    /// Nothing was left to be sent or answered after this order to settle.
+    Settled(u64),
     /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for.
     Suspects {
         worker: usize,
@@ -155,6 +157,8 @@ pub enum WorkerCommand {
     ReleaseBarrier,
     /// Decode nothing more; `Drained` follows when everything is acknowledged.
     Drain,
+    /// Say when nothing is left to be sent or answered.
+    Settle(u64),
     /// Decoding has stopped, and nothing more is to come: give all held expiries back; another `Drained` follows.
     ReleaseHeld,
     /// A key that an earlier session could not fetch again.

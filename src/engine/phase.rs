@@ -14,10 +14,12 @@ pub enum Phase {
     Settling,
     /// Following the journal, behind the source.
     CatchingUp,
-    /// Every flow's applied position was equal to the source's at some instant.
+    /// Everything is applied that the source had when it was last asked, a second ago.
     InStep,
     /// Told to stop: what was read is applied and acknowledged.
     Stopping,
+    /// The traffic was switched: the tool's own keys are removed.
+    HandingOver,
     Done,
 }
 
@@ -32,6 +34,7 @@ impl Phase {
             Self::CatchingUp => "catching up",
             Self::InStep => "in step",
             Self::Stopping => "stopping",
+            Self::HandingOver => "handing over",
             Self::Done => "done",
         }
     }
@@ -50,6 +53,8 @@ impl Phase {
                 | (CatchingUp, InStep)
                 | (InStep, CatchingUp)
                 | (CatchingUp | InStep, Stopping)
+                | (CatchingUp | InStep | Connect, HandingOver)
+                | (HandingOver, Done)
                 | (Connect | Flows | FullSync | StartingStable | CatchingUp | InStep, Connect)
         )
     }

@@ -9,7 +9,9 @@ use super::checkpoint::{self, Checkpoint};
 use super::crew::{Crew, CrewPlan};
 use super::error::EngineError;
 use super::fetch::Fetcher;
+use super::handing::DeskEvent;
 use super::handle::Existing;
+use super::handover::Order;
 use super::hold::Watermarks;
 use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
@@ -27,6 +29,7 @@ use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::uring;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// How often is looked whether every snapshot is confirmed: until then a restart begins anew.
 const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
@@ -87,9 +90,15 @@ impl Job<'_> {
         let (mut attempt, mut pause) = (1, RETRY_FIRST);
         loop {
             let error = match self.session(&mut target, &probed, begin, &mut signals).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.hand_over(&probed).await;
+                    return Ok(());
+                }
                 Err(error) => error,
             };
+            if self.outlive_cutover(&probed, &error).await {
+                return Ok(());
+            }
             // The source went away while the tool was stopping: what is confirmed is in the checkpoint.
             let error = match error {
                 EngineError::Source(_) if self.phase == Phase::Stopping => EngineError::Interrupted,
@@ -151,7 +160,7 @@ impl Job<'_> {
     }
 
     /// A fresh control connection to the same server process.
-    async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
+    pub(super) async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
         let mut link = target::connect_control(&self.settings).await?;
         if target::run_id(&mut link).await? == probed.run_id {
             if probed.capabilities.import_mode {
@@ -233,7 +242,8 @@ impl Job<'_> {
                 (crew, checkpoint)
             }
         };
-        self.settings.control.publish_positions(crew.positions());
+        self.sessions += 1;
+        self.settings.control.publish_positions(self.sessions, crew.positions());
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
         self.settings.control.forget_positions();
         self.view.forget();
@@ -335,8 +345,12 @@ impl Job<'_> {
         loop {
             tokio::select! {
                 event = crew.event() => match event? {
-                    WorkerEvent::Suspects { worker, keys } => self.settle_suspects(source, crew, worker, keys).await?,
+                    WorkerEvent::Suspects { worker, keys } => {
+                        self.settle_suspects(source, crew, worker, keys).await?;
+                        watch.suspects_settled += 1;
+                    }
                     WorkerEvent::Drained => watch.drained += 1,
+                    WorkerEvent::Settled(number) => watch.settled(number, crew.workers()),
                     WorkerEvent::Lost(lost) => fetcher.want(lost),
                     event => self.watch(event),
                 },
@@ -360,18 +374,37 @@ impl Job<'_> {
                         self.resumable = true;
                     }
                 }
-                _ = offsets.tick(), if self.phase != Phase::Stopping => {
+                _ = offsets.tick(), if matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
                     self.compare_offsets(source, crew, checkpoint, &mut watch).await?;
                 }
                 () = signals.next() => {
-                    if self.phase == Phase::Stopping {
+                    if self.phase == Phase::Stopping || watch.stops {
                         return Err(EngineError::Interrupted);
                     }
                     tracing::info!("stopping: what was read is applied and acknowledged; a second signal stops at once");
-                    self.enter(Phase::Stopping);
-                    watch.stop_at = stop_positions(source).await;
-                    crew.tell_all(|| WorkerCommand::Drain);
+                    watch.stops = true;
+                    self.settings.control.cancel_cutover("the job was told to stop");
                 }
+                event = self.desk.next() => match event {
+                    DeskEvent::Asked(asked) => self.begin_cutover(asked, source, crew),
+                    DeskEvent::Order(Order::Settle(answer)) => {
+                        let number = watch.settle(answer);
+                        crew.tell_all(|| WorkerCommand::Settle(number));
+                    }
+                    DeskEvent::Order(Order::End { keys, done }) => {
+                        self.begin_end(keys, done);
+                        crew.tell_all(|| WorkerCommand::Drain);
+                    }
+                    DeskEvent::Ended(report) => self.cutover_ended(report),
+                },
+            }
+            let settled = watch.suspects_settled >= crew.workers();
+            self.settings.control.set_ready(self.phase == Phase::InStep && settled);
+            // A cutover that is under way is rolled back first.
+            if watch.stops && !self.desk.is_running() && self.phase != Phase::Stopping {
+                self.enter(Phase::Stopping);
+                watch.stop_at = stop_positions(source).await;
+                crew.tell_all(|| WorkerCommand::Drain);
             }
             if checkpoint.stable
                 && let Some(barriers) = crew.take_barriers()
@@ -380,8 +413,10 @@ impl Job<'_> {
                 let mut target = self.control_again(probed).await?;
                 self.pass_barrier(crew, &mut target, checkpoint, &barriers).await?;
             }
-            if self.phase == Phase::Stopping && watch.drained == crew.workers() {
-                if !watch.caught_up(&crew.confirmed()) {
+            if watch.drained == crew.workers() && matches!(self.phase, Phase::Stopping | Phase::HandingOver) {
+                // Behind a fence nothing is missing: that was proven.
+                let handing_over = self.phase == Phase::HandingOver;
+                if !handing_over && !watch.caught_up(&crew.confirmed()) {
                     if checkpoint.held {
                         tracing::info!("stopped behind the source: near expiries stay held until the job goes on");
                     }
@@ -403,7 +438,7 @@ impl Job<'_> {
                     self.report.expiries.put_right_by_sweep += swept.put_right;
                     checkpoint::set_held(&mut target, false).await?;
                 }
-                return Err(EngineError::Interrupted);
+                return if handing_over { Ok(()) } else { Err(EngineError::Interrupted) };
             }
         }
     }
@@ -428,10 +463,15 @@ impl Job<'_> {
             offsets.iter().zip(&confirmed).map(|(source, applied)| source.0.saturating_sub(*applied)).sum();
         tracing::debug!(behind_records = behind, "positions");
         self.view.heard(self.started.elapsed(), offsets.iter().map(|lsn| lsn.0).collect(), &confirmed);
-        // A position of 0 says that the shard has no journal yet; then nothing can be missing there.
-        if behind == 0 && self.phase == Phase::CatchingUp {
+        // Under a steady load something is always on its way: then it counts that everything is there which the source had
+        // when it was asked before. A position of 0 says that the shard has no journal yet; nothing can be missing there.
+        let passed = |before: &Vec<Lsn>| before.iter().zip(&confirmed).all(|(before, applied)| before.0 <= *applied);
+        let near = behind <= IN_STEP_RECORDS_MAX && watch.offsets_before.as_ref().is_some_and(passed);
+        watch.offsets_before = Some(offsets);
+        if (behind == 0 || near) && self.phase == Phase::CatchingUp {
             self.enter(Phase::InStep);
             self.observer.in_step();
+            self.tell_in_step();
             if !watch.suspects_asked {
                 watch.suspects_asked = true;
                 crew.tell_all(|| WorkerCommand::ListSuspects);
@@ -517,6 +557,15 @@ const IN_STEP_RECORDS_MAX: u64 = 10_000;
 struct Watch {
     drained: usize,
     suspects_asked: bool,
+    /// The source's positions when it was asked the last time.
+    offsets_before: Option<Vec<Lsn>>,
+    /// Workers whose suspects were asked for, and told.
+    suspects_settled: usize,
+    /// Told to stop.
+    stops: bool,
+    /// Orders to settle so far; who waits for the last of them, and how many workers have done so.
+    settles: u64,
+    settling: Option<(oneshot::Sender<()>, usize)>,
     /// How far the flows are applied, as times.
     marks: Watermarks,
     /// The source's positions when the job was told to stop.
@@ -526,6 +575,23 @@ struct Watch {
 }
 
 impl Watch {
+    /// A number for an order to settle.
+    fn settle(&mut self, answer: oneshot::Sender<()>) -> u64 {
+        self.settles += 1;
+        self.settling = Some((answer, 0));
+        self.settles
+    }
+
+    fn settled(&mut self, number: u64, workers: usize) {
+        let Some((_, count)) = self.settling.as_mut().filter(|_| number == self.settles) else { return };
+        *count += 1;
+        if *count == workers
+            && let Some((answer, _)) = self.settling.take()
+        {
+            let _ = answer.send(());
+        }
+    }
+
     /// Everything that the source had done when the job was told to stop is applied.
     fn caught_up(&self, confirmed: &[u64]) -> bool {
         self.stop_at.len() == confirmed.len()

@@ -1,6 +1,7 @@
 //! What a run needs to know, resolved: no strings to parse, no impossible combination. `cli` builds it.
 
 use super::control::Control;
+use super::hooks::Hooks;
 use super::tls::TlsClient;
 use crate::convert::Policy;
 use crate::uring::RingSettings;
@@ -130,6 +131,8 @@ pub struct MigrateSettings {
     pub follow: Option<Follow>,
     /// Where to write the report files.
     pub report_dir: Option<PathBuf>,
+    /// Programs called at named events.
+    pub hooks: Hooks,
     /// What operators see and change while the job runs.
     #[serde(skip)]
     pub control: Arc<Control>,

@@ -223,11 +223,11 @@ impl Source {
         .map_err(link_error)
     }
 
-    fn link(&mut self) -> Result<&mut Link, EngineError> {
+    pub(super) fn link(&mut self) -> Result<&mut Link, EngineError> {
         self.link.as_mut().ok_or_else(in_use)
     }
 
-    fn registered(&self) -> Result<&Registration, EngineError> {
+    pub(super) fn registered(&self) -> Result<&Registration, EngineError> {
         self.registration
             .as_ref()
             .ok_or_else(|| EngineError::Internal("the source is used before the registration".into()))
@@ -247,13 +247,13 @@ fn credentials(endpoint: &Endpoint) -> Option<Credentials> {
     Some(Credentials { user: endpoint.user.expose().map(str::to_string), password })
 }
 
-fn encoded(request: &Request<'_>) -> Vec<u8> {
+pub(super) fn encoded(request: &Request<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     request.encode(&mut bytes);
     bytes
 }
 
-async fn ask(link: &mut Link, what: &str, request: Vec<u8>) -> Result<Reply, EngineError> {
+pub(super) async fn ask(link: &mut Link, what: &str, request: Vec<u8>) -> Result<Reply, EngineError> {
     link.request(what, request, parse_reply).await.map_err(link_error)
 }
 

@@ -9,7 +9,9 @@ use super::phase::Phase;
 use crate::report::counters::WorkerStats;
 use crate::report::latency::{Latency, Recent};
 use crate::report::numbers::per_second;
-use crate::report::status::{FlowStatus, Lag, Percentiles, SCHEMA_VERSION, Status, StatusRates, ThrottleStatus};
+use crate::report::status::{
+    FlowStatus, Lag, Percentiles, SCHEMA_VERSION, SpoolStatus, Status, StatusRates, ThrottleStatus,
+};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -143,6 +145,12 @@ impl Job<'_> {
                 ns_max,
             }),
             flows,
+            spool: self.settings.spool.as_ref().map(|spool| SpoolStatus {
+                bytes: sum.spool_bytes,
+                bytes_written: sum.spool_bytes_written,
+                bytes_read: sum.spool_bytes_read,
+                bytes_max: spool.bytes_max,
+            }),
             throttle: ThrottleStatus { reasons, ..ThrottleStatus::default() },
             knobs: Vec::new(),
             settings: self.report.settings.clone(),

@@ -69,6 +69,8 @@ pub struct Worker {
     /// Told to decode nothing more.
     pub(super) draining: bool,
     barrier_told: bool,
+    /// Asked to say when nothing is left to be sent or answered.
+    settling: Option<u64>,
     confirmed: Arc<Vec<AtomicU64>>,
     hold: Arc<HoldState>,
     /// Reads that needed no kernel (see `wire`), to be handled with this turn's completions.
@@ -157,6 +159,7 @@ impl Worker {
             drained: false,
             draining: false,
             barrier_told: false,
+            settling: None,
             confirmed,
             hold,
             here: Vec::new(),
@@ -236,6 +239,12 @@ impl Worker {
                     }
                 }
                 Ok(WorkerCommand::Drain) => self.draining = true,
+                Ok(WorkerCommand::Settle(number)) => {
+                    self.settling = Some(number);
+                    // The source is fenced and everything of it is applied: no renewal can follow.
+                    let now_ms = uring::clock::realtime_ms() as i64;
+                    self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
+                }
                 Ok(WorkerCommand::ReleaseHeld) => {
                     let now_ms = uring::clock::realtime_ms() as i64;
                     self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
@@ -557,11 +566,15 @@ impl Worker {
     fn tell_when_drained(&mut self) {
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
         let busy = |flow: &Flow| flow.handler.is_releasing() || flow.handler.doubts.is_waiting();
-        let stopped = self.draining && !self.flows.iter().any(busy);
+        let at_rest = !self.flows.iter().any(busy);
+        let (stopped, settles) = (self.draining && at_rest, self.settling.is_some() && at_rest);
         let ended = !self.drained && (stopped || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
-        if !(ended || held) || !self.lanes.iter().all(Lane::is_idle) {
+        if !(ended || held || settles) || !self.lanes.iter().all(Lane::is_idle) {
             return;
+        }
+        if settles && let Some(number) = self.settling.take() {
+            let _ = self.events.send(WorkerEvent::Settled(number));
         }
         if ended {
             self.drained = true;

@@ -5,6 +5,7 @@
 //! its meaning or goes away; fields may be added.
 
 use super::counters::{CpuSample, FlowSample, WorkerStats};
+use super::cutover::CutoverReport;
 use super::latency::{Latency, LatencySeries};
 use super::numbers::per_second;
 use hdrhistogram::Histogram;
@@ -212,6 +213,8 @@ pub struct RunInputs {
     /// CPU used in the run by each target that says so in `INFO`.
     pub cpu_target: Option<CpuSample>,
     pub rss_bytes_peak: Option<u64>,
+    /// The last cutover of the run.
+    pub cutover: Option<CutoverReport>,
 }
 
 impl RunInputs {
@@ -241,6 +244,7 @@ impl RunInputs {
             cpu_tool: None,
             cpu_target: None,
             rss_bytes_peak: None,
+            cutover: None,
         }
     }
 }
@@ -252,6 +256,9 @@ pub struct RunReport {
     pub tool_version: String,
     pub command: String,
     pub outcome: Outcome,
+    /// The last cutover of the run, done or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cutover: Option<CutoverReport>,
     pub started_unix_ms: u64,
     pub elapsed_ms: u64,
     pub source: ServerInfo,
@@ -363,6 +370,7 @@ impl RunReport {
             latencies: inputs.latencies.whole().map(|(latency, node, h)| latency_row(latency, node, h)).collect(),
             command: inputs.command,
             outcome: inputs.outcome,
+            cutover: inputs.cutover,
             started_unix_ms: inputs.started_unix_ms,
             elapsed_ms: millis(inputs.elapsed),
             source: inputs.source,

@@ -8,6 +8,7 @@
 //! does not grow with the length of a run, only with its number of target nodes.
 
 pub mod counters;
+pub mod cutover;
 pub mod document;
 pub mod files;
 pub mod hgrm;

@@ -22,7 +22,7 @@ pub struct Status {
     pub phase: String,
     pub phase_ms: u64,
     pub elapsed_ms: u64,
-    /// Every flow's applied position was equal to the source's, and it has not fallen far behind since.
+    /// Everything was applied that the source had a second before, and it has not fallen far behind since.
     pub in_step: bool,
     /// A restart would go on from the target's checkpoint.
     pub resumable: bool,
@@ -42,6 +42,8 @@ pub struct Status {
     /// Of the last second in which anything was applied: last byte of an entry read until its reply.
     pub apply_lag: Option<Percentiles>,
     pub flows: Vec<FlowStatus>,
+    /// `None`: the job has no spool.
+    pub spool: Option<SpoolStatus>,
     pub throttle: ThrottleStatus,
     /// What can be changed with `df2redis set`, with its value.
     pub knobs: Vec<Knob>,
@@ -91,6 +93,18 @@ pub struct FlowStatus {
     pub lag_ms: Option<u64>,
     /// Longest time for which its socket was not being read.
     pub unread_ms_max: u64,
+}
+
+/// What was read from the source and waits on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolStatus {
+    /// In it now.
+    pub bytes: u64,
+    /// So far.
+    pub bytes_written: u64,
+    pub bytes_read: u64,
+    /// Most that it may hold.
+    pub bytes_max: u64,
 }
 
 /// What holds the job back.

@@ -3,6 +3,7 @@
 //! In: a [`RunReport`]. Out: text, at most about 100 columns wide, without colour; the same run gives the same text. Names
 //! and error texts come from the peers: control characters in them never reach the terminal.
 
+use super::cutover::{CutoverOutcome, CutoverReport};
 use super::document::{CpuUse, RunReport, TypeRow};
 use super::numbers::{bytes, count, duration, nanos, printable};
 use comfy_table::{CellAlignment, Table, presets};
@@ -16,6 +17,9 @@ const NAMES_SHOWN_MAX: usize = 10;
 pub fn render(report: &RunReport) -> String {
     let mut out = String::new();
     headline(&mut out, report);
+    if let Some(cutover) = &report.cutover {
+        line(&mut out, &cutover_line(cutover));
+    }
     if !report.phases.is_empty() {
         phases(&mut out, report);
     }
@@ -55,6 +59,21 @@ fn headline(out: &mut String, report: &RunReport) {
         let named = named.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
         let to = if targets.is_empty() { String::new() } else { format!(" to {}", targets.join(", ")) };
         line(out, &format!("From {named}{flows}{to}."));
+    }
+}
+
+fn cutover_line(cutover: &CutoverReport) -> String {
+    let held =
+        cutover.held_us.map(|us| format!(", writes held for {}", nanos(us.saturating_mul(1000)))).unwrap_or_default();
+    let verified = cutover.verified.as_ref().map(|said| format!(", {said}")).unwrap_or_default();
+    match (cutover.outcome, &cutover.message) {
+        (CutoverOutcome::HandedOver, None) => format!("Handed over{held}{verified}."),
+        (CutoverOutcome::HandedOver, Some(note)) => format!("Handed over{held}{verified}; {note}."),
+        (CutoverOutcome::Rehearsed, _) => "The last cutover was a rehearsal.".into(),
+        (CutoverOutcome::Planned, _) => "The last cutover was only planned.".into(),
+        (CutoverOutcome::NotDone, why) => {
+            format!("The last cutover was not done{held}: {}", why.as_deref().unwrap_or("no reason was given"))
+        }
     }
 }
 

@@ -5,6 +5,11 @@ pub fn monotonic_ns() -> u64 {
     read(libc::CLOCK_MONOTONIC)
 }
 
+/// Nanoseconds of `CLOCK_BOOTTIME`: as the monotonic clock, but the time in which the machine slept counts too.
+pub fn boottime_ns() -> u64 {
+    read(libc::CLOCK_BOOTTIME)
+}
+
 /// Milliseconds since 1970 of `CLOCK_REALTIME`: for expiry times.
 pub fn realtime_ms() -> u64 {
     read(libc::CLOCK_REALTIME) / 1_000_000

@@ -129,6 +129,15 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     }
 }
 
+/// Kills all processes of a group whose leader is a child that has not been waited for yet.
+pub fn kill_group(leader_pid: u32) {
+    let Some(pid) = i32::try_from(leader_pid).ok().filter(|pid| *pid > 1) else { return };
+    // SAFETY: no memory is involved; a group that is gone is no harm.
+    unsafe {
+        libc::kill(-pid, libc::SIGKILL);
+    }
+}
+
 fn memlock_limit() -> libc::rlimit {
     let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: fills a valid rlimit.

@@ -9,6 +9,8 @@ use super::syntax;
 use super::table::{self, Setting};
 use super::tls;
 use crate::convert::Policy;
+use crate::engine::cutover::{Plan, Verify};
+use crate::engine::hooks::Hooks;
 use crate::engine::settings::{
     Endpoint, Follow, MigrateSettings, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret, SpoolSettings,
 };
@@ -17,6 +19,7 @@ use crate::operator::control::socket;
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
 use crate::uring::{ReadMode, RingSettings, TaskRun, WriteMode};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Port where the URL names none: the default of Dragonfly, Redis and Valkey alike.
@@ -94,8 +97,52 @@ pub fn replicate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
         "resync" => OnLostPosition::Resync,
         _ => OnLostPosition::Stop,
     };
-    let settings = migrate(values)?;
+    let hooks = hooks(values)?;
+    let settings = MigrateSettings { hooks, ..migrate(values)? };
     Ok(MigrateSettings { follow: Some(Follow { on_lost_position }), ..settings })
+}
+
+fn hooks(values: &Values) -> Result<Hooks, UsageError> {
+    let hook = |setting: &'static Setting| match values.path(setting) {
+        Some(path) if !path.is_absolute() => Err(values.wrong(setting, "an absolute path is needed")),
+        path => Ok(path),
+    };
+    Ok(Hooks {
+        in_step: hook(&table::HOOK_IN_STEP)?,
+        before_fence: hook(&table::HOOK_BEFORE_FENCE)?,
+        after_fence: hook(&table::HOOK_AFTER_FENCE)?,
+        drained: hook(&table::HOOK_DRAINED)?,
+        handed_over: hook(&table::HOOK_HANDED_OVER)?,
+        aborted: hook(&table::HOOK_ABORTED)?,
+        timeout: values.time(&table::HOOK_TIMEOUT)?,
+    })
+}
+
+/// What `cutover` asks for, besides what is said by flags alone.
+pub fn cutover(values: &Values, execute: bool, rehearse: u32, takeover: bool) -> Result<Plan, UsageError> {
+    let hook = match values.path(&table::HOOK) {
+        Some(path) => Some(std::path::absolute(path).map_err(|error| values.wrong(&table::HOOK, &error.to_string()))?),
+        None => None,
+    };
+    let ms = |setting| values.time(setting).map(|time| time.as_millis() as u64);
+    let plan = Plan {
+        execute,
+        budget_ms: ms(&table::BUDGET)?,
+        verify: match values.text(&table::CUTOVER_VERIFY)? {
+            "none" => Verify::None,
+            // After a takeover there is nothing to compare with.
+            _ if takeover && !values.is_given(&table::CUTOVER_VERIFY) => Verify::None,
+            _ => Verify::Count,
+        },
+        hook,
+        hook_timeout_ms: ms(&table::HOOK_TIMEOUT)?,
+        takeover,
+        rehearse,
+        lag_entries_max: values.number(&table::LAG_ENTRIES_MAX)?,
+        wait_ms: ms(&table::WAIT)?,
+    };
+    plan.check().map_err(UsageError::Combination)?;
+    Ok(plan)
 }
 
 /// What `verify` needs. Either side may be any server that speaks the protocol.
@@ -199,6 +246,21 @@ fn default_socket(source: &Endpoint, target: &Endpoint) -> PathBuf {
     socket::default_dir().join(socket::file_name(source, target))
 }
 
+/// Where metrics are served: a port of the loopback interface, unless told otherwise.
+pub fn metrics(values: &Values) -> Result<Option<SocketAddr>, UsageError> {
+    if !values.is_given(&table::METRICS) {
+        return Ok(None);
+    }
+    values.parsed(&table::METRICS, |text| {
+        let port = text.strip_prefix(':').unwrap_or(text).parse::<u16>();
+        match (port, text.parse::<SocketAddr>()) {
+            (Ok(port), _) => Ok(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),
+            (_, Ok(address)) => Ok(Some(address)),
+            _ => Err("a port, or an address and a port such as 0.0.0.0:9121 or [::]:9121, is needed".into()),
+        }
+    })
+}
+
 /// The control socket of the job that the operator means.
 pub fn control_of_job(values: &mut Values) -> Result<PathBuf, UsageError> {
     if let Some(path) = values.path(&table::CONTROL) {
@@ -263,6 +325,7 @@ fn data_plane(
         ring: ring(values)?,
         connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
         report_dir: values.path(&table::REPORT),
+        hooks: Hooks::default(),
         control: Default::default(),
     };
     if settings.batch_bytes > settings.window_bytes {

@@ -43,6 +43,9 @@ pub const REPLICATE: Jobs = 8;
 /// The subcommands that speak to a running job.
 pub const CONTROLLING: Jobs = 16;
 pub const VERIFY: Jobs = 32;
+pub const CUTOVER: Jobs = 64;
+/// All that find a running job by its control socket.
+const ASKING: Jobs = CONTROLLING | CUTOVER;
 /// The jobs between two servers of the user's that move data.
 const SERVED: Jobs = MIGRATE | REPLICATE;
 /// All jobs between two servers of the user's.
@@ -122,6 +125,7 @@ const RESOURCES: &str = "Resources";
 const BATCHES: &str = "Batches";
 const RING: &str = "io_uring";
 const OPERATION: &str = "Operation";
+const SWITCHING: &str = "Cutover";
 const OUTPUT: &str = "Output";
 const GENERATOR: &str = "Simulated source";
 const COMPARISON: &str = "Comparison";
@@ -141,9 +145,9 @@ use Fallback::{Computed, None as Unset, Required, Value};
 use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time};
 
 settings! {
-    SOURCE: SERVERS, BETWEEN | CONTROLLING, "source", "URL", Endpoint, Required, Everywhere,
+    SOURCE: SERVERS, BETWEEN | ASKING, "source", "URL", Endpoint, Required, Everywhere,
         "Where to copy from: dragonfly://HOST:PORT, or dragonflys:// for TLS";
-    TARGET: SERVERS, BETWEEN | CONTROLLING, "target", "URL", Endpoint, Required, Everywhere,
+    TARGET: SERVERS, BETWEEN | ASKING, "target", "URL", Endpoint, Required, Everywhere,
         "Where to copy to: redis://HOST:PORT or valkey://HOST:PORT, or rediss:// or valkeys:// for TLS";
     SOURCE_USER: SERVERS, BETWEEN, "source-user", "NAME", Secret, Unset, NotFlag,
         "ACL user at the source";
@@ -262,20 +266,48 @@ settings! {
     REPAIR: COMPARISON, VERIFY, "repair", "", Choice(&["off", "copy", "mirror"]), Value("off"), Everywhere,
         "Copy keys that differ again; mirror: also delete keys that the source does not have. Only while no job runs";
 
-    CONTROL: OPERATION, SERVED | CONTROLLING, "control", "PATH", Path, Computed("by source and target, in $XDG_RUNTIME_DIR/df2redis, /run/df2redis or the directory for temporary files"), Everywhere,
+    CONTROL: OPERATION, SERVED | ASKING, "control", "PATH", Path, Computed("by source and target, in $XDG_RUNTIME_DIR/df2redis, /run/df2redis or the directory for temporary files"), Everywhere,
         "Unix socket through which a running job is watched and told what to do; off: none";
 
-    OUTPUT_FORM: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+    METRICS: OPERATION, SERVED, "metrics", "ADDR", Text, Unset, Everywhere,
+        "Serve /metrics (Prometheus), /healthz and /readyz (in step) at this port of the loopback interface, or at this HOST:PORT";
+
+    BUDGET: SWITCHING, CUTOVER, "budget", "TIME", Time, Value("5s"), Everywhere,
+        "Longest time for which writes at the source are held; everything must be done within it, or it is rolled back";
+    CUTOVER_VERIFY: SWITCHING, CUTOVER, "verify", "", Choice(&["none", "count"]), Value("count"), Everywhere,
+        "Compare before the traffic is switched: nothing, or the number of keys of each database";
+    HOOK: SWITCHING, CUTOVER, "hook", "PATH", Path, Unset, Everywhere,
+        "Program that switches the traffic, called when source and target are proven equal";
+    LAG_ENTRIES_MAX: SWITCHING, CUTOVER, "lag-entries-max", "N", Count { min: 0, max: u64::MAX }, Value("10000"), Everywhere,
+        "Do not fence while the target is more entries behind than this";
+    WAIT: SWITCHING, CUTOVER, "wait", "TIME", Time, Value("10s"), Everywhere,
+        "How long to wait for the target to come as near as --lag-entries-max";
+    HOOK_TIMEOUT: SWITCHING, REPLICATE | CUTOVER, "hook-timeout", "TIME", Time, Value("10s"), Everywhere,
+        "Kill a hook that takes longer; inside the fence never longer than what is left of the budget";
+    HOOK_IN_STEP: SWITCHING, REPLICATE, "hook-in-step", "PATH", Path, Unset, Everywhere,
+        "Program called when the target is in step for the first time";
+    HOOK_BEFORE_FENCE: SWITCHING, REPLICATE, "hook-before-fence", "PATH", Path, Unset, Everywhere,
+        "Program called before a cutover fences the source; if it fails, nothing is fenced";
+    HOOK_AFTER_FENCE: SWITCHING, REPLICATE, "hook-after-fence", "PATH", Path, Unset, Everywhere,
+        "Program called when the source is fenced";
+    HOOK_DRAINED: SWITCHING, REPLICATE, "hook-drained", "PATH", Path, Unset, Everywhere,
+        "Program called when source and target are proven equal";
+    HOOK_HANDED_OVER: SWITCHING, REPLICATE, "hook-handed-over", "PATH", Path, Unset, Everywhere,
+        "Program called when a cutover is done";
+    HOOK_ABORTED: SWITCHING, REPLICATE, "hook-aborted", "PATH", Path, Unset, Everywhere,
+        "Program called when a cutover was rolled back";
+
+    OUTPUT_FORM: OUTPUT, DATA | PROBE | ASKING | VERIFY, "output", "", Choice(&["text", "json"]), Value("text"), Everywhere,
         "Form of the report on standard output";
     REPORT: OUTPUT, DATA, "report", "DIR", Path, Unset, Everywhere,
         "Write report.json, histograms (.hgrm, .hlog) and not-carried.jsonl to this directory";
     PROGRESS: OUTPUT, DATA | VERIFY, "progress", "", Choice(&["auto", "bars", "lines", "off"]), Value("auto"), Everywhere,
         "Progress on standard error; auto: bars on a terminal, lines otherwise";
-    LOG: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "log", "FILTER", Text, Value("warn"), Everywhere,
+    LOG: OUTPUT, DATA | PROBE | ASKING | VERIFY, "log", "FILTER", Text, Value("warn"), Everywhere,
         "What to log to standard error: error, warn, info, debug, trace, or filters by module";
-    LOG_FORMAT: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
+    LOG_FORMAT: OUTPUT, DATA | PROBE | ASKING | VERIFY, "log-format", "", Choice(&["text", "json"]), Value("text"), Everywhere,
         "Form of the log";
-    CONFIG: OUTPUT, DATA | PROBE | CONTROLLING | VERIFY, "config", "FILE", Path, Unset, NotFile,
+    CONFIG: OUTPUT, DATA | PROBE | ASKING | VERIFY, "config", "FILE", Path, Unset, NotFile,
         "Read settings from this TOML file; flags and environment go before it";
 }
 

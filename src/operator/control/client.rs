@@ -38,6 +38,12 @@ impl Client {
         Ok(Self { path: path.to_path_buf(), reader: BufReader::new(stream) })
     }
 
+    /// For answers that come when they come. The connection's end is noticed all the same.
+    pub fn wait_for_ever(&mut self) -> Result<(), ClientError> {
+        let set = self.reader.get_ref().set_read_timeout(None);
+        set.map_err(|cause| ClientError::Io { path: self.path.clone(), cause })
+    }
+
     /// Asks and waits for the answer.
     pub fn ask(&mut self, request: &Request) -> Result<Answer, ClientError> {
         self.send(request)?;

@@ -8,6 +8,8 @@ pub mod client;
 pub mod server;
 pub mod socket;
 
+use crate::engine::cutover::Plan;
+use crate::report::cutover::CutoverEvent;
 use crate::report::status::Status;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,9 @@ pub enum Request {
     },
     /// Ends the job as the first SIGINT does.
     Stop {},
+    /// Hands over to the target, or says how it would be done. Answered by several lines, the last with `ended`; closing the
+    /// connection before has it rolled back.
+    Cutover(Plan),
 }
 
 /// What a job answers: one line.
@@ -53,6 +58,8 @@ pub struct Answer {
     pub done: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Box<Status>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cutover: Option<CutoverEvent>,
 }
 
 impl Answer {
@@ -62,6 +69,10 @@ impl Answer {
 
     pub fn error(text: impl Into<String>) -> Self {
         Self { protocol: PROTOCOL_VERSION, error: Some(text.into()), ..Self::default() }
+    }
+
+    pub fn cutover(event: CutoverEvent) -> Self {
+        Self { protocol: PROTOCOL_VERSION, ok: true, cutover: Some(event), ..Self::default() }
     }
 
     pub fn status(status: Status) -> Self {
@@ -81,6 +92,8 @@ mod tests {
             read(r#"{"do":"throttle","bytes_per_s":5}"#).unwrap(),
             Request::Throttle { bytes_per_s: Some(5), entries_per_s: None }
         );
+        let plan = r#"{"do":"cutover","budget_ms":1,"hook_timeout_ms":1,"lag_entries_max":1,"wait_ms":1}"#;
+        assert!(matches!(read(plan).unwrap(), Request::Cutover(plan) if !plan.execute));
         for text in [
             "",
             "{}",
@@ -89,6 +102,8 @@ mod tests {
             r#"{"do":"set","key":"a"}"#,
             r#"{"do":"throttle","bytes_per_s":-1}"#,
             r#"{"do":"throttle","bytes_per_second":1}"#,
+            r#"{"do":"cutover"}"#,
+            r#"{"do":"cutover","budget_ms":1,"hook_timeout_ms":1,"lag_entries_max":1,"wait_ms":1,"force":true}"#,
         ] {
             assert!(read(text).is_err(), "{text}");
         }

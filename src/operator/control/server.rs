@@ -5,8 +5,10 @@
 
 use super::socket::{self, SocketFile};
 use super::{Answer, REQUEST_BYTES_MAX, Request};
-use crate::engine::control::Control;
+use crate::engine::control::{Control, CutoverAsked};
+use crate::engine::cutover::Plan;
 use crate::operator::{logging, progress};
+use crate::report::cutover::CutoverEvent;
 use crate::report::status::Knob;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc::unbounded_channel;
 
 /// Connections served at the same time; further ones are told so and closed.
 const CONNECTIONS_MAX: usize = 16;
@@ -65,6 +68,12 @@ async fn connection(stream: &mut UnixStream, control: &Arc<Control>, open: usize
         let Some(line) = next_line(stream, &mut received).await else { return };
         let reply = match line {
             Line::Request(text) => match serde_json::from_slice::<Request>(&text) {
+                Ok(Request::Cutover(plan)) => {
+                    if !cutover(stream, control, plan).await {
+                        return;
+                    }
+                    continue;
+                }
                 Ok(request) => act(control, request),
                 Err(error) => Answer::error(format!("this is no request: {error}")),
             },
@@ -76,6 +85,44 @@ async fn connection(stream: &mut UnixStream, control: &Arc<Control>, open: usize
         };
         if !answer(stream, &reply).await {
             return;
+        }
+    }
+}
+
+/// Has a cutover done and tells its events. False: the peer has gone.
+async fn cutover(stream: &mut UnixStream, control: &Control, plan: Plan) -> bool {
+    let asked = plan.check().and_then(|()| {
+        let (events, told) = unbounded_channel();
+        control.ask_cutover(CutoverAsked { plan, events }).map(|()| told).map_err(str::to_string)
+    });
+    let mut told = match asked {
+        Ok(told) => told,
+        Err(why) => return answer(stream, &Answer::error(why)).await,
+    };
+    let mut listens = true;
+    let mut ignored = [0; 64];
+    loop {
+        tokio::select! {
+            event = told.recv() => {
+                let Some(event) = event else {
+                    return answer(stream, &Answer::error("the job ended before the cutover did")).await;
+                };
+                let ended = matches!(event, CutoverEvent::Ended(_));
+                if listens && !answer(stream, &Answer::cutover(event)).await {
+                    listens = false;
+                    control.cancel_cutover("whoever asked for the cutover does not listen any more");
+                }
+                if ended {
+                    return listens;
+                }
+            }
+            // Nothing more is expected; only that somebody is there.
+            read = stream.read(&mut ignored), if listens => {
+                if !matches!(read, Ok(1..)) {
+                    listens = false;
+                    control.cancel_cutover("whoever asked for the cutover has gone");
+                }
+            }
         }
     }
 }
@@ -144,6 +191,8 @@ fn act(control: &Control, request: Request) -> Answer {
             let limit = |limit: Option<u64>| limit.map_or("off".to_string(), |n| n.to_string());
             Answer::done(format!("rate-bytes = {}, rate-entries = {}", limit(bytes_per_s), limit(entries_per_s)))
         }
+        // Answered by several lines, in its own function.
+        Request::Cutover(_) => Answer::error("a cutover cannot be asked for here"),
         Request::Stop {} => {
             control.ask_stop();
             Answer::done("stopping: what was read is applied and acknowledged")

@@ -43,7 +43,8 @@ pub fn default_dir() -> PathBuf {
     let uid = own_uid();
     // systemd gives a service its own directory, and a user's session another.
     match (set("RUNTIME_DIRECTORY"), set("XDG_RUNTIME_DIR"), uid) {
-        (Some(dir), ..) => dir,
+        // Of several, the first.
+        (Some(dirs), ..) => PathBuf::from(dirs.to_string_lossy().split(':').next().unwrap_or_default()),
         (None, Some(dir), _) => dir.join("df2redis"),
         (None, None, 0) => PathBuf::from("/run/df2redis"),
         (None, None, uid) => std::env::temp_dir().join(format!("df2redis-{uid}")),

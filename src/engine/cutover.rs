@@ -1,0 +1,516 @@
+//! The cutover as a state machine: what comes after what, what is proof, and when it is too late.
+//!
+//! In: what happened (an answer, positions, a hook's end, a loss) and the time. Out: the one thing to do next. No I/O and no
+//! clock. Invariants: the source is fenced before anything is proven and released on every way back; the traffic is
+//! switched only at positions that the source said twice and the target has confirmed; nothing is called handed over once
+//! the fence's budget has run out on either clock, nor if the source wrote anything after the proof.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// How the target is compared before the traffic is switched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    None,
+    /// Keys of each database.
+    #[default]
+    Count,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Do it; else only the steps are listed.
+    #[serde(default)]
+    pub execute: bool,
+    /// Longest time for which writes at the source are held.
+    pub budget_ms: u64,
+    #[serde(default)]
+    pub verify: Verify,
+    /// Switches the traffic.
+    #[serde(default)]
+    pub hook: Option<PathBuf>,
+    /// Longest time for the hook; also bounded by what is left of the budget.
+    pub hook_timeout_ms: u64,
+    /// Let the source stop itself (`DFLY TAKEOVER`) instead of fencing it.
+    #[serde(default)]
+    pub takeover: bool,
+    /// Fence, drain and release so often, and hand nothing over; 0: no rehearsal.
+    #[serde(default)]
+    pub rehearse: u32,
+    /// Do not fence while the target is farther behind.
+    pub lag_entries_max: u64,
+    /// How long to wait for the target to come as near as that.
+    pub wait_ms: u64,
+}
+
+/// Bounds of the budget: less cannot be kept, more is an outage.
+const BUDGET_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
+const REHEARSE_MAX: u32 = 10_000;
+
+impl Plan {
+    /// Whether it can be done at all. `Err`: why not.
+    pub fn check(&self) -> Result<(), String> {
+        if !BUDGET_MS.contains(&self.budget_ms) {
+            return Err(format!("the budget must lie between {}ms and {}ms", BUDGET_MS.start(), BUDGET_MS.end()));
+        }
+        if self.rehearse > REHEARSE_MAX {
+            return Err(format!("at most {REHEARSE_MAX} rehearsals"));
+        }
+        if self.takeover && self.rehearse > 0 {
+            return Err("a takeover stops the source and cannot be rehearsed".into());
+        }
+        if self.takeover && self.verify != Verify::None {
+            return Err("after a takeover there is no source to compare with: say --verify none".into());
+        }
+        if let Some(hook) = &self.hook
+            && !hook.is_absolute()
+        {
+            return Err("the hook must be an absolute path".into());
+        }
+        Ok(())
+    }
+}
+
+/// The time on two clocks: one stands still while the machine sleeps, the other may not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    pub monotonic_ns: u64,
+    pub boottime_ns: u64,
+}
+
+impl Now {
+    /// The longer of the times since `earlier`.
+    pub fn since_ns(self, earlier: Self) -> u64 {
+        let monotonic = self.monotonic_ns.saturating_sub(earlier.monotonic_ns);
+        monotonic.max(self.boottime_ns.saturating_sub(earlier.boottime_ns))
+    }
+}
+
+/// Where hooks are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookEvent {
+    InStep,
+    BeforeFence,
+    AfterFence,
+    Drained,
+    /// The one that switches the traffic.
+    Switch,
+    HandedOver,
+    Aborted,
+}
+
+impl HookEvent {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InStep => "in-step",
+            Self::BeforeFence => "before-fence",
+            Self::AfterFence => "after-fence",
+            Self::Drained => "drained",
+            Self::Switch => "switch",
+            Self::HandedOver => "handed-over",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The source's next LSN by flow, and what the target had confirmed after that was heard.
+    Positions {
+        source: Vec<u64>,
+        applied: Vec<u64>,
+    },
+    /// The job is not ready to be cut over: not in step yet.
+    NotReady(String),
+    /// `Err`: why not, for each of these.
+    Hook(Result<(), String>),
+    /// `Err`: the source refused, and holds nothing.
+    Fenced(Result<(), String>),
+    Waited,
+    /// The workers have nothing left to send or to be answered.
+    Settled,
+    Verified(Result<String, String>),
+    TakenOver(Result<(), String>),
+    /// The job has ended well: markers are removed.
+    JobEnded(Result<(), String>),
+    Released(Result<(), String>),
+    /// The session, the job or whoever asked is gone, or a deadline passed.
+    Lost(String),
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    AskPositions,
+    Wait {
+        ns: u64,
+    },
+    Hook {
+        event: HookEvent,
+        within_ns: u64,
+    },
+    /// `CLIENT PAUSE <ms> WRITE`.
+    Fence {
+        ms: u64,
+    },
+    Settle,
+    Verify,
+    Takeover {
+        seconds: u64,
+    },
+    /// End the job: everything is at the target.
+    EndJob,
+    /// `CLIENT UNPAUSE`.
+    Release,
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Checking,
+    BeforeFence,
+    Fencing,
+    AfterFence,
+    Draining,
+    Settling,
+    Drained,
+    Verifying,
+    TakingOver,
+    Switching,
+    Confirming,
+    EndingJob,
+    HandedOver,
+    Releasing,
+    Aborted,
+    Ended,
+}
+
+/// Between two looks at a target that is still too far behind.
+const CHECK_EVERY_NS: u64 = 100_000_000;
+/// The first looks of a drain follow each other at once: each is a round trip to the source.
+const DRAIN_LOOKS_AT_ONCE: u32 = 20;
+const DRAIN_EVERY_NS: u64 = 1_000_000;
+/// A hook must end this long before the fence does, or there is no time left to look again.
+const MARGIN_NS: u64 = 20_000_000;
+
+/// One cutover, or one round of a rehearsal.
+#[derive(Debug)]
+pub struct Cutover {
+    plan: Plan,
+    hooks_timeout_ns: u64,
+    state: State,
+    begun: Now,
+    fenced: Option<Now>,
+    last: Option<Vec<u64>>,
+    looks: u32,
+    /// Positions at which source and target were proven equal.
+    pub proven: Option<Vec<u64>>,
+    pub verified: Option<String>,
+    pub switched: bool,
+    /// How long writes were held.
+    pub held_ns: Option<u64>,
+    /// From the fence until the positions were proven.
+    pub drained_ns: Option<u64>,
+    /// The fence could not be released: it has to end by itself.
+    pub unreleased: bool,
+    /// Why it was not done.
+    pub why: Option<String>,
+    /// What to know although it was done.
+    pub note: Option<String>,
+}
+
+impl Cutover {
+    /// Begins with a look at the positions.
+    pub fn begin(plan: Plan, hooks_timeout_ns: u64, now: Now) -> (Self, Action) {
+        let this = Self {
+            plan,
+            hooks_timeout_ns,
+            state: State::Checking,
+            begun: now,
+            fenced: None,
+            last: None,
+            looks: 0,
+            proven: None,
+            verified: None,
+            switched: false,
+            held_ns: None,
+            drained_ns: None,
+            unreleased: false,
+            why: None,
+            note: None,
+        };
+        (this, Action::AskPositions)
+    }
+
+    /// Since the fence was asked for.
+    pub fn held_for_ns(&self, now: Now) -> Option<u64> {
+        self.fenced.map(|fenced| now.since_ns(fenced))
+    }
+
+    /// What is left of the fence's budget; the whole of it before the fence. The source's own timer began later.
+    pub fn left_ns(&self, now: Now) -> u64 {
+        let budget_ns = self.plan.budget_ms.saturating_mul(1_000_000);
+        budget_ns.saturating_sub(self.held_for_ns(now).unwrap_or(0))
+    }
+
+    /// The traffic is being switched, or was: whoever asked cannot take it back any more.
+    pub fn is_committed(&self) -> bool {
+        matches!(self.state, State::Switching | State::Confirming | State::EndingJob | State::HandedOver)
+            || self.plan.takeover && self.state == State::TakingOver
+    }
+
+    pub fn is_handed_over(&self) -> bool {
+        matches!(self.state, State::HandedOver | State::Ended) && self.why.is_none() && self.plan.rehearse == 0
+    }
+
+    fn is_rehearsal(&self) -> bool {
+        self.plan.rehearse > 0
+    }
+
+    /// The one thing to do after `input`.
+    pub fn on(&mut self, input: Input, now: Now) -> Action {
+        if self.state == State::Switching && input == Input::Hook(Ok(())) {
+            self.switched = true;
+        }
+        match input {
+            // Everything is proven and switched; only the job's own keys may be left behind.
+            Input::Lost(why) if self.state == State::EndingJob => return self.job_ended(Err(why), now),
+            Input::Lost(why) => return self.give_up(why),
+            _ => {}
+        }
+        if self.is_fenced() && self.left_ns(now) == 0 {
+            return self.too_late(match &input {
+                Input::Hook(Err(why)) | Input::Verified(Err(why)) | Input::Fenced(Err(why)) => Some(why),
+                _ => None,
+            });
+        }
+        match (self.state, input) {
+            (State::Checking, Input::Waited) => Action::AskPositions,
+            (State::Checking, Input::Positions { source, applied }) => self.check(&source, &applied, now),
+            (State::Checking, Input::NotReady(why)) => match self.may_wait(now) {
+                true => Action::Wait { ns: CHECK_EVERY_NS },
+                false => self.give_up(format!("{why}: nothing was fenced")),
+            },
+            (State::BeforeFence, Input::Hook(Ok(()))) => self.fence(now),
+            (State::BeforeFence, Input::Hook(Err(why))) => self.give_up(format!("the before-fence hook vetoed: {why}")),
+            (State::Fencing, Input::Fenced(Ok(()))) => self.hook(State::AfterFence, HookEvent::AfterFence, now),
+            (State::Fencing, Input::Fenced(Err(why))) => {
+                // A release would end somebody else's pause.
+                self.fenced = None;
+                self.give_up(format!("the source could not be fenced: {why}"))
+            }
+            (State::AfterFence, Input::Hook(Ok(()))) => self.go(State::Draining, Action::AskPositions),
+            (State::Draining, Input::Waited) => Action::AskPositions,
+            (State::Draining, Input::Positions { source, applied }) => self.drain(source, &applied, now),
+            (State::Settling, Input::Settled) => {
+                self.drained_ns = self.held_for_ns(now);
+                match self.is_rehearsal() {
+                    true => self.go(State::Releasing, Action::Release),
+                    false => self.hook(State::Drained, HookEvent::Drained, now),
+                }
+            }
+            (State::Drained, Input::Hook(Ok(()))) if self.plan.verify == Verify::None => self.switch(now),
+            (State::Drained, Input::Hook(Ok(()))) => self.go(State::Verifying, Action::Verify),
+            (State::Verifying, Input::Verified(Ok(said))) => {
+                self.verified = Some(said);
+                self.switch(now)
+            }
+            (State::Verifying, Input::Verified(Err(why))) => {
+                self.give_up(format!("source and target are not the same: {why}"))
+            }
+            (State::TakingOver, Input::TakenOver(Ok(()))) => self.switch(now),
+            (State::TakingOver, Input::TakenOver(Err(why))) => self.give_up(format!("DFLY TAKEOVER failed: {why}")),
+            (State::Switching, Input::Hook(Ok(()))) => match self.plan.takeover {
+                // There is no source to ask any more.
+                true => self.go(State::EndingJob, Action::EndJob),
+                false => self.go(State::Confirming, Action::AskPositions),
+            },
+            (State::Switching, Input::Hook(Err(why))) => {
+                self.give_up(format!("the hook did not switch the traffic: {why}"))
+            }
+            (State::Confirming, Input::Positions { source, .. }) => {
+                if self.proven.as_ref() != Some(&source) {
+                    return self.give_up(
+                        "the source has written something while the traffic was switched, so its fence was not tight \
+                         (writes on its admin port, or another CLIENT UNPAUSE)"
+                            .into(),
+                    );
+                }
+                self.held_ns = self.held_for_ns(now);
+                self.go(State::EndingJob, Action::EndJob)
+            }
+            (State::EndingJob, Input::JobEnded(result)) => self.job_ended(result, now),
+            // It is handed over whatever this hook says.
+            (State::HandedOver, Input::Hook(_)) => self.go(State::Ended, Action::End),
+            (State::Releasing, Input::Released(result)) => self.released(result, now),
+            (State::Aborted, Input::Hook(_)) => self.go(State::Ended, Action::End),
+            (State::AfterFence | State::Drained, Input::Hook(Err(why))) => {
+                self.give_up(format!("the {} hook failed: {why}", self.state_name()))
+            }
+            (state, input) => self.give_up(format!("internal error: {input:?} came in state {state:?}")),
+        }
+    }
+
+    fn go(&mut self, state: State, action: Action) -> Action {
+        self.state = state;
+        action
+    }
+
+    fn state_name(&self) -> &'static str {
+        if self.state == State::AfterFence { "after-fence" } else { "drained" }
+    }
+
+    /// Whether the fence must still stand for what is being done.
+    fn is_fenced(&self) -> bool {
+        use State::*;
+        matches!(self.state, Fencing | AfterFence | Draining | Settling | Drained | Verifying | Switching | Confirming)
+            && self.fenced.is_some()
+    }
+
+    fn hook(&mut self, state: State, event: HookEvent, now: Now) -> Action {
+        self.state = state;
+        // A hook has nothing to do in a rehearsal: it would act on real traffic.
+        let within_ns = match self.is_fenced() {
+            true => self.hooks_timeout_ns.min(self.left_ns(now).saturating_sub(MARGIN_NS)),
+            false => self.hooks_timeout_ns,
+        };
+        Action::Hook { event, within_ns }
+    }
+
+    fn check(&mut self, source: &[u64], applied: &[u64], now: Now) -> Action {
+        let behind = behind(source, applied);
+        if behind <= self.plan.lag_entries_max && source.len() == applied.len() {
+            return self.hook(State::BeforeFence, HookEvent::BeforeFence, now);
+        }
+        if self.may_wait(now) {
+            return Action::Wait { ns: CHECK_EVERY_NS };
+        }
+        self.give_up(format!(
+            "the target is {behind} entries behind, more than {} (--lag-entries-max): nothing was fenced",
+            self.plan.lag_entries_max
+        ))
+    }
+
+    fn may_wait(&self, now: Now) -> bool {
+        now.since_ns(self.begun) < self.plan.wait_ms.saturating_mul(1_000_000)
+    }
+
+    fn fence(&mut self, now: Now) -> Action {
+        if self.plan.takeover {
+            return self.go(State::TakingOver, Action::Takeover { seconds: self.plan.budget_ms.div_ceil(1000) });
+        }
+        // From before it is sent, so that the source's own timer always ends later than ours.
+        self.fenced = Some(now);
+        self.go(State::Fencing, Action::Fence { ms: self.plan.budget_ms })
+    }
+
+    fn drain(&mut self, source: Vec<u64>, applied: &[u64], now: Now) -> Action {
+        if source.len() != applied.len() {
+            return self.give_up("the source answers with another number of flows".into());
+        }
+        self.looks += 1;
+        let equal = source.iter().zip(applied).all(|(source, applied)| source == applied || *source == 0);
+        if equal && self.last.as_ref() == Some(&source) {
+            self.proven = Some(source);
+            return self.go(State::Settling, Action::Settle);
+        }
+        self.last = Some(source);
+        match self.looks <= DRAIN_LOOKS_AT_ONCE {
+            true => Action::AskPositions,
+            false => Action::Wait { ns: DRAIN_EVERY_NS.min(self.left_ns(now)) },
+        }
+    }
+
+    fn switch(&mut self, now: Now) -> Action {
+        let left_ns = self.left_ns(now);
+        if self.fenced.is_some() && left_ns <= 2 * MARGIN_NS {
+            return self.too_late(None);
+        }
+        let timeout_ns = self.plan.hook_timeout_ms.saturating_mul(1_000_000);
+        let within_ns = match self.fenced {
+            Some(_) => timeout_ns.min(left_ns - MARGIN_NS),
+            None => timeout_ns,
+        };
+        self.go(State::Switching, Action::Hook { event: HookEvent::Switch, within_ns })
+    }
+
+    fn job_ended(&mut self, result: Result<(), String>, now: Now) -> Action {
+        self.note = result.err();
+        self.hook(State::HandedOver, HookEvent::HandedOver, now)
+    }
+
+    fn too_late(&mut self, said: Option<&String>) -> Action {
+        let budget_ms = self.plan.budget_ms;
+        let done = match self.state {
+            State::Fencing => "the source did not answer",
+            State::AfterFence => "the after-fence hook did not end",
+            State::Draining | State::Settling => "the target did not reach the source",
+            State::Drained => "the drained hook did not end",
+            State::Verifying => "the verification did not end",
+            State::Switching => "the hook did not end",
+            _ => "the switch was not proven",
+        };
+        let said = said.map(|said| format!(" ({said})")).unwrap_or_default();
+        self.give_up(format!("{done} within the budget of {budget_ms} ms{said}"))
+    }
+
+    fn give_up(&mut self, why: String) -> Action {
+        match self.state {
+            // A second reason does not change the way back.
+            State::Releasing | State::Aborted | State::HandedOver | State::Ended => {
+                self.why.get_or_insert(why);
+                self.go(State::Ended, Action::End)
+            }
+            _ => {
+                let why = match self.switched {
+                    true => format!(
+                        "{why}. The hook had switched the traffic already: switch it back, or stop the source's writers and \
+                         see what it wrote since"
+                    ),
+                    false => why,
+                };
+                self.why = Some(why);
+                match self.fenced {
+                    Some(_) => self.go(State::Releasing, Action::Release),
+                    None => self.aborted(),
+                }
+            }
+        }
+    }
+
+    fn aborted(&mut self) -> Action {
+        let within_ns = self.hooks_timeout_ns;
+        self.go(State::Aborted, Action::Hook { event: HookEvent::Aborted, within_ns })
+    }
+
+    fn released(&mut self, result: Result<(), String>, now: Now) -> Action {
+        self.held_ns = self.held_for_ns(now);
+        if let Err(why) = result {
+            self.unreleased = true;
+            let note = format!(
+                "writes may be held until the fence ends by itself, {} ms after it began: {why}",
+                self.plan.budget_ms
+            );
+            self.why = Some(match self.why.take() {
+                Some(first) => format!("{first}; the fence could not be released ({note})"),
+                None => format!("the fence could not be released ({note})"),
+            });
+        }
+        match (&self.why, self.is_rehearsal()) {
+            (_, true) => self.go(State::Ended, Action::End),
+            _ => self.aborted(),
+        }
+    }
+}
+
+/// Records that the source has written and the target has not confirmed.
+pub fn behind(source: &[u64], applied: &[u64]) -> u64 {
+    source.iter().zip(applied).map(|(source, applied)| source.saturating_sub(*applied)).sum()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! The source's side of a cutover: fence, positions, release, takeover, counts; on a connection of its own.
+//!
+//! Facts about Dragonfly's `CLIENT PAUSE`, from its source: it holds journaled commands, PUBLISH and writing scripts of every
+//! connection that did not come through the admin port; expiry and eviction rest meanwhile. It waits up to a second for
+//! running commands and then refuses, with nothing held. Pauses add up: the last to end counts. `CLIENT UNPAUSE` (since
+//! 1.28) ends all of them, anybody's, within about 10 ms, and a pause begun within those 10 ms revives the one before.
+
+use super::error::EngineError;
+use super::settings::MigrateSettings;
+use super::source::{Source, ask, encoded};
+use crate::dragonfly::reply::Reply;
+use crate::dragonfly::session::{self, Request};
+use crate::redis::info::Info;
+use crate::redis::resp;
+use std::time::Duration;
+
+/// After a release, until the source's pauses have really ended.
+pub const RELEASE_SETTLES: Duration = Duration::from_millis(50);
+
+/// Keys and keys with an expiry, by database.
+pub type Keyspace = std::collections::BTreeMap<u32, (u64, u64)>;
+
+/// A connection to the source for one cutover.
+pub struct FenceLink {
+    source: Source,
+}
+
+impl FenceLink {
+    pub async fn connect(settings: &MigrateSettings) -> Result<Self, EngineError> {
+        Ok(Self { source: Source::connect(&settings.source, settings.connect_timeout).await? })
+    }
+
+    /// Holds every write for `ms` from when the source takes it up. `Err`: there was no answer; `Ok(Err)`: it refused.
+    pub async fn pause(&mut self, ms: u64) -> Result<Result<(), String>, String> {
+        let ms = ms.to_string();
+        let reply = self.ask("CLIENT PAUSE", resp::command(&[b"CLIENT", b"PAUSE", ms.as_bytes(), b"WRITE"])).await?;
+        Ok(is_ok("CLIENT PAUSE", &reply))
+    }
+
+    /// Ends every pause.
+    pub async fn unpause(&mut self) -> Result<(), String> {
+        self.ok("CLIENT UNPAUSE", resp::command(&[b"CLIENT", b"UNPAUSE"])).await
+    }
+
+    /// LSN of the next record of each of `flows` flows.
+    pub async fn positions(&mut self, flows: u32) -> Result<Vec<u64>, String> {
+        let reply = self.ask("DFLY REPLICAOFFSET", encoded(&Request::ReplicaOffset)).await?;
+        let offsets = session::replica_offsets(&reply, flows).map_err(|error| error.to_string())?;
+        Ok(offsets.into_iter().map(|lsn| lsn.0).collect())
+    }
+
+    /// Lets the source wait until this registration has acknowledged everything, and end itself.
+    pub async fn takeover(&mut self, seconds: u64, sync_id: &str) -> Result<(), String> {
+        let seconds = seconds.to_string();
+        self.ok("DFLY TAKEOVER", resp::command(&[b"DFLY", b"TAKEOVER", seconds.as_bytes(), sync_id.as_bytes()])).await
+    }
+
+    pub async fn keyspace(&mut self) -> Result<Keyspace, String> {
+        match self.ask("INFO", resp::command(&[b"INFO", b"KEYSPACE"])).await? {
+            Reply::Bulk(Some(text)) => Ok(keyspace(&String::from_utf8_lossy(&text))),
+            other => Err(format!("the source answered INFO with {other:?}")),
+        }
+    }
+
+    /// For requests that rightly take longer.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        if let Ok(link) = self.source.link() {
+            link.set_timeout(timeout);
+        }
+    }
+
+    async fn ask(&mut self, what: &str, request: Vec<u8>) -> Result<Reply, String> {
+        let link = self.source.link().map_err(|error| error.to_string())?;
+        ask(link, what, request).await.map_err(|error| error.to_string())
+    }
+
+    async fn ok(&mut self, what: &str, request: Vec<u8>) -> Result<(), String> {
+        is_ok(what, &self.ask(what, request).await?)
+    }
+}
+
+fn is_ok(what: &str, reply: &Reply) -> Result<(), String> {
+    match reply {
+        Reply::Simple(text) if text == b"OK" => Ok(()),
+        Reply::Error(text) => Err(format!("the source answered {what} with \"{}\"", text.escape_ascii())),
+        other => Err(format!("the source answered {what} with {other:?}")),
+    }
+}
+
+/// From the text of `INFO keyspace`, which source and target write alike.
+pub fn keyspace(text: &str) -> Keyspace {
+    let info = Info::parse(text);
+    let expires = |db: u32| {
+        let line = info.get(&format!("db{db}"))?;
+        line.split(',').find_map(|part| part.strip_prefix("expires="))?.parse().ok()
+    };
+    info.keys_by_db().into_iter().map(|(db, keys)| (db, (keys, expires(db).unwrap_or(0)))).collect()
+}
+
+/// Compares the numbers of keys. `own`: keys of this tool at the target, by database. Keys whose expiry has passed are
+/// counted by each server until it finds them, so a difference that they can explain is no difference.
+pub fn compare_counts(source: &Keyspace, target: &Keyspace, own: &Keyspace) -> Result<String, String> {
+    let dbs: std::collections::BTreeSet<u32> = source.keys().chain(target.keys()).copied().collect();
+    let (mut total, mut tolerated) = (0, 0);
+    for db in dbs {
+        let of = |keyspace: &Keyspace| keyspace.get(&db).copied().unwrap_or_default();
+        let ((keys, expires), (held, held_expires)) = (of(source), of(target));
+        let held = held.saturating_sub(of(own).0);
+        let difference = keys.abs_diff(held);
+        if difference > expires.max(held_expires) {
+            return Err(format!("database {db} has {keys} keys at the source and {held} at the target"));
+        }
+        total += keys;
+        tolerated += difference;
+    }
+    Ok(match tolerated {
+        0 => format!("count: {total} keys on both sides"),
+        n => format!("count: {total} keys; {n} more on one side, which keys past their expiry explain"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_compared_by_database() {
+        let source = keyspace("# Keyspace\r\ndb0:keys=100,expires=3,avg_ttl=-1\r\ndb7:keys=5,expires=0,avg_ttl=-1\r\n");
+        assert_eq!(source, Keyspace::from([(0, (100, 3)), (7, (5, 0))]));
+        let target = |zero, seven| Keyspace::from([(0, (zero, 2)), (7, (seven, 0))]);
+        let own = Keyspace::from([(0, (2, 0)), (7, (1, 0))]);
+        assert_eq!(compare_counts(&source, &target(102, 6), &own), Ok("count: 105 keys on both sides".into()));
+        assert!(compare_counts(&source, &target(105, 6), &own).unwrap().contains("3 more on one side"));
+        assert!(compare_counts(&source, &target(106, 6), &own).unwrap_err().contains("database 0"));
+        assert!(compare_counts(&source, &target(102, 5), &own).unwrap_err().contains("database 7"));
+        assert!(compare_counts(&Keyspace::new(), &target(1, 0), &Keyspace::new()).is_ok(), "one key with an expiry");
+        assert!(compare_counts(&source, &Keyspace::new(), &own).is_err());
+    }
+}

@@ -1,0 +1,191 @@
+//! The job's side of a cutover: one at a time is begun, served with what only the job can do, and ended with it.
+//!
+//! In: requests from the control socket, orders of the running cutover. Out: the job settled, or ended with nothing of this
+//! tool's left at the target. Invariant: a cutover outlives the session that it is about only to be rolled back, or (after a
+//! takeover, which ends the source) to be ended well.
+
+use super::checkpoint::CHECKPOINT_KEY;
+use super::control::CutoverAsked;
+use super::crew::Crew;
+use super::cutover::HookEvent;
+use super::error::EngineError;
+use super::handover::{self, Handover, Order, OwnKeys, facts};
+use super::hooks;
+use super::job::Job;
+use super::phase::Phase;
+use super::source::Source;
+use super::sweep::sweep;
+use super::target::{self, Target};
+use crate::ids::DbIndex;
+use crate::report::cutover::{CutoverOutcome, CutoverReport};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A cutover under way.
+struct Running {
+    task: JoinHandle<CutoverReport>,
+    orders: UnboundedReceiver<Order>,
+}
+
+/// Where cutovers are asked for, and the one that is under way.
+#[derive(Default)]
+pub(super) struct Desk {
+    asked: Option<Receiver<CutoverAsked>>,
+    running: Option<Running>,
+    /// The job is to end.
+    ending: Option<(OwnKeys, oneshot::Sender<Result<(), String>>)>,
+    in_step_told: bool,
+}
+
+/// What comes to the desk.
+pub(super) enum DeskEvent {
+    Asked(CutoverAsked),
+    Order(Order),
+    Ended(CutoverReport),
+}
+
+impl Desk {
+    pub fn new(asked: Option<Receiver<CutoverAsked>>) -> Self {
+        Self { asked, ..Self::default() }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// The next thing; may be dropped at any time.
+    pub async fn next(&mut self) -> DeskEvent {
+        let Some(running) = &mut self.running else {
+            let asked = match &mut self.asked {
+                Some(asked) => asked.recv().await,
+                None => None,
+            };
+            return match asked {
+                Some(asked) => DeskEvent::Asked(asked),
+                None => std::future::pending().await,
+            };
+        };
+        let report = tokio::select! {
+            biased;
+            Some(order) = running.orders.recv() => return DeskEvent::Order(order),
+            report = &mut running.task => report,
+        };
+        self.running = None;
+        DeskEvent::Ended(report.unwrap_or_else(|error| CutoverReport {
+            outcome: CutoverOutcome::NotDone,
+            message: Some(format!("internal error: the cutover's task ended: {error}; please report it")),
+            ..CutoverReport::default()
+        }))
+    }
+}
+
+impl Job<'_> {
+    pub(super) fn begin_cutover(&mut self, asked: CutoverAsked, source: &Source, crew: &Crew) {
+        let (orders_tx, orders) = unbounded_channel();
+        let handover = Handover {
+            settings: self.settings.clone(),
+            control: self.settings.control.clone(),
+            orders: orders_tx,
+            sync_id: source.registered().map(|registration| registration.sync_id.clone()).unwrap_or_default(),
+            session: self.sessions,
+            cluster: crew.is_cluster(),
+            markers: crew.markers().to_vec(),
+        };
+        let task = tokio_uring::spawn(handover::run(handover, asked));
+        self.desk.running = Some(Running { task, orders });
+    }
+
+    /// Everything is at the target and the traffic was switched: the job ends.
+    pub(super) fn begin_end(&mut self, keys: OwnKeys, done: oneshot::Sender<Result<(), String>>) {
+        self.enter(Phase::HandingOver);
+        self.desk.ending = Some((keys, done));
+    }
+
+    pub(super) fn cutover_ended(&mut self, report: CutoverReport) {
+        match (&report.outcome, &report.message) {
+            (CutoverOutcome::NotDone, Some(why)) => tracing::warn!(%why, "cutover not done"),
+            (outcome, _) => tracing::info!(?outcome, "cutover ended"),
+        }
+        self.report.cutover = Some(report);
+        self.settings.control.cutover_over();
+    }
+
+    /// A session has ended while a cutover was under way: it is rolled back, or it has ended the source itself. Returns
+    /// whether the job is over.
+    pub(super) async fn outlive_cutover(&mut self, probed: &Target, error: &EngineError) -> bool {
+        if !self.desk.is_running() {
+            return false;
+        }
+        self.settings.control.cancel_cutover(&format!("the session with the source ended: {error}"));
+        while self.desk.is_running() {
+            match self.desk.next().await {
+                DeskEvent::Order(Order::End { keys, done }) => {
+                    self.begin_end(keys, done);
+                    // The workers are gone, and with them the names of expiries that they held back.
+                    if let Err(error) = self.put_expiries_right(probed).await {
+                        tracing::warn!(%error, "expiries held back may be left too late at the target");
+                    }
+                    self.hand_over(probed).await;
+                    return true;
+                }
+                // Whoever asked hears that nobody answers any more.
+                DeskEvent::Order(Order::Settle(_)) | DeskEvent::Asked(_) => {}
+                DeskEvent::Ended(report) => self.cutover_ended(report),
+            }
+        }
+        false
+    }
+
+    async fn put_expiries_right(&mut self, probed: &Target) -> Result<(), EngineError> {
+        let mut link = self.control_again(probed).await?;
+        let swept = sweep(&mut link, &probed.capabilities, || (i64::MIN, i64::MIN)).await?;
+        self.report.expiries.put_right_by_sweep += swept.put_right;
+        Ok(())
+    }
+
+    /// Removes what is this tool's at the target and waits for the end of the cutover.
+    pub(super) async fn hand_over(&mut self, probed: &Target) {
+        let Some((keys, done)) = self.desk.ending.take() else { return };
+        let removed = self.remove_own(probed, keys).await;
+        if let Err(error) = &removed {
+            tracing::warn!(%error, "keys of this tool are left at the target");
+        }
+        let _ = done.send(removed.map_err(|error| {
+            format!("keys that begin with {} are left at the target and may be deleted: {error}", target::OWN_PREFIX)
+        }));
+        while self.desk.is_running() {
+            if let DeskEvent::Ended(report) = self.desk.next().await {
+                self.cutover_ended(report);
+            }
+        }
+        self.enter(Phase::Done);
+    }
+
+    async fn remove_own(&self, probed: &Target, mut keys: OwnKeys) -> Result<(), EngineError> {
+        let mut link = self.control_again(probed).await?;
+        keys.push((DbIndex(0), CHECKPOINT_KEY.as_bytes().to_vec()));
+        for (marker, dbs) in &self.marked {
+            keys.extend(dbs.iter().map(|db| (*db, marker.clone())));
+        }
+        keys.sort();
+        keys.dedup();
+        for (db, key) in keys {
+            target::delete(&mut link, db, &key).await?;
+        }
+        Ok(())
+    }
+
+    /// Calls the hook for being in step, the first time.
+    pub(super) fn tell_in_step(&mut self) {
+        let hook = self.settings.hooks.of(HookEvent::InStep).map(std::path::Path::to_path_buf);
+        let Some(path) = hook.filter(|_| !self.desk.in_step_told) else { return };
+        self.desk.in_step_told = true;
+        let (facts, within) = (facts(&self.settings, HookEvent::InStep), self.settings.hooks.timeout);
+        tokio_uring::spawn(async move {
+            if let Err(why) = hooks::call(&path, &facts, within).await {
+                tracing::warn!(%why, "the in-step hook failed");
+            }
+        });
+    }
+}
