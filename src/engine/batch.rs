@@ -55,6 +55,8 @@ pub struct Batch {
     pub refused: Vec<u32>,
     /// The guard group was not executed, because of such a refusal.
     pub aborted: bool,
+    /// Commands that a cluster's node sent elsewhere, or cannot execute yet.
+    pub rejected: Vec<u32>,
     /// The SELECT with which a new connection begins: it belongs to that connection alone.
     pub preamble: bool,
 }
@@ -76,6 +78,7 @@ impl Batch {
             submitted_ns: 0,
             refused: Vec::new(),
             aborted: false,
+            rejected: Vec::new(),
             preamble: false,
         }
     }

@@ -2,7 +2,8 @@
 
 use super::batch::Batch;
 use super::error::EngineError;
-use super::refusal::{self, Judged};
+use super::lane::{Fault, Verdict};
+use super::refusal;
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
 use crate::redis::request;
 use crate::uring::Slab;
@@ -16,7 +17,7 @@ pub fn judge(
     node: u16,
     text: &[u8],
     resent: bool,
-) -> Result<Judged, EngineError> {
+) -> Result<Verdict, EngineError> {
     let head = request::nth_command(batch.slices(slab), u64::from(index))
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again after an error reply: {e}")))?;
     let name = head.name;
@@ -25,10 +26,10 @@ pub fn judge(
     if meaning != ErrorMeaning::Unexpected {
         tracing::debug!(node, command = %name.escape_ascii(), key = %key.escape_ascii(),
             reply = %text.escape_ascii(), ?meaning, "expected error reply");
-        return Ok(Judged::Expected);
+        return Ok(Verdict::Done);
     }
     if refusal::refuses(text, batch.aborted || !batch.refused.is_empty()) {
-        return Ok(Judged::Refused);
+        return Ok(Verdict::Refused);
     }
     Err(EngineError::Target(describe(node, &name, &key, text)))
 }
@@ -50,6 +51,39 @@ fn describe(node: u16, name: &[u8], key: &[u8], text: &[u8]) -> String {
     )
 }
 
+/// The same for a lane of a cluster. A command that the node sent elsewhere, or cannot execute yet, is `Rejected`; so is the
+/// EXEC of its group.
+pub fn judge_in_cluster(
+    batch: &Batch,
+    slab: &Slab,
+    fault: Fault,
+    node: u16,
+    text: &[u8],
+    resent: bool,
+) -> Result<Verdict, EngineError> {
+    if is_rejection(text) {
+        tracing::debug!(node, reply = %text.escape_ascii(), "rejected");
+        return Ok(Verdict::Rejected);
+    }
+    let units = super::units::units_of(batch, slab)?;
+    let group = units.iter().map(|(range, _)| range.clone()).find(|range| range.contains(&fault.command));
+    let first = group.map_or(fault.command, |range| range.start);
+    if text.starts_with(b"EXECABORT") && batch.rejected.iter().any(|rejected| *rejected > first) {
+        return Ok(Verdict::Rejected);
+    }
+    let command = fault.element.map_or(fault.command, |element| first.saturating_add(1).saturating_add(element));
+    match judge(batch, slab, command, node, text, resent)? {
+        Verdict::Refused => Err(EngineError::Target(describe_refusal(batch, slab, command, node, text))),
+        verdict => Ok(verdict),
+    }
+}
+
+/// Whether an error of a cluster's node says that the command was not executed, and may be elsewhere or later.
+pub fn is_rejection(text: &[u8]) -> bool {
+    let code = text.split(|b| *b == b' ').next().unwrap_or(text);
+    matches!(code, b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CLUSTERDOWN" | b"READONLY" | b"LOADING" | b"MASTERDOWN")
+}
+
 /// The key of command `index` of `batch`. `None`: its name is too long to be known.
 pub fn key_of(batch: &Batch, slab: &Slab, index: u32) -> Option<Vec<u8>> {
     let key = request::nth_command(batch.slices(slab), u64::from(index)).ok()?.first_key?;
@@ -68,9 +102,7 @@ fn remedy(text: &[u8]) -> &'static str {
         b"LOADING" => "the target is still loading its data: run again when it is ready",
         b"NOAUTH" | b"WRONGPASS" => "check the target's user and password",
         b"NOPERM" => "the target's user lacks a permission (README.md lists the least that is needed)",
-        b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => {
-            "the target is a cluster, which this version does not load"
-        }
+        b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => "the target became a cluster during the run: run again",
         b"BUSY" => "a script runs at the target: wait for its end, or SCRIPT KILL it",
         b"NOREPLICAS" | b"MASTERDOWN" => "the target lacks replicas, or its primary",
         b"EXECABORT" => "a command inside MULTI was refused (see the error before it in the target's log)",

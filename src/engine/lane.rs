@@ -8,7 +8,7 @@
 use super::batch::{Batch, Watched};
 use super::error::EngineError;
 use super::messages::LaneStart;
-use super::refusal::{self, Hold, Judged};
+use super::refusal::{self, Hold};
 use super::wire::{Connected, Wire};
 use super::writer::{Encoder, GuardState, Source, Writer};
 use crate::convert::{Class, CommandMeta, Out};
@@ -16,7 +16,7 @@ use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::reply::{Reply, ReplyScanner};
 use crate::redis::request;
 use crate::uring::{ChunkId, Class as ChunkClass, Outgoing, Ring, Segment, Slab};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 /// Where a lane's connection stands.
@@ -67,10 +67,28 @@ pub struct Lane {
     /// What this lane sends may have been applied before: by an earlier process, behind its last position, or on an earlier
     /// connection.
     pub sends_again: bool,
-    /// Since when replies are due and none came.
-    pub silent_since_ns: u64,
     /// Connections lost since the last batch was acknowledged.
     losses_in_a_row: u32,
+    /// One of a cluster's: no markers and positions of its own (see `router`).
+    pub in_cluster: bool,
+    /// Batches ever queued, and acknowledged.
+    pub queued_batches: u64,
+    pub acked_batches: u64,
+    /// When the last reply came, or the first unanswered batch was sent.
+    pub heard_ns: u64,
+    /// Keys of commands that were rejected and not executed since.
+    pub rejected_keys: HashSet<Vec<u8>>,
+}
+
+/// What an error reply means for its command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is to be done.
+    Done,
+    /// The command was not executed, and is to be executed elsewhere, or later.
+    Rejected,
+    /// Not executed because of the server's state: the lane holds and tries again (`refusal`).
+    Refused,
 }
 
 /// A connection lost so often without one batch acknowledged in between will not get better.
@@ -88,7 +106,7 @@ const SPARE_SEGMENTS_MAX: usize = 64;
 
 impl Lane {
     pub fn new(index: usize, start: LaneStart) -> Self {
-        let LaneStart { node, socket, marker, client_id, checkpoint, resumes } = start;
+        let LaneStart { node, socket, marker, client_id, checkpoint, resumes, in_cluster } = start;
         Self {
             index,
             node,
@@ -116,8 +134,12 @@ impl Lane {
             reading: false,
             reconnects: 0,
             sends_again: resumes,
-            silent_since_ns: 0,
             losses_in_a_row: 0,
+            in_cluster,
+            queued_batches: 0,
+            acked_batches: 0,
+            heard_ns: 0,
+            rejected_keys: HashSet::new(),
         }
     }
 
@@ -145,7 +167,18 @@ impl Lane {
         if self.encoder.batch.is_empty() {
             return;
         }
+        if self.in_cluster {
+            return self.close_cluster(slab);
+        }
         self.plain_writer(slab, batch_bytes, 0).close();
+        self.queue_closed();
+    }
+
+    /// Closes the open batch of a cluster's lane, whose markers and positions are written already.
+    pub fn close_cluster(&mut self, slab: &mut Slab) {
+        let segments = self.spare_segments.pop().unwrap_or_default();
+        let batch = self.encoder.take_batch(slab, segments);
+        self.closed.push(batch);
         self.queue_closed();
     }
 
@@ -185,6 +218,7 @@ impl Lane {
         for batch in self.closed.drain(..) {
             self.unacked_bytes += batch.bytes;
             self.unacked_commands += u64::from(batch.commands);
+            self.queued_batches += 1;
             self.queued_bytes += batch.bytes as u64;
             self.queued_commands += u64::from(batch.commands);
             self.ready.push_back(batch);
@@ -221,7 +255,7 @@ impl Lane {
             return Ok(0);
         }
         if self.sent.is_empty() {
-            self.silent_since_ns = now_ns;
+            self.heard_ns = now_ns;
         }
         let batches_max = batches_max.min(wire.batches_max());
         let count = match &self.hold {
@@ -296,13 +330,26 @@ impl Lane {
         &mut self,
         bytes: &[u8],
         mut acked: impl FnMut(Batch),
-        mut failed: impl FnMut(&Batch, u32, &[u8]) -> Result<Judged, EngineError>,
+        mut failed: impl FnMut(&Batch, Fault, &[u8]) -> Result<Verdict, EngineError>,
         mut lost: impl FnMut(&Batch, Watched),
     ) -> Result<(), EngineError> {
         let Self {
             scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, returned, hold, ..
         } = self;
         let mut refusing = hold.as_ref().is_some_and(|hold| !hold.trying) || !returned.is_empty();
+        let acked_batches = &mut self.acked_batches;
+        let mut judged = |batch: &mut Batch, fault: Fault, text: &[u8]| {
+            let verdict = failed(batch, fault, text)?;
+            match verdict {
+                Verdict::Done => {}
+                Verdict::Rejected => batch.rejected.push(fault.command),
+                Verdict::Refused => {
+                    batch.aborted |= batch.guard.is_some_and(|guard| fault.command >= guard.first_command);
+                    batch.refused.push(fault.command);
+                }
+            }
+            Ok(verdict)
+        };
         let mut outcome = Ok(());
         let scanned = scanner.feed(bytes, |reply| {
             if outcome.is_err() {
@@ -313,31 +360,28 @@ impl Lane {
                 Reply::Ok { count: oks } => count = oks,
                 Reply::Error(text) => {
                     if let Some(batch) = answered(sent, ready) {
-                        let index = batch.replied;
-                        outcome = match failed(batch, index, text) {
-                            Ok(Judged::Expected) => Ok(()),
-                            Ok(Judged::Refused) => {
-                                batch.aborted |= batch.guard.is_some_and(|guard| index >= guard.first_command);
-                                batch.refused.push(index);
-                                Ok(())
-                            }
-                            Err(error) => Err(error),
-                        };
+                        let fault = Fault { command: batch.replied, element: None };
+                        outcome = judged(batch, fault, text).map(drop);
                     }
                 }
                 Reply::ArrayError { index, text } => {
                     // An element of EXEC's array: it belongs to a command of the group, and is no reply of its own.
                     if let Some(batch) = answered(sent, ready) {
-                        let first = batch.guard.map_or(batch.replied, |guard| guard.first_command + 1);
-                        outcome = match failed(batch, first.saturating_add(index as u32), text) {
-                            Ok(Judged::Expected) => Ok(()),
+                        let fault = match batch.guard {
+                            Some(guard) => Fault {
+                                command: guard.first_command.saturating_add(1).saturating_add(index as u32),
+                                element: None,
+                            },
+                            None => Fault { command: batch.replied, element: Some(index as u32) },
+                        };
+                        outcome = match judged(batch, fault, text) {
                             // The others of its group were executed.
-                            Ok(Judged::Refused) => Err(EngineError::Torn(format!(
+                            Ok(Verdict::Refused) => Err(EngineError::Torn(format!(
                                 "node {node} refused a command in the middle of a transaction: \"{}\"; run again with \
                                  --on-existing flush",
                                 text.escape_ascii()
                             ))),
-                            Err(error) => Err(error),
+                            judged => judged.map(drop),
                         };
                     }
                     return;
@@ -393,6 +437,7 @@ impl Lane {
                     }
                     *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
                     *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
+                    *acked_batches += 1;
                     acked(batch);
                 }
             }
@@ -462,6 +507,34 @@ impl Lane {
         while let Some(batch) = self.returned.pop() {
             self.ready.push_front(batch);
         }
+    }
+
+    /// It has a connection.
+    pub fn is_live(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    /// Everything that is not answered, in order, for a lane that ends. Nothing is left on it.
+    pub fn take_unanswered(&mut self, slab: &mut Slab) -> Vec<Batch> {
+        if !self.encoder.batch.is_empty() {
+            self.close_cluster(slab);
+        }
+        self.encoder.tail.finish(&mut self.encoder.batch, slab);
+        self.unacked_bytes = 0;
+        self.unacked_commands = 0;
+        self.acked_batches = self.queued_batches;
+        self.sent.drain(..).chain(self.ready.drain(..)).collect()
+    }
+
+    /// Takes over what is counted over several connections.
+    pub fn follows(&mut self, earlier: &Self) {
+        self.generation = earlier.generation.wrapping_add(1);
+        self.reconnects = earlier.reconnects + 1;
+        self.losses_in_a_row = earlier.losses_in_a_row;
+        self.queued_batches = earlier.queued_batches;
+        self.queued_bytes = earlier.queued_bytes;
+        self.queued_commands = earlier.queued_commands;
+        self.acked_batches = earlier.acked_batches;
     }
 
     /// Connecting again will not help.
@@ -550,6 +623,15 @@ fn up(connected: Connected) -> Link {
     let wire = Wire::new(connected, ChunkClass::Tx);
     wire.watch_life(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIMEOUT);
     Link::Up(wire)
+}
+
+/// The command that an error reply is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Its index in the batch; that of the EXEC if `element` is given.
+    pub command: u32,
+    /// Which command of the group.
+    pub element: Option<u32>,
 }
 
 /// The batch that the next reply belongs to: the first one sent, or else the one whose sending was cut short and which

@@ -39,7 +39,7 @@ impl Job<'_> {
         let settings = self.settings.clone();
         let mut link = match settings.follow {
             Some(_) => target::connect_control(&settings).await?,
-            None => TargetLink::connect(&settings.target, settings.connect_timeout).await?,
+            None => TargetLink::open(&settings).await?,
         };
         let probed = self.probe_target(&mut link).await?;
         Ok((link, probed))
@@ -48,8 +48,8 @@ impl Job<'_> {
     /// Whether every database that the source holds has its place at the target.
     pub(super) fn check_databases(&self, source: &Source, probed: &Target) -> Result<(), EngineError> {
         let scope = self.settings.scope.clone().within(probed.databases.unwrap_or(u32::MAX));
-        for (db, _) in source.keyspace() {
-            if scope.admits_db(*db) {
+        for (db, keys) in source.keyspace() {
+            if *keys > 0 && scope.admits_db(*db) {
                 scope.target_db(*db)?;
             }
         }

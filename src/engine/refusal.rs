@@ -18,15 +18,6 @@ use crate::uring::Slab;
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// What an error reply means for its command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Judged {
-    /// No sign of divergence.
-    Expected,
-    /// Not executed, and may be later.
-    Refused,
-}
-
 /// Pauses between attempts.
 const PAUSE_FIRST_NS: u64 = 50_000_000;
 const PAUSE_LAST_NS: u64 = 2_000_000_000;

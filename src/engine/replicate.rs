@@ -267,8 +267,13 @@ impl Job<'_> {
             databases: probed.databases,
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
+            cluster: match &begin {
+                Begin::Full { .. } => self.cluster_plan(probed, None).await?,
+                Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
+            },
         };
         let mut source = self.connect_source().await?;
+        self.check_databases(&source, probed)?;
         let mut session = Session::new();
         let held = !probed.capabilities.import_mode && probed.capabilities.has_command("EVAL");
         let (mut crew, mut checkpoint) = match begin {

@@ -6,10 +6,8 @@
 
 use super::error::EngineError;
 use super::handle::{Applied, FlowHandler};
-use super::writer::Writer;
 use crate::convert::scope::{Reason, Scoped, Sketch};
-use crate::convert::{ScopeError, TypeClass};
-use crate::dragonfly::journal::Command;
+use crate::convert::{Out, ScopeError, TypeClass};
 use crate::dragonfly::{Event, KeyMeta, ObjectId};
 use crate::ids::DbIndex;
 
@@ -32,7 +30,7 @@ impl FlowHandler {
         &mut self,
         event: &Event<'_>,
         now_ms: i64,
-        out: &mut Writer<'_>,
+        out: &mut impl Out,
     ) -> Result<(), EngineError> {
         let (meta, body, object) = match event {
             Event::Whole { meta, body } => (*meta, Some(*body), None),
@@ -88,24 +86,27 @@ impl FlowHandler {
     /// One journal record.
     pub(super) fn journal_scoped(
         &mut self,
-        command: &Command<'_>,
+        db: DbIndex,
+        txid: u64,
         args: &[&[u8]],
         now_ms: i64,
         stable: bool,
-        out: &mut Writer<'_>,
+        out: &mut impl Out,
     ) -> Result<Applied, EngineError> {
-        match self.scope().filter_record(command.db, args)? {
+        match self.scope().filter_record(db, args)? {
             Scoped::Out(reason) => {
                 *self.counts.filtered.records.entry(reason.name()).or_default() += 1;
                 Ok(Applied::Done)
             }
-            Scoped::Same => self.apply_named(command.db, command.txid, args, now_ms, stable, out),
+            Scoped::Same => self.apply_named(db, txid, args, now_ms, stable, out),
             Scoped::Instead { records, reason } => {
                 *self.counts.filtered.records_changed.entry(reason.name()).or_default() += 1;
+                // Only the last of them can be one that is carried out apart.
+                let mut applied = Applied::Done;
                 for record in &records {
-                    self.apply_named(command.db, command.txid, record, now_ms, stable, out)?;
+                    applied = self.apply_named(db, txid, record, now_ms, stable, out)?;
                 }
-                Ok(Applied::Done)
+                Ok(applied)
             }
         }
     }
@@ -118,7 +119,7 @@ impl FlowHandler {
         args: &[&[u8]],
         now_ms: i64,
         stable: bool,
-        out: &mut Writer<'_>,
+        out: &mut impl Out,
     ) -> Result<Applied, EngineError> {
         self.note_suspects(db, args, stable)?;
         let mut sketch = std::mem::take(&mut self.names.sketch);
