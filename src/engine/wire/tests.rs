@@ -37,10 +37,12 @@ fn secured(serve: impl FnOnce(ServerConnection, TcpStream) + Send + 'static) -> 
     let (mut ours, mut theirs) = tcp_pair().unwrap();
     let mut server = ServerConnection::new(Arc::new(config)).unwrap();
     server.set_buffer_limit(None);
+    let (ended, handshake_ended) = std::sync::mpsc::channel();
     let serving = std::thread::spawn(move || {
         while server.is_handshaking() {
             server.complete_io(&mut theirs).unwrap();
         }
+        ended.send(()).unwrap();
         serve(server, theirs);
     });
     let mut session = client.session("a.example").unwrap();
@@ -58,6 +60,8 @@ fn secured(serve: impl FnOnce(ServerConnection, TcpStream) + Send + 'static) -> 
     let mut output = Vec::new();
     session.take_output(&mut output);
     ours.write_all(&output).unwrap();
+    // What a test sends must not be taken along by the server's last read of the handshake.
+    handshake_ended.recv().unwrap();
     let connected = Connected { fd: ours.into(), tls: Some(Box::new(session)) };
     (Wire::new(connected, Class::Rx), serving)
 }
