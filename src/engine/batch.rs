@@ -51,6 +51,8 @@ pub struct Batch {
     pub first_read_ns: u64,
     /// When it was first submitted to the kernel.
     pub submitted_ns: u64,
+    /// Commands that a cluster's node sent elsewhere, or cannot execute yet.
+    pub rejected: Vec<u32>,
     /// The SELECT with which a new connection begins: it belongs to that connection alone.
     pub preamble: bool,
 }
@@ -70,6 +72,7 @@ impl Batch {
             db_at_start,
             first_read_ns: 0,
             submitted_ns: 0,
+            rejected: Vec::new(),
             preamble: false,
         }
     }

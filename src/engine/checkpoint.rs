@@ -7,10 +7,13 @@
 //! behind blind ones). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
+use super::cluster::Cluster;
 use super::error::EngineError;
 use super::target::TargetLink;
 use super::writer::LSN_FIELD_PREFIX;
 use crate::ids::Lsn;
+use crate::redis::resp;
+use crate::redis::slot::slot;
 use crate::redis::value::Value;
 
 /// Key of the hash.
@@ -57,6 +60,42 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
     }
     let held = field("held").as_deref() == Some("1");
     Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", held, lsns }))
+}
+
+/// The same on every primary of a cluster. `set` writes the checkpoint with the positions behind the command.
+async fn execute_on_cluster(
+    cluster: &mut Cluster,
+    command: &[&[u8]],
+    set: &[&[u8]],
+    lsns: &[(u32, Lsn)],
+) -> Result<(), EngineError> {
+    // Should this end half-way, the next process begins exactly before the command, and executes it once more.
+    let mut before = vec![b"HSET".to_vec(), CHECKPOINT_KEY.as_bytes().to_vec()];
+    for (flow, lsn) in lsns {
+        before.push(format!("{LSN_FIELD_PREFIX}{flow}").into_bytes());
+        before.push(lsn.0.saturating_sub(1).to_string().into_bytes());
+    }
+    cluster.call(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
+    cluster.refresh_patiently().await?;
+    let own = slot(CHECKPOINT_KEY.as_bytes());
+    let owner = cluster.topology().owner(own).map(|node| node.id.clone());
+    let request = resp::command(command);
+    let failed = |text: String| EngineError::Target(format!("the cluster answered a global command with \"{text}\""));
+    for id in cluster.primary_ids().into_iter().filter(|id| Some(id) != owner.as_ref()) {
+        if let Some(text) = cluster.send(&id, false, &request, 1).await?.first().and_then(Value::error_text) {
+            return Err(failed(text));
+        }
+    }
+    let mut group = resp::command(&[b"MULTI"]);
+    group.extend_from_slice(&request);
+    resp::push_command(&mut group, set);
+    resp::push_command(&mut group, &[b"EXEC"]);
+    let values = cluster.execute(own, &group, 4).await?;
+    let elements = values.last().and_then(Value::array).unwrap_or_default();
+    match values.iter().chain(elements).find_map(Value::error_text) {
+        Some(text) => Err(failed(text)),
+        None => Ok(()),
+    }
 }
 
 fn unreadable(why: &str) -> EngineError {
@@ -132,6 +171,9 @@ pub async fn execute_global(
         flag(checkpoint.held),
     ];
     set.extend(fields.iter().map(String::as_bytes));
+    if let Some(cluster) = link.cluster() {
+        return execute_on_cluster(cluster, command, &set, lsns).await;
+    }
     link.call(&[b"MULTI"]).await?;
     link.call(&[b"SELECT", db.as_bytes()]).await?;
     link.call(command).await?;

@@ -4,12 +4,16 @@
 //! lost is made again only to the same server process (a restarted one may have forgotten acknowledged writes).
 
 use super::checkpoint::CHECKPOINT_KEY;
+use super::cluster::Cluster;
 use super::error::EngineError;
 use super::handle::Existing;
 use super::hold::HoldState;
 use super::import;
 use super::job::{graver, plan_of};
-use super::messages::{Barrier, FlowStart, LaneStart, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::messages::{
+    Barrier, FlowStart, Held, LaneStart, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
+};
+use super::router::{Resumed, RouterStart};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{DiskShare, SpoolStart};
@@ -21,11 +25,14 @@ use crate::ids::{DbIndex, FlowId};
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 pub struct CrewPlan {
@@ -33,6 +40,23 @@ pub struct CrewPlan {
     pub capabilities: Capabilities,
     pub existing: Arc<Existing>,
     pub run_id: String,
+    /// The target is one.
+    pub cluster: Option<ClusterPlan>,
+}
+
+/// What a session knows of the target cluster.
+#[derive(Clone)]
+pub struct ClusterPlan {
+    pub cluster: Rc<Mutex<Cluster>>,
+    /// What the positions of its markers are positions of.
+    pub journal_tag: String,
+    /// Markers found at the beginning.
+    pub resumed: Arc<Resumed>,
+}
+
+/// Part of a source process's id that tells its positions from another's.
+pub fn journal_tag(master_id: &str) -> String {
+    master_id.chars().filter(char::is_ascii_alphanumeric).take(16).collect()
 }
 
 struct Member {
@@ -48,6 +72,8 @@ pub struct Crew {
     features: Option<Box<Features>>,
     reconnected: UnboundedReceiver<Reconnected>,
     reconnected_tx: UnboundedSender<Reconnected>,
+    settled: UnboundedReceiver<(usize, Result<Settled, EngineError>)>,
+    settled_tx: UnboundedSender<(usize, Result<Settled, EngineError>)>,
     summaries: Vec<WorkerSummary>,
     /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
     confirmed: Arc<Vec<AtomicU64>>,
@@ -97,7 +123,12 @@ impl Crew {
         let flows_count = flows.len();
         let workers = settings.cores.clamp(1, flows_count.max(1));
         let flows_max = flows_count.div_ceil(workers);
-        let lanes_of = |flows: usize| settings.connections.clamp(1, flows.max(1));
+        let nodes = match &plan.cluster {
+            Some(plan) => plan.cluster.lock().await.primary_ids().len(),
+            None => 0,
+        };
+        // One to each node of a cluster, and room for nodes that come.
+        let lanes_of = |flows: usize| if nodes > 0 { nodes + 1 } else { settings.connections.clamp(1, flows.max(1)) };
         let sizes = Sizes::derive(&settings, workers, flows_max, lanes_of(flows_max))?;
         let convert_plan = plan_of(&settings, plan.capabilities.clone(), sizes.set_bytes_max)?;
         let owner = Arc::new(OwnerRule::new(flows_count as u32));
@@ -112,6 +143,7 @@ impl Crew {
         let disk = DiskShare::new(settings.spool.as_ref().map_or(0, |spool| spool.bytes_max));
         let (events_tx, events) = unbounded_channel();
         let (reconnected_tx, reconnected) = unbounded_channel();
+        let (settled_tx, settled) = unbounded_channel();
         let mut crew = Self {
             plan,
             members: Vec::new(),
@@ -119,6 +151,8 @@ impl Crew {
             features: None,
             reconnected,
             reconnected_tx,
+            settled,
+            settled_tx,
             summaries: Vec::new(),
             confirmed,
             hold: Arc::new(HoldState::new(flows_count)),
@@ -130,7 +164,27 @@ impl Crew {
         };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
-            for lane in 0..lanes_of(share.len()) {
+            let resumes = share.iter().any(|flow| flow.resume_at.is_some());
+            let router = match crew.plan.cluster.clone() {
+                Some(plan) => {
+                    let mut cluster = plan.cluster.lock().await;
+                    let mut places = HashMap::new();
+                    for id in cluster.primary_ids() {
+                        let lane = cluster.connect_lane(&id, resumes).await?;
+                        places.insert(id, lanes.len());
+                        lanes.push(lane);
+                    }
+                    Some(RouterStart {
+                        lanes_by_slot: cluster.lanes_by_slot(&places),
+                        journal_tag: plan.journal_tag,
+                        snapshot_tag: job.clone(),
+                        resumed: plan.resumed,
+                    })
+                }
+                None => None,
+            };
+            let servers = if router.is_some() { 0 } else { lanes_of(share.len()) };
+            for lane in 0..servers {
                 let mut link = target::connect_lane(&settings).await?;
                 if crew.plan.capabilities.import_mode {
                     import::declare(&mut link).await?;
@@ -145,7 +199,8 @@ impl Crew {
                     socket: link.hand_over()?,
                     marker,
                     checkpoint: CHECKPOINT_KEY.to_string(),
-                    resumes: share.iter().any(|flow| flow.resume_at.is_some()),
+                    resumes,
+                    in_cluster: false,
                 });
             }
             let (commands, receiver) = mpsc::channel();
@@ -162,6 +217,7 @@ impl Crew {
                 events: events_tx.clone(),
                 commands: receiver,
                 confirmed: crew.confirmed.clone(),
+                router,
                 hold: crew.hold.clone(),
                 spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
             };
@@ -277,6 +333,7 @@ impl Crew {
                         let import_mode = self.plan.capabilities.import_mode;
                         self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs, import_mode });
                     }
+                    Some(WorkerEvent::Held(held)) => self.settle(held),
                     Some(event) => {
                         // Kept here, because a flow may stand before a barrier while others are still in the full sync.
                         match &event {
@@ -288,6 +345,9 @@ impl Crew {
                     }
                     None => return Err(EngineError::Internal("all workers ended without a word".into())),
                 },
+                Some((worker, settled)) = self.settled.recv() => {
+                    self.tell(worker, WorkerCommand::Settled(Box::new(settled?)));
+                }
                 Some(again) = self.reconnected.recv() => {
                     let Again { socket, client_id, applied } = again.result?;
                     self.client_ids.push(client_id);
@@ -316,6 +376,16 @@ impl Crew {
         tokio_uring::spawn(async move {
             let result = connect_again(&settings, &run_id, &lost).await;
             let _ = done.send(Reconnected { worker, lane, generation, result });
+        });
+    }
+
+    /// Executes, in the background, what a held worker of a cluster left, and sends it on.
+    fn settle(&self, held: Box<Held>) {
+        let Some(plan) = self.plan.cluster.clone() else { return };
+        let done = self.settled_tx.clone();
+        tokio_uring::spawn(async move {
+            let result = plan.cluster.lock().await.settle(&held).await;
+            let _ = done.send((held.worker, result));
         });
     }
 

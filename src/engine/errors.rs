@@ -2,6 +2,7 @@
 
 use super::batch::Batch;
 use super::error::EngineError;
+use super::lane::{Fault, Verdict};
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
 use crate::redis::request;
 use crate::uring::Slab;
@@ -28,6 +29,37 @@ pub fn judge(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8], res
     )))
 }
 
+/// The same for a lane of a cluster. A command that the node sent elsewhere, or cannot execute yet, is `Rejected`; so is the
+/// EXEC of its group.
+pub fn judge_in_cluster(
+    batch: &Batch,
+    slab: &Slab,
+    fault: Fault,
+    node: u16,
+    text: &[u8],
+    resent: bool,
+) -> Result<Verdict, EngineError> {
+    if is_rejection(text) {
+        tracing::debug!(node, reply = %text.escape_ascii(), "rejected");
+        return Ok(Verdict::Rejected);
+    }
+    let units = super::units::units_of(batch, slab)?;
+    let group = units.iter().map(|(range, _)| range.clone()).find(|range| range.contains(&fault.command));
+    let first = group.map_or(fault.command, |range| range.start);
+    if text.starts_with(b"EXECABORT") && batch.rejected.iter().any(|rejected| *rejected > first) {
+        return Ok(Verdict::Rejected);
+    }
+    let command = fault.element.map_or(fault.command, |element| first.saturating_add(1).saturating_add(element));
+    judge(batch, slab, command, node, text, resent)?;
+    Ok(Verdict::Done)
+}
+
+/// Whether an error of a cluster's node says that the command was not executed, and may be elsewhere or later.
+pub fn is_rejection(text: &[u8]) -> bool {
+    let code = text.split(|b| *b == b' ').next().unwrap_or(text);
+    matches!(code, b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CLUSTERDOWN" | b"READONLY" | b"LOADING" | b"MASTERDOWN")
+}
+
 /// The key of command `index` of `batch`. `None`: its name is too long to be known.
 pub fn key_of(batch: &Batch, slab: &Slab, index: u32) -> Option<Vec<u8>> {
     let key = request::nth_command(batch.slices(slab), u64::from(index)).ok()?.first_key?;
@@ -46,9 +78,7 @@ fn remedy(text: &[u8]) -> &'static str {
         b"LOADING" => "the target is still loading its data: run again when it is ready",
         b"NOAUTH" | b"WRONGPASS" => "check the target's user and password",
         b"NOPERM" => "the target's user lacks a permission (README.md lists the least that is needed)",
-        b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => {
-            "the target is a cluster, which this version does not load"
-        }
+        b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => "the target became a cluster during the run: run again",
         b"EXECABORT" => "a command inside MULTI was refused (see the error before it in the target's log)",
         _ => "the run stops here, because going on would leave a wrong value behind",
     }

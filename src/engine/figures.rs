@@ -13,7 +13,8 @@ impl Worker {
     pub(super) fn sample(&mut self, now_ns: u64) {
         self.next_sample_ns = now_ns + SAMPLE_NS;
         self.refresh_stats();
-        let not_carried = self.flows.iter_mut().flat_map(|flow| flow.handler.take_not_carried()).collect();
+        let mut not_carried: Vec<_> = self.flows.iter_mut().flat_map(|flow| flow.handler.take_not_carried()).collect();
+        not_carried.append(&mut self.held.doubtful);
         let _ = self.events.send(WorkerEvent::Sample {
             worker: self.index,
             stats: Box::new(self.stats.clone()),
@@ -67,7 +68,7 @@ impl Worker {
         let mut summary = WorkerSummary {
             worker: self.index,
             tallies: Vec::new(),
-            not_carried: Vec::new(),
+            not_carried: std::mem::take(&mut self.held.doubtful),
             suspects: Vec::new(),
             lost: Vec::new(),
             strays_dropped: 0,
@@ -76,7 +77,7 @@ impl Worker {
             expiries: Expiries::default(),
             journal_records: 0,
             journal_by_name: Vec::new(),
-            marked: self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
+            marked: self.markers(),
             interval: self.recorder.take_interval(),
             stats: self.stats.clone(),
             source_version: None,

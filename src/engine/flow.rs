@@ -9,14 +9,16 @@ use super::error::EngineError;
 use super::handle::FlowHandler;
 use super::input::{Cursor, HeapBudget, Room, Window};
 use super::lane::Lane;
-use super::messages::{FlowStart, WorkerEvent};
+use super::messages::{Apart, FlowStart, WorkerEvent};
+use super::outlet::Outlet;
 use super::reading::Reading;
+use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::stable::Stable;
 use super::wire::Wire;
-use super::worker::has_room;
-use super::writer::{Encoder, Writer};
+use super::writer::{Encoder, Source, Writer};
+use crate::convert::Out;
 use crate::dragonfly::blob::BlobReader;
 use crate::dragonfly::journal::JournalDecoder;
 use crate::dragonfly::stream::{Progress, StreamDecoder};
@@ -101,6 +103,8 @@ pub struct Flow {
     next_lsn: Option<Lsn>,
     /// When the newest bytes of `input` were read.
     pub(super) read_ns: u64,
+    /// A record over several slots of a cluster: nothing more is decoded until it was carried out.
+    pub(super) apart: Option<Apart>,
 }
 
 /// Bytes of one flow decoded in one turn.
@@ -161,6 +165,7 @@ impl Flow {
             staged: None,
             eof_token,
             next_lsn: None,
+            apart: None,
             read_ns: 0,
         })
     }
@@ -202,7 +207,7 @@ impl Flow {
     pub fn pump(
         &mut self,
         slab: &mut Slab,
-        lane: &mut Lane,
+        lane: &mut Outlet<'_>,
         heap: &Heaps,
         settings: &MigrateSettings,
         sizes: &Sizes,
@@ -222,6 +227,12 @@ impl Flow {
                     return Ok(Pumped::Waiting);
                 }
             }
+            if self.handler.has_deferred() && self.apart.is_none() {
+                self.go_on_with_blob(slab, lane, settings, now_ms)?;
+            }
+            if self.apart.is_some() {
+                return Ok(Pumped::Waiting);
+            }
             match self.state {
                 FlowState::Complete if self.follow => {
                     self.begin_stable(slab, lane, settings, sizes.limits.atom_bytes_max)?;
@@ -231,7 +242,7 @@ impl Flow {
                 FlowState::AtBarrier => return Ok(Pumped::Waiting),
                 FlowState::Snapshot | FlowState::SnapshotEnded | FlowState::Stable => {}
             }
-            if !has_room(slab, lane, settings.window_bytes) {
+            if !lane.has_room(slab, settings.window_bytes) {
                 return Ok(Pumped::Waiting);
             }
             let stop = if self.state == FlowState::Stable {
@@ -280,7 +291,7 @@ impl Flow {
     fn decode(
         &mut self,
         slab: &mut Slab,
-        lane: &mut Lane,
+        lane: &mut Outlet<'_>,
         settings: &MigrateSettings,
         chunk_bytes: usize,
         now_ms: i64,
@@ -361,27 +372,36 @@ impl Flow {
                 *staged = Some(Box::new(Encoder::new()));
             }
             let ends = matches!(event, Event::End { .. });
-            let converted = {
-                let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
-                let (encoder, guard) = match staged.as_deref_mut() {
-                    Some(staged) => (staged, None),
-                    None => (encoder, Some(guard)),
-                };
-                let mut writer = Writer {
-                    encoder,
-                    slab: &mut *slab,
-                    guard,
-                    source: &source,
-                    borrow_bytes_min: settings.borrow_bytes_min,
-                    batch_bytes: settings.batch_bytes,
-                    in_record: false,
-                    closed,
-                    spare_segments,
-                    read_ns: self.read_ns,
-                };
-                match &event {
-                    Event::JournalBlob { record } => handler.journal_blob(journal, record, now_ms, &mut writer),
-                    event => handler.snapshot(event, now_ms, &mut writer),
+            let (borrow_bytes_min, batch_bytes, read_ns) =
+                (settings.borrow_bytes_min, settings.batch_bytes, self.read_ns);
+            // A staged command is closed nowhere: it is queued whole.
+            let mut nowhere = (Vec::new(), Vec::new());
+            let to_lane = |encoder, guard, closed, spare_segments, slab| Writer {
+                encoder,
+                slab,
+                guard,
+                source: &source,
+                borrow_bytes_min,
+                batch_bytes,
+                in_record: false,
+                closed,
+                spare_segments,
+                read_ns,
+            };
+            let converted = match (staged.as_deref_mut(), &mut *lane) {
+                (Some(staged), _) => {
+                    let mut writer = to_lane(staged, None, &mut nowhere.0, &mut nowhere.1, &mut *slab);
+                    convert(handler, journal, &event, now_ms, &mut writer)
+                }
+                (None, Outlet::One(lane)) => {
+                    let Lane { encoder, guard, closed, spare_segments, .. } = &mut **lane;
+                    let mut writer = to_lane(encoder, Some(guard), closed, spare_segments, &mut *slab);
+                    convert(handler, journal, &event, now_ms, &mut writer)
+                }
+                (None, Outlet::Cluster { lanes, router }) => {
+                    let write = WriteSettings { borrow_bytes_min, batch_bytes, read_ns };
+                    let mut writer = ClusterWriter::new(router, lanes, slab, &source, (self.id, None), write);
+                    convert(handler, journal, &event, now_ms, &mut writer).and_then(|()| router.take_refusal())
                 }
             };
             if let Err(error) = converted {
@@ -393,10 +413,14 @@ impl Flow {
             }
             if staged.is_some() {
                 commit_staged(staged, ends, slab, lane, settings.batch_bytes);
-            } else if !lane.closed.is_empty() {
+            } else {
                 lane.queue_closed();
             }
-            if !has_room(slab, lane, settings.window_bytes) {
+            if let Some(args) = handler.apart.take() {
+                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: lane.next_sequence() });
+                break Stop::Full;
+            }
+            if !lane.has_room(slab, settings.window_bytes) {
                 break Stop::Full;
             }
             if *consumed_bytes > self.pump_bytes_max {
@@ -443,12 +467,51 @@ impl Flow {
     }
 
     /// Gives held expiries back, as far as the lane has room.
-    pub fn release_held(&mut self, slab: &mut Slab, lane: &mut Lane, settings: &MigrateSettings, now_ms: i64) {
+    pub fn release_held(&mut self, slab: &mut Slab, lane: &mut Outlet<'_>, settings: &MigrateSettings, now_ms: i64) {
         lane.reopen_window(settings.window_bytes);
-        while self.handler.is_releasing() && has_room(slab, lane, settings.window_bytes) {
-            let mut writer = lane.plain_writer(slab, settings.batch_bytes, self.read_ns);
-            self.handler.release(now_ms, &mut writer);
+        while self.handler.is_releasing() && lane.has_room(slab, settings.window_bytes) {
+            match lane {
+                Outlet::One(lane) => {
+                    let mut writer = lane.plain_writer(slab, settings.batch_bytes, self.read_ns);
+                    self.handler.release(now_ms, &mut writer);
+                }
+                Outlet::Cluster { lanes, router } => {
+                    let write = WriteSettings::copying(settings.batch_bytes, self.read_ns);
+                    let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, (self.id, None), write);
+                    self.handler.release(now_ms, &mut writer);
+                }
+            }
             lane.queue_closed();
+        }
+    }
+
+    /// The records of a blob behind one that was carried out apart.
+    fn go_on_with_blob(
+        &mut self,
+        slab: &mut Slab,
+        lane: &mut Outlet<'_>,
+        settings: &MigrateSettings,
+        now_ms: i64,
+    ) -> Result<(), EngineError> {
+        while self.handler.has_deferred() && self.apart.is_none() {
+            let Outlet::Cluster { lanes, router } = lane else { return Ok(()) };
+            let write = WriteSettings::copying(settings.batch_bytes, self.read_ns);
+            let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, (self.id, None), write);
+            self.handler.next_deferred(now_ms, &mut writer)?;
+            router.take_refusal()?;
+            if let Some(args) = self.handler.apart.take() {
+                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: router.next_sequence() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The record was carried out.
+    pub(super) fn release_apart(&mut self) {
+        if let Some(lsn) = self.apart.take().and_then(|apart| apart.next_lsn)
+            && let Some(stable) = &mut self.stable
+        {
+            stable.next_lsn = lsn;
         }
     }
 
@@ -457,7 +520,7 @@ impl Flow {
     fn begin_stable(
         &mut self,
         slab: &mut Slab,
-        lane: &mut Lane,
+        lane: &mut Outlet<'_>,
         settings: &MigrateSettings,
         atom_bytes_max: usize,
     ) -> Result<(), EngineError> {
@@ -487,15 +550,34 @@ impl Flow {
     }
 }
 
+/// Hands an event to the flow's handler.
+#[inline]
+fn convert(
+    handler: &mut FlowHandler,
+    journal: &mut JournalDecoder,
+    event: &Event<'_>,
+    now_ms: i64,
+    out: &mut impl Out,
+) -> Result<(), EngineError> {
+    match event {
+        Event::JournalBlob { record } => handler.journal_blob(journal, record, now_ms, out),
+        event => handler.snapshot(event, now_ms, out),
+    }
+}
+
 /// Queues the staged command(s) once none is open.
-fn commit_staged(staged: &mut Option<Box<Encoder>>, ends: bool, slab: &mut Slab, lane: &mut Lane, batch_bytes: usize) {
+fn commit_staged(
+    staged: &mut Option<Box<Encoder>>,
+    ends: bool,
+    slab: &mut Slab,
+    lane: &mut Outlet<'_>,
+    batch_bytes: usize,
+) {
     let Some(encoder) = staged else { return };
     if !encoder.in_command && encoder.batch.commands > 0 {
-        let db = encoder.db;
         let mut batch = encoder.take_batch(slab, Vec::new());
         encoder.tail.finish(&mut batch, slab);
-        lane.close_open(slab, batch_bytes);
-        lane.queue_staged(slab, batch, db);
+        lane.queue_staged(slab, batch, encoder, batch_bytes);
     }
     if ends {
         let mut unused = encoder.take_batch(slab, Vec::new());

@@ -8,17 +8,19 @@
 use super::doubt::Doubts;
 use super::error::EngineError;
 use super::rows;
-use super::writer::Writer;
 use crate::convert::hold::{Due, Held};
-use crate::convert::journal::{self, Doubt, GlobalCommand, JournalTranslator, NoteKind, Outcome, Suspects};
+use crate::convert::journal::{
+    self, Doubt, GlobalCommand, JournalTranslator, NotCarriedKind, NoteKind, Outcome, Suspects,
+};
 use crate::convert::{Class, CommandMeta, Converter, Out, Plan};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
-use crate::ids::{DbIndex, FlowId, Lsn, Slot};
+use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::redis::slot::slot;
 use crate::report::document::NotCarried;
 use smallvec::SmallVec;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -99,6 +101,9 @@ pub struct FlowHandler {
     owner: Arc<OwnerRule>,
     existing: Arc<Existing>,
     observe_left: u32,
+    /// A record of a blob that is being carried out apart, and those behind it in the blob.
+    pub apart: Option<Vec<Vec<u8>>>,
+    deferred: VecDeque<Deferred>,
     /// Split objects whose key is not to be written.
     dropped_objects: SmallVec<[ObjectId; 4]>,
 }
@@ -128,6 +133,8 @@ impl FlowHandler {
             owner,
             existing,
             observe_left: OBSERVED_KEYS,
+            apart: None,
+            deferred: VecDeque::new(),
             dropped_objects: SmallVec::new(),
         };
         this.set_near();
@@ -161,7 +168,7 @@ impl FlowHandler {
     }
 
     /// An object of the snapshot, or a part of one, or an AUX field.
-    pub fn snapshot(&mut self, event: &Event<'_>, now_ms: i64, out: &mut Writer<'_>) -> Result<(), EngineError> {
+    pub fn snapshot(&mut self, event: &Event<'_>, now_ms: i64, out: &mut impl Out) -> Result<(), EngineError> {
         match event {
             Event::Whole { meta, body } if !self.admits(meta, Some(body)) => return Ok(()),
             Event::Whole { meta, body } if self.concerns_expiry(meta) => {
@@ -220,12 +227,12 @@ impl FlowHandler {
     }
 
     /// Gives one held expiry back.
-    pub fn release(&mut self, now_ms: i64, out: &mut Writer<'_>) {
+    pub fn release(&mut self, now_ms: i64, out: &mut impl Out) {
         let Some(due) = self.releasing.pop() else { return };
         if due.at_ms <= now_ms {
             self.counts.expired_at_release += 1;
         }
-        out.begin(CommandMeta { slot: Slot(0), db: due.db, class: Class::Blind, all_nodes: false });
+        out.begin(CommandMeta { slot: slot(&due.key), db: due.db, class: Class::Blind, all_nodes: false });
         out.put_owned(due.command().into());
         out.end();
     }
@@ -274,25 +281,58 @@ impl FlowHandler {
         decoder: &mut JournalDecoder,
         blob: &[u8],
         now_ms: i64,
-        out: &mut Writer<'_>,
+        out: &mut impl Out,
     ) -> Result<(), EngineError> {
         let mut outcome = Ok(());
         decoder.decode_blob(blob, |event| {
             if let JournalEvent::Command(command) = event
                 && outcome.is_ok()
             {
-                outcome = match self.journal_command(&command, now_ms, false, out) {
-                    Ok(Applied::Global(_)) => Err(EngineError::SyncVoided {
-                        flow: self.flow.0,
-                        command: String::from_utf8_lossy(command.name()).into_owned(),
-                    }),
-                    Ok(Applied::Done) => Ok(()),
-                    Err(error) => Err(error),
-                };
+                if self.apart.is_some() || !self.deferred.is_empty() {
+                    let args = command.args().map(<[u8]>::to_vec).collect();
+                    self.deferred.push_back(Deferred { db: command.db, txid: command.txid, args });
+                } else {
+                    let args: journal::Args<'_> = command.args().collect();
+                    outcome = self.blob_command(command.db, command.txid, &args, now_ms, out);
+                }
             }
             Ok(())
         })?;
         outcome
+    }
+
+    /// One record of a blob.
+    fn blob_command(
+        &mut self,
+        db: DbIndex,
+        txid: u64,
+        args: &[&[u8]],
+        now_ms: i64,
+        out: &mut impl Out,
+    ) -> Result<(), EngineError> {
+        match self.journal_record(db, txid, args, now_ms, false, out)? {
+            Applied::Global(_) => Err(EngineError::SyncVoided {
+                flow: self.flow.0,
+                command: String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned(),
+            }),
+            Applied::Apart(args) => {
+                self.apart = Some(args);
+                Ok(())
+            }
+            Applied::Done => Ok(()),
+        }
+    }
+
+    /// Records of a blob wait for one before them that is carried out apart.
+    pub fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
+    /// Goes on with a blob behind a record that was carried out apart.
+    pub fn next_deferred(&mut self, now_ms: i64, out: &mut impl Out) -> Result<(), EngineError> {
+        let Some(Deferred { db, txid, args }) = self.deferred.pop_front() else { return Ok(()) };
+        let args: journal::Args<'_> = args.iter().map(Vec::as_slice).collect();
+        self.blob_command(db, txid, &args, now_ms, out)
     }
 
     /// One journal record. `stable`: after the full sync, where every record settles the keys it names.
@@ -301,37 +341,53 @@ impl FlowHandler {
         command: &Command<'_>,
         now_ms: i64,
         stable: bool,
-        out: &mut Writer<'_>,
+        out: &mut impl Out,
     ) -> Result<Applied, EngineError> {
-        let args: SmallVec<[&[u8]; 16]> = command.args().collect();
+        let args: journal::Args<'_> = command.args().collect();
+        self.journal_record(command.db, command.txid, &args, now_ms, stable, out)
+    }
+
+    fn journal_record(
+        &mut self,
+        db: DbIndex,
+        txid: u64,
+        args: &[&[u8]],
+        now_ms: i64,
+        stable: bool,
+        out: &mut impl Out,
+    ) -> Result<Applied, EngineError> {
         self.counts.journal_records += 1;
-        if let Some(key) = journal::stray_candidate(&args)
+        if let Some(key) = journal::stray_candidate(args)
             && self.is_stray(key)
         {
             return Ok(Applied::Done);
         }
         if !self.existing.is_empty() {
-            for key in journal::keys_of(&args) {
-                if !self.admits_existing(command.db, key) {
+            for key in journal::keys_of(args) {
+                if !self.admits_existing(db, key) {
                     return Ok(Applied::Done);
                 }
             }
         }
         if !stable {
-            self.suspects.record(command.db, &args).map_err(|e| EngineError::Refused(e.to_string()))?;
+            self.suspects.record(db, args).map_err(|e| EngineError::Refused(e.to_string()))?;
         } else if !self.suspects.is_empty() {
-            journal::keys_of(&args).for_each(|key| self.suspects.settled(command.db, key));
+            journal::keys_of(args).for_each(|key| self.suspects.settled(db, key));
         }
-        self.held.record(command.db, &args);
+        self.held.record(db, args);
         let Self { translator, restorer, .. } = self;
-        let outcome = translator.command(command.db, command.txid, &args, now_ms, restorer, out);
-        self.note_held(command.db, &args);
+        let outcome = translator.command(db, txid, args, now_ms, restorer, out);
+        self.note_held(db, args);
         match outcome.map_err(EngineError::from)? {
             Outcome::Global(global) => Ok(Applied::Global(global)),
+            Outcome::NotCarried { kind: NotCarriedKind::CrossSlot } if db == DbIndex(0) => {
+                Ok(Applied::Apart(args.iter().map(|arg| arg.to_vec()).collect()))
+            }
             Outcome::NotCarried { kind } => Err(EngineError::Refused(format!(
-                "flow {}: the recorded command {} cannot be applied to this target in one step ({kind:?})",
+                "flow {}: the recorded command {} on the key \"{}\" cannot be applied to this target ({kind:?})",
                 self.flow,
-                command.name().escape_ascii()
+                args.first().copied().unwrap_or_default().escape_ascii(),
+                args.get(1).copied().unwrap_or_default().escape_ascii()
             ))),
             _ => Ok(Applied::Done),
         }
@@ -353,7 +409,7 @@ impl FlowHandler {
         payload: Option<&[u8]>,
         expire_at_ms: Option<i64>,
         now_ms: i64,
-        out: &mut Writer<'_>,
+        out: &mut impl Out,
     ) {
         let at = expire_at_ms.unwrap_or(0).to_string();
         let args: SmallVec<[&[u8]; 6]> = match payload {
@@ -402,6 +458,15 @@ pub enum Applied {
     Done,
     /// Nothing was written: the command concerns all flows.
     Global(GlobalCommand),
+    /// Nothing was written: the keys lie in several slots of a cluster, so it is carried out apart.
+    Apart(Vec<Vec<u8>>),
+}
+
+/// A record that waits for the one before it.
+struct Deferred {
+    db: DbIndex,
+    txid: u64,
+    args: Vec<Vec<u8>>,
 }
 
 /// Whether a whole string value is a HyperLogLog: it begins with `HYLL`.

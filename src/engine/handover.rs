@@ -379,7 +379,15 @@ impl Run {
 
     async fn target(&self) -> Result<TargetLink, String> {
         let settings = &self.handover.settings;
-        TargetLink::connect(&settings.target, settings.connect_timeout).await.map_err(|error| error.to_string())
+        let mut link = TargetLink::open(settings).await.map_err(|error| error.to_string())?;
+        match link.cluster() {
+            Some(_) => Err(
+                "a cutover into a cluster is not supported yet; stop the writers, wait until the target is in step, \
+                            and switch by hand"
+                    .into(),
+            ),
+            None => Ok(link),
+        }
     }
 
     async fn verify(&mut self) -> Result<String, String> {

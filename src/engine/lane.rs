@@ -15,7 +15,7 @@ use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::reply::{Reply, ReplyScanner};
 use crate::redis::request;
 use crate::uring::{ChunkId, Class as ChunkClass, Outgoing, Ring, Segment, Slab};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 /// Where a lane's connection stands.
 pub enum Link {
@@ -61,6 +61,24 @@ pub struct Lane {
     pub sends_again: bool,
     /// Connections lost since the last batch was acknowledged.
     losses_in_a_row: u32,
+    /// One of a cluster's: no markers and positions of its own (see `router`).
+    pub in_cluster: bool,
+    /// Batches ever queued, and acknowledged.
+    pub queued_batches: u64,
+    pub acked_batches: u64,
+    /// When the last reply came, or the first unanswered batch was sent.
+    pub heard_ns: u64,
+    /// Keys of commands that were rejected and not executed since.
+    pub rejected_keys: HashSet<Vec<u8>>,
+}
+
+/// What an error reply means for its command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is to be done.
+    Done,
+    /// The command was not executed, and is to be executed elsewhere, or later.
+    Rejected,
 }
 
 /// A connection lost so often without one batch acknowledged in between will not get better.
@@ -71,7 +89,7 @@ const SPARE_SEGMENTS_MAX: usize = 64;
 
 impl Lane {
     pub fn new(index: usize, start: LaneStart) -> Self {
-        let LaneStart { node, socket, marker, client_id, checkpoint, resumes } = start;
+        let LaneStart { node, socket, marker, client_id, checkpoint, resumes, in_cluster } = start;
         Self {
             index,
             node,
@@ -97,6 +115,11 @@ impl Lane {
             reconnects: 0,
             sends_again: resumes,
             losses_in_a_row: 0,
+            in_cluster,
+            queued_batches: 0,
+            acked_batches: 0,
+            heard_ns: 0,
+            rejected_keys: HashSet::new(),
         }
     }
 
@@ -123,7 +146,18 @@ impl Lane {
         if self.encoder.batch.is_empty() {
             return;
         }
+        if self.in_cluster {
+            return self.close_cluster(slab);
+        }
         self.plain_writer(slab, batch_bytes, 0).close();
+        self.queue_closed();
+    }
+
+    /// Closes the open batch of a cluster's lane, whose markers and positions are written already.
+    pub fn close_cluster(&mut self, slab: &mut Slab) {
+        let segments = self.spare_segments.pop().unwrap_or_default();
+        let batch = self.encoder.take_batch(slab, segments);
+        self.closed.push(batch);
         self.queue_closed();
     }
 
@@ -163,6 +197,7 @@ impl Lane {
         for batch in self.closed.drain(..) {
             self.unacked_bytes += batch.bytes;
             self.unacked_commands += u64::from(batch.commands);
+            self.queued_batches += 1;
             self.queued_bytes += batch.bytes as u64;
             self.queued_commands += u64::from(batch.commands);
             self.ready.push_back(batch);
@@ -199,6 +234,9 @@ impl Lane {
             return Ok(0);
         }
         let count = self.ready.len().min(batches_max).min(wire.batches_max());
+        if self.sent.is_empty() {
+            self.heard_ns = now_ns;
+        }
         for batch in self.ready.iter_mut().take(count) {
             if batch.submitted_ns == 0 {
                 batch.submitted_ns = now_ns;
@@ -260,10 +298,17 @@ impl Lane {
         &mut self,
         bytes: &[u8],
         mut acked: impl FnMut(Batch),
-        mut failed: impl FnMut(&Batch, u32, &[u8]) -> Result<(), EngineError>,
+        mut failed: impl FnMut(&Batch, Fault, &[u8]) -> Result<Verdict, EngineError>,
         mut lost: impl FnMut(&Batch, Watched),
     ) -> Result<(), EngineError> {
         let Self { scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, .. } = self;
+        let acked_batches = &mut self.acked_batches;
+        let mut judged = |batch: &mut Batch, fault: Fault, text: &[u8]| {
+            if failed(batch, fault, text)? == Verdict::Rejected {
+                batch.rejected.push(fault.command);
+            }
+            Ok(())
+        };
         let mut outcome = Ok(());
         let scanned = scanner.feed(bytes, |reply| {
             if outcome.is_err() {
@@ -274,14 +319,21 @@ impl Lane {
                 Reply::Ok { count: oks } => count = oks,
                 Reply::Error(text) => {
                     if let Some(batch) = answered(sent, ready) {
-                        outcome = failed(batch, batch.replied, text);
+                        let fault = Fault { command: batch.replied, element: None };
+                        outcome = judged(batch, fault, text);
                     }
                 }
                 Reply::ArrayError { index, text } => {
                     // An element of EXEC's array: it belongs to a command of the group, and is no reply of its own.
                     if let Some(batch) = answered(sent, ready) {
-                        let first = batch.guard.map_or(batch.replied, |guard| guard.first_command + 1);
-                        outcome = failed(batch, first.saturating_add(index as u32), text);
+                        let fault = match batch.guard {
+                            Some(guard) => Fault {
+                                command: guard.first_command.saturating_add(1).saturating_add(index as u32),
+                                element: None,
+                            },
+                            None => Fault { command: batch.replied, element: Some(index as u32) },
+                        };
+                        outcome = judged(batch, fault, text);
                     }
                     return;
                 }
@@ -328,6 +380,7 @@ impl Lane {
                     }
                     *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
                     *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
+                    *acked_batches += 1;
                     acked(batch);
                 }
             }
@@ -356,6 +409,34 @@ impl Lane {
         while let Some(batch) = self.sent.pop_back() {
             self.ready.push_front(batch);
         }
+    }
+
+    /// It has a connection.
+    pub fn is_live(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    /// Everything that is not answered, in order, for a lane that ends. Nothing is left on it.
+    pub fn take_unanswered(&mut self, slab: &mut Slab) -> Vec<Batch> {
+        if !self.encoder.batch.is_empty() {
+            self.close_cluster(slab);
+        }
+        self.encoder.tail.finish(&mut self.encoder.batch, slab);
+        self.unacked_bytes = 0;
+        self.unacked_commands = 0;
+        self.acked_batches = self.queued_batches;
+        self.sent.drain(..).chain(self.ready.drain(..)).collect()
+    }
+
+    /// Takes over what is counted over several connections.
+    pub fn follows(&mut self, earlier: &Self) {
+        self.generation = earlier.generation.wrapping_add(1);
+        self.reconnects = earlier.reconnects + 1;
+        self.losses_in_a_row = earlier.losses_in_a_row;
+        self.queued_batches = earlier.queued_batches;
+        self.queued_bytes = earlier.queued_bytes;
+        self.queued_commands = earlier.queued_commands;
+        self.acked_batches = earlier.acked_batches;
     }
 
     /// Connecting again will not help.
@@ -429,6 +510,15 @@ impl Lane {
             self.spare_segments.push(segments);
         }
     }
+}
+
+/// The command that an error reply is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Its index in the batch; that of the EXEC if `element` is given.
+    pub command: u32,
+    /// Which command of the group.
+    pub element: Option<u32>,
 }
 
 /// The batch that the next reply belongs to: the first one sent, or else the one whose sending was cut short and which

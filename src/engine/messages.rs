@@ -7,9 +7,11 @@ use super::error::EngineError;
 use super::fetch::Answer;
 use super::handle::Existing;
 use super::hold::HoldState;
+use super::router::RouterStart;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::SpoolStart;
+use super::units::Unit;
 use super::wire::Connected;
 use crate::convert::journal::GlobalCommand;
 use crate::convert::{Plan, Tally};
@@ -57,6 +59,47 @@ pub struct LaneStart {
     pub client_id: i64,
     /// Its flows go on from a checkpoint.
     pub resumes: bool,
+    /// To one of a cluster's nodes.
+    pub in_cluster: bool,
+}
+
+/// A recorded command over several slots, which the control plane carries out while the worker is held.
+#[derive(Clone, Debug)]
+pub struct Apart {
+    pub flow: FlowId,
+    pub args: Vec<Vec<u8>>,
+    /// LSN behind the record; none in the full sync.
+    pub next_lsn: Option<Lsn>,
+    /// What the markers in its slots hold once it is done.
+    pub marker: Vec<u8>,
+}
+
+/// A worker of a cluster that is held: nothing is under way on its lanes.
+pub struct Held {
+    pub worker: usize,
+    /// What was not executed, or perhaps not, in order.
+    pub units: Vec<Unit>,
+    /// Lanes that have a connection, and lanes that lost theirs.
+    pub live: Vec<(usize, u16)>,
+    pub lost: Vec<LostLane>,
+    pub apart: Vec<Apart>,
+}
+
+/// A cluster's lane without a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct LostLane {
+    pub lane: usize,
+    pub node: u16,
+    pub client_id: i64,
+}
+
+/// The way on for a worker that was held.
+pub struct Settled {
+    /// Index of the lane of each slot.
+    pub lanes_by_slot: Box<[u16]>,
+    pub fresh: Vec<(usize, LaneStart)>,
+    /// Lanes to nodes that have no slots any more.
+    pub gone: Vec<usize>,
 }
 
 pub struct WorkerStart {
@@ -73,6 +116,8 @@ pub struct WorkerStart {
     pub commands: mpsc::Receiver<WorkerCommand>,
     /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is confirmed.
     pub confirmed: Arc<Vec<AtomicU64>>,
+    /// The target is a cluster.
+    pub router: Option<RouterStart>,
     pub hold: Arc<HoldState>,
     /// Where lagging flows spool.
     pub spool: Option<SpoolStart>,
@@ -135,6 +180,8 @@ pub enum WorkerEvent {
         marker: Vec<u8>,
         marked_dbs: Vec<DbIndex>,
     },
+    /// A cluster's worker holds still until it is told how to go on.
+    Held(Box<Held>),
     Finished {
         summary: Box<WorkerSummary>,
     },
@@ -153,6 +200,8 @@ pub enum WorkerCommand {
         client_id: i64,
         applied: u64,
     },
+    /// A held worker of a cluster goes on.
+    Settled(Box<Settled>),
     /// The global command was executed and its position stored.
     ReleaseBarrier,
     /// Decode nothing more; `Drained` follows when everything is acknowledged.
@@ -187,6 +236,7 @@ pub struct WorkerSummary {
     pub expiries: Expiries,
     pub journal_records: u64,
     pub journal_by_name: Vec<(String, u64)>,
+    /// Markers written, and the databases in which.
     pub marked: Vec<(Vec<u8>, Vec<DbIndex>)>,
     pub stats: WorkerStats,
     pub interval: Interval,

@@ -4,12 +4,14 @@
 //! acknowledged) -> suspects asked -> markers removed. Invariant: the outcome is `Done` only if every flow delivered its
 //! offset, EOF and token and every command sent was answered.
 
-use super::crew::{Crew, CrewPlan};
+use super::checkpoint::Checkpoint;
+use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
 use super::handle::Existing;
 use super::job::{Job, Signals, graver};
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
+use super::router::Resumed;
 use super::settings::OnExisting;
 use super::source::{Source, session_error};
 use super::sweep;
@@ -17,8 +19,10 @@ use super::target::{self, Target, TargetLink};
 use crate::dragonfly::session::{Action, Session, Signal};
 use crate::report::counters::Totals;
 use crate::report::document::ServerInfo;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 
 /// A sync that the source voided by a flush is begun anew this many times.
 pub(super) const ATTEMPTS_MAX: u32 = 5;
@@ -42,6 +46,7 @@ impl Job<'_> {
                 capabilities: probed.capabilities.clone(),
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
+                cluster: self.cluster_plan(&probed, None).await?,
             };
             match self.attempt(&mut source, plan, &mut signals).await {
                 Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
@@ -77,12 +82,13 @@ impl Job<'_> {
     /// Asks both sides what they are, and applies `--on-existing`.
     async fn prepare(&mut self) -> Result<(Target, Source, Arc<Existing>), EngineError> {
         let settings = self.settings.clone();
-        let mut target = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
+        let mut target = TargetLink::open(&settings).await?;
         let mut probed = self.probe_target(&mut target).await?;
         // Holding expiries back is enough for one full sync.
         probed.capabilities.import_mode = false;
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
         let source = self.connect_source().await?;
+        refuse_databases(&probed, &source)?;
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
         Ok((probed, source, existing))
@@ -91,9 +97,13 @@ impl Job<'_> {
     /// Empties the target after a sync that the source voided.
     pub(super) async fn begin_anew(&mut self) -> Result<(), EngineError> {
         // What the workers sent last must not be executed after the FLUSHALL.
-        let mut target = TargetLink::connect(&self.settings.target, self.settings.connect_timeout).await?;
-        for client_id in std::mem::take(&mut self.client_ids) {
-            target::end_client(&mut target, client_id).await?;
+        let mut target = TargetLink::open(&self.settings).await?;
+        if target.cluster().is_some() {
+            target::end_lanes(&mut target).await?;
+        } else {
+            for client_id in std::mem::take(&mut self.client_ids) {
+                target::end_client(&mut target, client_id).await?;
+            }
         }
         target.call(&[b"FLUSHALL", b"ASYNC"]).await?;
         self.touched = true;
@@ -136,7 +146,7 @@ impl Job<'_> {
     /// A fresh control connection: the first one was idle all through the sync, and the target (`timeout`) or a firewall
     /// may have closed it.
     pub(super) async fn target_again(&self, run_id: &str) -> Result<TargetLink, EngineError> {
-        let mut link = TargetLink::connect(&self.settings.target, self.settings.connect_timeout).await?;
+        let mut link = TargetLink::open(&self.settings).await?;
         if target::run_id(&mut link).await? == run_id {
             return Ok(link);
         }
@@ -151,7 +161,37 @@ impl Job<'_> {
             version: probed.version.clone(),
             flows: 0,
         }];
+        if let Some(cluster) = target.cluster() {
+            let row = self.report.targets.pop();
+            for id in cluster.primary_ids() {
+                cluster.number(&id);
+                let address = cluster.address_of(&id).map(|address| address.to_string()).unwrap_or_default();
+                self.report.targets.extend(row.clone().map(|row| ServerInfo { address, ..row }));
+            }
+        }
         Ok(probed)
+    }
+
+    /// What the workers of a session need to know of a target cluster; `None` if the target is none. With a checkpoint, the
+    /// markers of the session before are read.
+    pub(super) async fn cluster_plan(
+        &mut self,
+        probed: &Target,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Option<ClusterPlan>, EngineError> {
+        if !probed.capabilities.cluster {
+            return Ok(None);
+        }
+        let Some(mut cluster) = TargetLink::open(&self.settings).await?.into_cluster() else { return Ok(None) };
+        let tag = checkpoint.map(|checkpoint| journal_tag(&checkpoint.master_id)).unwrap_or_default();
+        let resumed = match checkpoint {
+            Some(checkpoint) => cluster.read_markers(checkpoint.flows, &tag).await?,
+            None => Resumed::new(),
+        };
+        for id in cluster.primary_ids() {
+            cluster.number(&id);
+        }
+        Ok(Some(ClusterPlan { cluster: Rc::new(Mutex::new(cluster)), journal_tag: tag, resumed: Arc::new(resumed) }))
     }
 
     pub(super) async fn connect_source(&mut self) -> Result<Source, EngineError> {
@@ -196,11 +236,14 @@ impl Job<'_> {
         &mut self,
         source: &mut Source,
         session: &mut Session,
-        plan: CrewPlan,
+        mut plan: CrewPlan,
     ) -> Result<Crew, EngineError> {
         self.enter(Phase::Flows);
         let registration = source.register().await?;
         self.report.source.flows = registration.flows;
+        if let Some(cluster) = &mut plan.cluster {
+            cluster.journal_tag = journal_tag(&registration.master_id);
+        }
         session.on(Signal::Registered(registration)).map_err(session_error)?;
         let mut starts = Vec::new();
         for flow in source.open_flows(None).await? {
@@ -332,6 +375,11 @@ impl Job<'_> {
         target: &mut TargetLink,
         summaries: &[WorkerSummary],
     ) -> Result<(), EngineError> {
+        if let Some(cluster) = target.cluster() {
+            return cluster
+                .delete_all(summaries.iter().flat_map(|s| s.marked.iter()).map(|(key, _)| key.clone()))
+                .await;
+        }
         for (marker, dbs) in summaries.iter().flat_map(|s| s.marked.iter()) {
             for db in dbs {
                 target::delete(target, *db, marker).await?;
@@ -339,4 +387,16 @@ impl Job<'_> {
         }
         Ok(())
     }
+}
+
+/// A cluster has only database 0: keys in others are refused before the first write, where the source tells of them.
+pub(super) fn refuse_databases(probed: &Target, source: &Source) -> Result<(), EngineError> {
+    let others: Vec<String> = source.databases().iter().filter(|db| db.0 != 0).map(ToString::to_string).collect();
+    if probed.capabilities.cluster && !others.is_empty() {
+        return Err(EngineError::Refused(format!(
+            "the source has keys in database {}, but the target is a cluster, which has only database 0",
+            others.join(", ")
+        )));
+    }
+    Ok(())
 }

@@ -8,6 +8,8 @@
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
 //!   reading socket -> backlog -> spool file -> input, where the target does not keep up
 //!   lane    writer -> batches -> linked sends -> replies
+//!   router  of a cluster: slots to lanes, markers, positions; held, units: between two slot maps
+//! cluster   who has which slot, routed commands; settle, apart: what a held worker left behind
 //! verify    source against target, through ordinary commands   control thread, tokio-uring
 //! ```
 //!
@@ -15,9 +17,11 @@
 //! lost connection, and only if the target is known not to have applied it, or if applying it twice in order changes
 //! nothing.
 
+mod apart;
 mod backlog;
 mod batch;
 mod checkpoint;
+mod cluster;
 pub mod control;
 mod crew;
 pub mod cutover;
@@ -31,6 +35,7 @@ mod flow;
 mod handing;
 mod handle;
 mod handover;
+mod held;
 mod hold;
 pub mod hooks;
 mod import;
@@ -41,12 +46,15 @@ mod lane;
 mod link;
 mod messages;
 mod migrate;
+mod outlet;
 mod phase;
 mod reading;
 mod replicate;
 mod righting;
+mod router;
 mod rows;
 pub mod settings;
+mod settle;
 mod sizes;
 mod source;
 pub mod spool;
@@ -55,6 +63,7 @@ mod sweep;
 mod target;
 pub mod throttle;
 pub mod tls;
+mod units;
 pub mod verify;
 mod view;
 mod wire;

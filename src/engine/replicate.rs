@@ -16,7 +16,7 @@ use super::hold::Watermarks;
 use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
 use super::messages::{Barrier, WorkerCommand, WorkerEvent};
-use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY};
+use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY, refuse_databases};
 use super::phase::Phase;
 use super::righting::Rightings;
 use super::settings::{OnExisting, OnLostPosition};
@@ -249,8 +249,13 @@ impl Job<'_> {
             capabilities: probed.capabilities.clone(),
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
+            cluster: match &begin {
+                Begin::Full { .. } => self.cluster_plan(probed, None).await?,
+                Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
+            },
         };
         let mut source = self.connect_source().await?;
+        refuse_databases(probed, &source)?;
         let mut session = Session::new();
         let held = !probed.capabilities.import_mode && probed.capabilities.has_command("EVAL");
         let begin = match begin {

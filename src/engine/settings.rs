@@ -4,9 +4,11 @@ use super::control::Control;
 use super::hooks::Hooks;
 use super::tls::TlsClient;
 use crate::convert::Policy;
+use crate::redis::topology::Address;
+pub use crate::redis::topology::NatMap;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -100,6 +102,11 @@ pub fn locked_bytes(memory_bytes: usize) -> u64 {
 pub struct MigrateSettings {
     pub source: Endpoint,
     pub target: Endpoint,
+    /// Addresses that the target cluster's nodes announce, and what to connect to instead.
+    pub target_nat: NatMap,
+    /// Where the target cluster's nodes were found last: any of them leads to the others when `target` is gone.
+    #[serde(skip)]
+    pub target_nodes: Arc<Mutex<Vec<Address>>>,
     pub on_existing: OnExisting,
     pub on_unsupported: Policy,
     /// Number of workers, each with its own ring; flows are spread over them.

@@ -25,6 +25,8 @@ pub struct Source {
     link: Option<Link>,
     version: String,
     keys: Option<u64>,
+    /// Databases that hold keys, where INFO told.
+    databases: Vec<DbIndex>,
     registration: Option<Registration>,
 }
 
@@ -62,7 +64,7 @@ impl Source {
         if let Some(credentials) = credentials(endpoint) {
             expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
         }
-        let (mut version, mut keys) = (String::new(), None);
+        let (mut version, mut keys, mut databases) = (String::new(), None, Vec::new());
         // Replication needs no INFO; without it only the report and the progress know less.
         match ask(&mut link, "INFO", resp::command(&[b"INFO"])).await? {
             Reply::Bulk(Some(text)) => {
@@ -76,6 +78,7 @@ impl Source {
                     )));
                 }
                 let by_db = info.keys_by_db();
+                databases.extend(by_db.iter().filter(|(_, keys)| *keys > 0).map(|(db, _)| DbIndex(*db)));
                 if !by_db.is_empty() {
                     keys = Some(by_db.iter().map(|(_, keys)| keys).sum());
                 }
@@ -83,7 +86,7 @@ impl Source {
             Reply::Error(text) if text.starts_with(b"NOPERM") => {}
             other => return Err(session_error(SessionError::of_reply("INFO", &other))),
         }
-        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keys, registration: None })
+        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keys, databases, registration: None })
     }
 
     /// As `df-v1.40.1`; empty if the source does not tell.
@@ -99,6 +102,11 @@ impl Source {
     /// It told what it is, and that it holds no key at all.
     pub fn is_empty(&self) -> bool {
         self.keys.is_none() && !self.version.is_empty()
+    }
+
+    /// Databases that held keys at the time of connecting, where INFO told.
+    pub fn databases(&self) -> &[DbIndex] {
+        &self.databases
     }
 
     /// Registers as a replica, on the connection that asked what the source is.

@@ -9,12 +9,15 @@ use super::batch::Watched;
 use super::doubt::Settled;
 use super::error::EngineError;
 use super::flow::{Flow, FlowState, Stop};
-use super::handle::Applied;
+use super::handle::{Applied, FlowHandler};
 use super::lane::Lane;
-use super::messages::{Barrier, Lost, WorkerEvent};
+use super::messages::{Apart, Barrier, Lost, WorkerEvent};
+use super::outlet::Outlet;
+use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
 use super::worker::has_room;
 use super::writer::{Source, Writer};
+use crate::convert::Out;
 use crate::convert::journal::GlobalCommand;
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent, JournalProgress};
 use crate::ids::{DbIndex, Lsn};
@@ -65,6 +68,20 @@ impl Stable {
     }
 }
 
+/// Applies one record, if it is a command.
+#[inline]
+fn apply(
+    handler: &mut FlowHandler,
+    event: &JournalEvent<'_>,
+    now_ms: i64,
+    out: &mut impl Out,
+) -> Result<Applied, EngineError> {
+    match event {
+        JournalEvent::Command(command) => handler.journal_command(command, now_ms, true, out),
+        _ => Ok(Applied::Done),
+    }
+}
+
 /// The answer to the last command made of this record that says that the target lacks the key, or a field, of which the
 /// source had it (wire 4.4).
 fn lost_answer(command: &Command<'_>) -> Option<i64> {
@@ -88,13 +105,13 @@ impl Flow {
     pub(super) fn decode_stable(
         &mut self,
         slab: &mut Slab,
-        lane: &mut Lane,
+        lane: &mut Outlet<'_>,
         settings: &MigrateSettings,
         now_ms: i64,
         events: &UnboundedSender<WorkerEvent>,
         consumed_bytes: &mut usize,
     ) -> Result<Stop, EngineError> {
-        let Self { id, input, handler, stable, state, read_ns, pump_bytes_max, .. } = self;
+        let Self { id, input, handler, stable, state, read_ns, pump_bytes_max, apart, .. } = self;
         let Some(stable) = stable else {
             return Err(EngineError::Internal("a flow is in stable sync without its counters".into()));
         };
@@ -132,29 +149,61 @@ impl Flow {
                 JournalEvent::Ping => stable.ping = true,
                 JournalEvent::Exec | JournalEvent::Command(_) => {}
             }
-            let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
-            let mut writer = Writer {
-                encoder,
-                slab: &mut *slab,
-                guard: Some(guard),
-                source: &source,
-                borrow_bytes_min: settings.borrow_bytes_min,
-                batch_bytes: settings.batch_bytes,
-                in_record: true,
-                closed,
-                spare_segments,
-                read_ns: *read_ns,
-            };
             if let JournalEvent::Command(command) = &event
                 && !handler.doubts.is_empty()
             {
                 handler.touch(command, stable.next_lsn);
             }
-            let commands_before = writer.encoder.batch.commands;
-            if let JournalEvent::Command(command) = &event
-                && let Applied::Global(global) = handler.journal_command(command, now_ms, true, &mut writer)?
-            {
-                let barrier = Barrier { flow: *id, txid: command.txid, command: global, next_lsn: after };
+            let position_of_record = (*id, event.counts().then_some(after));
+            let applied = match lane {
+                Outlet::One(lane) => {
+                    let Lane { encoder, guard, closed, spare_segments, .. } = &mut **lane;
+                    let mut writer = Writer {
+                        encoder,
+                        slab: &mut *slab,
+                        guard: Some(guard),
+                        source: &source,
+                        borrow_bytes_min: settings.borrow_bytes_min,
+                        batch_bytes: settings.batch_bytes,
+                        in_record: true,
+                        closed,
+                        spare_segments,
+                        read_ns: *read_ns,
+                    };
+                    let commands_before = writer.encoder.batch.commands;
+                    let applied = apply(handler, &event, now_ms, &mut writer)?;
+                    if let JournalEvent::Command(command) = &event
+                        && writer.encoder.batch.commands > commands_before
+                        && let Some(lost_if) = lost_answer(command)
+                    {
+                        let batch = &mut writer.encoder.batch;
+                        let index = batch.commands.saturating_sub(1);
+                        batch.watched.push(Watched { command: index, flow: *id, db: command.db, lost_if });
+                    }
+                    if matches!(applied, Applied::Done) && event.counts() {
+                        writer.record_done(*id, after);
+                    }
+                    applied
+                }
+                Outlet::Cluster { lanes, router } => {
+                    let write = WriteSettings {
+                        borrow_bytes_min: settings.borrow_bytes_min,
+                        batch_bytes: settings.batch_bytes,
+                        read_ns: *read_ns,
+                    };
+                    let mut writer = ClusterWriter::new(router, lanes, slab, &source, position_of_record, write);
+                    let applied = apply(handler, &event, now_ms, &mut writer)?;
+                    writer.record_done();
+                    router.take_refusal()?;
+                    if let Applied::Apart(args) = &applied {
+                        let marker = router.journal_value(after);
+                        *apart = Some(Apart { flow: *id, args: args.clone(), next_lsn: Some(after), marker });
+                    }
+                    applied
+                }
+            };
+            if let (JournalEvent::Command(command), Applied::Global(global)) = (&event, &applied) {
+                let barrier = Barrier { flow: *id, txid: command.txid, command: global.clone(), next_lsn: after };
                 stable.next_lsn = after;
                 stable.barrier = Some(barrier.clone());
                 *state = FlowState::AtBarrier;
@@ -167,24 +216,16 @@ impl Flow {
                 let _ = events.send(WorkerEvent::AtBarrier(barrier));
                 break Stop::Full;
             }
-            if let JournalEvent::Command(command) = &event
-                && writer.encoder.batch.commands > commands_before
-                && let Some(lost_if) = lost_answer(command)
-            {
-                let batch = &mut writer.encoder.batch;
-                let index = batch.commands.saturating_sub(1);
-                batch.watched.push(Watched { command: index, flow: *id, db: command.db, lost_if });
+            position += consumed;
+            if apart.is_some() {
+                break Stop::Full;
             }
             if event.counts() {
                 stable.next_lsn = after;
-                writer.record_done(*id, after);
             }
-            position += consumed;
             *consumed_bytes += consumed;
-            if !lane.closed.is_empty() {
-                lane.queue_closed();
-            }
-            if !has_room(slab, lane, settings.window_bytes) {
+            lane.queue_closed();
+            if !lane.has_room(slab, settings.window_bytes) {
                 break Stop::Full;
             }
             if *consumed_bytes > *pump_bytes_max {
@@ -255,6 +296,12 @@ impl Flow {
         if let Some(stable) = &mut self.stable {
             stable.acked_lsn = stable.acked_lsn.max(lsn);
         }
+    }
+
+    /// LSN of the next record that is not given to a lane: that of a global command for a flow that stands before one.
+    pub(super) fn given_lsn(&self) -> Option<Lsn> {
+        let stable = self.stable.as_ref()?;
+        Some(stable.barrier.as_ref().map_or(stable.next_lsn, |barrier| Lsn(barrier.next_lsn.0.saturating_sub(1))))
     }
 
     /// The barrier was executed, its position stored: the flow goes on behind it. Returns that position.

@@ -9,8 +9,10 @@ use super::error::EngineError;
 use super::target::TargetLink;
 use crate::convert::near::{SHIFT_MS, SHIFTED_MS_END};
 use crate::redis::Capabilities;
+use crate::redis::slot::slot;
 use crate::redis::value::Value;
 use crate::uring;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// KEYS: keys; ARGV: shift, end of the shifted range, expiries after this are put right, and those up to this, "1" to look
@@ -57,15 +59,40 @@ pub async fn sweep(
     bounds: impl Fn() -> (i64, i64),
 ) -> Result<Swept, EngineError> {
     let mut swept = Swept::default();
+    let Some(cluster) = link.cluster() else {
+        sweep_server(link, capabilities, &bounds, &mut swept).await?;
+        return Ok(swept);
+    };
+    for id in cluster.primary_ids() {
+        let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
+        let mut node = TargetLink::connect(&endpoint, cluster.settings().connect_timeout).await?;
+        sweep_server(&mut node, capabilities, &bounds, &mut swept).await?;
+    }
+    Ok(swept)
+}
+
+/// The same for one server, or one node of a cluster.
+async fn sweep_server(
+    link: &mut TargetLink,
+    capabilities: &Capabilities,
+    bounds: &impl Fn() -> (i64, i64),
+    swept: &mut Swept,
+) -> Result<(), EngineError> {
     for db in super::target::databases(link).await? {
         link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
         let mut cursor = b"0".to_vec();
         loop {
             let begun_ns = uring::clock::monotonic_ns();
             let (next, keys) = scanned(link.call(&[b"SCAN", &cursor, b"COUNT", STEP_KEYS]).await?)?;
-            if !keys.is_empty() {
-                swept.keys += keys.len() as u64;
-                step(link, capabilities, &keys, bounds(), &mut swept).await?;
+            swept.keys += keys.len() as u64;
+            // A script's keys must lie in one slot of a cluster.
+            let mut groups: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
+            for key in keys {
+                let of = if capabilities.cluster { slot(&key).0 } else { 0 };
+                groups.entry(of).or_default().push(key);
+            }
+            for keys in groups.values() {
+                step(link, capabilities, keys, bounds(), swept).await?;
             }
             if next == b"0" {
                 break;
@@ -75,7 +102,7 @@ pub async fn sweep(
             tokio::time::sleep(Duration::from_nanos(took_ns)).await;
         }
     }
-    Ok(swept)
+    Ok(())
 }
 
 async fn step(

@@ -3,6 +3,7 @@
 //! In: the target's address and the operator's choices. Out: its capabilities, the keys to be left alone, connections
 //! for the workers. Nothing is written here except by `--on-existing flush`.
 
+use super::cluster::Cluster;
 use super::error::EngineError;
 use super::handle::Existing;
 use super::link::{Link, LinkError};
@@ -13,6 +14,7 @@ use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
 use crate::redis::value::{self, Value};
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// All keys of the tool at the target begin with this; they are removed when the job is finished.
@@ -36,9 +38,10 @@ const EXISTING_PER_MIB: usize = 8192;
 pub const RESTARTED: &str = "the target server was restarted during the run, so writes that it had acknowledged may be lost; \
                              run again with --on-existing flush";
 
-/// A control connection to the target.
+/// A control connection to the target: one server, or a cluster, where each command goes to the node of its key.
 pub struct TargetLink {
     link: Link,
+    cluster: Option<Box<Cluster>>,
 }
 
 fn target_error(e: LinkError) -> EngineError {
@@ -50,7 +53,7 @@ impl TargetLink {
     pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, EngineError> {
         let link = Link::connect(&endpoint.host, endpoint.port, endpoint.tls.as_ref(), timeout).await;
         let link = link.map_err(target_error)?;
-        let mut this = Self { link };
+        let mut this = Self { link, cluster: None };
         if let Some(password) = endpoint.password.expose() {
             let user = endpoint.user.expose();
             let args: Vec<&[u8]> = match user {
@@ -86,8 +89,67 @@ impl TargetLink {
         }
     }
 
+    /// Connects to the target as it is: a cluster's nodes are found out.
+    pub async fn open(settings: &Arc<MigrateSettings>) -> Result<Self, EngineError> {
+        let mut this = Self::connect_any(settings).await?;
+        let info = this.info("cluster").await?;
+        if Info::parse(&info).get("cluster_enabled") == Some("1") {
+            this.cluster = Some(Box::new(Cluster::discover(settings, &mut this).await?));
+        }
+        Ok(this)
+    }
+
+    /// To the target as the operator named it, or to a node of its cluster that was found before.
+    async fn connect_any(settings: &MigrateSettings) -> Result<Self, EngineError> {
+        let failed = match Self::connect(&settings.target, settings.connect_timeout).await {
+            Ok(link) => return Ok(link),
+            Err(error) => error,
+        };
+        let nodes = settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        for address in nodes {
+            let endpoint = Endpoint { host: address.host, port: address.port, ..settings.target.clone() };
+            if let Ok(link) = Self::connect(&endpoint, settings.connect_timeout).await {
+                return Ok(link);
+            }
+        }
+        Err(failed)
+    }
+
+    /// The cluster, if the target is one.
+    pub fn cluster(&mut self) -> Option<&mut Cluster> {
+        self.cluster.as_deref_mut()
+    }
+
+    /// The cluster alone, for the workers of a session.
+    pub fn into_cluster(self) -> Option<Cluster> {
+        self.cluster.map(|cluster| *cluster)
+    }
+
+    /// For requests that rightly take longer, or must not.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.link.set_timeout(timeout);
+    }
+
+    /// Sends encoded commands and takes as many replies.
+    pub async fn replies(&mut self, request: Vec<u8>, count: usize) -> Result<Vec<Value>, EngineError> {
+        let parse = |bytes: &[u8]| -> Result<_, crate::redis::ReplyError> {
+            let (mut values, mut at) = (Vec::with_capacity(count.min(1024)), 0);
+            while values.len() < count {
+                let Some((value, len)) = value::parse(bytes.get(at..).unwrap_or_default())? else { return Ok(None) };
+                values.push(value);
+                at += len;
+            }
+            Ok(Some((values, at)))
+        };
+        self.link.request("a routed command", request, parse).await.map_err(target_error)
+    }
+
     /// One request and its reply, error replies included.
     pub async fn call_raw(&mut self, what: &str, args: &[&[u8]]) -> Result<Value, EngineError> {
+        let keyed = !["INFO", "COMMAND", "CONFIG", "CLUSTER", "CLIENT", "AUTH"].contains(&what);
+        if keyed && let Some(cluster) = &mut self.cluster {
+            return Box::pin(cluster.call(args)).await;
+        }
         let request = crate::redis::resp::command(args);
         self.link.request(what, request, value::parse).await.map_err(target_error)
     }
@@ -111,6 +173,10 @@ impl TargetLink {
 
 /// The run id of the server behind a connection: another one means that the server was restarted.
 pub async fn run_id(link: &mut TargetLink) -> Result<String, EngineError> {
+    if link.cluster.is_some() {
+        // Its nodes come and go; each is looked at when it is connected to.
+        return Ok("cluster".into());
+    }
     let info = link.info("server").await?;
     Ok(Info::parse(&info).get("run_id").unwrap_or_default().to_string())
 }
@@ -140,12 +206,9 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     if matches!(link.call_raw("EVAL", &[b"EVAL", b"return 1", b"0"]).await?, Value::Error(_)) {
         capabilities.commands.remove("EVAL");
     }
-    if capabilities.cluster {
-        return Err(EngineError::Refused(
-            "the target runs in cluster mode, which this version does not load; give a standalone server".into(),
-        ));
-    }
-    if info.get("role") == Some("slave") {
+    // Each node would have to be told, also those that take over later: expiries are held back instead.
+    capabilities.import_mode &= !capabilities.cluster;
+    if info.get("role") == Some("slave") && !capabilities.cluster {
         return Err(EngineError::Refused(format!(
             "the target is a replica of {}:{}; give the address of its primary",
             info.get("master_host").unwrap_or("?"),
@@ -155,14 +218,24 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     if info.get("loading").is_some_and(|loading| loading != "0") {
         return Err(EngineError::Target("the target is still loading its data; run again when it is ready".into()));
     }
+    let keyspace = match &mut link.cluster {
+        Some(cluster) => match Box::pin(cluster.call(&[b"DBSIZE"])).await? {
+            Value::Integer(keys @ 1..) => vec![(DbIndex(0), keys as u64)],
+            _ => Vec::new(),
+        },
+        None => info.keys_by_db().into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect(),
+    };
     Ok(Target {
         make: format!("{:?}", capabilities.make),
         version: format!(
             "{}.{}.{}",
             capabilities.version.major, capabilities.version.minor, capabilities.version.patch
         ),
-        run_id: info.get("run_id").unwrap_or_default().to_string(),
-        keyspace: info.keys_by_db().into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect(),
+        run_id: match capabilities.cluster {
+            true => "cluster".into(),
+            false => info.get("run_id").unwrap_or_default().to_string(),
+        },
+        keyspace,
         cpu_at_start: crate::report::counters::CpuSample::from_info(&text),
         capabilities,
     })
@@ -226,6 +299,14 @@ pub async fn prepare(
                     "the target holds {held} keys; to remember them for --on-existing skip takes more memory than \
                      --memory allows (about {keys_max} keys)"
                 )));
+            }
+            if let Some(cluster) = &mut link.cluster {
+                for id in cluster.primary_ids() {
+                    let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
+                    let mut node = TargetLink::connect(&endpoint, settings.connect_timeout).await?;
+                    scan(&mut node, DbIndex(0), &mut existing).await?;
+                }
+                return Ok(existing);
             }
             for (db, _) in &target.keyspace {
                 scan(link, *db, &mut existing).await?;
@@ -317,10 +398,18 @@ pub(super) const LANE_NAME: &str = "df2redis-lane";
 pub(super) const CONTROL_NAME: &str = "df2redis-control";
 
 /// A connection for the control plane of `replicate`: named, so that one of a dead process can be found and ended.
-pub async fn connect_control(settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
-    let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
-    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", CONTROL_NAME.as_bytes()]).await?;
+pub async fn connect_control(settings: &Arc<MigrateSettings>) -> Result<TargetLink, EngineError> {
+    let mut link = TargetLink::open(settings).await?;
+    // The connections to a cluster's nodes have names of their own.
+    if link.cluster.is_none() {
+        name_control(&mut link).await?;
+    }
     Ok(link)
+}
+
+/// Names a connection of the control plane.
+pub async fn name_control(link: &mut TargetLink) -> Result<(), EngineError> {
+    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", CONTROL_NAME.as_bytes()]).await.map(drop)
 }
 
 /// A connection for data.
@@ -331,9 +420,24 @@ pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, Engi
     Ok(link)
 }
 
+/// The same to a cluster's node, where only the name finds it again after a restart.
+pub async fn connect_named_lane(endpoint: &Endpoint, timeout: Duration) -> Result<TargetLink, EngineError> {
+    let mut link = TargetLink::connect(endpoint, timeout).await?;
+    link.call(&[b"CLIENT", b"SETNAME", LANE_NAME.as_bytes()]).await?;
+    Ok(link)
+}
+
 /// Ends the connections that a dead process of this job may have left, those for data and that for global commands: what
 /// they still hold must not be executed after the checkpoint has been read.
 pub async fn end_lanes(link: &mut TargetLink) -> Result<u64, EngineError> {
+    match &mut link.cluster {
+        Some(cluster) => Box::pin(cluster.end_lanes()).await,
+        None => end_lanes_of_node(link).await,
+    }
+}
+
+/// The same for one server.
+pub async fn end_lanes_of_node(link: &mut TargetLink) -> Result<u64, EngineError> {
     let Value::Bulk(list) = link.call(&[b"CLIENT", b"LIST"]).await? else {
         return Err(EngineError::Target("the target answered CLIENT LIST with no text".into()));
     };
@@ -354,6 +458,17 @@ pub async fn end_lanes(link: &mut TargetLink) -> Result<u64, EngineError> {
 
 /// Deletes the keys of these hash slots in database 0 (a cluster has no other).
 pub async fn delete_slots(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
+    let Some(cluster) = &mut link.cluster else { return delete_slots_of_node(link, ranges).await };
+    let mut deleted = 0;
+    for id in cluster.primary_ids() {
+        let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
+        let mut node = TargetLink::connect(&endpoint, cluster.settings().connect_timeout).await?;
+        deleted += delete_slots_of_node(&mut node, ranges).await?;
+    }
+    Ok(deleted)
+}
+
+async fn delete_slots_of_node(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
     let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
     link.call(&[b"SELECT", b"0"]).await?;
     loop {

@@ -11,10 +11,13 @@ use super::fetch::Answer;
 use super::figures::SAMPLE_NS;
 use super::flow::{Flow, FlowState, Heaps, Pumped};
 use super::handle::FlowHandler;
+use super::held::HeldState;
 use super::hold::HoldState;
 use super::input::HeapBudget;
-use super::lane::{Lane, Link};
+use super::lane::{Lane, Link, Verdict};
 use super::messages::{Lost, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::outlet::Outlet;
+use super::router::Router;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{ChunkPool, SpoolFile};
@@ -56,6 +59,9 @@ pub struct Worker {
     pub(super) ring: Ring,
     pub(super) flows: Vec<Flow>,
     pub(super) lanes: Vec<Lane>,
+    /// The target is a cluster.
+    pub(super) router: Option<Box<Router>>,
+    pub(super) held: HeldState,
     /// Memory and file of the backlogs of all flows.
     pub(super) pool: ChunkPool,
     pub(super) spool: Option<SpoolFile>,
@@ -113,6 +119,7 @@ impl Worker {
             events,
             commands,
             confirmed,
+            router,
             hold,
             spool,
         } = start;
@@ -148,6 +155,8 @@ impl Worker {
             ring,
             flows: built,
             lanes,
+            router: router.map(|start| Box::new(Router::new(start))),
+            held: HeldState::default(),
             pool,
             spool: spool.map(|start| SpoolFile::new(start, sizes.layout.rx_chunk_bytes)),
             heap,
@@ -178,18 +187,22 @@ impl Worker {
                 return Ok(self.finish());
             }
             self.take_knobs();
-            let gate = if self.draining { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
+            let stopped = self.draining || self.is_held();
+            let gate = if stopped { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
             let more = match gate {
                 Gate::Open => self.pump(now_ns)?,
-                _ if self.draining => self.release_held(),
+                _ if self.draining && !self.is_held() => self.release_held(),
                 _ => false,
             };
+            self.note_positions(now_ns);
             self.send_acks(now_ns)?;
             self.submit(now_ns)?;
             self.pay(now_ns);
             self.read_flows(now_ns)?;
             self.arm_replies()?;
             self.tell_when_drained();
+            self.lose_silent_lanes(now_ns)?;
+            self.tell_when_held()?;
             if now_ns >= self.next_sample_ns {
                 self.sample(now_ns);
             }
@@ -228,6 +241,7 @@ impl Worker {
                     }
                     self.resume(lane, generation, socket, applied, now_ns)?;
                 }
+                Ok(WorkerCommand::Settled(settled)) => self.settled(*settled),
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
                     for flow in &mut self.flows {
@@ -302,13 +316,18 @@ impl Worker {
             let position = (self.first_flow + step) % count;
             let flow = &mut self.flows[position];
             flow.handler.turn(now_ms, self.hold.applied_until_ms(flow.id));
-            let lane = &mut self.lanes[flow.lane];
-            if !flow.handler.doubts.is_empty() {
+            let lane = flow.lane;
+            if !flow.handler.doubts.is_empty() && self.router.is_none() {
                 let slab = self.ring.slab_mut();
-                flow.settle_doubts(slab, lane, &self.settings, now_ms, &self.events);
+                flow.settle_doubts(slab, &mut self.lanes[lane], &self.settings, now_ms, &self.events);
             }
+            let mut outlet = match &mut self.router {
+                None => Outlet::One(&mut self.lanes[lane]),
+                Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
+            };
+            let outlet = &mut outlet;
             let pumped =
-                flow.pump(self.ring.slab_mut(), lane, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
+                flow.pump(self.ring.slab_mut(), outlet, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
             if flow.handler.held.take_overflow() {
                 self.hold.set_unnamed();
             }
@@ -316,8 +335,15 @@ impl Worker {
                 Pumped::Budget => more = true,
                 Pumped::Waiting => {}
             }
+            if flow.apart.is_some() {
+                self.hold();
+                break;
+            }
             // Keeps the kernel busy with what this flow produced while the next one is converted.
-            submit_lane(&mut self.ring, lane, &self.settings, now_ns, &mut self.stats)?;
+            let fed = if self.router.is_none() { lane..lane + 1 } else { 0..self.lanes.len() };
+            for lane in &mut self.lanes[fed] {
+                submit_lane(&mut self.ring, lane, &self.settings, now_ns, &mut self.stats)?;
+            }
         }
         self.first_flow = (self.first_flow + 1) % count.max(1);
         Ok(more)
@@ -327,12 +353,15 @@ impl Worker {
     fn release_held(&mut self) -> bool {
         let now_ms = uring::clock::realtime_ms() as i64;
         for flow in &mut self.flows {
-            let lane = &mut self.lanes[flow.lane];
-            if !flow.handler.doubts.is_empty() {
-                let slab = self.ring.slab_mut();
+            if !flow.handler.doubts.is_empty() && self.router.is_none() {
+                let (slab, lane) = (self.ring.slab_mut(), &mut self.lanes[flow.lane]);
                 flow.settle_doubts(slab, lane, &self.settings, now_ms, &self.events);
             }
-            flow.release_held(self.ring.slab_mut(), lane, &self.settings, now_ms);
+            let mut outlet = match &mut self.router {
+                None => Outlet::One(&mut self.lanes[flow.lane]),
+                Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
+            };
+            flow.release_held(self.ring.slab_mut(), &mut outlet, &self.settings, now_ms);
         }
         false
     }
@@ -486,6 +515,7 @@ impl Worker {
             return Ok(());
         }
         lane.reading = false;
+        lane.heard_ns = now_ns;
         let chunk = match (result, lane.reply_chunk.take()) {
             (Ok(bytes @ 1..), Some(chunk)) => {
                 self.stats.bytes_replies += u64::from(bytes);
@@ -511,10 +541,20 @@ impl Worker {
         let slab = self.ring.slab();
         let node = lane.node;
         let resent = lane.sends_again;
+        let cluster = lane.in_cluster;
+        let mut rejected = false;
         let outcome = lane.replies(
             &view,
             |batch| acked.push(batch),
-            |batch, index, text| super::errors::judge(batch, slab, index, node, text, resent),
+            |batch, fault, text| {
+                if !cluster {
+                    super::errors::judge(batch, slab, fault.command, node, text, resent)?;
+                    return Ok(Verdict::Done);
+                }
+                let verdict = super::errors::judge_in_cluster(batch, slab, fault, node, text, resent)?;
+                rejected |= verdict == Verdict::Rejected;
+                Ok(verdict)
+            },
             |batch, watched| lost.push((watched, super::errors::key_of(batch, slab, watched.command))),
         );
         drop(view);
@@ -523,9 +563,17 @@ impl Worker {
         lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
         for batch in acked {
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
-            confirm(&mut self.flows, &self.confirmed, &batch);
+            if lane.in_cluster {
+                self.held.take_batch(lane, &batch, self.ring.slab())?;
+            }
+            if batch.rejected.is_empty() {
+                confirm(&mut self.flows, &self.confirmed, &batch);
+            }
             let segments = batch.release(self.ring.slab_mut());
             lane.recycle(segments);
+        }
+        if rejected {
+            self.hold();
         }
         for (watched, key) in lost {
             if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == watched.flow) {
@@ -535,8 +583,9 @@ impl Worker {
         outcome
     }
 
-    fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {
-        let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
+    /// A cluster's lane has nothing more to do.
+    pub(super) fn end_lane(&mut self, position: usize) {
+        let Some(lane) = self.lanes.get_mut(position) else { return };
         if let Link::Up(wire) = &mut lane.link {
             wire.close(&mut self.ring);
         }
@@ -544,6 +593,11 @@ impl Worker {
             self.ring.slab_mut().release(chunk);
         }
         lane.lose();
+    }
+
+    pub(super) fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {
+        self.end_lane(position);
+        let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
         tracing::warn!(worker = self.index, lane = position, node = lane.node, %reason, "lost a connection to the target");
         if lane.is_hopeless() {
             return Err(EngineError::Target(format!(
@@ -551,6 +605,10 @@ impl Worker {
                  a client's query or of the protocol, memory, a proxy in between)",
                 lane.node
             )));
+        }
+        if self.router.is_some() {
+            self.hold();
+            return Ok(());
         }
         let _ = self.events.send(WorkerEvent::LaneLost {
             worker: self.index,
@@ -570,13 +628,16 @@ impl Worker {
         let (stopped, settles) = (self.draining && at_rest, self.settling.is_some() && at_rest);
         let ended = !self.drained && (stopped || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
-        if !(ended || held || settles) || !self.lanes.iter().all(Lane::is_idle) {
+        if !(ended || held || settles) || self.is_held() || !self.lanes.iter().all(Lane::is_idle) {
             return;
         }
-        if settles && let Some(number) = self.settling.take() {
+        if settles
+            && self.is_noted()
+            && let Some(number) = self.settling.take()
+        {
             let _ = self.events.send(WorkerEvent::Settled(number));
         }
-        if ended {
+        if ended && self.is_noted() {
             self.drained = true;
             let _ = self.events.send(WorkerEvent::Drained);
         }
@@ -619,8 +680,11 @@ impl Worker {
             // A record that came meanwhile has settled it: then the key's fate is in the journal.
             if flow.handler.suspects.is_suspect(db, &key) {
                 flow.handler.suspects.settled(db, &key);
-                let lane = &mut self.lanes[flow.lane];
-                lane.delete(self.ring.slab_mut(), self.settings.batch_bytes, db, &key);
+                let mut outlet = match &mut self.router {
+                    None => Outlet::One(&mut self.lanes[flow.lane]),
+                    Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
+                };
+                outlet.delete(self.ring.slab_mut(), self.settings.batch_bytes, id, db, &key);
             }
         }
     }

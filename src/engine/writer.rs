@@ -7,7 +7,7 @@
 
 use super::batch::{Batch, Guard};
 use crate::convert::{Class, CommandMeta, Out};
-use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::uring::{ChunkId, Class as ChunkClass, Segment, Slab};
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -106,11 +106,19 @@ pub struct Encoder {
     pub db: DbIndex,
     /// A command was begun and not ended.
     pub in_command: bool,
+    /// Slot of the command begun last, if it is staged: a cluster's lane is chosen when it is committed.
+    pub slot: Slot,
 }
 
 impl Encoder {
     pub fn new() -> Self {
-        Self { batch: Batch::new(Vec::new(), DbIndex(0)), tail: Tail::default(), db: DbIndex(0), in_command: false }
+        Self {
+            batch: Batch::new(Vec::new(), DbIndex(0)),
+            tail: Tail::default(),
+            db: DbIndex(0),
+            in_command: false,
+            slot: Slot(0),
+        }
     }
 
     /// Takes the batch out, closed, leaving an empty one that uses `segments`.
@@ -139,6 +147,88 @@ impl Encoder {
             self.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
             self.db = db;
         }
+    }
+
+    /// Room for `len` contiguous bytes; what is written to its front counts by [`Encoder::advance`].
+    #[inline]
+    pub fn space<'a>(&'a mut self, slab: &'a mut Slab, len: usize) -> &'a mut [u8] {
+        let Self { batch, tail, .. } = self;
+        tail.room(batch, slab, len);
+        match tail.chunk {
+            Some(chunk) => slab.spare(chunk),
+            None => {
+                // Zeroed on this rare path, so that the caller gets plain initialized bytes.
+                tail.heap_mark = tail.heap.len();
+                tail.heap.resize(tail.heap_mark + len, 0);
+                &mut tail.heap[tail.heap_mark..]
+            }
+        }
+    }
+
+    #[inline]
+    pub fn advance(&mut self, slab: &mut Slab, len: usize) {
+        let Self { batch, tail, .. } = self;
+        match tail.chunk {
+            Some(chunk) => {
+                let start = slab.filled_len(chunk);
+                slab.advance(chunk, len);
+                batch.push_chunk(slab, chunk, start, len as u32);
+            }
+            None => {
+                // `space` grew the vector by the length asked for; only `len` of it counts.
+                let asked = tail.heap.len() - tail.heap_mark;
+                debug_assert!(len <= asked);
+                tail.heap.truncate(tail.heap_mark + len);
+            }
+        }
+    }
+
+    /// Bytes of the event: borrowed from `source` if they are long, else copied.
+    #[inline]
+    pub fn put(&mut self, slab: &mut Slab, source: &Source, borrow_bytes_min: usize, bytes: &[u8]) {
+        if bytes.len() >= borrow_bytes_min && self.batch.segments.len() < SEGMENTS_HARD_MAX {
+            match source {
+                Source::Chunk(chunk, view) => {
+                    if let Some(start) = view.offset_of(bytes) {
+                        self.tail.flush_heap(&mut self.batch);
+                        self.batch.push_chunk(slab, *chunk, start, bytes.len() as u32);
+                        return;
+                    }
+                }
+                Source::Heap(heap) => {
+                    let heap_range = heap.as_ptr_range();
+                    let range = bytes.as_ptr_range();
+                    if range.start >= heap_range.start && range.end <= heap_range.end {
+                        self.tail.flush_heap(&mut self.batch);
+                        self.batch.push_heap(heap.slice_ref(bytes));
+                        return;
+                    }
+                }
+                Source::None => {}
+            }
+        }
+        self.copy(slab, bytes);
+    }
+
+    #[inline]
+    pub fn put_owned(&mut self, slab: &mut Slab, borrow_bytes_min: usize, bytes: Bytes) {
+        if bytes.len() >= borrow_bytes_min && self.batch.segments.len() < SEGMENTS_HARD_MAX {
+            self.tail.flush_heap(&mut self.batch);
+            self.batch.push_heap(bytes);
+        } else {
+            self.copy(slab, &bytes);
+        }
+    }
+
+    #[inline]
+    pub fn copy(&mut self, slab: &mut Slab, bytes: &[u8]) {
+        let Self { batch, tail, .. } = self;
+        tail.copy(batch, slab, bytes);
+    }
+
+    /// The batch is long enough to be closed.
+    pub fn is_full(&self, batch_bytes: usize) -> bool {
+        self.batch.bytes >= batch_bytes || self.batch.segments.len() >= SEGMENTS_MAX
     }
 }
 
@@ -192,7 +282,7 @@ impl Writer<'_> {
     }
 
     fn close_if_full(&mut self, batch_bytes: usize) {
-        if self.encoder.batch.bytes >= batch_bytes || self.encoder.batch.segments.len() >= SEGMENTS_MAX {
+        if self.encoder.is_full(batch_bytes) {
             self.close();
         }
     }
@@ -236,7 +326,7 @@ impl Writer<'_> {
 }
 
 /// Decimal text of `n` in `buffer`.
-fn decimal(n: u64, buffer: &mut [u8; 20]) -> &[u8] {
+pub(super) fn decimal(n: u64, buffer: &mut [u8; 20]) -> &[u8] {
     let mut rest: &mut [u8] = buffer;
     let _ = write!(rest, "{n}");
     let left = rest.len();
@@ -260,6 +350,7 @@ impl Out for Writer<'_> {
             }
             None => {
                 self.encoder.db = meta.db;
+                self.encoder.slot = meta.slot;
                 self.encoder.batch.db_at_start = meta.db;
             }
         }
@@ -267,70 +358,19 @@ impl Out for Writer<'_> {
     }
 
     fn space(&mut self, len: usize) -> &mut [u8] {
-        let Encoder { batch, tail, .. } = &mut *self.encoder;
-        tail.room(batch, self.slab, len);
-        match tail.chunk {
-            Some(chunk) => self.slab.spare(chunk),
-            None => {
-                // Zeroed on this rare path, so that the caller gets plain initialized bytes.
-                tail.heap_mark = tail.heap.len();
-                tail.heap.resize(tail.heap_mark + len, 0);
-                &mut tail.heap[tail.heap_mark..]
-            }
-        }
+        self.encoder.space(self.slab, len)
     }
 
     fn advance(&mut self, len: usize) {
-        let Encoder { batch, tail, .. } = &mut *self.encoder;
-        match tail.chunk {
-            Some(chunk) => {
-                let start = self.slab.filled_len(chunk);
-                self.slab.advance(chunk, len);
-                batch.push_chunk(self.slab, chunk, start, len as u32);
-            }
-            None => {
-                // `space` grew the vector by the length asked for; only `len` of it counts.
-                let asked = tail.heap.len() - tail.heap_mark;
-                debug_assert!(len <= asked);
-                tail.heap.truncate(tail.heap_mark + len);
-            }
-        }
+        self.encoder.advance(self.slab, len);
     }
 
     fn put(&mut self, bytes: &[u8]) {
-        if bytes.len() >= self.borrow_bytes_min && self.encoder.batch.segments.len() < SEGMENTS_HARD_MAX {
-            match self.source {
-                Source::Chunk(chunk, view) => {
-                    if let Some(start) = view.offset_of(bytes) {
-                        self.encoder.tail.flush_heap(&mut self.encoder.batch);
-                        self.encoder.batch.push_chunk(self.slab, *chunk, start, bytes.len() as u32);
-                        return;
-                    }
-                }
-                Source::Heap(heap) => {
-                    let heap_range = heap.as_ptr_range();
-                    let range = bytes.as_ptr_range();
-                    if range.start >= heap_range.start && range.end <= heap_range.end {
-                        self.encoder.tail.flush_heap(&mut self.encoder.batch);
-                        self.encoder.batch.push_heap(heap.slice_ref(bytes));
-                        return;
-                    }
-                }
-                Source::None => {}
-            }
-        }
-        let Encoder { batch, tail, .. } = &mut *self.encoder;
-        tail.copy(batch, self.slab, bytes);
+        self.encoder.put(self.slab, self.source, self.borrow_bytes_min, bytes);
     }
 
     fn put_owned(&mut self, bytes: Bytes) {
-        if bytes.len() >= self.borrow_bytes_min && self.encoder.batch.segments.len() < SEGMENTS_HARD_MAX {
-            self.encoder.tail.flush_heap(&mut self.encoder.batch);
-            self.encoder.batch.push_heap(bytes);
-        } else {
-            let Encoder { batch, tail, .. } = &mut *self.encoder;
-            tail.copy(batch, self.slab, &bytes);
-        }
+        self.encoder.put_owned(self.slab, self.borrow_bytes_min, bytes);
     }
 
     fn end(&mut self) {

@@ -19,7 +19,13 @@ pub struct TargetIdentity {
     pub keys_count: u64,
     /// `Some`: AUTH is needed before anything else.
     pub password: Option<String>,
+    /// `Some`: a node of a cluster whose primaries listen on these ports of 127.0.0.1 and share the slots evenly. Filled
+    /// once all of them are started.
+    pub cluster: Option<ClusterPorts>,
 }
+
+/// Ports of the primaries of a make-believe cluster.
+pub type ClusterPorts = std::sync::Arc<std::sync::Mutex<Vec<u16>>>;
 
 impl TargetIdentity {
     /// A stand-alone Redis 7.0.
@@ -31,7 +37,13 @@ impl TargetIdentity {
             bulk_bytes_max: 512 << 20,
             keys_count: 0,
             password: None,
+            cluster: None,
         }
+    }
+
+    /// The same as a node of a cluster.
+    pub fn in_cluster(self, ports: &ClusterPorts) -> Self {
+        Self { cluster: Some(ports.clone()), ..self }
     }
 
     /// A stand-alone Valkey.
@@ -60,6 +72,10 @@ impl TargetIdentity {
              # CPU\r\nused_cpu_sys:1.000000\r\nused_cpu_user:1.000000\r\n\r\n# Modules\r\n\r\n\
              # Cluster\r\ncluster_enabled:0\r\n\r\n# Keyspace\r\n",
         );
+        if self.cluster.is_some() {
+            text = text.replace("redis_mode:standalone", "redis_mode:cluster");
+            text = text.replace("cluster_enabled:0", "cluster_enabled:1");
+        }
         if self.keys_count > 0 {
             text.push_str(&format!("db0:keys={},expires=0,avg_ttl=0\r\n", self.keys_count));
         }
@@ -216,6 +232,10 @@ impl Answers {
             ("ROLE", _) => out.extend_from_slice(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"),
             ("TIME", _) => out.extend_from_slice(b"*2\r\n$10\r\n1800000000\r\n$1\r\n0\r\n"),
             ("SCAN", _) => out.extend_from_slice(b"*2\r\n$1\r\n0\r\n*0\r\n"),
+            ("CLUSTER", "SHARDS") if self.identity.cluster.is_some() => self.shards(out),
+            ("CLUSTER", "INFO") if self.identity.cluster.is_some() => {
+                bulk(b"cluster_state:ok\r\ncluster_current_epoch:1\r\n", out);
+            }
             ("CLUSTER", _) => out.extend_from_slice(b"-ERR This instance has cluster support disabled\r\n"),
             ("SCRIPT", "LOAD") => bulk(&[b'0'; 40], out),
             ("SCRIPT", "EXISTS") => out.extend_from_slice(b"*1\r\n:1\r\n"),
@@ -229,6 +249,36 @@ impl Answers {
             ("PTTL" | "TTL" | "PEXPIRETIME", _) => out.extend_from_slice(b":-2\r\n"),
             ("EXEC" | "DISCARD", _) => out.extend_from_slice(format!("-ERR {name} without MULTI\r\n").as_bytes()),
             _ => out.extend_from_slice(b"+OK\r\n"),
+        }
+    }
+
+    fn shards(&self, out: &mut Vec<u8>) {
+        let ports = self
+            .identity
+            .cluster
+            .as_ref()
+            .map(|ports| ports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone());
+        let ports = ports.unwrap_or_default();
+        array(ports.len(), out);
+        for (number, port) in ports.iter().enumerate() {
+            array(4, out);
+            bulk(b"slots", out);
+            array(2, out);
+            int((16384 * number / ports.len()) as u64, out);
+            int((16384 * (number + 1) / ports.len() - 1) as u64, out);
+            bulk(b"nodes", out);
+            array(1, out);
+            array(10, out);
+            for (name, value) in
+                [("id", format!("{port:040}")), ("endpoint", "127.0.0.1".into()), ("role", "master".into())]
+            {
+                bulk(name.as_bytes(), out);
+                bulk(value.as_bytes(), out);
+            }
+            bulk(b"port", out);
+            int(u64::from(*port), out);
+            bulk(b"health", out);
+            bulk(b"online", out);
         }
     }
 

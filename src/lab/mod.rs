@@ -11,7 +11,7 @@
 //! - [`sink`]: a RESP server that answers at full speed; [`script`]: one that misbehaves by script.
 //! - [`proxy`]: bytes through to a real server, cut, slowed, paused or split on the way; [`tls_proxy`]: TLS in front of one.
 //! - [`journal`]: where each LSN begins in a recorded journal; [`torture`]: kills `replicate` again and again.
-//! - [`servers`]: real servers as children; [`client`]: a small blocking client to ask them.
+//! - [`servers`]: real servers as children; [`cluster`]: a cluster of them; [`client`]: a small blocking client to ask them.
 //!
 //! Everything here runs on plain blocking threads, so that nothing of the tool's own engine is under the tests' feet.
 //! Nothing in `dragonfly`, `redis`, `convert`, `engine` or `uring` is used to make the bytes that test them.
@@ -19,6 +19,7 @@
 pub mod answers;
 pub mod bench;
 pub mod client;
+pub mod cluster;
 pub mod cpu;
 pub mod encode;
 pub mod error;

@@ -80,6 +80,16 @@ impl Sink {
         Ok(Self { shared, address, accepting })
     }
 
+    /// The primaries of a make-believe cluster.
+    pub fn start_cluster(primaries: usize) -> Result<Vec<Self>, LabError> {
+        let ports = super::answers::ClusterPorts::default();
+        let identity = TargetIdentity::default().in_cluster(&ports);
+        let start = |_| Self::start(SinkOptions { identity: identity.clone(), ..SinkOptions::default() });
+        let sinks = (0..primaries).map(start).collect::<Result<Vec<_>, _>>()?;
+        *lock(&ports) = sinks.iter().map(Self::port).collect();
+        Ok(sinks)
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -4,7 +4,7 @@
 //! - [`reply`]: scanning a stream of replies at full speed. [`value`]: one whole reply of a control connection;
 //!   [`value_reader`]: many of them, as they arrive.
 //! - [`payload`]: the footer of a DUMP payload; [`reencode`]: value bodies that a target takes in another type.
-//! - [`slot`]: the hash slot of a key.
+//! - [`slot`]: the hash slot of a key. [`topology`]: which node of a cluster has which slots.
 //! - [`info`], [`capabilities`]: what the target says it is, and what that means.
 //!
 //! Bytes from the target are hostile: every length is checked and bounded, and nothing is allocated for what was only
@@ -18,6 +18,7 @@ pub mod reply;
 pub mod request;
 pub mod resp;
 pub mod slot;
+pub mod topology;
 pub mod value;
 pub mod value_reader;
 

@@ -74,8 +74,8 @@ pub fn commands<'a>(
     })
 }
 
-/// Which string of a command is its first key: for nearly all the one after the name.
-fn key_position(name: &[u8]) -> Option<usize> {
+/// Which string of a command (`name` in upper case) is its first key: for nearly all the one after the name.
+pub fn key_position(name: &[u8]) -> Option<usize> {
     match name {
         b"SELECT" | b"MULTI" | b"EXEC" | b"SCRIPT" | b"PING" | b"ASKING" | b"FLUSHALL" | b"FLUSHDB" | b"FUNCTION" => {
             None

@@ -1,9 +1,10 @@
 //! The hash slot of a key: CRC-16/XMODEM of the key, or of its hash tag, modulo 16384.
 //!
 //! The tag is what stands between the first `{` and the first `}` after it; the whole key counts if there is no such
-//! pair or nothing between them.
+//! pair or nothing between them. The other way round, [`tag`] gives a short text that lies in a wanted slot.
 
 use crate::ids::Slot;
+use std::sync::OnceLock;
 
 /// Number of slots of a Redis Cluster.
 pub const SLOTS: u16 = 16384;
@@ -28,6 +29,43 @@ pub fn hash_tag(key: &[u8]) -> &[u8] {
     }
 }
 
+/// Most bytes of a [`tag`].
+pub const TAG_BYTES_MAX: usize = 4;
+
+/// A short text whose slot is `slot`: a key with it as its hash tag lies there. Found once, by trying.
+pub fn tag(slot: Slot) -> &'static str {
+    static TAGS: OnceLock<Vec<Box<str>>> = OnceLock::new();
+    TAGS.get_or_init(find_tags).get(usize::from(slot.0)).map_or("", |tag| tag)
+}
+
+/// Texts of up to four letters and digits, shortest first, until every slot has one.
+fn find_tags() -> Vec<Box<str>> {
+    const LETTERS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut tags: Vec<Box<str>> = vec![Box::default(); usize::from(SLOTS)];
+    let mut left = tags.len();
+    for number in 0..LETTERS.len().pow(TAG_BYTES_MAX as u32) {
+        let mut text = String::with_capacity(TAG_BYTES_MAX);
+        let mut rest = number;
+        loop {
+            text.push(char::from(LETTERS[rest % LETTERS.len()]));
+            rest /= LETTERS.len();
+            if rest == 0 {
+                break;
+            }
+        }
+        if let Some(place) = tags.get_mut(usize::from(slot(text.as_bytes()).0))
+            && place.is_empty()
+        {
+            *place = text.into();
+            left -= 1;
+            if left == 0 {
+                break;
+            }
+        }
+    }
+    tags
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +86,15 @@ mod tests {
         assert_eq!(hash_tag(b"foo{bar}{zap}"), b"bar");
         assert_eq!(hash_tag(b"foo}{"), b"foo}{");
         assert_eq!(hash_tag(b"{"), b"{");
+    }
+
+    #[test]
+    fn every_slot_has_a_tag() {
+        for number in 0..SLOTS {
+            let tag = tag(Slot(number));
+            assert!(!tag.is_empty() && tag.len() <= TAG_BYTES_MAX);
+            assert_eq!(slot(format!("df2redis:m:{{{tag}}}:12").as_bytes()), Slot(number));
+        }
     }
 
     proptest! {

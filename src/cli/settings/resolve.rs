@@ -12,7 +12,7 @@ use crate::convert::Policy;
 use crate::engine::cutover::{Plan, Verify};
 use crate::engine::hooks::Hooks;
 use crate::engine::settings::{
-    Endpoint, Follow, MigrateSettings, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret, SpoolSettings,
+    Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret, SpoolSettings,
 };
 use crate::engine::verify::{Mode, Rate, Repair, SampleSize, VerifySettings};
 use crate::operator::control::socket;
@@ -311,6 +311,9 @@ fn data_plane(
         source_first: false,
         source,
         target,
+        target_nat: NatMap::parse(values.texts(&table::TARGET_NAT))
+            .map_err(|reason| values.wrong(&table::TARGET_NAT, &reason))?,
+        target_nodes: Default::default(),
         on_existing,
         on_unsupported: policy(values)?,
         cores,

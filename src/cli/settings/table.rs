@@ -161,6 +161,8 @@ settings! {
         "Password at the target";
     TARGET_PASSWORD_FILE: SERVERS, BETWEEN, "target-password-file", "FILE", Path, Unset, Everywhere,
         "Read the target's password from this file";
+    TARGET_NAT: SERVERS, SERVED, "target-nat", "FROM=TO", List, Unset, Everywhere,
+        "Connect to TO where the target cluster announces FROM: HOST=HOST or HOST:PORT=HOST:PORT; may be repeated";
     CONNECT_TIMEOUT: SERVERS, DATA | VERIFY, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
         "Give up on connecting, and on answers to the handshake, after this time";
 

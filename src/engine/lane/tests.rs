@@ -25,6 +25,7 @@ impl World {
             checkpoint: "c".into(),
             client_id: 1,
             resumes: false,
+            in_cluster: false,
         };
         let slab = Slab::unregistered(layout).unwrap();
         Self { lane: Lane::new(0, start), slab, lost: Vec::new(), _peers: vec![theirs] }

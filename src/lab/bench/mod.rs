@@ -5,6 +5,7 @@
 //! rounds' ratios. The thing measured is alone on one CPU, its peers are on another. CPU time of the tool is that of its
 //! whole process, from start to end; that of the relay is its thread's. Only ratios taken in one run mean anything.
 
+mod cluster;
 mod direct;
 mod floor;
 mod follow;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which parts. Of load: sink, redis, memory (these unless given), tls; of journal: rate, lag, idle (all unless given)
+    /// Which parts. Of load: sink, redis, memory (these unless given), tls, cluster; of journal: rate, lag, idle (all unless given)
     #[arg(long, value_delimiter = ',')]
     pub parts: Vec<String>,
     /// Only cases whose name contains this
@@ -98,13 +99,14 @@ const CASES: [Case; 4] = [
 
 /// Runs all parts of `load` asked for and prints the table. Returns whether every figure was reached.
 pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
-    run_parts(args, &["sink", "redis", "memory"], &["tls"], |part, results| match part {
+    run_parts(args, &["sink", "redis", "memory"], &["tls", "cluster"], |part, results| match part {
         "sink" => CASES
             .iter()
             .filter(|case| case.name.contains(&args.only))
             .try_for_each(|case| sink_case(args, case, results)),
         "redis" => real::run(args, results),
         "tls" => tls::run(args, results),
+        "cluster" => cluster::run(args, results),
         _ => memory::run(args, results),
     })
 }

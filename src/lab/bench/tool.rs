@@ -35,6 +35,22 @@ pub fn against_sink(args: &BenchArgs, spec: &Spec) -> Result<ToolRun, LabError> 
     Ok(run)
 }
 
+/// The same into the sinks of a make-believe cluster.
+pub fn against_cluster(args: &BenchArgs, spec: &Spec, primaries: usize) -> Result<ToolRun, LabError> {
+    pin(args.peer_cpu)?;
+    let sinks = Sink::start_cluster(primaries)?;
+    let run = migrate(args, spec, sinks.first().map_or(0, Sink::port))?;
+    for sink in &sinks {
+        if let Some(malformed) = sink.malformed().first() {
+            return Err(LabError::Bench(format!("a sink got what is no request: {malformed:?}")));
+        }
+        if sink.counts().commands < run.keys / primaries as u64 / 2 {
+            return Err(LabError::Bench("the keys were not shared out evenly".into()));
+        }
+    }
+    Ok(run)
+}
+
 /// A run into whatever listens on `target_port`. The source runs where this thread does; the tool on its CPU.
 pub fn migrate(args: &BenchArgs, spec: &Spec, target_port: u16) -> Result<ToolRun, LabError> {
     migrate_over(args, spec, target_port, &Sides::default())

@@ -1,0 +1,527 @@
+//! The control plane's side of a cluster: who has which slot, one connection to each node, commands sent where they belong.
+//!
+//! In: any node's address. Out: the topology, replies to routed commands, connections for the workers. Invariants: only
+//! nodes that an authenticated node of the cluster named are connected to; one command at a time, its answer awaited; a
+//! command that was redirected is sent again only after the error that says it was not executed; before anything is sent
+//! to a node with which a worker lost a connection, that connection is ended there; a primary that came back as another
+//! process, with nobody in its place, is refused (it may have forgotten acknowledged writes).
+
+use super::error::EngineError;
+use super::errors::is_rejection;
+use super::settings::{Endpoint, MigrateSettings};
+use super::target::{self, TargetLink};
+use crate::ids::Slot;
+use crate::redis::info::Info;
+use crate::redis::slot::slot;
+use crate::redis::topology::{Address, NatMap, Redirect, Topology};
+use crate::redis::value::Value;
+use crate::uring;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A node that does not answer within this is asked later.
+const NODE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A slot that nobody serves for so long ends the run (which can be resumed).
+const PATIENCE: Duration = Duration::from_secs(300);
+/// From then on, and again after as long, the operator is told.
+const ALARM_EVERY: Duration = Duration::from_secs(5);
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+const PAUSE_LAST: Duration = Duration::from_millis(500);
+/// How often a redirect to a node that no node knows is asked again: news of a new node takes a moment to spread.
+const UNKNOWN_TRIES: u32 = 5;
+/// Requests of one pipeline to one node.
+const PIPELINE_MAX: usize = 512;
+
+/// Why an attempt failed.
+pub enum Trouble {
+    /// The connection: what was sent may have been executed, or not.
+    Broken(EngineError),
+    /// Trying again does not help.
+    Final(EngineError),
+}
+
+impl From<Trouble> for EngineError {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Broken(error) | Trouble::Final(error) => error,
+        }
+    }
+}
+
+/// Growing pauses with jitter, an alarm every few seconds, and an end.
+pub struct Patience {
+    since_ns: u64,
+    alarm_at: Duration,
+    pause: Duration,
+}
+
+impl Patience {
+    pub fn new() -> Self {
+        Self { since_ns: uring::clock::monotonic_ns(), alarm_at: ALARM_EVERY, pause: PAUSE_FIRST }
+    }
+
+    /// Waits a moment. Errors: it has taken too long.
+    pub async fn wait(&mut self, why: &str) -> Result<(), Trouble> {
+        let waited = Duration::from_nanos(uring::clock::monotonic_ns().saturating_sub(self.since_ns));
+        if waited >= PATIENCE {
+            return Err(Trouble::Final(EngineError::Target(format!(
+                "the cluster did not become ready within {PATIENCE:?}: {why}"
+            ))));
+        }
+        if waited >= self.alarm_at {
+            self.alarm_at = waited + ALARM_EVERY;
+            tracing::warn!(?waited, why, "holding: the cluster cannot serve a slot");
+        }
+        let jitter = uring::clock::monotonic_ns() % (self.pause.as_nanos() as u64).max(1);
+        tokio::time::sleep(self.pause / 2 + Duration::from_nanos(jitter)).await;
+        self.pause = (self.pause * 2).min(PAUSE_LAST);
+        Ok(())
+    }
+}
+
+pub struct Cluster {
+    settings: Arc<MigrateSettings>,
+    nat: NatMap,
+    seed: Address,
+    topology: Topology,
+    /// By node id.
+    links: HashMap<String, TargetLink>,
+    /// Ids of these connections at their nodes.
+    client_ids: HashMap<String, i64>,
+    /// Ids by the number that workers and reports know a node by.
+    numbers: Vec<String>,
+    /// Run ids of the nodes that were primaries when they were connected to.
+    run_ids: HashMap<String, String>,
+    /// Connections that were lost: to be ended before the node is told anything else.
+    lost_clients: HashMap<String, Vec<LostClient>>,
+    /// Run ids of all nodes as they were seen last.
+    seen_run_ids: HashMap<String, String>,
+}
+
+/// A connection to be ended. Its number means nothing to another process.
+#[derive(Clone)]
+struct LostClient {
+    run_id: String,
+    client_id: i64,
+}
+
+impl Cluster {
+    /// Learns the cluster from the node behind `link`.
+    pub async fn discover(settings: &Arc<MigrateSettings>, link: &mut TargetLink) -> Result<Self, EngineError> {
+        let seed = Address::new(settings.target.host.clone(), settings.target.port);
+        let nat = settings.target_nat.clone();
+        let topology = view(link, &seed, &nat, settings.target.tls.is_some()).await?;
+        let uncovered = topology.uncovered();
+        if !uncovered.is_empty() {
+            return Err(EngineError::Refused(format!(
+                "the target cluster does not serve all slots (nobody has {}); every slot must have a node before the start",
+                ranges(&uncovered)
+            )));
+        }
+        remember(settings, &topology);
+        Ok(Self {
+            settings: settings.clone(),
+            nat,
+            seed,
+            topology,
+            links: HashMap::new(),
+            client_ids: HashMap::new(),
+            numbers: Vec::new(),
+            run_ids: HashMap::new(),
+            lost_clients: HashMap::new(),
+            seen_run_ids: HashMap::new(),
+        })
+    }
+
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The number of a node, the same for the whole run.
+    pub fn number(&mut self, id: &str) -> u16 {
+        let at = self.numbers.iter().position(|known| known == id).unwrap_or_else(|| {
+            self.numbers.push(id.to_string());
+            self.numbers.len() - 1
+        });
+        at.min(usize::from(u16::MAX)) as u16
+    }
+
+    pub fn id_of(&self, number: u16) -> Option<&str> {
+        self.numbers.get(usize::from(number)).map(String::as_str)
+    }
+
+    /// Ids of the nodes that have slots.
+    pub fn primary_ids(&self) -> Vec<String> {
+        self.topology.primaries().iter().map(|node| node.id.clone()).collect()
+    }
+
+    pub fn address_of(&self, id: &str) -> Option<Address> {
+        self.topology.by_id(id).map(|node| node.address.clone())
+    }
+
+    pub fn endpoint_of(&self, id: &str) -> Option<Endpoint> {
+        let address = self.address_of(id)?;
+        Some(Endpoint { host: address.host, port: address.port, ..self.settings.target.clone() })
+    }
+
+    pub fn settings(&self) -> &Arc<MigrateSettings> {
+        &self.settings
+    }
+
+    /// This connection, a worker's or one of our own, was lost.
+    pub fn lost(&mut self, id: &str, client_id: i64) {
+        self.links.remove(id);
+        let run_id = self.seen_run_ids.get(id).cloned().unwrap_or_default();
+        self.lost_clients.entry(id.to_string()).or_default().push(LostClient { run_id, client_id });
+    }
+
+    /// Asks the nodes anew who has which slot: the most complete answer with the latest epoch counts.
+    pub async fn refresh(&mut self) -> Result<(), Trouble> {
+        let mut ids = self.primary_ids();
+        let others = self.topology.nodes().iter().map(|node| node.id.clone()).filter(|id| !ids.contains(id));
+        let others: Vec<String> = others.collect();
+        let mut best: Option<Topology> = None;
+        let better = |new: &Topology, old: &Option<Topology>| {
+            let rank = |t: &Topology| (std::cmp::Reverse(t.uncovered().len()), t.epoch);
+            old.as_ref().is_none_or(|old| rank(new) > rank(old))
+        };
+        let primaries = ids.len();
+        ids.extend(others);
+        for (position, id) in ids.iter().enumerate() {
+            let complete = best.as_ref().is_some_and(|best| best.uncovered().is_empty());
+            if position >= primaries && complete {
+                break;
+            }
+            let Some(address) = self.address_of(id) else { continue };
+            let (nat, tls) = (self.nat.clone(), self.settings.target.tls.is_some());
+            let seen = match self.link(id).await {
+                Ok(link) => view(link, &address, &nat, tls).await,
+                Err(Trouble::Final(error)) => return Err(Trouble::Final(error)),
+                Err(Trouble::Broken(error)) => Err(error),
+            };
+            match seen {
+                Ok(topology) if better(&topology, &best) => best = Some(topology),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(node = %address, %error, "a node cannot be asked for the topology");
+                    self.links.remove(id);
+                }
+            }
+        }
+        if best.is_none() {
+            let mut link = TargetLink::connect(&self.settings.target, NODE_TIMEOUT).await.map_err(Trouble::Broken)?;
+            let tls = self.settings.target.tls.is_some();
+            best = Some(view(&mut link, &self.seed, &self.nat, tls).await.map_err(Trouble::Broken)?);
+        }
+        if let Some(topology) = best {
+            self.adopt(topology);
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, topology: Topology) {
+        if topology != self.topology {
+            tracing::info!(
+                epoch = topology.epoch,
+                primaries = topology.primaries().len(),
+                "the cluster's topology changed"
+            );
+        }
+        for old in self.topology.primaries() {
+            let failed = topology.by_id(&old.id).is_none_or(|node| !node.healthy);
+            let heir =
+                self.topology.slots_of(&old.id).find_map(|slot| topology.owner(slot)).filter(|heir| heir.id != old.id);
+            if let (true, Some(heir)) = (failed, heir) {
+                tracing::warn!(
+                    failed = %old.address,
+                    heir = %heir.address,
+                    "a primary failed and was replaced: writes that it acknowledged in its last moments may be missing, for \
+                     clusters replicate asynchronously"
+                );
+            }
+        }
+        self.topology = topology;
+        remember(&self.settings, &self.topology);
+        // A node that is no primary any more may be restarted: it will copy its data from the new one.
+        let primaries = self.primary_ids();
+        self.run_ids.retain(|id, _| primaries.contains(id));
+        let nodes = &self.topology;
+        self.links.retain(|id, _| nodes.by_id(id).is_some());
+    }
+
+    /// The connection to a node, made if there is none.
+    pub async fn link(&mut self, id: &str) -> Result<&mut TargetLink, Trouble> {
+        if !self.links.contains_key(id) {
+            let unknown = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
+            let endpoint = self.endpoint_of(id).ok_or_else(unknown)?;
+            let mut link = TargetLink::connect(&endpoint, NODE_TIMEOUT).await.map_err(Trouble::Broken)?;
+            self.check_run_id(id, &mut link).await?;
+            let run_id = self.seen_run_ids.get(id).cloned().unwrap_or_default();
+            for LostClient { client_id, .. } in
+                self.lost_clients.get(id).cloned().unwrap_or_default().into_iter().filter(|lost| lost.run_id == run_id)
+            {
+                target::end_client(&mut link, client_id).await.map_err(|error| match error {
+                    EngineError::Refused(text) => Trouble::Final(EngineError::Target(text)),
+                    error => Trouble::Broken(error),
+                })?;
+            }
+            self.lost_clients.remove(id);
+            target::name_control(&mut link).await.map_err(Trouble::Broken)?;
+            let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
+            self.client_ids.insert(id.to_string(), client_id);
+            self.links.insert(id.to_string(), link);
+        }
+        self.links.get_mut(id).ok_or_else(|| Trouble::Final(EngineError::Internal("a connection vanished".into())))
+    }
+
+    /// A primary that is another process now, with nobody in its place, may have lost what it had acknowledged.
+    pub async fn check_run_id(&mut self, id: &str, link: &mut TargetLink) -> Result<(), Trouble> {
+        let run_id = target::run_id(link).await.map_err(Trouble::Broken)?;
+        self.seen_run_ids.insert(id.to_string(), run_id.clone());
+        if !self.topology.primaries().iter().any(|node| node.id == id) {
+            return Ok(());
+        }
+        match self.run_ids.get(id) {
+            Some(known) if *known != run_id => {
+                Err(Trouble::Final(EngineError::Target(format!("node {id}: {}", target::RESTARTED))))
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.run_ids.insert(id.to_string(), run_id);
+                Ok(())
+            }
+        }
+    }
+
+    /// Forgets a connection that broke.
+    pub fn drop_link(&mut self, id: &str) {
+        self.links.remove(id);
+    }
+
+    /// Sends encoded commands to one node and takes their replies.
+    pub async fn send(&mut self, id: &str, asking: bool, bytes: &[u8], replies: usize) -> Result<Vec<Value>, Trouble> {
+        let mut request = Vec::new();
+        if asking {
+            crate::redis::resp::push_command(&mut request, &[b"ASKING"]);
+        }
+        request.extend_from_slice(bytes);
+        let patience = self.settings.connect_timeout;
+        let link = self.link(id).await?;
+        // Data may take longer than a question.
+        link.set_timeout(patience);
+        let answered = link.replies(request, replies + usize::from(asking)).await;
+        link.set_timeout(NODE_TIMEOUT);
+        match answered {
+            Ok(mut values) => {
+                if asking {
+                    values.remove(0);
+                }
+                Ok(values)
+            }
+            Err(error) => {
+                // The node may still execute it: the connection is ended there before the next one is used.
+                self.lost(id, self.client_ids.get(id).copied().unwrap_or_default());
+                Err(Trouble::Broken(error))
+            }
+        }
+    }
+
+    /// Executes encoded commands of one slot (one, or a MULTI group) where the slot is, following redirects and waiting
+    /// for nodes that are not ready. Returns their replies, none of which says that it was not executed.
+    pub async fn execute(&mut self, slot: Slot, bytes: &[u8], replies: usize) -> Result<Vec<Value>, Trouble> {
+        let mut patience = Patience::new();
+        let mut redirect: Option<Redirect> = None;
+        loop {
+            let asking = redirect.as_ref().is_some_and(|redirect| redirect.ask);
+            let id = match redirect.take() {
+                Some(redirect) => self.known_node(&redirect).await?,
+                None => self.topology.owner(slot).map(|node| node.id.clone()),
+            };
+            let Some(id) = id else {
+                patience.wait(&format!("nobody has slot {slot}")).await?;
+                self.refresh().await?;
+                continue;
+            };
+            let values = self.send(&id, asking, bytes, replies).await?;
+            let Some(text) = values.iter().find_map(|value| match value {
+                Value::Error(text) if is_rejection(text) => Some(text.clone()),
+                _ => None,
+            }) else {
+                return Ok(values);
+            };
+            let asked = self.address_of(&id).unwrap_or_else(|| self.seed.clone());
+            redirect = Redirect::parse(&text, &asked);
+            let hurry = redirect.as_ref().is_some_and(|redirect| redirect.ask) && !asking;
+            if !hurry {
+                // MOVED back and forth, TRYAGAIN, CLUSTERDOWN ...: the nodes need a moment to agree.
+                patience.wait(&format!("{asked} answers \"{}\"", text.escape_ascii())).await?;
+                self.refresh().await?;
+            }
+        }
+    }
+
+    /// The node that a redirect names. Nobody but the cluster's own nodes is ever connected to.
+    async fn known_node(&mut self, redirect: &Redirect) -> Result<Option<String>, Trouble> {
+        for attempt in 0..UNKNOWN_TRIES {
+            if let Some(node) = self.topology.find(&redirect.address) {
+                return Ok(Some(node.id.clone()));
+            }
+            tokio::time::sleep(PAUSE_FIRST * 4u32.pow(attempt)).await;
+            self.refresh().await?;
+        }
+        Err(Trouble::Final(EngineError::Target(format!(
+            "the target sends slot {} to {}, which is no node of the cluster that its nodes describe; it was not connected \
+             to (addresses behind a translation are given with --target-nat)",
+            redirect.slot, redirect.address
+        ))))
+    }
+
+    /// One command, where its key is; it may be sent again after a lost connection. FLUSHALL and the like go to every
+    /// primary, a SELECT of database 0 nowhere.
+    pub async fn call(&mut self, args: &[&[u8]]) -> Result<Value, EngineError> {
+        let name = args.first().copied().unwrap_or_default();
+        let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
+        if is("SELECT") {
+            return match args.get(1) {
+                Some(&b"0") => Ok(Value::Simple(b"OK".to_vec())),
+                _ => Err(EngineError::Refused("a cluster has only database 0".into())),
+            };
+        }
+        let request = crate::redis::resp::command(args);
+        if ["FLUSHALL", "FLUSHDB", "DBSIZE", "CLIENT", "SCRIPT", "PING"].iter().any(|name| is(name)) {
+            return self.on_all(&request).await;
+        }
+        let slot = slot(args.get(1).copied().unwrap_or_default());
+        let mut patience = Patience::new();
+        loop {
+            match self.execute(slot, &request, 1).await {
+                Ok(values) => return Ok(values.into_iter().next().unwrap_or(Value::Null)),
+                Err(Trouble::Broken(error)) => {
+                    patience.wait(&error.to_string()).await?;
+                    self.refresh_patiently().await?;
+                }
+                Err(Trouble::Final(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// One command to every primary; numbers are added up, else the last reply counts.
+    pub async fn on_all(&mut self, request: &[u8]) -> Result<Value, EngineError> {
+        let (mut sum, mut last) = (0i64, Value::Null);
+        for id in self.primary_ids() {
+            let value = self.send(&id, false, request, 1).await?.into_iter().next().unwrap_or(Value::Null);
+            match value {
+                Value::Error(_) => return Ok(value),
+                Value::Integer(number) => sum = sum.saturating_add(number),
+                value => last = value,
+            }
+        }
+        Ok(if last == Value::Null { Value::Integer(sum) } else { last })
+    }
+
+    /// Refreshes until a node answers and every slot has an owner.
+    pub async fn refresh_patiently(&mut self) -> Result<(), EngineError> {
+        let mut patience = Patience::new();
+        loop {
+            let why = match self.refresh().await {
+                Ok(()) => match self.topology.uncovered().as_slice() {
+                    [] => return Ok(()),
+                    uncovered => format!("nobody has {}", ranges(uncovered)),
+                },
+                Err(Trouble::Broken(error)) => error.to_string(),
+                Err(Trouble::Final(error)) => return Err(error),
+            };
+            patience.wait(&why).await?;
+        }
+    }
+
+    /// Many commands of one key each that may be sent again. Returns a reply for each, in their order.
+    pub async fn pipeline(&mut self, requests: &[(Slot, Vec<u8>)]) -> Result<Vec<Value>, EngineError> {
+        let mut replies: Vec<Value> = vec![Value::Null; requests.len()];
+        let mut by_node: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut apart = Vec::new();
+        for (at, (slot, _)) in requests.iter().enumerate() {
+            match self.topology.owner(*slot) {
+                Some(node) => by_node.entry(node.id.clone()).or_default().push(at),
+                None => apart.push(at),
+            }
+        }
+        for (id, places) in by_node {
+            for chunk in places.chunks(PIPELINE_MAX) {
+                let bytes: Vec<u8> =
+                    chunk.iter().filter_map(|at| requests.get(*at)).flat_map(|r| r.1.clone()).collect();
+                match self.send(&id, false, &bytes, chunk.len()).await {
+                    Ok(values) => {
+                        for (at, value) in chunk.iter().zip(values) {
+                            match &value {
+                                Value::Error(text) if is_rejection(text) => apart.push(*at),
+                                _ => replies[*at] = value,
+                            }
+                        }
+                    }
+                    Err(Trouble::Broken(_)) => apart.extend_from_slice(chunk),
+                    Err(Trouble::Final(error)) => return Err(error),
+                }
+            }
+        }
+        for at in apart {
+            let Some((slot, bytes)) = requests.get(at) else { continue };
+            let mut patience = Patience::new();
+            replies[at] = loop {
+                match self.execute(*slot, bytes, 1).await {
+                    Ok(values) => break values.into_iter().next().unwrap_or(Value::Null),
+                    Err(Trouble::Broken(error)) => {
+                        patience.wait(&error.to_string()).await?;
+                        self.refresh_patiently().await?;
+                    }
+                    Err(Trouble::Final(error)) => return Err(error),
+                }
+            };
+        }
+        Ok(replies)
+    }
+}
+
+/// For the time when the node that the operator named is gone.
+fn remember(settings: &MigrateSettings, topology: &Topology) {
+    let nodes = topology.nodes().iter().filter(|node| node.healthy).map(|node| node.address.clone()).collect();
+    *settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = nodes;
+}
+
+/// What one node says of the cluster.
+async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -> Result<Topology, EngineError> {
+    let unreadable = |e: crate::redis::topology::TopologyError| EngineError::Target(format!("{asked}: {e}"));
+    let mut topology = match link.call_raw("CLUSTER", &[b"CLUSTER", b"SHARDS"]).await? {
+        Value::Error(_) => None,
+        shards => Some(Topology::from_shards(&shards, asked, nat, tls).map_err(unreadable)?),
+    };
+    if topology.as_ref().is_none_or(|topology| !topology.uncovered().is_empty()) {
+        match link.call_raw("CLUSTER", &[b"CLUSTER", b"SLOTS"]).await? {
+            Value::Error(text) if topology.is_none() => {
+                return Err(EngineError::Target(format!(
+                    "{asked} answered CLUSTER SLOTS with \"{}\"; the target's user needs +cluster",
+                    text.escape_ascii()
+                )));
+            }
+            Value::Error(_) => {}
+            slots => {
+                let by_slots = Topology::from_slots(&slots, asked, nat).map_err(unreadable)?;
+                if topology.as_ref().is_none_or(|t| by_slots.uncovered().len() < t.uncovered().len()) {
+                    topology = Some(by_slots);
+                }
+            }
+        }
+    }
+    let mut topology = topology.ok_or_else(|| EngineError::Internal("a topology without slots".into()))?;
+    if let Value::Bulk(text) = link.call_raw("CLUSTER", &[b"CLUSTER", b"INFO"]).await? {
+        let text = String::from_utf8_lossy(&text).into_owned();
+        topology.epoch = Info::parse(&text).get("cluster_current_epoch").and_then(|e| e.parse().ok()).unwrap_or(0);
+    }
+    Ok(topology)
+}
+
+fn ranges(slots: &[(Slot, Slot)]) -> String {
+    let text = slots.iter().take(8).map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(", ");
+    if slots.len() > 8 { text + ", ..." } else { text }
+}

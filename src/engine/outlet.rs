@@ -1,0 +1,100 @@
+//! Where a flow's commands go: its one lane, or all lanes of a cluster's worker.
+//!
+//! In: what a flow does with its lane. Out: the same for one server and for a cluster. A flow of one server writes through
+//! a [`Writer`](super::writer::Writer) to its lane as if there were no cluster.
+
+use super::batch::Batch;
+use super::lane::Lane;
+use super::router::{ClusterWriter, Router, WriteSettings};
+use super::writer::{Encoder, Source};
+use crate::convert::{Class, CommandMeta, Out};
+use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::redis::slot::slot;
+use crate::uring::Slab;
+
+pub enum Outlet<'a> {
+    One(&'a mut Lane),
+    Cluster { lanes: &'a mut [Lane], router: &'a mut Router },
+}
+
+impl Outlet<'_> {
+    fn lanes(&mut self) -> &mut [Lane] {
+        match self {
+            Self::One(lane) => std::slice::from_mut(lane),
+            Self::Cluster { lanes, .. } => lanes,
+        }
+    }
+
+    /// See [`Lane::reopen_window`].
+    pub fn reopen_window(&mut self, window_bytes: usize) {
+        self.lanes().iter_mut().for_each(|lane| lane.reopen_window(window_bytes));
+    }
+
+    /// Whether every lane (and the slab) can take one more event.
+    #[inline]
+    pub fn has_room(&mut self, slab: &Slab, window_bytes: usize) -> bool {
+        match self {
+            Self::One(lane) => super::worker::has_room(slab, lane, window_bytes),
+            // The next command may be for any of them.
+            Self::Cluster { lanes, .. } => {
+                lanes.iter_mut().all(|lane| super::worker::has_room(slab, lane, window_bytes))
+            }
+        }
+    }
+
+    /// Moves the batches closed by a writer to the queue.
+    #[inline]
+    pub fn queue_closed(&mut self) {
+        if let Self::One(lane) = self
+            && !lane.closed.is_empty()
+        {
+            lane.queue_closed();
+        }
+    }
+
+    /// Value of the marker of a command of the full sync that is carried out apart.
+    pub fn next_sequence(&mut self) -> Vec<u8> {
+        match self {
+            Self::One(_) => Vec::new(),
+            Self::Cluster { router, .. } => router.next_sequence(),
+        }
+    }
+
+    /// Queues a staged batch (one long command) behind everything on its lane.
+    pub fn queue_staged(&mut self, slab: &mut Slab, batch: Batch, encoder: &Encoder, batch_bytes: usize) {
+        match self {
+            Self::One(lane) => {
+                lane.close_open(slab, batch_bytes);
+                lane.queue_staged(slab, batch, encoder.db);
+            }
+            Self::Cluster { lanes, router } => {
+                if let Some(lane) = lanes.get_mut(router.lane_of(encoder.slot)) {
+                    lane.close_open(slab, batch_bytes);
+                    lane.closed.push(batch);
+                    lane.queue_closed();
+                }
+            }
+        }
+    }
+
+    /// The flow goes on with the journal from here. A cluster's positions are noted by its router.
+    pub fn note_position(&mut self, slab: &mut Slab, batch_bytes: usize, flow: FlowId, next_lsn: Lsn, read_ns: u64) {
+        if let Self::One(lane) = self {
+            lane.note_position(slab, batch_bytes, flow, next_lsn, read_ns);
+        }
+    }
+
+    /// Deletes a key, in order with everything else that is said about it.
+    pub fn delete(&mut self, slab: &mut Slab, batch_bytes: usize, flow: FlowId, db: DbIndex, key: &[u8]) {
+        match self {
+            Self::One(lane) => lane.delete(slab, batch_bytes, db, key),
+            Self::Cluster { lanes, router } => {
+                let settings = WriteSettings::copying(batch_bytes, 0);
+                let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, (flow, None), settings);
+                writer.begin(CommandMeta { slot: slot(key), db, class: Class::Blind, all_nodes: false });
+                writer.put(&crate::redis::resp::command(&[b"DEL", key]));
+                writer.end();
+            }
+        }
+    }
+}

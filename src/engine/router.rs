@@ -1,0 +1,422 @@
+//! A worker's view of a cluster: which lane has which slot, the markers of guarded commands, the positions confirmed.
+//!
+//! In: what the control plane found out, commands with their slots. Out: the same commands on the lanes of their slots.
+//! Invariants: between two changes of the slot map, which happen only while every lane is empty, a slot has one lane, so a
+//! key's commands keep their order. A guarded command stands in a MULTI of its own with `SET <marker of this flow in this
+//! slot> <position>`, which also covers what the same record does in the same slot after it. A flow's position is written to
+//! the checkpoint only when everything up to it was acknowledged on all lanes.
+
+use super::error::EngineError;
+use super::lane::Lane;
+use super::target::OWN_PREFIX;
+use super::writer::{LSN_FIELD_PREFIX, Source};
+use crate::convert::{Class, CommandMeta, Out};
+use crate::ids::{DbIndex, FlowId, Lsn, Slot};
+use crate::redis::slot::{self, SLOTS};
+use crate::uring::Slab;
+use bytes::Bytes;
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+/// Cuts that wait for their acknowledgements at the most; while so many wait, no new one is made.
+const CUTS_MAX: usize = 64;
+/// Least time between two positions written, unless nothing is under way.
+const POSITIONS_EVERY_NS: u64 = 10_000_000;
+
+/// Markers found at the target when the job went on: by flow and slot, the LSN up to which every record was applied.
+pub type Resumed = HashMap<(FlowId, Slot), Lsn>;
+
+/// What the control plane gives a worker of a cluster.
+#[derive(Clone)]
+pub struct RouterStart {
+    /// Index of the lane of each slot.
+    pub lanes_by_slot: Box<[u16]>,
+    /// What positions in the journal are positions of: the source process.
+    pub journal_tag: String,
+    /// What numbers of the full sync are numbers of: this process.
+    pub snapshot_tag: String,
+    pub resumed: Arc<Resumed>,
+}
+
+/// Key of the marker of a flow in a slot.
+pub fn marker_key(flow: FlowId, slot: Slot) -> Vec<u8> {
+    format!("{OWN_PREFIX}m:{{{}}}:{flow}", slot::tag(slot)).into_bytes()
+}
+
+/// The tag and the position that a marker holds.
+pub fn parse_marker(value: &[u8]) -> Option<(&str, u64)> {
+    let (tag, number) = std::str::from_utf8(value).ok()?.rsplit_once(':')?;
+    Some((tag, number.parse().ok()?))
+}
+
+/// Whether a group that sets `wanted` was applied where its marker holds `found`.
+pub fn says_applied(found: &[u8], wanted: &[u8]) -> bool {
+    match (parse_marker(found), parse_marker(wanted)) {
+        (Some((found_tag, found)), Some((tag, wanted))) => found_tag == tag && found >= wanted,
+        _ => false,
+    }
+}
+
+/// Everything encoded at one moment, and how far each flow was then.
+struct Cut {
+    /// By lane: batches that must be acknowledged.
+    batches: Vec<u64>,
+    positions: Vec<(FlowId, Lsn)>,
+}
+
+/// A MULTI that is not closed.
+struct OpenGroup {
+    slot: Slot,
+    lane: usize,
+}
+
+pub struct Router {
+    lanes_by_slot: Box<[u16]>,
+    journal_tag: String,
+    snapshot_tag: String,
+    resumed: Arc<Resumed>,
+    /// By flow: the last LSN of `resumed`.
+    resumed_to: BTreeMap<FlowId, Lsn>,
+    /// Number of the last guarded command of the full sync.
+    sequence: u64,
+    open: SmallVec<[OpenGroup; 4]>,
+    scratch: Vec<u8>,
+    /// Where the last `space` in it began.
+    scratch_mark: usize,
+    /// Why the command begun last cannot be sent.
+    refused: Option<EngineError>,
+    /// Markers that were written.
+    pub marked: HashSet<(FlowId, Slot)>,
+    cuts: VecDeque<Cut>,
+    /// Positions of the newest cut, and of the newest confirmed one.
+    cut_last: Vec<(FlowId, Lsn)>,
+    confirmed: Vec<(FlowId, Lsn)>,
+    written: Vec<(FlowId, Lsn)>,
+    written_ns: u64,
+}
+
+impl Router {
+    pub fn new(start: RouterStart) -> Self {
+        let mut resumed_to = BTreeMap::new();
+        for ((flow, _), lsn) in start.resumed.iter() {
+            let last = resumed_to.entry(*flow).or_insert(*lsn);
+            *last = (*last).max(*lsn);
+        }
+        Self {
+            lanes_by_slot: start.lanes_by_slot,
+            journal_tag: start.journal_tag,
+            snapshot_tag: start.snapshot_tag,
+            marked: start.resumed.keys().copied().collect(),
+            resumed: start.resumed,
+            resumed_to,
+            sequence: 0,
+            open: SmallVec::new(),
+            scratch: Vec::new(),
+            scratch_mark: 0,
+            refused: None,
+            cuts: VecDeque::new(),
+            cut_last: Vec::new(),
+            confirmed: Vec::new(),
+            written: Vec::new(),
+            written_ns: 0,
+        }
+    }
+
+    #[inline]
+    pub fn lane_of(&self, slot: Slot) -> usize {
+        self.lanes_by_slot.get(usize::from(slot.0)).map_or(0, |lane| usize::from(*lane))
+    }
+
+    /// Every slot's lane has a connection.
+    pub fn uses_only(&self, lanes: &[Lane]) -> bool {
+        self.lanes_by_slot.iter().all(|lane| lanes.get(usize::from(*lane)).is_some_and(Lane::is_live))
+    }
+
+    /// The slots have new lanes. Only while nothing is under way: everything encoded so far is applied.
+    pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>) {
+        debug_assert_eq!(lanes_by_slot.len(), usize::from(SLOTS));
+        self.lanes_by_slot = lanes_by_slot;
+        self.cuts.clear();
+        self.confirmed.clone_from(&self.cut_last);
+        // A position that was on its way may have been rejected: it is written again.
+        self.written.clear();
+    }
+
+    /// Why the last event could not be converted, if it could not.
+    pub fn take_refusal(&mut self) -> Result<(), EngineError> {
+        self.refused.take().map_or(Ok(()), Err)
+    }
+
+    /// Value of the next marker of the full sync.
+    pub fn next_sequence(&mut self) -> Vec<u8> {
+        self.sequence += 1;
+        format!("{}:{}", self.snapshot_tag, self.sequence).into_bytes()
+    }
+
+    /// Value of the marker of a record.
+    pub fn journal_value(&self, lsn: Lsn) -> Vec<u8> {
+        format!("{}:{lsn}", self.journal_tag).into_bytes()
+    }
+
+    /// Takes note of how far the flows are and what must be acknowledged for that to be confirmed.
+    pub fn cut(&mut self, lanes: &[Lane], positions: Vec<(FlowId, Lsn)>) {
+        if positions == self.cut_last || self.cuts.len() >= CUTS_MAX {
+            return;
+        }
+        let batches =
+            lanes.iter().map(|lane| lane.queued_batches + u64::from(!lane.encoder.batch.is_empty())).collect();
+        self.cut_last.clone_from(&positions);
+        self.cuts.push_back(Cut { batches, positions });
+    }
+
+    /// Looks which cuts are acknowledged, and writes the newest positions into the checkpoint if that is due.
+    pub fn note_positions(&mut self, lanes: &mut [Lane], slab: &mut Slab, batch_bytes: usize, now_ns: u64) {
+        while let Some(cut) = self.cuts.front() {
+            if cut.batches.iter().zip(&*lanes).any(|(batches, lane)| lane.acked_batches < *batches) {
+                break;
+            }
+            if let Some(cut) = self.cuts.pop_front() {
+                self.confirmed = cut.positions;
+            }
+        }
+        let due = now_ns >= self.written_ns + POSITIONS_EVERY_NS || lanes.iter().all(Lane::is_idle);
+        if self.confirmed == self.written || !due {
+            return;
+        }
+        let checkpoint = super::checkpoint::CHECKPOINT_KEY.as_bytes();
+        let lane = self.lane_of(slot::slot(checkpoint));
+        let Some(lane) = lanes.get_mut(lane) else { return };
+        let mut fields: Vec<String> = Vec::new();
+        for position in self.confirmed.iter().filter(|position| !self.written.contains(position)) {
+            let (flow, lsn) = *position;
+            fields.push(format!("{LSN_FIELD_PREFIX}{flow}"));
+            fields.push(lsn.to_string());
+            let positions = &mut lane.encoder.batch.positions;
+            match positions.iter_mut().find(|(id, _)| *id == flow) {
+                Some((_, known)) => *known = lsn,
+                None => positions.push((flow, lsn)),
+            }
+        }
+        let mut args: Vec<&[u8]> = vec![b"HSET", checkpoint];
+        args.extend(fields.iter().map(String::as_bytes));
+        if lane.encoder.batch.first_read_ns == 0 {
+            lane.encoder.batch.first_read_ns = now_ns;
+        }
+        lane.encoder.command(slab, &args);
+        if lane.encoder.is_full(batch_bytes) {
+            lane.close_cluster(slab);
+        }
+        self.written.clone_from(&self.confirmed);
+        self.written_ns = now_ns;
+    }
+
+    /// Every position of these flows is in the checkpoint, or on its way there.
+    pub fn is_noted(&self, positions: &[(FlowId, Lsn)]) -> bool {
+        self.cuts.is_empty() && self.written == positions
+    }
+}
+
+/// Where a command's bytes go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    Lane(usize),
+    /// Kept, and copied to every lane at its end.
+    All,
+    /// Written nowhere: it was applied before, or cannot be sent.
+    Nowhere,
+}
+
+/// Where `convert` writes in a cluster: one event's access to all lanes.
+pub struct ClusterWriter<'a> {
+    router: &'a mut Router,
+    lanes: &'a mut [Lane],
+    slab: &'a mut Slab,
+    source: &'a Source,
+    flow: FlowId,
+    /// LSN behind the record that is written; `None` in the full sync, whose records have none.
+    record: Option<Lsn>,
+    /// The record may have been applied before.
+    resuming: bool,
+    borrow_bytes_min: usize,
+    batch_bytes: usize,
+    read_ns: u64,
+    aim: Aim,
+}
+
+/// What does not change from event to event.
+#[derive(Clone, Copy)]
+pub struct WriteSettings {
+    pub borrow_bytes_min: usize,
+    pub batch_bytes: usize,
+    pub read_ns: u64,
+}
+
+impl WriteSettings {
+    /// Nothing can be borrowed.
+    pub fn copying(batch_bytes: usize, read_ns: u64) -> Self {
+        Self { borrow_bytes_min: usize::MAX, batch_bytes, read_ns }
+    }
+}
+
+impl<'a> ClusterWriter<'a> {
+    pub fn new(
+        router: &'a mut Router,
+        lanes: &'a mut [Lane],
+        slab: &'a mut Slab,
+        source: &'a Source,
+        (flow, record): (FlowId, Option<Lsn>),
+        settings: WriteSettings,
+    ) -> Self {
+        let resuming = record.is_some_and(|lsn| router.resumed_to.get(&flow).is_some_and(|to| lsn <= *to));
+        let WriteSettings { borrow_bytes_min, batch_bytes, read_ns } = settings;
+        let aim = Aim::Nowhere;
+        Self { router, lanes, slab, source, flow, record, resuming, borrow_bytes_min, batch_bytes, read_ns, aim }
+    }
+
+    /// The record is complete: its groups end with their markers.
+    pub fn record_done(&mut self) {
+        while let Some(group) = self.router.open.pop() {
+            self.close_group(group);
+        }
+    }
+
+    fn close_group(&mut self, OpenGroup { slot, lane: at }: OpenGroup) {
+        let value = match self.record {
+            Some(lsn) => self.router.journal_value(lsn),
+            None => self.router.next_sequence(),
+        };
+        self.router.marked.insert((self.flow, slot));
+        let Some(lane) = self.lanes.get_mut(at) else { return };
+        lane.encoder.command(self.slab, &[b"SET", &marker_key(self.flow, slot), &value]);
+        lane.encoder.command(self.slab, &[b"EXEC"]);
+        self.close_if_full(at);
+    }
+
+    fn close_if_full(&mut self, at: usize) {
+        if let Some(lane) = self.lanes.get_mut(at)
+            && lane.encoder.is_full(self.batch_bytes)
+        {
+            lane.close_cluster(self.slab);
+        }
+    }
+
+    #[cold]
+    fn refuse_db(&mut self, db: DbIndex) -> Aim {
+        self.router.refused = Some(EngineError::Refused(format!(
+            "flow {}{}: the source has keys in database {db}, but a cluster has only database 0",
+            self.flow,
+            self.record.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default()
+        )));
+        Aim::Nowhere
+    }
+
+    fn aim_at(&mut self, meta: &CommandMeta) -> Aim {
+        if meta.all_nodes {
+            self.router.scratch.clear();
+            return Aim::All;
+        }
+        if meta.db != DbIndex(0) {
+            return self.refuse_db(meta.db);
+        }
+        if self.resuming
+            && let Some(applied) = self.router.resumed.get(&(self.flow, meta.slot))
+            && self.record.is_some_and(|lsn| lsn <= *applied)
+        {
+            return Aim::Nowhere;
+        }
+        Aim::Lane(self.router.lane_of(meta.slot))
+    }
+}
+
+impl Out for ClusterWriter<'_> {
+    fn begin(&mut self, meta: CommandMeta) {
+        self.aim = self.aim_at(&meta);
+        let Aim::Lane(at) = self.aim else { return };
+        // What stands in a MULTI must lie in one slot.
+        if let Some(other) = self.router.open.iter().position(|group| group.lane == at && group.slot != meta.slot) {
+            let group = self.router.open.remove(other);
+            self.close_group(group);
+        }
+        let Some(lane) = self.lanes.get_mut(at) else { return };
+        if lane.encoder.batch.is_empty() {
+            lane.encoder.batch.first_read_ns = self.read_ns;
+        }
+        if meta.class == Class::Guarded && !self.router.open.iter().any(|group| group.slot == meta.slot) {
+            lane.encoder.command(self.slab, &[b"MULTI"]);
+            self.router.open.push(OpenGroup { slot: meta.slot, lane: at });
+        }
+    }
+
+    fn space(&mut self, len: usize) -> &mut [u8] {
+        match self.aim {
+            Aim::Lane(at) if at < self.lanes.len() => self.lanes[at].encoder.space(self.slab, len),
+            _ => {
+                let from = self.router.scratch.len();
+                self.router.scratch_mark = from;
+                self.router.scratch.resize(from + len, 0);
+                &mut self.router.scratch[from..]
+            }
+        }
+    }
+
+    fn advance(&mut self, len: usize) {
+        match self.aim {
+            Aim::Lane(at) if at < self.lanes.len() => self.lanes[at].encoder.advance(self.slab, len),
+            // `space` grew it by the length asked for; what goes nowhere takes no room.
+            Aim::All => self.router.scratch.truncate(self.router.scratch_mark + len),
+            _ => self.router.scratch.clear(),
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        match self.aim {
+            Aim::Lane(at) if at < self.lanes.len() => {
+                self.lanes[at].encoder.put(self.slab, self.source, self.borrow_bytes_min, bytes);
+            }
+            Aim::All => self.router.scratch.extend_from_slice(bytes),
+            _ => {}
+        }
+    }
+
+    fn put_owned(&mut self, bytes: Bytes) {
+        match self.aim {
+            Aim::Lane(at) if at < self.lanes.len() => {
+                self.lanes[at].encoder.put_owned(self.slab, self.borrow_bytes_min, bytes);
+            }
+            Aim::All => self.router.scratch.extend_from_slice(&bytes),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self) {
+        match self.aim {
+            Aim::Nowhere => self.router.scratch.clear(),
+            Aim::All => {
+                // A group that is open somewhere must not get a command without a key.
+                self.record_done();
+                for at in 0..self.lanes.len() {
+                    let Some(lane) = self.lanes.get_mut(at).filter(|lane| lane.is_live()) else { continue };
+                    lane.encoder.copy(self.slab, &self.router.scratch);
+                    lane.encoder.batch.commands += 1;
+                    self.close_if_full(at);
+                }
+                self.router.scratch.clear();
+            }
+            Aim::Lane(at) => {
+                if let Some(lane) = self.lanes.get_mut(at) {
+                    lane.encoder.batch.commands += 1;
+                }
+                if !self.router.open.iter().any(|group| group.lane == at) {
+                    self.close_if_full(at);
+                } else if self.record.is_none() {
+                    self.record_done();
+                }
+            }
+        }
+        self.aim = Aim::Nowhere;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! What a held worker of a cluster left behind is executed, in order, and the worker gets its lanes.
+//!
+//! In: commands that were rejected, or that may have been lost with a connection. Out: each executed once, where its slot
+//! is now, and a lane to every node that has slots. Invariants: a guarded command whose marker says that it was applied is
+//! not executed again, nor is anything before it in its slot that went the same way; what remains goes one at a time, each
+//! answer awaited, in the order in which it was encoded.
+
+use super::checkpoint::CHECKPOINT_KEY;
+use super::cluster::{Cluster, Patience, Trouble};
+use super::error::EngineError;
+use super::messages::{Held, LaneStart, Settled};
+use super::router::{Resumed, marker_key, parse_marker, says_applied};
+use super::target::{self, TargetLink};
+use super::units::Unit;
+use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
+use crate::ids::{FlowId, Lsn, Slot};
+use crate::redis::resp;
+use crate::redis::slot::{SLOTS, slot};
+use crate::redis::value::Value;
+use std::collections::HashMap;
+
+impl Cluster {
+    /// Executes what the worker left, and says how it goes on.
+    pub async fn settle(&mut self, held: &Held) -> Result<Settled, EngineError> {
+        for lost in &held.lost {
+            if let Some(id) = self.id_of(lost.node).map(str::to_string) {
+                self.lost(&id, lost.client_id);
+            }
+        }
+        if !held.units.is_empty() || !held.lost.is_empty() {
+            self.refresh_patiently().await?;
+        }
+        let applied_to = self.applied_to(&held.units).await?;
+        for (at, unit) in held.units.iter().enumerate() {
+            let applied = unit.slot.and_then(|slot| applied_to.get(&slot)).is_some_and(|last| at <= *last);
+            if !(unit.unknown && applied) {
+                self.execute_unit(unit).await?;
+            }
+        }
+        for apart in &held.apart {
+            self.carry_out(apart).await?;
+        }
+        self.assign(held).await
+    }
+
+    /// By slot: the last unit that is known to have been applied, by its marker.
+    async fn applied_to(&mut self, units: &[Unit]) -> Result<HashMap<Slot, usize>, EngineError> {
+        let mut found: HashMap<&[u8], Value> = HashMap::new();
+        let mut applied_to = HashMap::new();
+        for (at, unit) in units.iter().enumerate().filter(|(_, unit)| unit.unknown) {
+            let (Some(slot), Some((key, wanted))) = (unit.slot, &unit.marker) else { continue };
+            if !found.contains_key(key.as_slice()) {
+                let value = self.call(&[b"GET", key]).await?;
+                found.insert(key, value);
+            }
+            if let Some(Value::Bulk(value)) = found.get(key.as_slice())
+                && says_applied(value, wanted)
+            {
+                applied_to.insert(slot, at);
+            }
+        }
+        Ok(applied_to)
+    }
+
+    /// Executes a command or a group until it is known to be applied.
+    pub async fn execute_unit(&mut self, unit: &Unit) -> Result<(), EngineError> {
+        let Some(slot) = unit.slot else {
+            return self.on_all(&unit.bytes).await.map(drop);
+        };
+        let mut patience = Patience::new();
+        let mut again = unit.unknown;
+        loop {
+            match self.execute(slot, &unit.bytes, unit.replies as usize).await {
+                Ok(values) => return judge(unit, &values, again),
+                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Broken(error)) => {
+                    patience.wait(&error.to_string()).await?;
+                    self.refresh_patiently().await?;
+                    if let Some((key, wanted)) = &unit.marker
+                        && let Value::Bulk(value) = self.call(&[b"GET", key]).await?
+                        && says_applied(&value, wanted)
+                    {
+                        return Ok(());
+                    }
+                    again = true;
+                }
+            }
+        }
+    }
+
+    /// A lane to every node that has slots, the worker's own where it has one.
+    async fn assign(&mut self, held: &Held) -> Result<Settled, EngineError> {
+        let mut patience = Patience::new();
+        'again: loop {
+            let ids = self.primary_ids();
+            let mut places: HashMap<String, usize> = HashMap::new();
+            let mut gone = Vec::new();
+            for (lane, node) in &held.live {
+                match self.id_of(*node).filter(|id| ids.iter().any(|known| known == id)) {
+                    Some(id) => drop(places.insert(id.to_string(), *lane)),
+                    None => gone.push(*lane),
+                }
+            }
+            let lanes = held.live.len() + held.lost.len();
+            let mut free: Vec<usize> = held.lost.iter().map(|lost| lost.lane).chain(gone.iter().copied()).collect();
+            free.sort_unstable_by(|a, b| b.cmp(a));
+            let mut next = lanes;
+            let mut fresh = Vec::new();
+            for id in &ids {
+                if places.contains_key(id) {
+                    continue;
+                }
+                match self.connect_lane(id, true).await {
+                    Ok(start) => {
+                        let place = free.pop().unwrap_or_else(|| {
+                            next += 1;
+                            next - 1
+                        });
+                        places.insert(id.clone(), place);
+                        fresh.push((place, start));
+                    }
+                    Err(Trouble::Final(error)) => return Err(error),
+                    Err(Trouble::Broken(error)) => {
+                        patience.wait(&error.to_string()).await?;
+                        self.refresh_patiently().await?;
+                        continue 'again;
+                    }
+                }
+            }
+            return Ok(Settled { lanes_by_slot: self.lanes_by_slot(&places), fresh, gone });
+        }
+    }
+
+    /// Index of the lane of each slot.
+    pub fn lanes_by_slot(&self, places: &HashMap<String, usize>) -> Box<[u16]> {
+        let lane = |slot| self.topology().owner(Slot(slot)).and_then(|node| places.get(&node.id)).copied().unwrap_or(0);
+        (0..SLOTS).map(|slot| lane(slot) as u16).collect()
+    }
+
+    /// A connection for a worker.
+    pub async fn connect_lane(&mut self, id: &str, resumes: bool) -> Result<LaneStart, Trouble> {
+        // The control connection first: it ends what a worker lost there.
+        self.link(id).await?;
+        let gone = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
+        let endpoint = self.endpoint_of(id).ok_or_else(gone)?;
+        let mut link =
+            target::connect_named_lane(&endpoint, self.settings().connect_timeout).await.map_err(Trouble::Broken)?;
+        self.check_run_id(id, &mut link).await?;
+        let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
+        let node = self.number(id);
+        let socket = link.hand_over().map_err(Trouble::Broken)?;
+        let checkpoint = CHECKPOINT_KEY.to_string();
+        Ok(LaneStart { node, socket, marker: Vec::new(), checkpoint, client_id, resumes, in_cluster: true })
+    }
+
+    /// The markers of an earlier process of this job: up to where each flow was applied in each slot.
+    pub async fn read_markers(&mut self, flows: u32, tag: &str) -> Result<Resumed, EngineError> {
+        let mut requests = Vec::new();
+        for number in 0..SLOTS {
+            let keys: Vec<Vec<u8>> = (0..flows).map(|flow| marker_key(FlowId(flow), Slot(number))).collect();
+            let mut args: Vec<&[u8]> = vec![b"MGET"];
+            args.extend(keys.iter().map(Vec::as_slice));
+            requests.push((Slot(number), resp::command(&args)));
+        }
+        let mut resumed = Resumed::new();
+        for ((slot, _), reply) in requests.iter().zip(self.pipeline(&requests).await?) {
+            let values = match reply {
+                Value::Array(values) => values,
+                Value::Error(text) => {
+                    return Err(EngineError::Target(format!("MGET of markers: \"{}\"", text.escape_ascii())));
+                }
+                _ => continue,
+            };
+            for (flow, value) in (0..flows).zip(values) {
+                if let Value::Bulk(value) = value
+                    && let Some((found, lsn)) = parse_marker(&value)
+                    && found == tag
+                {
+                    resumed.insert((FlowId(flow), *slot), Lsn(lsn));
+                }
+            }
+        }
+        Ok(resumed)
+    }
+
+    /// Deletes keys of the tool's own.
+    pub async fn delete_all(&mut self, keys: impl Iterator<Item = Vec<u8>>) -> Result<(), EngineError> {
+        let requests: Vec<(Slot, Vec<u8>)> = keys.map(|key| (slot(&key), resp::command(&[b"DEL", &key]))).collect();
+        self.pipeline(&requests).await.map(drop)
+    }
+
+    /// Ends the data connections that a dead process left, on every primary.
+    pub async fn end_lanes(&mut self) -> Result<u64, EngineError> {
+        let mut ended = 0;
+        for id in self.primary_ids() {
+            let endpoint =
+                self.endpoint_of(&id).ok_or_else(|| EngineError::Target("a node left the cluster".into()))?;
+            self.drop_link(&id);
+            let mut link = TargetLink::connect(&endpoint, self.settings().connect_timeout).await?;
+            ended += target::end_lanes_of_node(&mut link).await?;
+        }
+        Ok(ended)
+    }
+}
+
+/// Looks at the replies to a unit, none of which is a rejection.
+fn judge(unit: &Unit, values: &[Value], again: bool) -> Result<(), EngineError> {
+    let inner = match values.last() {
+        Some(Value::Array(elements)) if unit.replies > 1 => elements.as_slice(),
+        _ => &[],
+    };
+    for text in values.iter().chain(inner).filter_map(Value::error_text) {
+        if error_meaning(&unit.name, text.as_bytes(), again) == ErrorMeaning::Unexpected {
+            return Err(EngineError::Target(format!(
+                "the cluster answered \"{text}\" to {} {}; the run stops here, because going on would leave a wrong value \
+                 behind",
+                unit.name.escape_ascii(),
+                unit.key.escape_ascii()
+            )));
+        }
+    }
+    Ok(())
+}

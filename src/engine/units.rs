@@ -1,0 +1,142 @@
+//! Commands of kept batches as units that can be executed apart: single ones, and whole MULTI groups.
+//!
+//! In: a batch of a cluster lane, whose bytes were not changed since they were encoded. Out: its units in order, each
+//! with its bytes, slot and marker. Nothing is noted of a command on the happy path; this walk happens only after a
+//! redirect or a lost connection.
+
+use super::batch::Batch;
+use super::error::EngineError;
+use crate::ids::Slot;
+use crate::redis::request::key_position;
+use crate::redis::slot::slot;
+use crate::uring::Slab;
+use std::ops::Range;
+
+/// One command, or MULTI to EXEC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    pub bytes: Vec<u8>,
+    /// Replies that it brings.
+    pub replies: u32,
+    /// Upper case name of the (first inner) command.
+    pub name: Vec<u8>,
+    /// Its first key; empty if it has none.
+    pub key: Vec<u8>,
+    /// `None`: no key, every node is told.
+    pub slot: Option<Slot>,
+    /// Key and value of the marker that it sets.
+    pub marker: Option<(Vec<u8>, Vec<u8>)>,
+    /// It may have been applied.
+    pub unknown: bool,
+}
+
+/// The strings of one command and where it ends.
+type Parsed<'a> = (Vec<&'a [u8]>, usize);
+
+/// The units of a batch with the indices of their commands.
+pub fn units_of(batch: &Batch, slab: &Slab) -> Result<Vec<(Range<u32>, Unit)>, EngineError> {
+    let mut bytes = Vec::with_capacity(batch.bytes);
+    batch.slices(slab).for_each(|slice| bytes.extend_from_slice(slice));
+    split(&bytes).ok_or_else(|| EngineError::Internal("a batch cannot be read again".into()))
+}
+
+/// The units of encoded commands.
+fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
+    let mut units = Vec::new();
+    let (mut at, mut index) = (0, 0u32);
+    while at < bytes.len() {
+        let (first_at, first_index) = (at, index);
+        let (mut strings, mut end) = command(bytes, at)?;
+        index += 1;
+        let mut marker = None;
+        if strings.first() == Some(&&b"MULTI"[..]) {
+            let (inner, mut next) = command(bytes, end)?;
+            index += 1;
+            strings = inner;
+            loop {
+                let (other, after) = command(bytes, next)?;
+                index += 1;
+                next = after;
+                match other.as_slice() {
+                    [b"EXEC"] => break,
+                    [b"SET", key, value] => marker = Some((key.to_vec(), value.to_vec())),
+                    _ => {}
+                }
+            }
+            end = next;
+        }
+        let name = strings.first()?.to_vec();
+        let key = key_position(&name).and_then(|position| strings.get(position)).map(|key| key.to_vec());
+        let unit = Unit {
+            bytes: bytes.get(first_at..end)?.to_vec(),
+            replies: index - first_index,
+            slot: key.as_deref().map(slot),
+            key: key.unwrap_or_default(),
+            name,
+            marker,
+            unknown: false,
+        };
+        units.push((first_index..index, unit));
+        at = end;
+    }
+    Some(units)
+}
+
+fn command(bytes: &[u8], at: usize) -> Option<Parsed<'_>> {
+    let (count, mut at) = number(bytes, at, b'*')?;
+    let mut strings = Vec::new();
+    for _ in 0..count {
+        let (len, from) = number(bytes, at, b'$')?;
+        let end = from.checked_add(len)?;
+        strings.push(bytes.get(from..end)?);
+        at = end.checked_add(2).filter(|at| *at <= bytes.len())?;
+    }
+    Some((strings, at))
+}
+
+fn number(bytes: &[u8], at: usize, mark: u8) -> Option<(usize, usize)> {
+    let rest = bytes.get(at..)?;
+    let end = memchr::memchr(b'\r', rest)?;
+    let text = rest.get(..end)?.strip_prefix(&[mark])?;
+    Some((std::str::from_utf8(text).ok()?.parse().ok()?, at + end + 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::resp::push_command;
+
+    #[test]
+    fn groups_are_one_unit() {
+        let mut bytes = Vec::new();
+        let commands: [&[&[u8]]; 7] = [
+            &[b"SET", b"a", b"1\r\n"],
+            &[b"MULTI"],
+            &[b"INCR", b"n"],
+            &[b"SET", b"m", b"t:5"],
+            &[b"EXEC"],
+            &[b"SCRIPT", b"LOAD", b"return 1"],
+            &[b"DEL", b"a"],
+        ];
+        commands.iter().for_each(|args| push_command(&mut bytes, args));
+        let units = split(&bytes).unwrap();
+        let shown: Vec<_> =
+            units.iter().map(|(range, unit)| (range.clone(), unit.replies, unit.key.as_slice())).collect();
+        assert_eq!(shown, [(0..1, 1, &b"a"[..]), (1..5, 4, b"n"), (5..6, 1, b""), (6..7, 1, b"a")]);
+        assert_eq!(units[1].1.marker, Some((b"m".to_vec(), b"t:5".to_vec())));
+        assert_eq!((units[2].1.slot, units[0].1.slot), (None, Some(slot(b"a"))));
+        assert_eq!(units.iter().map(|(_, unit)| unit.bytes.as_slice()).collect::<Vec<_>>().concat(), bytes);
+        for len in 1..bytes.len() {
+            if !units
+                .iter()
+                .scan(0, |sum, (_, unit)| {
+                    *sum += unit.bytes.len();
+                    Some(*sum)
+                })
+                .any(|end| end == len)
+            {
+                assert!(split(&bytes[..len]).is_none(), "{len}");
+            }
+        }
+    }
+}

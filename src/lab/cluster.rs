@@ -1,0 +1,285 @@
+//! A real cluster on loopback as children of a test: primaries with one replica each, resharded and failed over by script.
+//!
+//! In: a binary, the number of primaries. Out: a cluster that says `cluster_state:ok` on every node. Slots are moved as
+//! `redis-cli --cluster reshard` moves them (SETSLOT MIGRATING and IMPORTING, MIGRATE, SETSLOT NODE). What all nodes hold
+//! can be gathered into a stand-alone server, where `truth.py` compares it.
+
+use super::LabError;
+use super::client::{Client, Reply};
+use super::servers::{Server, ServerKind, ServerOptions, find_server};
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Slots of a cluster.
+const SLOTS: u16 = 16384;
+/// How long the nodes may take to agree. Debug builds on a busy machine are slow.
+const READY_TIME_MAX: Duration = Duration::from_secs(60);
+/// Keys of one MIGRATE.
+const MIGRATE_KEYS: &str = "64";
+
+/// A running cluster. Dropping it kills every node.
+pub struct Cluster {
+    /// The primaries of the beginning, then their replicas in the same order.
+    pub nodes: Vec<Server>,
+    ids: Vec<String>,
+    primaries: usize,
+}
+
+impl Cluster {
+    pub fn start_kind(kind: ServerKind, primaries: usize, replicas: bool) -> Result<Self, LabError> {
+        Self::start(&find_server(kind)?, primaries, replicas, ServerOptions::default())
+    }
+
+    /// Starts the nodes and waits until all agree.
+    pub fn start(binary: &Path, primaries: usize, replicas: bool, options: ServerOptions) -> Result<Self, LabError> {
+        let count = if replicas { 2 * primaries } else { primaries };
+        let mut nodes = Vec::new();
+        let mut bus_ports = Vec::new();
+        for _ in 0..count {
+            let (server, bus) = start_node(binary, &options)?;
+            nodes.push(server);
+            bus_ports.push(bus);
+        }
+        let mut ids = Vec::new();
+        for (number, node) in nodes.iter().enumerate() {
+            let mut client = node.client()?;
+            client.run(&format!("CLUSTER SET-CONFIG-EPOCH {}", number + 1))?;
+            if number < primaries {
+                let first = usize::from(SLOTS) * number / primaries;
+                let last = usize::from(SLOTS) * (number + 1) / primaries - 1;
+                client.run(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"))?;
+            }
+            ids.push(client.run("CLUSTER MYID")?.text().unwrap_or_default());
+        }
+        let mut first = nodes[0].client()?;
+        for (node, bus) in nodes.iter().zip(&bus_ports).skip(1) {
+            first.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", node.port()))?;
+        }
+        let cluster = Self { nodes, ids, primaries };
+        cluster.wait("every node knows every node", |client| {
+            Ok(cluster_info(client, "cluster_known_nodes")? == count.to_string())
+        })?;
+        for (number, node) in cluster.nodes.iter().enumerate().skip(primaries) {
+            let id = &cluster.ids[number - primaries];
+            let mut client = node.client()?;
+            let until = Instant::now() + READY_TIME_MAX;
+            while let Err(error) = client.run(&format!("CLUSTER REPLICATE {id}")) {
+                if Instant::now() > until {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        cluster.wait_ok()?;
+        Ok(cluster)
+    }
+
+    /// The port of a node.
+    pub fn port(&self) -> u16 {
+        self.nodes.first().map_or(0, Server::port)
+    }
+
+    pub fn id(&self, node: usize) -> &str {
+        self.ids.get(node).map_or("", String::as_str)
+    }
+
+    /// Waits until every living node calls the cluster complete, and every replica has its data.
+    pub fn wait_ok(&self) -> Result<(), LabError> {
+        self.wait("the cluster is complete", |client| {
+            let linked = match client.info("role")?.as_deref() {
+                Some("slave") => client.info("master_link_status")?.as_deref() == Some("up"),
+                _ => true,
+            };
+            Ok(linked && cluster_info(client, "cluster_state")? == "ok")
+        })
+    }
+
+    fn wait(&self, what: &str, done: impl Fn(&mut Client) -> Result<bool, LabError>) -> Result<(), LabError> {
+        let until = Instant::now() + READY_TIME_MAX;
+        for node in self.nodes.iter().filter(|node| node.pid().is_some()) {
+            let mut client = node.client()?;
+            while !done(&mut client)? {
+                if Instant::now() > until {
+                    let view = client.run("CLUSTER NODES")?.text().unwrap_or_default();
+                    let peer = node.address().to_string();
+                    return Err(LabError::Reply { peer, reason: format!("waited in vain until {what}:\n{view}") });
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+
+    /// Living nodes that are primaries now, with their place in `nodes`.
+    pub fn primaries(&self) -> Vec<usize> {
+        let is_primary = |node: &Server| {
+            let role = node.client().and_then(|mut client| client.info("role"));
+            node.pid().is_some() && role.ok().flatten().as_deref() == Some("master")
+        };
+        (0..self.nodes.len()).filter(|at| is_primary(&self.nodes[*at])).collect()
+    }
+
+    /// Moves one slot with all its keys from one primary to another.
+    pub fn move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), LabError> {
+        let (mut source, mut target) = (self.nodes[from].client()?, self.nodes[to].client()?);
+        insist(&mut target, &["CLUSTER", "SETSLOT", &slot.to_string(), "IMPORTING", self.id(from)])?;
+        insist(&mut source, &["CLUSTER", "SETSLOT", &slot.to_string(), "MIGRATING", self.id(to)])?;
+        let port = self.nodes[to].port().to_string();
+        loop {
+            let keys = source.run(&format!("CLUSTER GETKEYSINSLOT {slot} {MIGRATE_KEYS}"))?;
+            let keys: Vec<Vec<u8>> =
+                keys.array().unwrap_or_default().iter().filter_map(|k| k.bytes().map(<[u8]>::to_vec)).collect();
+            if keys.is_empty() {
+                break;
+            }
+            let mut args: Vec<&[u8]> = vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", b"0", b"10000", b"KEYS"];
+            args.extend(keys.iter().map(Vec::as_slice));
+            insist(&mut source, &args)?;
+        }
+        for node in [&mut target, &mut source] {
+            insist(node, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", self.id(to)])?;
+        }
+        Ok(())
+    }
+
+    /// Moves every `step`-th slot of every primary of the beginning to the next one.
+    pub fn reshard(&self, step: usize, pause: Duration) -> Result<u64, LabError> {
+        let first = |node: usize| usize::from(SLOTS) * node / self.primaries;
+        let owned = |from: usize| (first(from)..first(from + 1)).step_by(step).map(move |slot| (slot as u16, from));
+        let mut moves: Vec<(u16, usize)> = (0..self.primaries).flat_map(owned).collect();
+        if step == 1 {
+            // In turns, so that no node is ever without slots: it would become a replica.
+            moves.sort_by_key(|(slot, from)| usize::from(*slot) - first(*from));
+        }
+        let mut moved = 0;
+        for (slot, from) in moves {
+            self.move_slot(slot, from, (from + 1) % self.primaries)?;
+            moved += 1;
+            std::thread::sleep(pause);
+        }
+        Ok(moved)
+    }
+
+    /// The replica at this place takes over.
+    pub fn fail_over(&self, replica: usize) -> Result<(), LabError> {
+        let until = Instant::now() + READY_TIME_MAX;
+        let mut ask_at = Instant::now();
+        let primaries = self.primaries().len();
+        // Done when the old primary has become a replica.
+        while self.primaries().len() != primaries || !self.primaries().contains(&replica) {
+            // An attempt ends by itself after 5 s; a replica that is not in step yet refuses it.
+            if Instant::now() >= ask_at {
+                self.nodes[replica].client()?.ask(&["CLUSTER", "FAILOVER"])?;
+                ask_at = Instant::now() + Duration::from_secs(6);
+            }
+            if Instant::now() > until {
+                let peer = self.nodes[replica].address().to_string();
+                return Err(LabError::Reply { peer, reason: "the replica did not take over".into() });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].kill();
+    }
+
+    /// Every key of every living primary.
+    pub fn keys(&self) -> Result<Vec<Vec<u8>>, LabError> {
+        let mut all = Vec::new();
+        for at in self.primaries() {
+            let keys = self.nodes[at].client()?.run("KEYS *")?;
+            all.extend(keys.array().unwrap_or_default().iter().filter_map(|key| key.bytes().map(<[u8]>::to_vec)));
+        }
+        Ok(all)
+    }
+
+    /// Copies everything into a stand-alone server of the same kind.
+    pub fn gather(&self, server: &Server) -> Result<u64, LabError> {
+        let mut into = server.client()?;
+        into.run("FLUSHALL")?;
+        let mut count = 0;
+        for at in self.primaries() {
+            let mut node = self.nodes[at].client()?;
+            let keys = node.run("KEYS *")?;
+            for key in keys.array().unwrap_or_default().iter().filter_map(Reply::bytes) {
+                let expiry = node.ask(&[b"PEXPIRETIME".as_slice(), key])?.int().unwrap_or(-1).max(0).to_string();
+                let dump = node.ask(&[b"DUMP".as_slice(), key])?;
+                let Some(payload) = dump.bytes() else { continue };
+                let args: [&[u8]; 6] = [b"RESTORE", key, expiry.as_bytes(), payload, b"REPLACE", b"ABSTTL"];
+                if let Reply::Error(error) = into.ask(&args)? {
+                    let peer = server.address().to_string();
+                    return Err(LabError::Refused { peer, command: "RESTORE".into(), error });
+                }
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// Asks again while the cluster is down: on a busy machine nodes lose sight of each other for moments.
+fn insist<A: AsRef<[u8]>>(client: &mut Client, args: &[A]) -> Result<(), LabError> {
+    let until = Instant::now() + READY_TIME_MAX;
+    loop {
+        match client.ask(args)? {
+            Reply::Error(error) if Instant::now() > until => {
+                let command = args.iter().take(4).map(|arg| String::from_utf8_lossy(arg.as_ref()).into_owned());
+                let command = command.collect::<Vec<_>>().join(" ");
+                return Err(LabError::Refused { peer: "a node".into(), command, error });
+            }
+            Reply::Error(_) => std::thread::sleep(Duration::from_millis(50)),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// A node on free ports.
+fn start_node(binary: &Path, options: &ServerOptions) -> Result<(Server, u16), LabError> {
+    let mut tries = 0;
+    loop {
+        let bus = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let options = options
+            .clone()
+            .config("cluster-enabled", "yes")
+            .config("cluster-port", &bus.to_string())
+            .config("cluster-node-timeout", "3000")
+            .config("cluster-config-file", "nodes.conf")
+            .config("repl-diskless-sync-delay", "0");
+        match Server::start(binary, options) {
+            Err(LabError::ServerStart { log, .. }) if tries < 4 && log.contains("in use") => tries += 1,
+            Err(error) => return Err(error),
+            Ok(server) => return Ok((server, bus)),
+        }
+    }
+}
+
+/// A field of CLUSTER INFO.
+fn cluster_info(client: &mut Client, field: &str) -> Result<String, LabError> {
+    let text = client.run("CLUSTER INFO")?.text().unwrap_or_default();
+    let found = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    Ok(found.unwrap_or_default().trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_move_and_replicas_take_over() {
+        let cluster = match Cluster::start_kind(ServerKind::Redis7, 3, true) {
+            Err(LabError::NoServer { what, .. }) => return eprintln!("skipped: no {what}"),
+            cluster => cluster.unwrap(),
+        };
+        let mut client = cluster.nodes[2].client().unwrap();
+        client.run("SET foo 1").unwrap();
+        cluster.move_slot(12182, 2, 0).unwrap();
+        assert!(client.run("GET foo").unwrap_err().to_string().contains("MOVED"));
+        cluster.fail_over(3).unwrap();
+        assert_eq!(cluster.primaries(), [1, 2, 3]);
+        assert_eq!(cluster.keys().unwrap(), [b"foo"]);
+    }
+}

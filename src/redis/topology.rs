@@ -1,0 +1,447 @@
+//! Which nodes a cluster has and which slots are whose, from the answers to `CLUSTER SHARDS` or `CLUSTER SLOTS`.
+//!
+//! In: a reply of a node, the address at which it was asked, a map of addresses. Out: a [`Topology`]: nodes with the
+//! address to connect to and every name they are known by, and the owner of each slot. Also the text of `MOVED` and
+//! `ASK`. Invariants: bounded in nodes whatever the reply says; an address comes from the reply alone, so that a node
+//! which the cluster did not name is never found ([`Topology::find`]); no I/O.
+
+use super::slot::SLOTS;
+use super::value::Value;
+use crate::ids::Slot;
+use std::fmt;
+
+/// Most nodes of a cluster, replicas included (the servers' own recommendation ends at 1000 primaries).
+pub const NODES_MAX: usize = 4096;
+/// Longest name of a host (RFC 1035 has 253).
+const HOST_BYTES_MAX: usize = 255;
+/// Slot without an owner.
+const NOBODY: u16 = u16::MAX;
+
+/// Where a node listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address {
+    pub host: String,
+    pub port: u16,
+}
+
+impl Address {
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+
+    /// `host:port` as nodes write it: an IPv6 address stands bare (`::1:7000`) or in brackets. An empty host is `None`.
+    fn parse(text: &str) -> Option<(Option<String>, u16)> {
+        let (host, port) = text.rsplit_once(':')?;
+        // The port of the cluster bus may follow (`@17000`).
+        let port = port.split('@').next()?.parse().ok().filter(|port| *port > 0)?;
+        let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        Some((known_host(host).map(str::to_string), port))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// A host that says something: nodes write "" or "?" for what they do not know.
+fn known_host(text: &str) -> Option<&str> {
+    (!text.is_empty() && text != "?" && text.len() <= HOST_BYTES_MAX).then_some(text)
+}
+
+/// Announced addresses and what to connect to instead (`--target-nat`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct NatMap(Vec<(String, String)>);
+
+impl NatMap {
+    /// Each entry is `HOST=HOST` or `HOST:PORT=HOST:PORT` (IPv6 in brackets).
+    pub fn parse<S: AsRef<str>>(entries: &[S]) -> Result<Self, String> {
+        let mut pairs = Vec::new();
+        for entry in entries {
+            let entry = entry.as_ref();
+            let sides = entry.split_once('=').filter(|(from, to)| !from.is_empty() && !to.is_empty());
+            let (from, to) = sides.ok_or_else(|| format!("{entry} is not of the form FROM=TO"))?;
+            if has_port(from) != has_port(to) {
+                return Err(format!("{entry}: either both sides have a port or neither"));
+            }
+            pairs.push((from.to_string(), to.to_string()));
+        }
+        Ok(Self(pairs))
+    }
+
+    fn apply(&self, address: Address) -> Address {
+        let (full, bare) = (address.to_string(), Address::new(address.host.clone(), 0).to_string());
+        let bare = bare.strip_suffix(":0").unwrap_or(&bare);
+        for (from, to) in &self.0 {
+            if *from == full
+                && let Some((Some(host), port)) = Address::parse(to)
+            {
+                return Address { host, port };
+            }
+            if from == bare {
+                let host = to.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(to);
+                return Address::new(host, address.port);
+            }
+        }
+        address
+    }
+}
+
+fn has_port(text: &str) -> bool {
+    match text.rfind(']') {
+        Some(end) => text.get(end + 1..).is_some_and(|rest| rest.starts_with(':')),
+        None => text.matches(':').count() == 1,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Primary,
+    Replica,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The cluster's own name for it; the address where the reply has none (Redis before 4).
+    pub id: String,
+    /// Where to connect to.
+    pub address: Address,
+    pub role: Role,
+    /// The asked node does not call it failed.
+    pub healthy: bool,
+    /// Every address that the reply gives it, as `MOVED` may name it.
+    known_as: Vec<Address>,
+}
+
+/// A reply that says no topology.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the answer to {command} cannot be read: {what}")]
+pub struct TopologyError {
+    pub command: &'static str,
+    pub what: &'static str,
+}
+
+/// Nodes and the owner of each slot. See the module's header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topology {
+    nodes: Vec<Node>,
+    owners: Box<[u16]>,
+    /// `cluster_current_epoch` of the node that was asked: a later view has a greater one.
+    pub epoch: u64,
+}
+
+impl Topology {
+    fn empty() -> Self {
+        Self { nodes: Vec::new(), owners: vec![NOBODY; usize::from(SLOTS)].into(), epoch: 0 }
+    }
+
+    /// From the reply to `CLUSTER SHARDS` (Redis 7.0 and later) of the node at `asked`. `tls`: the ports for TLS are wanted
+    /// (the other answers give those of the kind of connection on which they are asked for).
+    pub fn from_shards(reply: &Value, asked: &Address, nat: &NatMap, tls: bool) -> Result<Self, TopologyError> {
+        let wrong = |what| TopologyError { command: "CLUSTER SHARDS", what };
+        let mut topology = Self::empty();
+        for shard in reply.array().ok_or(wrong("it is no array"))? {
+            let nodes = field(shard, "nodes").and_then(Value::array).ok_or(wrong("a shard has no nodes"))?;
+            let slots = field(shard, "slots").and_then(Value::array).ok_or(wrong("a shard has no slots"))?;
+            let mut owner = None;
+            for entry in nodes {
+                let text = |name: &str| field(entry, name).and_then(Value::text).and_then(known_host);
+                let id = text("id").ok_or(wrong("a node has no id"))?;
+                let port = match field(entry, if tls { "tls-port" } else { "port" }) {
+                    Some(Value::Integer(port)) => u16::try_from(*port).ok().filter(|port| *port > 0),
+                    _ => None,
+                };
+                let Some(port) = port else { continue };
+                let role = match text("role") {
+                    Some("master" | "primary") => Role::Primary,
+                    _ => Role::Replica,
+                };
+                let healthy = text("health").is_none_or(|health| health == "online");
+                // Where the preferred name is not known, the node is where the asked one is.
+                let host = text("endpoint").unwrap_or(&asked.host);
+                let address = Address::new(host, port);
+                let mut known_as = vec![address.clone()];
+                known_as.extend([text("ip"), text("hostname")].into_iter().flatten().map(|h| Address::new(h, port)));
+                let node = Node { id: id.to_string(), address: nat.apply(address), role, healthy, known_as };
+                let at = topology.add(node).ok_or(wrong("it has too many nodes"))?;
+                // A failed primary and the replica that took its place may both be called master for a while.
+                if role == Role::Primary && (healthy || owner.is_none()) {
+                    owner = Some(at);
+                }
+            }
+            for range in slots.chunks(2) {
+                let range = range.first().and_then(slot_of).zip(range.get(1).and_then(slot_of));
+                topology.assign(range.ok_or(wrong("a range of slots is none"))?, owner);
+            }
+        }
+        Ok(topology)
+    }
+
+    /// From the reply to `CLUSTER SLOTS` of the node at `asked`.
+    pub fn from_slots(reply: &Value, asked: &Address, nat: &NatMap) -> Result<Self, TopologyError> {
+        let wrong = |what| TopologyError { command: "CLUSTER SLOTS", what };
+        let mut topology = Self::empty();
+        for row in reply.array().ok_or(wrong("it is no array"))? {
+            let [first, last, nodes @ ..] = row.array().unwrap_or_default() else {
+                return Err(wrong("a range has no slots"));
+            };
+            let range = slot_of(first).zip(slot_of(last)).ok_or(wrong("a range of slots is none"))?;
+            let mut owner = None;
+            for (position, entry) in nodes.iter().enumerate() {
+                let [host, Value::Integer(port), rest @ ..] = entry.array().unwrap_or_default() else {
+                    return Err(wrong("a node has no address"));
+                };
+                let Some(port) = u16::try_from(*port).ok().filter(|port| *port > 0) else { continue };
+                let host = host.text().and_then(known_host).unwrap_or(&asked.host);
+                let address = Address::new(host, port);
+                let id = rest.first().and_then(Value::text).map_or_else(|| address.to_string(), str::to_string);
+                let mut known_as = vec![address.clone()];
+                let more = rest.get(1).and_then(Value::array).unwrap_or_default();
+                let names = more.chunks_exact(2).filter_map(|pair| pair.get(1)?.text().and_then(known_host));
+                known_as.extend(names.take(4).map(|name| Address::new(name, port)));
+                let role = if position == 0 { Role::Primary } else { Role::Replica };
+                let node = Node { id, address: nat.apply(address), role, healthy: true, known_as };
+                let at = topology.add(node).ok_or(wrong("it has too many nodes"))?;
+                if position == 0 {
+                    owner = Some(at);
+                }
+            }
+            topology.assign(range, owner);
+        }
+        Ok(topology)
+    }
+
+    /// The node's place; a node that is there already keeps it. `None`: too many.
+    fn add(&mut self, node: Node) -> Option<u16> {
+        if let Some(at) = self.nodes.iter().position(|known| known.id == node.id) {
+            if let Some(known) = self.nodes.get_mut(at)
+                && node.role == Role::Primary
+            {
+                known.role = Role::Primary;
+            }
+            return u16::try_from(at).ok();
+        }
+        if self.nodes.len() >= NODES_MAX {
+            return None;
+        }
+        self.nodes.push(node);
+        u16::try_from(self.nodes.len() - 1).ok()
+    }
+
+    fn assign(&mut self, (first, last): (Slot, Slot), owner: Option<u16>) {
+        if let (Some(owner), Some(range)) = (owner, self.owners.get_mut(usize::from(first.0)..=usize::from(last.0))) {
+            range.fill(owner);
+        }
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The primary that has the slot.
+    pub fn owner(&self, slot: Slot) -> Option<&Node> {
+        self.nodes.get(usize::from(*self.owners.get(usize::from(slot.0))?))
+    }
+
+    /// The slots of a node.
+    pub fn slots_of<'a>(&'a self, id: &'a str) -> impl Iterator<Item = Slot> + 'a {
+        let owned = (0..SLOTS).zip(self.owners.iter());
+        owned.filter_map(move |(slot, owner)| (self.nodes.get(usize::from(*owner))?.id == id).then_some(Slot(slot)))
+    }
+
+    /// Primaries that have slots, each once, in the order of their first slot.
+    pub fn primaries(&self) -> Vec<&Node> {
+        let mut seen = Vec::new();
+        for owner in self.owners.iter().filter(|owner| **owner != NOBODY) {
+            if !seen.contains(owner) {
+                seen.push(*owner);
+            }
+        }
+        seen.into_iter().filter_map(|owner| self.nodes.get(usize::from(owner))).collect()
+    }
+
+    /// The node known by this name and port.
+    pub fn find(&self, address: &Address) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.known_as.contains(address) || node.address == *address)
+    }
+
+    pub fn by_id(&self, id: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// Ranges of slots that nobody has.
+    pub fn uncovered(&self) -> Vec<(Slot, Slot)> {
+        let mut ranges: Vec<(Slot, Slot)> = Vec::new();
+        for (number, _) in (0..SLOTS).zip(self.owners.iter()).filter(|(_, owner)| **owner == NOBODY) {
+            match ranges.last_mut() {
+                Some((_, last)) if last.0 + 1 == number => last.0 = number,
+                _ => ranges.push((Slot(number), Slot(number))),
+            }
+        }
+        ranges
+    }
+}
+
+fn slot_of(value: &Value) -> Option<Slot> {
+    match value {
+        Value::Integer(number) => u16::try_from(*number).ok().filter(|slot| *slot < SLOTS).map(Slot),
+        _ => None,
+    }
+}
+
+/// A field of a map that is written as a flat array.
+fn field<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
+    let pairs = map.array()?;
+    pairs.chunks_exact(2).find(|pair| pair[0].text() == Some(name)).map(|pair| &pair[1])
+}
+
+/// What a redirecting error says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// `ASK`: for this one command only.
+    pub ask: bool,
+    pub slot: Slot,
+    pub address: Address,
+}
+
+impl Redirect {
+    /// From the text of an error without its mark (`MOVED 3999 127.0.0.1:6381`), of the node at `asked`.
+    pub fn parse(text: &[u8], asked: &Address) -> Option<Self> {
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        let ask = match words.next()? {
+            "MOVED" => false,
+            "ASK" => true,
+            _ => return None,
+        };
+        let slot = words.next()?.parse().ok().filter(|slot| *slot < SLOTS).map(Slot)?;
+        let (host, port) = Address::parse(words.next()?)?;
+        Some(Self { ask, slot, address: Address { host: host.unwrap_or_else(|| asked.host.clone()), port } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::value::parse;
+
+    fn asked() -> Address {
+        Address::new("seed", 7000)
+    }
+
+    fn bulk(text: &str) -> String {
+        format!("${}\r\n{text}\r\n", text.len())
+    }
+
+    fn node(id: &str, port: u16, endpoint: Option<&str>, role: &str, health: &str) -> String {
+        let endpoint = endpoint.map_or("$-1\r\n".to_string(), bulk);
+        let texts = |name: &str, value: &str| bulk(name) + &bulk(value);
+        "*14\r\n".to_string()
+            + &texts("id", id)
+            + &format!("{}:{port}\r\n", bulk("port"))
+            + &texts("ip", "10.0.0.1")
+            + &bulk("endpoint")
+            + &endpoint
+            + &texts("role", role)
+            + &format!("{}:5\r\n", bulk("replication-offset"))
+            + &texts("health", health)
+    }
+
+    fn shard(slots: &[u16], nodes: &[String]) -> String {
+        let slots: String = slots.iter().map(|slot| format!(":{slot}\r\n")).collect();
+        let count = slots.matches(':').count();
+        format!("*4\r\n{}*{count}\r\n{slots}{}*{}\r\n{}", bulk("slots"), bulk("nodes"), nodes.len(), nodes.concat())
+    }
+
+    fn shards(text: &[String]) -> Result<Topology, TopologyError> {
+        let reply = format!("*{}\r\n{}", text.len(), text.concat());
+        let (value, _) = parse(reply.as_bytes()).unwrap().unwrap();
+        Topology::from_shards(&value, &asked(), &NatMap::parse(&["b.example=127.0.0.9"]).unwrap(), false)
+    }
+
+    #[test]
+    fn shards_say_owners_names_and_what_is_missing() {
+        let topology = shards(&[
+            shard(
+                &[0, 99, 200, 16000],
+                &[
+                    node("a", 7000, None, "master", "fail"),
+                    node("b", 7001, Some("b.example"), "master", "online"),
+                    node("c", 7002, Some("?"), "replica", "online"),
+                ],
+            ),
+            shard(&[100, 199], &[node("d", 7003, Some("::1"), "master", "online")]),
+            shard(&[], &[node("e", 7004, Some("e"), "master", "online")]),
+        ])
+        .unwrap();
+        assert_eq!(topology.owner(Slot(5)).unwrap().address.to_string(), "127.0.0.9:7001");
+        assert_eq!(topology.owner(Slot(150)).unwrap().address.to_string(), "[::1]:7003");
+        assert_eq!(topology.uncovered(), [(Slot(16001), Slot(16383))]);
+        assert_eq!(topology.primaries().iter().map(|node| node.id.as_str()).collect::<Vec<_>>(), ["b", "d"]);
+        assert_eq!(topology.nodes().len(), 5);
+        let find = |host: &str, port| topology.find(&Address::new(host, port)).map(|node| node.id.as_str());
+        assert_eq!(find("10.0.0.1", 7001), Some("b"));
+        assert_eq!(find("b.example", 7001), Some("b"));
+        assert_eq!(find("seed", 7002), Some("c"));
+        assert_eq!(find("10.0.0.1", 7009), None);
+        assert_eq!(find("evil.example", 7001), None);
+    }
+
+    #[test]
+    fn slots_of_older_servers() {
+        let reply = "*2\r\n*4\r\n:0\r\n:8000\r\n*3\r\n$0\r\n\r\n:7000\r\n$1\r\na\r\n*3\r\n$9\r\n127.0.0.1\r\n:7001\r\n$1\r\nb\r\n\
+                     *3\r\n:8001\r\n:16383\r\n*4\r\n$9\r\n127.0.0.1\r\n:7002\r\n$1\r\nc\r\n*2\r\n$8\r\nhostname\r\n$1\r\nx\r\n";
+        let (value, _) = parse(reply.as_bytes()).unwrap().unwrap();
+        let topology = Topology::from_slots(&value, &asked(), &NatMap::default()).unwrap();
+        assert_eq!(topology.owner(Slot(0)).unwrap().address.to_string(), "seed:7000");
+        assert_eq!(topology.find(&Address::new("x", 7002)).unwrap().id, "c");
+        assert_eq!(topology.by_id("b").unwrap().role, Role::Replica);
+        assert!(topology.uncovered().is_empty());
+    }
+
+    #[test]
+    fn hostile_replies_are_refused() {
+        for reply in [
+            "+OK\r\n",
+            "*1\r\n+x\r\n",
+            "*1\r\n*2\r\n$5\r\nnodes\r\n*0\r\n",
+            "*1\r\n*4\r\n$5\r\nslots\r\n*2\r\n:5\r\n:16384\r\n$5\r\nnodes\r\n*0\r\n",
+            "*1\r\n*4\r\n$5\r\nslots\r\n*1\r\n:5\r\n$5\r\nnodes\r\n*0\r\n",
+        ] {
+            let (value, _) = parse(reply.as_bytes()).unwrap().unwrap();
+            assert!(Topology::from_shards(&value, &asked(), &NatMap::default(), false).is_err(), "{reply}");
+            assert!(Topology::from_slots(&value, &asked(), &NatMap::default()).is_err(), "{reply}");
+        }
+        let many: Vec<String> = (0..=NODES_MAX).map(|i| node(&i.to_string(), 1, None, "master", "online")).collect();
+        assert_eq!(shards(&[shard(&[0, 1], &many)]).unwrap_err().what, "it has too many nodes");
+        // A range that ends before it begins has no slot.
+        assert_eq!(shards(&[shard(&[9, 3], &[node("a", 1, None, "master", "online")])]).unwrap().uncovered().len(), 1);
+    }
+
+    #[test]
+    fn redirects() {
+        let parse = |text: &str| Redirect::parse(text.as_bytes(), &asked()).map(|r| (r.ask, r.slot.0, r.address));
+        assert_eq!(parse("MOVED 5 127.0.0.1:7001"), Some((false, 5, Address::new("127.0.0.1", 7001))));
+        assert_eq!(parse("ASK 16383 :7001"), Some((true, 16383, Address::new("seed", 7001))));
+        assert_eq!(parse("ASK 1 ::1:7001"), Some((true, 1, Address::new("::1", 7001))));
+        for bad in ["MOVED", "MOVED 16384 a:1", "MOVED 1 a", "MOVED 1 a:0", "MOVED 1 a:x", "OK 1 a:1", "\u{ff}"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn nat_maps() {
+        let nat = NatMap::parse(&["10.0.0.1:7000=h:1", "10.0.0.1=g", "[::2]:7=[::3]:8"]).unwrap();
+        let apply = |host: &str, port| nat.apply(Address::new(host, port)).to_string();
+        assert_eq!(apply("10.0.0.1", 7000), "h:1");
+        assert_eq!(apply("10.0.0.1", 7001), "g:7001");
+        assert_eq!(apply("::2", 7), "[::3]:8");
+        assert_eq!(apply("x", 7), "x:7");
+        for bad in ["a", "=b", "a=", "a:1=b"] {
+            assert!(NatMap::parse(&[bad]).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Full syncs into real clusters: everything that a generated source holds arrives, also while slots move and primaries
+//! fail over; what is no part of the cluster is never talked to.
+
+mod common;
+
+use common::{FlowBytes, Hand, migrate, migrate_command, server, start, texts};
+use df2redis::lab::LabError;
+use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
+use df2redis::lab::cluster::Cluster;
+use df2redis::lab::flow::Faults;
+use df2redis::lab::generate::{Compression, Generator, Model, Release, Spec};
+use df2redis::lab::master::{Master, MasterOptions};
+use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
+use df2redis::lab::servers::ServerKind;
+use df2redis::lab::truth;
+use std::sync::Arc;
+use std::time::Duration;
+
+const MIX: &str = "string:100B=3000,string:3000B=100,string:200KiB=10,int=500,list:5x8=100,list:500x20=20,list:20x9000=3,\
+                   set:9x9=100,set:200x9=20,intset:50x1000=20,hash:20x8=100,hash:500x30=20,zset:20x8=100,zset:500x30=20,\
+                   stream:20x8=20,stream:500x30=5,stream:0x0=4";
+
+fn spec(seed: u64) -> Spec {
+    Spec {
+        seed,
+        flows_count: 3,
+        compression: Compression::Lz4,
+        chunk_bytes: 4 << 10,
+        expire_fraction: 0.2,
+        expired_fraction: 0.02,
+        journal_ratio: 0.5,
+        strays_count: 4,
+        omitted_deletes_count: 3,
+        early_writes_count: 5,
+        release: Release::New,
+        ..Spec::of(MIX).unwrap()
+    }
+}
+
+/// A cluster, or why the test skips.
+fn cluster(kind: ServerKind, replicas: bool) -> Option<Cluster> {
+    match Cluster::start_kind(kind, 3, replicas) {
+        Err(LabError::NoServer { what, .. }) => {
+            eprintln!("skipped: no {what} here");
+            None
+        }
+        cluster => Some(cluster.unwrap()),
+    }
+}
+
+/// The cluster holds what the model says and nothing else.
+fn check(cluster: &Cluster, kind: ServerKind, model: &Model, stderr: &str) {
+    let own: Vec<_> = cluster.keys().unwrap().into_iter().filter(|key| key.starts_with(b"df2redis:")).collect();
+    assert!(own.is_empty(), "left behind: {} keys of the tool's own\n{stderr}", own.len());
+    let Some(plain) = server(kind) else { return };
+    cluster.gather(&plain).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let truth_file = dir.path().join("truth.jsonl");
+    model.write_truth(&truth_file).unwrap();
+    if let Err(differences) = truth::compare(plain.port(), &truth_file, &["--skip-types", "json,opaque"]) {
+        panic!("{kind:?}:\n{differences}\n{stderr}");
+    }
+}
+
+fn all_arrives(kind: ServerKind, more: &[&str]) {
+    let Some(cluster) = cluster(kind, false) else { return };
+    let (master, model) = Generator::start(spec(1), MasterOptions::default()).unwrap();
+    let mut args = vec!["--on-unsupported", "skip"];
+    args.extend_from_slice(more);
+    let run = migrate(master.port(), cluster.port(), &args);
+    run.expect_code(0);
+    assert_eq!(master.violations(), []);
+    check(&cluster, kind, &model, &run.stderr);
+    assert_eq!(run.report["targets"].as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn everything_arrives_in_redis_7() {
+    all_arrives(ServerKind::Redis7, &[]);
+}
+
+#[test]
+fn everything_arrives_in_valkey_9() {
+    all_arrives(ServerKind::Valkey9, &[]);
+}
+
+#[test]
+fn everything_arrives_by_commands_and_in_tiny_buffers() {
+    let tiny = ["--restore-bytes-max", "64", "--rx-chunk", "64KiB", "--batch-bytes", "4KiB", "--borrow-bytes", "64"];
+    all_arrives(ServerKind::Redis7, &tiny);
+}
+
+/// A source that takes its time, so that things happen in the middle of the load.
+fn slow_source(seed: u64) -> (Master, Arc<Model>) {
+    let faults = Faults::default().slow(250_000);
+    Generator::start(spec(seed), MasterOptions { faults, ..MasterOptions::default() }).unwrap()
+}
+
+/// While `disturb` does its work; it should still be at it when the sync begins, and be done before it ends or after.
+fn disturbed(kind: ServerKind, seed: u64, disturb: impl FnOnce(&mut Cluster)) {
+    let Some(mut cluster) = cluster(kind, true) else { return };
+    let (master, model) = slow_source(seed);
+    let tool = start(migrate_command(master.port(), cluster.port(), &["--on-unsupported", "skip", "--log", "info"]));
+    disturb(&mut cluster);
+    let run = tool.wait_for(Duration::from_secs(300));
+    run.expect_code(0);
+    cluster.wait_ok().unwrap();
+    check(&cluster, kind, &model, &run.stderr);
+    assert!(run.stderr.contains("topology changed"), "nothing happened in the middle of the load:\n{}", run.stderr);
+}
+
+#[test]
+fn slots_move_during_a_full_sync() {
+    disturbed(ServerKind::Redis7, 2, |cluster| assert!(cluster.reshard(7, Duration::ZERO).unwrap() > 0));
+}
+
+#[test]
+fn slots_move_during_a_full_sync_into_valkey_9() {
+    disturbed(ServerKind::Valkey9, 3, |cluster| assert!(cluster.reshard(11, Duration::ZERO).unwrap() > 0));
+}
+
+#[test]
+fn a_replica_takes_over_during_a_full_sync() {
+    disturbed(ServerKind::Redis7, 4, |cluster| {
+        std::thread::sleep(Duration::from_millis(700));
+        cluster.fail_over(3).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        cluster.fail_over(4).unwrap();
+    });
+}
+
+#[test]
+fn databases_that_a_cluster_has_not_are_refused_at_the_first_key() {
+    let Some(cluster) = cluster(ServerKind::Redis7, false) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"a", b"1").db(3).string(b"b", b"2");
+    let master = Hand::new(vec![flow]).start();
+    let run = migrate(master.port(), cluster.port(), &[]);
+    run.expect_code(3).expect_text("database 3");
+}
+
+#[test]
+fn a_target_that_holds_keys_is_refused_and_emptied_on_request() {
+    let Some(cluster) = cluster(ServerKind::Redis7, false) else { return };
+    for (node, key) in [(0, "bar"), (2, "foo")] {
+        cluster.nodes[node].client().unwrap().run(&format!("SET {key} old")).unwrap();
+    }
+    let mut flow = FlowBytes::new();
+    for key in texts("key", 100) {
+        flow.string(&key, b"v");
+    }
+    let master = Hand::new(vec![flow]).start();
+    migrate(master.port(), cluster.port(), &[]).expect_code(3).expect_text("holds 2 keys");
+    migrate(master.port(), cluster.port(), &["--on-existing", "flush"]).expect_code(0);
+    assert_eq!(cluster.keys().unwrap().len(), 100);
+}
+
+/// A node that sends a client elsewhere: only where the cluster's own nodes are is followed.
+#[test]
+fn a_redirect_out_of_the_cluster_is_not_followed() {
+    let outside = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    outside.set_nonblocking(true).unwrap();
+    let elsewhere = outside.local_addr().unwrap();
+    for reply in [format!("-MOVED 12182 {elsewhere}"), format!("-ASK 12182 {elsewhere}")] {
+        let ports = ClusterPorts::default();
+        let options = ScriptOptions {
+            identity: TargetIdentity {
+                password: Some("secret".into()),
+                ..TargetIdentity::default().in_cluster(&ports)
+            },
+            errors: vec![ErrorRule { key: Some(b"foo".to_vec()), ..ErrorRule::every("SET", &reply) }],
+            ..ScriptOptions::default()
+        };
+        let target = ScriptedTarget::start(options).unwrap();
+        ports.lock().unwrap().push(target.port());
+        let mut flow = FlowBytes::new();
+        flow.string(b"a", b"1").string(b"foo", b"2").string(b"b", b"3");
+        let master = Hand::new(vec![flow]).start();
+        let mut command = migrate_command(master.port(), target.port(), &[]);
+        command.env("DF2REDIS_TARGET_PASSWORD", "secret");
+        let run = start(command).wait();
+        run.expect_code(5).expect_text("no node of the cluster").expect_text(&elsewhere.to_string());
+        assert!(outside.accept().is_err(), "an address outside of the cluster was connected to");
+    }
+}

@@ -1,0 +1,324 @@
+//! `replicate` into real clusters: a journal of commands that must not be applied twice, many of them over several slots, while
+//! the tool is killed, slots move and primaries fail over. A stand-alone server that gets the same commands is the judge.
+
+mod common;
+
+use common::{Contents, contents, server};
+use df2redis::lab::LabError;
+use df2redis::lab::cluster::Cluster;
+use df2redis::lab::encode as enc;
+use df2redis::lab::journal;
+use df2redis::lab::master::{Master, MasterOptions};
+use df2redis::lab::recordings::{Recording, recording};
+use df2redis::lab::replay::Replay;
+use df2redis::lab::rng::Rng;
+use df2redis::lab::servers::{Server, ServerKind};
+use df2redis::lab::torture::{Tool, wait_for};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Keys of each family and flow.
+const KEYS: u64 = 40;
+
+/// One record of flow `flow`. Each family of keys has one type, so that no record meets another one.
+fn record(rng: &mut Rng, flow: usize, number: u64) -> Vec<String> {
+    let mut key = |family: &str| format!("t{flow}:{family}:{}", rng.below(KEYS));
+    let (n, other) = (number.to_string(), number % 7);
+    let words: Vec<String> = match number % 23 {
+        0..=3 => vec!["INCR".into(), key("count")],
+        4 => vec!["DECRBY".into(), key("count"), "3".into()],
+        5..=6 => vec!["APPEND".into(), key("text"), format!("{other}.")],
+        7..=8 => vec!["RPUSH".into(), key("list"), n, "x".into()],
+        9 => vec!["LPOP".into(), key("list")],
+        10 => vec!["HSET".into(), key("hash"), format!("f{other}"), n],
+        11 => vec!["HINCRBY".into(), key("numbers"), format!("f{other}"), "2".into()],
+        12 => vec!["SADD".into(), key("set"), format!("m{}", number % 31)],
+        13 => vec!["SREM".into(), key("set"), format!("m{}", number % 29)],
+        14 => vec!["ZINCRBY".into(), key("zset"), "1".into(), format!("m{other}")],
+        15 => vec!["SET".into(), key("plain"), n],
+        16 => vec!["MSET".into(), key("plain"), n.clone(), key("plain"), n.clone(), key("plain"), n],
+        17 => vec!["DEL".into(), key("plain"), key("text"), key("list")],
+        18 => vec!["RENAME".into(), key("count"), key("count")],
+        19 => vec!["RENAME".into(), key("text"), key("text")],
+        20 => vec!["RPOPLPUSH".into(), key("list"), key("list")],
+        21 => vec!["LMOVE".into(), key("list"), key("list"), "LEFT".into(), "RIGHT".into()],
+        _ => vec!["SORT".into(), key("set"), "ALPHA".into(), "STORE".into(), key("sorted")],
+    };
+    words
+}
+
+/// A cluster, a source whose journal goes on for `stable_ms`, and what must be there in the end.
+struct Stage {
+    cluster: Cluster,
+    master: Master,
+    judge: Contents,
+    wanted: Vec<Option<u64>>,
+    dir: tempfile::TempDir,
+}
+
+impl Stage {
+    fn new(kind: ServerKind, records: u64, stable_ms: u64) -> Option<Self> {
+        Self::of(kind, true, records, stable_ms)
+    }
+
+    fn of(kind: ServerKind, replicas: bool, records: u64, stable_ms: u64) -> Option<Self> {
+        let cluster = match Cluster::start_kind(kind, 3, replicas) {
+            Err(LabError::NoServer { what, .. }) => {
+                eprintln!("skipped: no {what} here");
+                return None;
+            }
+            cluster => cluster.unwrap(),
+        };
+        let plain = server(kind)?;
+        let mut recording = recording("follow-flushall").unwrap();
+        let mut rng = Rng::new(7);
+        for flow in 0..recording.flows.len() {
+            begin_flow(&mut recording, flow, &mut rng, &plain);
+        }
+        // All flows meet at a flush in the middle.
+        for part in 0..2 {
+            for flow in 0..recording.flows.len() {
+                for number in 0..records / 2 {
+                    let words = record(&mut rng, flow, number);
+                    recording.flows[flow].extend_from_slice(&journal::command(&text(&words)));
+                    tell(&plain, &words);
+                }
+                recording.meta.replica_offset_at_end[flow] += records / 2;
+                if part == 0 {
+                    enc::journal_command(&mut recording.flows[flow], 0, 77, &["FLUSHALL"]);
+                    recording.meta.replica_offset_at_end[flow] += 1;
+                }
+            }
+            if part == 0 {
+                tell(&plain, &["FLUSHALL".to_string()]);
+            }
+        }
+        let wanted = recording.meta.replica_offset_at_end.iter().copied().map(Some).collect();
+        let mut replay = Replay::new(recording).unwrap();
+        (replay.snapshot_time, replay.stable_time) =
+            (Some(Duration::from_millis(100)), Some(Duration::from_millis(stable_ms)));
+        let master = Master::start(Arc::new(replay), MasterOptions::default()).unwrap();
+        let judge = own(contents(&mut plain.client().unwrap()));
+        Some(Self { cluster, master, judge, wanted, dir: tempfile::tempdir().unwrap() })
+    }
+
+    fn start(&self) -> Tool {
+        let port = self.cluster.primaries().first().map_or(0, |at| self.cluster.nodes[*at].port());
+        let log = self.dir.path().join("tool.log");
+        let binary = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+        Tool::start(binary, self.master.port(), port, &log, &["--log", "info"]).unwrap()
+    }
+
+    /// Waits until the journal is being applied.
+    fn wait_stable(&self, tool: &mut Tool) {
+        let reached = wait_for(|| {
+            assert_eq!(tool.ended(), None, "{}", tool.said());
+            let is_stable = |at: usize| {
+                let mut client = self.cluster.nodes[at].client().ok()?;
+                // A node that has not the slot says so.
+                (client.ask(&["HGET", "df2redis:checkpoint", "phase"]).ok()?.text()? == "stable").then_some(())
+            };
+            self.cluster.primaries().into_iter().find_map(is_stable)
+        });
+        assert!(reached.is_some(), "the journal does not begin:\n{}", tool.said());
+    }
+
+    /// Lets the tool come to the end, and compares.
+    #[track_caller]
+    fn finish(&self, mut tool: Tool) {
+        let until = Instant::now() + Duration::from_secs(240);
+        while self.master.acks() != self.wanted {
+            assert_eq!(tool.ended(), None, "{}", tool.said());
+            let acks = self.master.acks();
+            assert!(Instant::now() < until, "acknowledged {acks:?} of {:?}:\n{}", self.wanted, tool.said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        tool.signal("INT");
+        assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+        assert_eq!(self.master.violations(), []);
+        self.cluster.wait_ok().unwrap();
+        let plain = server(ServerKind::Valkey9).or_else(|| server(ServerKind::Redis7)).unwrap();
+        self.cluster.gather(&plain).unwrap();
+        let found = own(contents(&mut plain.client().unwrap()));
+        let differs: Vec<String> = self
+            .judge
+            .iter()
+            .filter(|(key, value)| found.get(key) != Some(value))
+            .map(|(key, value)| format!("{key:?}: {:?} instead of {value:?}", found.get(key)))
+            .chain(found.keys().filter(|key| !self.judge.contains_key(key)).map(|key| format!("{key:?} is too many")))
+            .collect();
+        assert!(
+            differs.is_empty(),
+            "{} keys differ:\n{}\n{}",
+            differs.len(),
+            differs[..differs.len().min(10)].join("\n"),
+            tool.said()
+        );
+        assert!(self.judge.len() > 100);
+    }
+}
+
+fn text(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+/// Snapshot of one flow, with records over several slots in the middle of it.
+fn begin_flow(recording: &mut Recording, flow: usize, rng: &mut Rng, plain: &Server) {
+    let mut bytes = Vec::new();
+    enc::header(&mut bytes);
+    for number in 0..KEYS {
+        for (family, value) in [("count", "17"), ("text", "begin"), ("plain", "p")] {
+            let key = format!("t{flow}:{family}:{number}");
+            enc::key_head(&mut bytes, enc::Attributes::default(), enc::types::STRING, key.as_bytes(), false);
+            enc::string(&mut bytes, value.as_bytes(), false);
+            tell(plain, &["SET".into(), key, value.into()]);
+        }
+    }
+    for number in 0..200 {
+        let words = record(rng, flow, number);
+        let mut entry = Vec::new();
+        enc::journal_command(&mut entry, 0, 0, &words);
+        tell(plain, &words);
+        if number % 3 == 0 {
+            let words = record(rng, flow, number + 1);
+            enc::journal_command(&mut entry, 0, 0, &words);
+            tell(plain, &words);
+        }
+        enc::journal_blob(&mut bytes, &entry);
+    }
+    enc::full_sync_end(&mut bytes);
+    recording.meta.bytes_before_startstable[flow] = bytes.len() as u64;
+    enc::journal_offset(&mut bytes, 100);
+    enc::eof(&mut bytes);
+    recording.meta.flows[flow].eof_at = bytes.len() as u64;
+    bytes.extend_from_slice(recording.meta.flows[flow].eof_token.as_bytes());
+    recording.meta.replica_offset_at_end[flow] = 100;
+    recording.flows[flow] = bytes;
+}
+
+/// Only the keys of the test's own records.
+fn own(mut contents: Contents) -> Contents {
+    contents.retain(|(_, key), _| key.starts_with(b"t") && key.get(2) == Some(&b':'));
+    contents
+}
+
+fn tell(server: &Server, words: &[String]) {
+    thread_local! {
+        static CLIENT: std::cell::RefCell<Option<(u16, df2redis::lab::client::Client)>> = const { std::cell::RefCell::new(None) };
+    }
+    CLIENT.with_borrow_mut(|client| {
+        if client.as_ref().is_none_or(|(port, _)| *port != server.port()) {
+            *client = Some((server.port(), server.client().unwrap()));
+        }
+        // A RENAME of a key that is not there is refused, which is right.
+        client.as_mut().unwrap().1.ask(words).unwrap();
+    });
+}
+
+#[test]
+fn a_journal_is_followed() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some(stage) = Stage::new(kind, 3000, 1000) else { continue };
+        let tool = stage.start();
+        stage.finish(tool);
+    }
+}
+
+#[test]
+fn kills_of_the_tool_double_nothing() {
+    let Some(stage) = Stage::new(ServerKind::Redis7, 6000, 6000) else { return };
+    let mut tool = stage.start();
+    for pause in [300, 50, 700, 150] {
+        stage.wait_stable(&mut tool);
+        std::thread::sleep(Duration::from_millis(pause));
+        tool.kill();
+        tool = stage.start();
+    }
+    stage.finish(tool);
+    assert!(stage.master.partial_count() >= 1);
+}
+
+#[test]
+fn lost_connections_double_nothing() {
+    let Some(stage) = Stage::new(ServerKind::Redis7, 6000, 4000) else { return };
+    let mut tool = stage.start();
+    stage.wait_stable(&mut tool);
+    let mut killed = 0;
+    for _ in 0..8 {
+        for at in stage.cluster.primaries() {
+            let mut client = stage.cluster.nodes[at].client().unwrap();
+            let list = client.run("CLIENT LIST").unwrap().text().unwrap();
+            for line in list.lines().filter(|line| line.contains("name=df2redis-lane")) {
+                let id = line.split(' ').find_map(|field| field.strip_prefix("id=")).unwrap();
+                client.run(&format!("CLIENT KILL ID {id}")).unwrap();
+                killed += 1;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert!(killed >= 6, "{killed}");
+    stage.finish(tool);
+}
+
+#[test]
+fn slots_move_while_the_journal_is_followed() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some(stage) = Stage::new(kind, 6000, 6000) else { continue };
+        let mut tool = stage.start();
+        stage.wait_stable(&mut tool);
+        stage.cluster.reshard(8, Duration::ZERO).unwrap();
+        stage.finish(tool);
+    }
+}
+
+#[test]
+fn replicas_take_over_while_the_journal_is_followed() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some(stage) = Stage::new(kind, 6000, 6000) else { continue };
+        let mut tool = stage.start();
+        stage.wait_stable(&mut tool);
+        for replica in [3, 4, 5, 0] {
+            stage.cluster.fail_over(replica).unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        stage.finish(tool);
+    }
+}
+
+#[test]
+fn a_killed_primary_is_replaced() {
+    // The first node is the one that the tool was given.
+    for (kind, node) in [(ServerKind::Redis7, 0), (ServerKind::Valkey9, 1)] {
+        let Some(mut stage) = Stage::new(kind, 6000, 5000) else { continue };
+        let mut tool = stage.start();
+        stage.wait_stable(&mut tool);
+        stage.cluster.kill(node);
+        stage.finish(tool);
+    }
+}
+
+/// Every slot moves to the next node.
+#[test]
+fn a_full_reshard_while_the_journal_is_followed() {
+    let Some(stage) = Stage::of(ServerKind::Redis7, false, 8000, 15_000) else { return };
+    let mut tool = stage.start();
+    stage.wait_stable(&mut tool);
+    assert_eq!(stage.cluster.reshard(1, Duration::ZERO).unwrap(), 16384);
+    stage.finish(tool);
+}
+
+/// A node without a replica stands still: the cluster is down. The tool waits, says so, and goes on.
+#[test]
+fn a_cluster_that_is_down_for_a_while_is_waited_for() {
+    let Some(stage) = Stage::of(ServerKind::Redis7, false, 4000, 3000) else { return };
+    let mut tool = stage.start();
+    stage.wait_stable(&mut tool);
+    let pid = stage.cluster.nodes[1].pid().unwrap().to_string();
+    let signal = |name: &str| std::process::Command::new("kill").args([name, &pid]).status().unwrap();
+    signal("-STOP");
+    let alarm = wait_for(|| tool.said().contains("holding: the cluster cannot serve a slot").then_some(()));
+    signal("-CONT");
+    assert!(alarm.is_some(), "{}", tool.said());
+    stage.finish(tool);
+}
