@@ -250,7 +250,7 @@ impl Job<'_> {
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
             cluster: match &begin {
-                Begin::Full { .. } => self.cluster_plan(probed, None).await?,
+                Begin::Full { .. } | Begin::Again => self.cluster_plan(probed, None).await?,
                 Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
             },
         };
