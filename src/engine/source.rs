@@ -99,6 +99,11 @@ impl Source {
         self.keys
     }
 
+    /// It told what it is, and that it holds no key at all.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_none() && !self.version.is_empty()
+    }
+
     /// Databases that held keys at the time of connecting, where INFO told.
     pub fn databases(&self) -> &[DbIndex] {
         &self.databases
