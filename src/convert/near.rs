@@ -12,6 +12,11 @@ pub const SHIFT_MS: i64 = 1 << 42;
 /// Shifted expiries lie below this (a true time before the year 2100): later ones are somebody else's "never".
 pub const SHIFTED_MS_END: i64 = SHIFT_MS + 4_102_444_800_000;
 
+/// The true time of an expiry that is read from a target.
+pub fn true_ms(told_ms: i64) -> i64 {
+    if (SHIFT_MS..SHIFTED_MS_END).contains(&told_ms) { told_ms - SHIFT_MS } else { told_ms }
+}
+
 /// Which expiries are written later than they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Near {
@@ -61,6 +66,10 @@ mod tests {
         assert!(!near.is_past(999, 2_000) && near.is_past(1_500, 2_000) && !near.is_past(2_001, 2_000));
         assert!(Near::AS_IS.is_past(999, 2_000) && !Near::KEPT.is_past(999, 2_000));
         assert_eq!((Near::AS_IS.told(5), Near::KEPT.told(5)), (5, 5));
+        assert_eq!(
+            (true_ms(near.told(999)), true_ms(near.told(1_000)), true_ms(SHIFTED_MS_END)),
+            (999, 1_000, SHIFTED_MS_END)
+        );
         assert!(Near::before(i64::MAX).told(4_000_000_000_000) < SHIFTED_MS_END);
     }
 }

@@ -117,16 +117,18 @@ impl Job<'_> {
         if !self.desk.is_running() {
             return false;
         }
+        if self.desk.ending.is_some() {
+            // The traffic is switched, at proven positions: there is no way back, and nothing more to come.
+            tracing::warn!(%error, "the session ended while the job was being ended");
+            self.end_outside_session(probed).await;
+            return true;
+        }
         self.settings.control.cancel_cutover(&format!("the session with the source ended: {error}"));
         while self.desk.is_running() {
             match self.desk.next().await {
                 DeskEvent::Order(Order::End { keys, done }) => {
                     self.begin_end(keys, done);
-                    // The workers are gone, and with them the names of expiries that they held back.
-                    if let Err(error) = self.put_expiries_right(probed).await {
-                        tracing::warn!(%error, "expiries held back may be left too late at the target");
-                    }
-                    self.hand_over(probed).await;
+                    self.end_outside_session(probed).await;
                     return true;
                 }
                 // Whoever asked hears that nobody answers any more.
@@ -135,6 +137,14 @@ impl Job<'_> {
             }
         }
         false
+    }
+
+    /// The workers are gone, and with them the names of expiries that they held back.
+    async fn end_outside_session(&mut self, probed: &Target) {
+        if let Err(error) = self.put_expiries_right(probed).await {
+            tracing::warn!(%error, "expiries held back may be left too late at the target");
+        }
+        self.hand_over(probed).await;
     }
 
     async fn put_expiries_right(&mut self, probed: &Target) -> Result<(), EngineError> {

@@ -134,6 +134,11 @@ impl Link {
         Ok((Connected { fd, tls: self.tls }, self.received))
     }
 
+    /// The connection, its TLS session, and bytes (decrypted) that came after the last reply, for who goes on here.
+    pub fn into_parts(self) -> (TcpStream, Option<Box<Session>>, Vec<u8>) {
+        (self.stream, self.tls, self.received)
+    }
+
     /// Begins TLS. Before this is done nothing else is sent.
     async fn shake_hands(&mut self, session: Session) -> Result<(), LinkError> {
         const WHAT: &str = "the TLS handshake";

@@ -26,6 +26,7 @@ use crate::convert::journal::GlobalCommand;
 use crate::dragonfly::reply::Reply;
 use crate::dragonfly::session::{Directive, Session};
 use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::report::counters::Totals;
 use crate::uring;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,12 +38,21 @@ const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 const OFFSETS_EVERY: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+/// Full syncs in a row that may be lost with the source before the run ends: each one costs the source.
+const FULL_SYNCS_MAX: u32 = 4;
+/// Tries, about five seconds apart, to reach a source that went away inside a full sync: about five minutes.
+const AWAY_TRIES_MAX: u32 = 50;
 /// How long the source may take to say where it stands when the job is told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a session begins with.
 enum Begin {
-    Full { owned: bool },
+    Full {
+        owned: bool,
+    },
+    /// An earlier full sync, into a target that holds nothing else, did not reach its end. The target is emptied only when
+    /// the source answers: until then what it holds may be all that is left.
+    Again,
     Resume(Checkpoint),
 }
 
@@ -95,6 +105,7 @@ impl Job<'_> {
             );
         }
         let (mut attempt, mut pause) = (1, RETRY_FIRST);
+        let mut losses = Losses::default();
         loop {
             let error = match self.session(&mut target, &probed, begin, &mut signals).await {
                 Ok(()) => {
@@ -158,14 +169,28 @@ impl Job<'_> {
                     self.full_again(&mut target).await?
                 }
                 EngineError::Source(text) => {
-                    let Some(checkpoint) = stable else { return Err(EngineError::Source(text)) };
-                    tracing::warn!(%text, ?pause, "lost the source: going on from the checkpoint");
+                    let begin = match stable {
+                        Some(checkpoint) => {
+                            tracing::warn!(%text, ?pause, "lost the source: going on from the checkpoint");
+                            Begin::Resume(checkpoint)
+                        }
+                        None if owned && losses.may_begin_again(self.sessions) => {
+                            tracing::warn!(
+                                %text,
+                                ?pause,
+                                full_syncs = self.sessions,
+                                "lost the source inside the full sync: beginning anew when it is back"
+                            );
+                            Begin::Again
+                        }
+                        None => return Err(EngineError::Source(text)),
+                    };
                     tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
+                        () = tokio::time::sleep(pause + jitter(pause)) => {}
                         () = signals.next() => return Err(EngineError::Interrupted),
                     }
                     pause = (pause * 2).min(RETRY_LAST);
-                    Begin::Resume(checkpoint)
+                    begin
                 }
                 error => return Err(error),
             };
@@ -173,6 +198,9 @@ impl Job<'_> {
                 // A session that reached the journal starts the pauses anew.
                 if matches!(self.phase, Phase::CatchingUp | Phase::InStep) {
                     pause = RETRY_FIRST;
+                    if self.resumable {
+                        losses = Losses::default();
+                    }
                 }
                 self.enter(Phase::Connect);
             }
@@ -230,7 +258,7 @@ impl Job<'_> {
             }
             Some(checkpoint) if checkpoint.owned && !flush => {
                 tracing::warn!("an earlier run ended inside its full sync: the target is emptied and it begins anew");
-                self.full_again(target).await
+                Ok(Begin::Again)
             }
             Some(_) if !flush => Err(EngineError::Refused(
                 "an earlier run into this target, which held keys of its own, ended inside its full sync: what it wrote cannot \
@@ -249,6 +277,8 @@ impl Job<'_> {
         self.resumable = false;
         target.call(&[b"FLUSHALL"]).await?;
         self.lost.clear();
+        self.totals = Totals::new();
+        self.report.not_carried = Default::default();
         self.mark_import_mode(target).await?;
         Ok(Begin::Full { owned: true })
     }
@@ -268,7 +298,7 @@ impl Job<'_> {
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
             cluster: match &begin {
-                Begin::Full { .. } => self.cluster_plan(probed, None).await?,
+                Begin::Full { .. } | Begin::Again => self.cluster_plan(probed, None).await?,
                 Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
             },
         };
@@ -276,7 +306,22 @@ impl Job<'_> {
         self.check_databases(&source, probed)?;
         let mut session = Session::new();
         let held = !probed.capabilities.import_mode && probed.capabilities.has_command("EVAL");
+        let begin = match begin {
+            Begin::Again => {
+                // Perhaps it is still loading; perhaps it lost all, and what was read of it is all that is left.
+                if self.sessions > 0 && source.is_empty() && self.totals.sum().keys > 0 {
+                    return Err(EngineError::Source(
+                        "it went away inside the full sync and holds no key at all now, so the target, which holds a part of \
+                         what it held, is not emptied for another one; if the source is meant to be empty, run again"
+                            .into(),
+                    ));
+                }
+                self.full_again(target).await?
+            }
+            begin => begin,
+        };
         let (mut crew, mut checkpoint) = match begin {
+            Begin::Again => return Err(EngineError::Internal("a full sync begins anew twice".into())),
             Begin::Full { owned } => {
                 let crew = self.open_full(&mut source, &mut session, plan).await?;
                 let (master_id, flows) =
@@ -622,6 +667,36 @@ impl Job<'_> {
     }
 }
 
+/// Full syncs that the source did not see through, in a row. A source that is away is not counted, it is waited for.
+#[derive(Default)]
+struct Losses {
+    full_syncs: u32,
+    /// Sessions when the last one was counted.
+    sessions: u64,
+    /// Tries since then to reach the source.
+    tries: u32,
+}
+
+impl Losses {
+    /// Whether another full sync may be tried after a loss of the source; `sessions`: how many were begun so far.
+    fn may_begin_again(&mut self, sessions: u64) -> bool {
+        if sessions > self.sessions {
+            self.full_syncs += 1;
+            self.sessions = sessions;
+            self.tries = 0;
+        } else if sessions > 0 {
+            self.tries += 1;
+        }
+        // Nothing was begun: an address that is wrong is better said at once.
+        sessions > 0 && self.full_syncs < FULL_SYNCS_MAX && self.tries < AWAY_TRIES_MAX
+    }
+}
+
+/// Up to half of the pause more, so that many that lost the same source do not come back at one instant.
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64((uring::clock::monotonic_ns() / 1000 % 512) as f64 / 1024.0)
+}
+
 /// More records behind than this and the target is no longer called in step.
 const IN_STEP_RECORDS_MAX: u64 = 10_000;
 
@@ -680,5 +755,23 @@ async fn stop_positions(source: &mut Source) -> Vec<Lsn> {
     match tokio::time::timeout(STOP_PATIENCE, source.replica_offsets()).await {
         Ok(Ok(offsets)) => offsets,
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_syncs_are_tried_again_only_so_often() {
+        let mut losses = Losses::default();
+        assert!(!losses.may_begin_again(0), "nothing was begun");
+        assert!((1..FULL_SYNCS_MAX.into()).all(|session| losses.may_begin_again(session)));
+        assert!(!losses.may_begin_again(FULL_SYNCS_MAX.into()));
+        let mut losses = Losses::default();
+        let tries = (0..1000).take_while(|_| losses.may_begin_again(1)).count();
+        assert_eq!(tries as u32, AWAY_TRIES_MAX);
+        let pause = Duration::from_secs(4);
+        assert!((0..100).all(|_| jitter(pause) <= pause / 2));
     }
 }

@@ -102,6 +102,11 @@ impl Source {
         self.keyspace.as_deref().unwrap_or_default()
     }
 
+    /// It told what it is, and that it holds no key at all.
+    pub fn is_empty(&self) -> bool {
+        self.keyspace.is_none() && !self.version.is_empty()
+    }
+
     /// Registers as a replica, on the connection that asked what the source is.
     pub async fn register(&mut self) -> Result<Registration, EngineError> {
         // Authenticated already.

@@ -145,17 +145,17 @@ impl Cluster {
 
     /// Moves every `step`-th slot of every primary of the beginning to the next one.
     pub fn reshard(&self, step: usize, pause: Duration) -> Result<u64, LabError> {
-        let mut moved = 0;
         let first = |node: usize| usize::from(SLOTS) * node / self.primaries;
-        // In turns, so that no node is ever without slots: it would become a replica.
-        for offset in (0..usize::from(SLOTS).div_ceil(self.primaries)).step_by(step) {
-            for from in 0..self.primaries {
-                let slot = first(from) + offset;
-                if slot < first(from + 1) {
-                    self.move_slot(slot as u16, from, (from + 1) % self.primaries)?;
-                    moved += 1;
-                }
-            }
+        let owned = |from: usize| (first(from)..first(from + 1)).step_by(step).map(move |slot| (slot as u16, from));
+        let mut moves: Vec<(u16, usize)> = (0..self.primaries).flat_map(owned).collect();
+        if step == 1 {
+            // In turns, so that no node is ever without slots: it would become a replica.
+            moves.sort_by_key(|(slot, from)| usize::from(*slot) - first(*from));
+        }
+        let mut moved = 0;
+        for (slot, from) in moves {
+            self.move_slot(slot, from, (from + 1) % self.primaries)?;
+            moved += 1;
             std::thread::sleep(pause);
         }
         Ok(moved)

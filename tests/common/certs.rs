@@ -1,4 +1,5 @@
 //! Certificates, made anew for each test: a CA, a server's and a client's, and those that must be refused.
+#![allow(dead_code)] // each test file uses a part
 
 use df2redis::lab::tls_proxy::TlsProxyOptions;
 use rcgen::{

@@ -147,8 +147,8 @@ pub fn cutover(values: &Values, execute: bool, rehearse: u32, takeover: bool) ->
 
 /// What `verify` needs. Either side may be any server that speaks the protocol.
 pub fn verify(values: &mut Values) -> Result<VerifySettings, UsageError> {
-    let source = plain_endpoint(values, &COMPARED_SOURCE_SIDE)?;
-    let target = plain_endpoint(values, &TARGET_SIDE)?;
+    let source = endpoint(values, &COMPARED_SOURCE_SIDE)?;
+    let target = endpoint(values, &TARGET_SIDE)?;
     if (&source.host, source.port) == (&target.host, target.port) {
         return Err(UsageError::Combination("source and target are the same server".into()));
     }
@@ -401,17 +401,6 @@ fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
     let (address, over_tls) = address(values, side)?;
     let tls = tls::client(values, &side.tls, &address.host, over_tls)?;
     with_access(values, side, Endpoint { tls, ..address })
-}
-
-/// For what does not speak TLS yet.
-fn plain_endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
-    match address(values, side)? {
-        (address, false) => with_access(values, side, address),
-        (_, true) => Err(values.wrong(
-            side.url,
-            "verify does not speak TLS yet; use a plain connection, over a private network or a tunnel",
-        )),
-    }
 }
 
 /// The address with its user and password.

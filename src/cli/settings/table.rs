@@ -175,25 +175,25 @@ settings! {
     CLOCK_SKEW_MAX: SERVERS, DATA, "clock-skew-max", "TIME", Time, Value("1s"), Everywhere,
         "Refuse to start where the clocks of source and target are further apart: expiries are absolute times";
 
-    SOURCE_TLS_CA: TLS, SERVED, "source-tls-ca", "FILE", Path, Unset, Everywhere,
+    SOURCE_TLS_CA: TLS, BETWEEN, "source-tls-ca", "FILE", Path, Unset, Everywhere,
         "Trust the CA certificates in this PEM file, and no others, to sign the source's certificate; else the system's";
-    SOURCE_TLS_CERT: TLS, SERVED, "source-tls-cert", "FILE", Path, Unset, Everywhere,
+    SOURCE_TLS_CERT: TLS, BETWEEN, "source-tls-cert", "FILE", Path, Unset, Everywhere,
         "Own certificate (and chain) to show to the source, PEM";
-    SOURCE_TLS_KEY: TLS, SERVED, "source-tls-key", "FILE", Path, Unset, Everywhere,
+    SOURCE_TLS_KEY: TLS, BETWEEN, "source-tls-key", "FILE", Path, Unset, Everywhere,
         "Key of that certificate, PEM, without a passphrase";
-    SOURCE_TLS_SERVER_NAME: TLS, SERVED, "source-tls-server-name", "NAME", Text, Unset, Everywhere,
+    SOURCE_TLS_SERVER_NAME: TLS, BETWEEN, "source-tls-server-name", "NAME", Text, Unset, Everywhere,
         "Name that the source's certificate must bear, where it is not the host of the URL";
-    SOURCE_TLS_DANGER: TLS, SERVED, "source-tls-danger-accept-any-cert", "", Switch, Value("off"), Everywhere,
+    SOURCE_TLS_DANGER: TLS, BETWEEN, "source-tls-danger-accept-any-cert", "", Switch, Value("off"), Everywhere,
         "Accept every certificate of the source: whoever is in between can read and change everything";
-    TARGET_TLS_CA: TLS, SERVED, "target-tls-ca", "FILE", Path, Unset, Everywhere,
+    TARGET_TLS_CA: TLS, BETWEEN, "target-tls-ca", "FILE", Path, Unset, Everywhere,
         "Trust the CA certificates in this PEM file, and no others, to sign the target's certificate; else the system's";
-    TARGET_TLS_CERT: TLS, SERVED, "target-tls-cert", "FILE", Path, Unset, Everywhere,
+    TARGET_TLS_CERT: TLS, BETWEEN, "target-tls-cert", "FILE", Path, Unset, Everywhere,
         "Own certificate (and chain) to show to the target, PEM";
-    TARGET_TLS_KEY: TLS, SERVED, "target-tls-key", "FILE", Path, Unset, Everywhere,
+    TARGET_TLS_KEY: TLS, BETWEEN, "target-tls-key", "FILE", Path, Unset, Everywhere,
         "Key of that certificate, PEM, without a passphrase";
-    TARGET_TLS_SERVER_NAME: TLS, SERVED, "target-tls-server-name", "NAME", Text, Unset, Everywhere,
+    TARGET_TLS_SERVER_NAME: TLS, BETWEEN, "target-tls-server-name", "NAME", Text, Unset, Everywhere,
         "Name that the target's certificate must bear, where it is not the host of the URL";
-    TARGET_TLS_DANGER: TLS, SERVED, "target-tls-danger-accept-any-cert", "", Switch, Value("off"), Everywhere,
+    TARGET_TLS_DANGER: TLS, BETWEEN, "target-tls-danger-accept-any-cert", "", Switch, Value("off"), Everywhere,
         "Accept every certificate of the target: whoever is in between can read and change everything";
 
     ON_EXISTING: POLICY, SERVED, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,

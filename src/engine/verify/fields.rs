@@ -8,7 +8,7 @@ use super::image::print_of;
 use super::look::Looker;
 use super::peer::{AskError, FieldExpiry, Peer, number};
 use super::wire::Commands;
-use crate::convert::{Action, Kind as Unsupported};
+use crate::convert::{Action, Kind as Unsupported, near};
 use crate::redis::value::Value;
 
 /// What is added to the tolerance where a side tells whole seconds.
@@ -47,7 +47,8 @@ pub async fn compare(
 }
 
 fn differing(fields: &[Vec<u8>], source: &[Option<i64>], target: &[Option<i64>], tolerance_ms: i64) -> Vec<Element> {
-    let differing = fields.iter().zip(source.iter().zip(target)).filter(|(_, (a, b))| match (a, b) {
+    let meant: Vec<_> = source.iter().zip(target).map(|(a, b)| meant(*a, *b)).collect();
+    let differing = fields.iter().zip(source.iter().zip(&meant)).filter(|(_, (a, b))| match (a, b) {
         (Some(a), Some(b)) => a.abs_diff(*b) > tolerance_ms.unsigned_abs(),
         (a, b) => a != b,
     });
@@ -58,6 +59,11 @@ fn differing(fields: &[Vec<u8>], source: &[Option<i64>], target: &[Option<i64>],
         Element { name: field.clone(), print: print_of(&a.map(|at| at / (8 * tolerance_ms.max(1)))), item }
     };
     differing.map(element).collect()
+}
+
+/// The expiry that is meant by the one at the target: a job that lags writes near ones later than they are.
+pub fn meant(source_ms: Option<i64>, target_ms: Option<i64>) -> Option<i64> {
+    if source_ms.is_some_and(|at| at >= near::SHIFT_MS) { target_ms } else { target_ms.map(near::true_ms) }
 }
 
 fn commands(peer: &Peer, hashes: &[(&[u8], &[Vec<u8>])]) -> Commands {

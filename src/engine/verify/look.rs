@@ -256,14 +256,15 @@ impl Looker {
 
     /// Adds the comparison of the keys' expiries to that of their values.
     fn add_expiry(&self, verdict: &mut Verdict, source: &Meta, target: &Meta) {
-        let same = match (source.expire_at_ms, target.expire_at_ms) {
+        let target_ms = fields::meant(source.expire_at_ms, target.expire_at_ms);
+        let same = match (source.expire_at_ms, target_ms) {
             (Some(a), Some(b)) => a.abs_diff(b) <= self.tolerance_ms.unsigned_abs(),
             (None, None) => true,
             _ => false,
         };
         if !same {
             let show = |at: Option<i64>| at.map(|at| at.to_string());
-            let item = Item::new(Kind::Expiry).values(show(source.expire_at_ms), show(target.expire_at_ms));
+            let item = Item::new(Kind::Expiry).values(show(source.expire_at_ms), show(target_ms));
             match verdict {
                 Verdict::Differs(found) => found.items.push(item),
                 Verdict::Equal => {
@@ -277,7 +278,7 @@ impl Looker {
         }
         if let Verdict::Differs(found) = verdict {
             found.source.expire_at_ms = source.expire_at_ms;
-            found.target.expire_at_ms = target.expire_at_ms;
+            found.target.expire_at_ms = target_ms;
         }
     }
 

@@ -333,7 +333,7 @@ impl Peer {
     async fn open(&mut self, index: usize) -> Result<(), Trouble> {
         let Some(node) = self.nodes.all.get(index).filter(|node| node.conn.is_none()) else { return Ok(()) };
         let (host, port) = (node.host.clone(), node.port);
-        let mut conn = Conn::connect(&host, port, self.timeout, self.bytes_max).await?;
+        let mut conn = Conn::connect(&host, port, self.endpoint.tls.as_ref(), self.timeout, self.bytes_max).await?;
         let mut commands = Commands::new();
         if let Some(password) = self.endpoint.password.expose() {
             match self.endpoint.user.expose() {

@@ -1,16 +1,19 @@
 //! One pipelined connection to a server that is read from: many commands in one write, their replies in order.
 //!
 //! In: [`Commands`]. Out: as many [`Value`]s. Bounded: all replies of one exchange take at most `bytes_max` as they arrive.
-//! Writing and reading go on at the same time, so that neither side waits for the other with full buffers. After any
-//! trouble the connection is of no more use: drop it.
+//! Writing and reading go on at the same time, so that neither side waits for the other with full buffers. TLS is shaken
+//! by [`Link`], before anything else is said. After any trouble the connection is of no more use: drop it.
 
+use crate::engine::link::{Link, LinkError};
+use crate::engine::tls::{Session, TlsClient};
 use crate::ids::Slot;
 use crate::redis::reply::ReplyError;
 use crate::redis::resp;
 use crate::redis::slot::slot;
-use crate::redis::value::Value;
+use crate::redis::value::{self, Value};
 use crate::redis::value_reader::ValueReader;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::cell::RefCell;
+use std::io::IoSlice;
 use std::time::Duration;
 use tokio_uring::net::TcpStream;
 
@@ -80,6 +83,8 @@ const READ_BYTES: usize = 64 * 1024;
 
 pub struct Conn {
     stream: TcpStream,
+    /// Lent to the writing or to the reading half for as long as neither waits.
+    tls: Option<RefCell<Box<Session>>>,
     reader: ValueReader,
     buffer: Vec<u8>,
     /// The database selected.
@@ -87,26 +92,25 @@ pub struct Conn {
 }
 
 impl Conn {
-    /// Connects to the first address of `host` that accepts. `reply_bytes_max`: memory that one reply may take.
-    pub async fn connect(host: &str, port: u16, timeout: Duration, reply_bytes_max: usize) -> Result<Self, Trouble> {
-        let addrs: Vec<SocketAddr> = (host, port)
-            .to_socket_addrs()
-            .map_err(|cause| Trouble::Lost(format!("the name {host} cannot be resolved: {cause}")))?
-            .collect();
-        let mut last = "the name has no address".to_string();
-        for addr in addrs {
-            match tokio::time::timeout(timeout, TcpStream::connect(addr)).await {
-                Ok(Ok(stream)) => {
-                    // A connection without TCP_NODELAY still works.
-                    let _ = stream.set_nodelay(true);
-                    let reader = ValueReader::new(reply_bytes_max);
-                    return Ok(Self { stream, reader, buffer: Vec::with_capacity(READ_BYTES), db: 0 });
-                }
-                Ok(Err(cause)) => last = cause.to_string(),
-                Err(_) => last = format!("no answer within {timeout:?}"),
-            }
-        }
-        Err(Trouble::Lost(format!("cannot connect to {host}:{port}: {last}")))
+    /// Connects to the first address of `host` that accepts, over TLS if `tls` is given, and waits for a first answer, so
+    /// that whoever speaks another protocol is told apart. `reply_bytes_max`: memory that one reply may take.
+    pub async fn connect(
+        host: &str,
+        port: u16,
+        tls: Option<&TlsClient>,
+        timeout: Duration,
+        reply_bytes_max: usize,
+    ) -> Result<Self, Trouble> {
+        let mut link = Link::connect(host, port, tls, timeout).await?;
+        let mut ping = Vec::new();
+        resp::push_command(&mut ping, &[b"PING"]);
+        // An error is an answer, too: whoever has a password wants it first.
+        link.request("PING", ping, value::parse).await?;
+        let (stream, tls, received) = link.into_parts();
+        let mut reader = ValueReader::new(reply_bytes_max);
+        reader.push(&received);
+        let buffer = Vec::with_capacity(READ_BYTES);
+        Ok(Self { stream, tls: tls.map(RefCell::new), reader, buffer, db: 0 })
     }
 
     /// Sends `bytes`, which hold `count` commands, and waits for as many replies. Gives the bytes received, too.
@@ -117,11 +121,9 @@ impl Conn {
         bytes_max: usize,
         silence_max: Duration,
     ) -> Result<(Vec<Value>, usize), Trouble> {
-        let Self { stream, reader, buffer, .. } = self;
-        let write = async {
-            let (sent, _) = stream.write_all(bytes).await;
-            sent.map_err(|cause| Trouble::Lost(format!("the connection broke: {cause}")))
-        };
+        let Self { stream, tls, reader, buffer, .. } = self;
+        let (stream, tls) = (&*stream, tls.as_ref());
+        let write = write(stream, tls, bytes);
         let read = async {
             let (mut replies, mut received) = (Vec::with_capacity(count), 0);
             while replies.len() < count {
@@ -141,7 +143,10 @@ impl Conn {
                         if received > bytes_max {
                             return Err(Trouble::TooLarge);
                         }
-                        reader.push(buffer);
+                        match tls {
+                            None => reader.push(buffer),
+                            Some(tls) => decrypt(&mut tls.borrow_mut(), buffer, reader)?,
+                        }
                         buffer.clear();
                     }
                     Err(ReplyError::TooLong { .. }) => return Err(Trouble::TooLarge),
@@ -152,6 +157,41 @@ impl Conn {
         };
         let ((), outcome) = tokio::try_join!(write, read)?;
         Ok(outcome)
+    }
+}
+
+impl From<LinkError> for Trouble {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Tls { .. } | LinkError::Protocol { .. } => Self::Protocol(error.to_string()),
+            _ => Self::Lost(error.to_string()),
+        }
+    }
+}
+
+async fn write(stream: &TcpStream, tls: Option<&RefCell<Box<Session>>>, bytes: Vec<u8>) -> Result<(), Trouble> {
+    let broke = |cause: std::io::Error| Trouble::Lost(format!("the connection broke: {cause}"));
+    let Some(tls) = tls else { return stream.write_all(bytes).await.0.map_err(broke) };
+    let (mut rest, mut sealed) = (&bytes[..], Vec::new());
+    while !rest.is_empty() {
+        let taken = tls.borrow_mut().seal(&[IoSlice::new(rest)], &mut sealed);
+        rest = rest.get(taken..).filter(|_| taken > 0).ok_or_else(|| Trouble::Lost("the TLS session ended".into()))?;
+        let (sent, buffer) = stream.write_all(sealed).await;
+        sent.map_err(broke)?;
+        sealed = buffer;
+        sealed.clear();
+    }
+    Ok(())
+}
+
+/// Gives the plaintext of `received` to the reader.
+fn decrypt(session: &mut Session, received: &[u8], reader: &mut ValueReader) -> Result<(), Trouble> {
+    let (mut rest, mut plain) = (received, vec![0; READ_BYTES]);
+    loop {
+        match session.open(&mut rest, &mut plain).map_err(|cause| Trouble::Protocol(format!("TLS: {cause}")))? {
+            0 => return Ok(()),
+            bytes => reader.push(plain.get(..bytes).unwrap_or_default()),
+        }
     }
 }
 

@@ -168,13 +168,12 @@ impl LiveStage {
         }
     }
 
-    /// The code that the tool has ended with. A source that goes away in a full sync ends the run, as it is meant to: then
-    /// it is started again, as a service manager would.
+    /// The code that the tool has ended with. A source that goes away in one full sync after the other ends the run, as it is
+    /// meant to: then it is started again, as a service manager would.
     fn has_ended(&self, tool: &mut Tool) -> Result<Option<i32>, String> {
         const SOURCE_LOST: i32 = 4;
         let ended = tool.ended();
-        if ended == Some(SOURCE_LOST) && self.options.faults.contains(&Fault::RestartSource) && !is_stable(&self.server)
-        {
+        if ended == Some(SOURCE_LOST) && !is_stable(&self.server) {
             *tool = self.start()?;
             return Ok(None);
         }
@@ -198,8 +197,6 @@ impl LiveStage {
     pub fn do_fault(&mut self, fault: Fault, tool: &mut Tool) -> Result<(), String> {
         let text = |error: LabError| error.to_string();
         let stable = is_stable(&self.server);
-        // A source that goes away in a full sync ends the run, resumable by nothing: as it is meant to.
-        let ends = !stable && matches!(fault, Fault::CutFlow | Fault::CutAll | Fault::RestartSource);
         let flow = self.rng.below(self.live.spec().flows_count as u64) as usize;
         let time = Duration::from_millis(50 + self.rng.below(400));
         let master = self.live.master();
@@ -209,7 +206,6 @@ impl LiveStage {
                 *if stable { &mut self.summary.kills_stable } else { &mut self.summary.kills_full_sync } += 1;
                 *tool = self.start()?;
             }
-            _ if ends => {}
             Fault::CutFlow => master.iter().for_each(|master| master.cut_flow(flow)),
             Fault::CutAll => master.iter().for_each(|master| master.cut_all()),
             Fault::StallFlow => master.iter().for_each(|master| master.stall_flow(flow, time)),
