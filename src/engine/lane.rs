@@ -46,6 +46,9 @@ pub struct Lane {
     cut_short: bool,
     /// The running chain was cut short: what remains goes back to `ready`.
     chain_broken: bool,
+    /// A group is sent only when everything before it was answered, and nothing behind it before it was: then no position and
+    /// no later record can be executed after one that the server refused.
+    pub one_group: bool,
     /// The server refuses: nothing is sent until it is tried again.
     pub hold: Option<Hold>,
     /// Answered, but to be sent again, at least in part (see `refusal`).
@@ -120,6 +123,7 @@ impl Lane {
             in_kernel: 0,
             cut_short: false,
             chain_broken: false,
+            one_group: false,
             hold: None,
             returned: Vec::new(),
             closed: Vec::new(),
@@ -267,6 +271,17 @@ impl Lane {
             }
             Some(_) => return Ok(0),
         };
+        let count = match self.one_group {
+            false => count,
+            true if self.sent.iter().any(|batch| batch.guard.is_some()) => return Ok(0),
+            true => match self.ready.iter().take(count).take_while(|batch| batch.guard.is_none()).count() {
+                0 if self.sent.is_empty() => 1,
+                blind => blind,
+            },
+        };
+        if count == 0 {
+            return Ok(0);
+        }
         for batch in self.ready.iter_mut().take(count) {
             if batch.submitted_ns == 0 {
                 batch.submitted_ns = now_ns;

@@ -132,7 +132,11 @@ impl Worker {
                 .map_err(|e| EngineError::System(format!("worker {index} cannot be pinned to CPU {cpu}: {e}")))?;
         }
         let mut ring = Ring::new(&settings.ring, sizes.layout).map_err(|e| EngineError::System(e.to_string()))?;
-        let lanes: Vec<Lane> = lanes.into_iter().enumerate().map(|(i, lane)| Lane::new(i, lane)).collect();
+        let mut lanes: Vec<Lane> = lanes.into_iter().enumerate().map(|(i, lane)| Lane::new(i, lane)).collect();
+        for lane in &mut lanes {
+            let may_be_refused = settings.follow.is_some() || plan.capabilities.memory_limited;
+            lane.one_group = may_be_refused && !lane.in_cluster;
+        }
         let heap = Heaps { outer: HeapBudget::new(sizes.heap_bytes_max), inner: HeapBudget::new(sizes.heap_bytes_max) };
         let follow = settings.follow.is_some();
         let mut built = Vec::with_capacity(flows.len());

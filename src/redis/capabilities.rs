@@ -41,6 +41,8 @@ pub struct Capabilities {
     pub import_mode: bool,
     /// `proto-max-bulk-len` in bytes; 512 MiB where CONFIG GET is not allowed.
     pub bulk_bytes_max: u64,
+    /// `maxmemory` is set, or not told: the server may refuse writes for want of memory.
+    pub memory_limited: bool,
     /// Names of all commands the server knows, upper case.
     pub commands: HashSet<String>,
 }
@@ -96,6 +98,7 @@ impl Capabilities {
             field_expiry: by_version && (commands.is_empty() || commands.contains("HPEXPIREAT")),
             import_mode: make == Make::Valkey && version >= Version::new(8, 1, 0),
             bulk_bytes_max: bulk_bytes_max.unwrap_or(BULK_BYTES_MAX_DEFAULT),
+            memory_limited: info.get("maxmemory") != Some("0"),
             commands,
         })
     }
@@ -114,6 +117,7 @@ impl Capabilities {
             },
             import_mode: make == Make::Valkey && version >= Version::new(8, 1, 0),
             bulk_bytes_max: BULK_BYTES_MAX_DEFAULT,
+            memory_limited: false,
             commands: HashSet::new(),
         }
     }

@@ -37,6 +37,7 @@ pub fn capabilities(target: &str) -> Capabilities {
         },
         import_mode: make == Make::Valkey,
         bulk_bytes_max: 64 << 20,
+        memory_limited: false,
         commands,
     }
 }
