@@ -18,7 +18,7 @@ use crate::convert::{Plan, Tally};
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::report::counters::WorkerStats;
-use crate::report::document::{Expiries, NotCarried};
+use crate::report::document::{Expiries, Filtered, NotCarried};
 use crate::report::latency::Interval;
 use crate::uring::{Features, Waker};
 use std::sync::Arc;
@@ -236,6 +236,7 @@ pub struct WorkerSummary {
     pub owner_unknown: u64,
     pub existing_skipped: u64,
     pub expiries: Expiries,
+    pub filtered: Filtered,
     pub journal_records: u64,
     pub journal_by_name: Vec<(String, u64)>,
     /// Markers written, and the databases in which.

@@ -17,7 +17,7 @@ use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
 use super::joining::Joining;
 use super::messages::{Barrier, WorkerCommand, WorkerEvent};
-use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY, refuse_databases};
+use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY};
 use super::phase::Phase;
 use super::righting::Rightings;
 use super::settings::{OnExisting, OnLostPosition};
@@ -83,8 +83,15 @@ impl Job<'_> {
             ));
         }
         let mut signals = Signals::new(self.settings.control.clone())?;
-        let mut target = target::connect_control(&settings).await?;
-        let mut probed = self.probe_target(&mut target).await?;
+        let (mut target, mut probed) = tokio::select! {
+            first = self.first_target() => first?,
+            () = signals.next() => return Err(EngineError::Interrupted),
+        };
+        // The source is asked before the target is emptied: a wrong address must not cost a data set.
+        let mut source = self.connect_source().await?;
+        self.check_databases(&source, &probed)?;
+        self.check_clocks(&mut source, &mut target).await?;
+        drop(source);
         target::end_lanes(&mut target).await?;
         let mut begin = self.first_begin(&mut target, &probed).await?;
         if probed.capabilities.import_mode {
@@ -121,17 +128,35 @@ impl Job<'_> {
             }
             // A fresh connection: the target may have closed one that was idle, and the cause of the end is worth more than
             // what is heard of a target that is gone.
+            let mut restarted = matches!(error, EngineError::TargetRestarted(_));
             target = match self.control_again(&probed).await {
                 Ok(target) => target,
+                Err(EngineError::TargetRestarted(_)) => {
+                    restarted = true;
+                    (target, probed) = self.first_target().await?;
+                    // A new process begins without it.
+                    if self.import_mode != ImportMode::Off {
+                        self.import_mode = import::begin(&mut target).await?;
+                    }
+                    probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
+                    target
+                }
                 Err(_) if matches!(error, EngineError::Target(_)) => return Err(error),
                 Err(gone) => return Err(gone),
             };
+            if matches!(error, EngineError::Torn(_)) {
+                self.resumable = false;
+                checkpoint::tear(&mut target).await?;
+                return Err(error);
+            }
             target::end_lanes(&mut target).await?;
             let checkpoint = checkpoint::read(&mut target).await?;
             let owned = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.owned);
             let stable = checkpoint.filter(|checkpoint| checkpoint.stable);
             self.resumable = stable.is_some();
             begin = match error {
+                // Whatever ended the session, another process answers now.
+                _ if restarted => Begin::Resume(self.kept_by_restart(stable)?),
                 EngineError::SyncVoided { flow, command } if owned && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
@@ -183,6 +208,21 @@ impl Job<'_> {
         }
     }
 
+    /// The target was restarted: with the data that its checkpoint tells of, or without.
+    fn kept_by_restart(&self, stable: Option<Checkpoint>) -> Result<Checkpoint, EngineError> {
+        let Some(checkpoint) = stable.filter(|checkpoint| checkpoint.scope == self.settings.scope.fingerprint()) else {
+            return Err(EngineError::TargetRestarted(format!(
+                "{}, and it holds no good checkpoint now",
+                target::RESTARTED
+            )));
+        };
+        // Data and positions are of one transaction, so they are of one moment, even where the last second was lost.
+        let lost: u64 =
+            self.confirmed.iter().zip(&checkpoint.lsns).map(|(acked, held)| acked.saturating_sub(held.0)).sum();
+        tracing::warn!(lost_records = lost, "the target was restarted with its data: going on from its checkpoint");
+        Ok(checkpoint)
+    }
+
     /// After the target was emptied.
     async fn mark_import_mode(&self, target: &mut TargetLink) -> Result<(), EngineError> {
         if self.import_mode == ImportMode::Ours { import::mark(target).await } else { Ok(()) }
@@ -197,7 +237,7 @@ impl Job<'_> {
             }
             return Ok(link);
         }
-        Err(EngineError::Target(target::RESTARTED.into()))
+        Err(EngineError::TargetRestarted(target::RESTARTED.into()))
     }
 
     /// What the target's checkpoint, or the lack of one, means for the first session.
@@ -206,6 +246,13 @@ impl Job<'_> {
         let flush = settings.on_existing == OnExisting::Flush;
         match checkpoint::read(target).await? {
             Some(checkpoint) if checkpoint.stable && !flush => {
+                if checkpoint.scope != settings.scope.fingerprint() {
+                    return Err(EngineError::Refused(format!(
+                        "the target's checkpoint is of a job with other filters or names ({}); give the same ones to go on from \
+                         it, or run with --on-existing flush",
+                        if checkpoint.scope.is_empty() { "none" } else { &checkpoint.scope }
+                    )));
+                }
                 self.touched = true;
                 self.resumable = true;
                 Ok(Begin::Resume(checkpoint))
@@ -248,6 +295,7 @@ impl Job<'_> {
         let plan = CrewPlan {
             settings: self.settings.clone(),
             capabilities: probed.capabilities.clone(),
+            databases: probed.databases,
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
             cluster: match &begin {
@@ -256,7 +304,7 @@ impl Job<'_> {
             },
         };
         let mut source = self.connect_source().await?;
-        refuse_databases(probed, &source)?;
+        self.check_databases(&source, probed)?;
         let mut session = Session::new();
         let held = !probed.capabilities.import_mode && probed.capabilities.has_command("EVAL");
         let begin = match begin {
@@ -279,7 +327,8 @@ impl Job<'_> {
                 let crew = self.open_full(&mut source, &mut session, plan).await?;
                 let (master_id, flows) =
                     session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
-                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, held, lsns: Vec::new() };
+                let scope = self.settings.scope.fingerprint();
+                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, held, lsns: Vec::new(), scope };
                 checkpoint::begin(target, &checkpoint).await?;
                 (crew, checkpoint)
             }
@@ -296,6 +345,7 @@ impl Job<'_> {
         self.sessions += 1;
         self.settings.control.publish_positions(self.sessions, crew.positions());
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
+        self.confirmed = crew.confirmed();
         self.settings.control.forget_positions();
         self.view.forget();
         let (summaries, ended) = crew.stop().await;
@@ -589,14 +639,32 @@ impl Job<'_> {
                 first.command
             )));
         }
+        let scope = &self.settings.scope;
         tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
         match &first.command {
             GlobalCommand::FlushAll => {
                 checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns).await?;
                 self.mark_import_mode(target).await?;
             }
+            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+            }
+            GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
+                return Err(EngineError::Refused(format!(
+                    "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
+                     (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
+                )));
+            }
             GlobalCommand::FlushDb(db) => {
+                let db = scope.target_db(*db)?;
                 checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns).await?;
+            }
+            GlobalCommand::FlushSlots(_) if scope.rewrites() => {
+                return Err(EngineError::Refused(
+                    "the source gave slots away (DFLYCLUSTER FLUSHSLOTS), and with --rewrite-prefix the names at the target \
+                     do not tell the slots at the source; run again with --on-existing flush"
+                        .into(),
+                ));
             }
             GlobalCommand::FlushSlots(ranges) => {
                 target::delete_slots(target, ranges).await?;

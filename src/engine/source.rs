@@ -24,9 +24,8 @@ pub struct Source {
     timeout: Duration,
     link: Option<Link>,
     version: String,
-    keys: Option<u64>,
-    /// Databases that hold keys, where INFO told.
-    databases: Vec<DbIndex>,
+    /// Keys by database at the time of connecting, where INFO told.
+    keyspace: Option<Vec<(DbIndex, u64)>>,
     registration: Option<Registration>,
 }
 
@@ -76,7 +75,7 @@ impl Source {
         if let Some(credentials) = credentials(endpoint) {
             expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
         }
-        let (mut version, mut keys, mut databases) = (String::new(), None, Vec::new());
+        let (mut version, mut keyspace) = (String::new(), None);
         // Replication needs no INFO; without it only the report and the progress know less.
         match ask(&mut link, "INFO", resp::command(&[b"INFO"])).await? {
             Reply::Bulk(Some(text)) => {
@@ -90,15 +89,14 @@ impl Source {
                     )));
                 }
                 let by_db = info.keys_by_db();
-                databases.extend(by_db.iter().filter(|(_, keys)| *keys > 0).map(|(db, _)| DbIndex(*db)));
                 if !by_db.is_empty() {
-                    keys = Some(by_db.iter().map(|(_, keys)| keys).sum());
+                    keyspace = Some(by_db.into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect());
                 }
             }
             Reply::Error(text) if text.starts_with(b"NOPERM") => {}
             other => return Err(session_error(SessionError::of_reply("INFO", &other))),
         }
-        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keys, databases, registration: None })
+        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keyspace, registration: None })
     }
 
     /// As `df-v1.40.1`; empty if the source does not tell.
@@ -108,17 +106,17 @@ impl Source {
 
     /// Keys at the time of connecting, where INFO told.
     pub fn keys(&self) -> Option<u64> {
-        self.keys
+        self.keyspace.as_ref().map(|dbs| dbs.iter().map(|(_, keys)| keys).sum())
+    }
+
+    /// Keys by database at the time of connecting; none where INFO did not tell.
+    pub fn keyspace(&self) -> &[(DbIndex, u64)] {
+        self.keyspace.as_deref().unwrap_or_default()
     }
 
     /// It told what it is, and that it holds no key at all.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_none() && !self.version.is_empty()
-    }
-
-    /// Databases that held keys at the time of connecting, where INFO told.
-    pub fn databases(&self) -> &[DbIndex] {
-        &self.databases
+        self.keyspace.is_none() && !self.version.is_empty()
     }
 
     /// Registers as a replica, on the connection that asked what the source is.
@@ -238,6 +236,18 @@ impl Source {
             Reply::Integer(n) => Ok(n > 0),
             other => Err(session_error(SessionError::of_reply("EXISTS", &other))),
         }
+    }
+
+    /// The source's clock; `None` where its user may not ask.
+    pub async fn time_ms(&mut self) -> Result<Option<i64>, EngineError> {
+        let Reply::Array(Some(parts)) = ask(self.link()?, "TIME", resp::command(&[b"TIME"])).await? else {
+            return Ok(None);
+        };
+        let number = |at: usize| match parts.get(at) {
+            Some(Reply::Bulk(Some(text))) => std::str::from_utf8(text).ok()?.parse::<i64>().ok(),
+            _ => None,
+        };
+        Ok(number(0).zip(number(1)).map(|(s, us)| s.saturating_mul(1000).saturating_add(us / 1000)))
     }
 
     /// Asks for a key's value: the replies to `DFLY REPLICAOFFSET`, `DUMP`, `PEXPIRETIME` and `DFLY REPLICAOFFSET`, which

@@ -229,7 +229,8 @@ impl Flow {
                         read_ns: *read_ns,
                     };
                     let commands_before = writer.encoder.batch.commands;
-                    let applied = apply(handler, &event, now_ms, &mut writer)?;
+                    let applied = apply(handler, &event, now_ms, &mut writer)
+                        .map_err(|error| error.at_lsn(*id, stable.next_lsn))?;
                     if let JournalEvent::Command(command) = &event
                         && writer.encoder.batch.commands > commands_before
                         && let Some(lost_if) = lost_answer(command)
@@ -250,7 +251,8 @@ impl Flow {
                         read_ns: *read_ns,
                     };
                     let mut writer = ClusterWriter::new(router, lanes, slab, source, position_of_record, write);
-                    let applied = apply(handler, &event, now_ms, &mut writer)?;
+                    let applied = apply(handler, &event, now_ms, &mut writer)
+                        .map_err(|error| error.at_lsn(*id, stable.next_lsn))?;
                     writer.record_done();
                     router.take_refusal()?;
                     if let Applied::Apart(args) = &applied {
@@ -295,6 +297,14 @@ impl Flow {
 
     /// An answer said that the target lost a key. `key`: `None` if it is too long to be told.
     pub(super) fn lost(&mut self, db: DbIndex, key: Option<Vec<u8>>, events: &UnboundedSender<WorkerEvent>) {
+        let scope = self.handler.scope();
+        if !scope.is_plain(db) {
+            // Of a type that is left out it was never there; else its name at the source is not known here.
+            if !scope.filters_types() {
+                self.handler.give_up(db, key.as_deref().unwrap_or_default(), "filters, or other names at the target");
+            }
+            return;
+        }
         let Some(key) = key else { return self.handler.give_up(db, b"", "its name is too long") };
         match self.handler.doubts.lost(db, &key) {
             Ok(true) => drop(events.send(WorkerEvent::Lost(Lost { flow: self.id, db, key }))),
