@@ -21,7 +21,7 @@ const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
 const TARGET_ACL_REPLICATE: &str =
     "ACL SETUSER df2redis +client|setname +client|list +hgetall +flushall +flushdb +scan";
 /// README.md lists the same for the source.
-const SOURCE_COMMANDS: [&str; 7] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", "SELECT", "EXISTS"];
+const SOURCE_COMMANDS: [&str; 8] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", "SELECT", "EXISTS", "TIME"];
 
 #[test]
 fn readme_lists_the_same() {
@@ -57,7 +57,7 @@ fn start_job(job: &str, source_port: u16, server: &Server, more: &[&str]) -> Chi
     Command::new(env!("CARGO_BIN_EXE_df2redis"))
         .args([job, "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
         .args(["--target", &format!("redis://127.0.0.1:{}", server.port()), "--memory", "64MiB", "--cores", "1"])
-        .args(["--output", "json"])
+        .args(["--output", "json", "--retry-max", "10s"])
         .args(more)
         .env("DF2REDIS_TARGET_USER", "df2redis")
         .env("DF2REDIS_TARGET_PASSWORD", "secret")

@@ -112,6 +112,7 @@ fn clocks_are_read_in_few_places() {
         "engine/job.rs",
         "engine/link.rs",
         "engine/migrate.rs",
+        "engine/preflight.rs",
         "engine/replicate.rs",
         "engine/verify/",
         "operator/",

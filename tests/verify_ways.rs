@@ -8,11 +8,18 @@ mod common;
 use certs::Certs;
 use common::{Run, program, server, server_with, start};
 use df2redis::convert::near::SHIFT_MS;
-use df2redis::lab::client::Client;
+use df2redis::lab::LabError;
+use df2redis::lab::client::{Address, Client, Reply};
+use df2redis::lab::cluster::Cluster;
+use df2redis::lab::generate::Spec;
+use df2redis::lab::live::{Live, LiveOptions, Workload, WorkloadOptions};
+use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::{Tool, wait_for};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 
 /// A run that takes longer hangs.
@@ -166,4 +173,170 @@ fn held_expiries_are_no_differences() {
         run_all(&mut at_target, &[&format!("SET far v PXAT {held}")]);
         expect_found(&verify(&urls[0], &urls[1], &[]), &wanted);
     }
+}
+
+/// Keys to begin with, small and large.
+const MIX: &str = "string:60B=300,string:200KiB=3,int=100,list:6x9=60,list:900x20=3,set:8x9=60,intset:20x7=20,set:900x9=3,hash:6x9=60,\
+                   hash:900x12=3,zset:6x9=60,zset:900x9=3,stream:12x6=25,stream:900x5=3";
+
+fn live(databases: Vec<u32>) -> Live {
+    let spec = Spec { seed: 21, flows_count: 3, databases, expire_fraction: 0.2, ..Spec::of(MIX).unwrap() };
+    Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap()
+}
+
+fn client_of(live: &Live) -> Client {
+    Client::connect(&Address::Tcp("127.0.0.1".into(), live.port())).unwrap()
+}
+
+/// Writers of all commands on the keys that the source began with.
+fn writers(live: &Live) -> Workload {
+    Workload::start(live.world(), live.spec(), WorkloadOptions { rate: Some(300), ..WorkloadOptions::default() })
+}
+
+fn urls(source: u16, target: u16) -> (String, String) {
+    (format!("dragonfly://127.0.0.1:{source}"), format!("redis://127.0.0.1:{target}"))
+}
+
+/// Keys of ours at the source, one to a difference; the workload does not know them.
+const OWN: [&str; 14] = [
+    "SET own:value v",
+    "SET own:missing v",
+    "SET own:type v",
+    "SET own:expiry v PXAT 4102444800000",
+    "SET own:never v",
+    "RPUSH own:list a b c",
+    "SADD own:set a b c",
+    "HSET own:hash f 1 g 2",
+    "ZADD own:zset 0.1 a 2 b",
+    "XADD own:stream 5-1 f v",
+    "XADD own:stream 5-2 f v",
+    "XGROUP CREATE own:stream grp 0",
+    "XADD own:entry 5-1 f v",
+    "SET own:right v",
+];
+
+/// What is done to the target, with the key and the kind of difference that it makes.
+const PLANTS: [(&str, &str, &str); 11] = [
+    ("APPEND own:value w", "own:value", "value"),
+    ("DEL own:missing", "own:missing", "missing"),
+    ("DEL own:type", "", ""),
+    ("RPUSH own:type v", "own:type", "type"),
+    ("PEXPIREAT own:expiry 4102444860000", "own:expiry", "expiry"),
+    ("PEXPIREAT own:never 4102444860000", "own:never", "expiry"),
+    ("LSET own:list 2 d", "own:list", "value"),
+    ("SADD own:set d", "own:set", "value"),
+    ("HSET own:hash f 2", "own:hash", "value"),
+    ("ZADD own:zset 0.10000000000000002 a", "own:zset", "value"),
+    ("XGROUP SETID own:stream grp 5-1", "own:stream", "group"),
+];
+
+fn planted() -> Vec<String> {
+    PLANTS.iter().filter(|(_, key, _)| !key.is_empty()).map(|(_, key, kind)| format!("{key} {kind}")).collect()
+}
+
+/// Until the target has what the client wrote last.
+fn wait_for_key(tool: &mut Tool, mut has: impl FnMut() -> bool) {
+    let found = wait_for(|| (has() || tool.ended().is_some()).then_some(()));
+    assert!(found.is_some() && tool.ended().is_none(), "{:?}: {}", tool.ended(), tool.said());
+}
+
+fn stop(tool: &mut Tool) {
+    tool.signal("INT");
+    assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+}
+
+/// A source that is written to and followed is found equal; what is planted is found, and nothing else; and repaired when the
+/// job is over.
+#[test]
+fn a_followed_dragonfly_is_compared_and_repaired() {
+    let Some(target) = server(ServerKind::Redis7) else { return };
+    let live = live(vec![0, 2]);
+    let mut workload = writers(&live);
+    let tool = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+    let mut tool = Tool::start(tool, live.port(), target.port(), &target.dir().join("tool.log"), &[]).unwrap();
+    run_all(&mut client_of(&live), &OWN);
+    let mut client = target.client().unwrap();
+    wait_for_key(&mut tool, || client.run("EXISTS own:right").unwrap() == Reply::Int(1));
+    let (source_url, target_url) = urls(live.port(), target.port());
+    let compare = |more: &[&str]| {
+        verify(&source_url, &target_url, &[&strings(&["--lag-max", "3s"]), &strings(more)[..]].concat())
+    };
+
+    let before = workload.done();
+    expect_found(&compare(&[]), &[]);
+    run_all(&mut client, &PLANTS.map(|(command, ..)| command));
+    let (wanted, extra) = (planted(), ["extra in the second extra"]);
+    run_all(&mut client, &["SELECT 2"]);
+    client.ask(&["SET", "extra in the second", "v"]).unwrap();
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).chain(extra).collect();
+    expect_found(&compare(&[]), &wanted);
+    assert!(workload.done() > before + 100, "the writers wrote {}", workload.done() - before);
+
+    // Not beside the job, nor before its position is gone.
+    let refused = |run: Run, text: &str| {
+        run.expect_code(3);
+        assert!(run.stderr.contains(text), "{}", run.stderr);
+    };
+    refused(compare(&["--repair", "mirror"]), "is connected to the target");
+    workload.stop();
+    let until = wait_for(|| live.is_acknowledged().then_some(()));
+    assert!(until.is_some(), "{}", tool.said());
+    stop(&mut tool);
+    refused(compare(&["--repair", "mirror"]), "df2redis:checkpoint");
+    run_all(&mut target.client().unwrap(), &["DEL df2redis:checkpoint"]);
+    let run = compare(&["--repair", "mirror"]);
+    assert_eq!((run.code(), found(&run).len()), (0, wanted.len()), "{:#?}\n{}", lines(&run), run.stderr);
+    expect_found(&compare(&[]), &[]);
+    expect_found(&compare(&["--mode", "count"]), &[]);
+}
+
+/// Three primaries are compared as one target, while the job writes to them.
+#[test]
+fn a_cluster_is_compared() {
+    let cluster = match Cluster::start_kind(ServerKind::Redis7, 3, false) {
+        Err(LabError::NoServer { what, .. }) => {
+            eprintln!("skipped: no {what} here");
+            return;
+        }
+        cluster => cluster.unwrap(),
+    };
+    let live = live(vec![0]);
+    let mut workload = writers(&live);
+    let dir = tempfile::tempdir().unwrap();
+    let tool = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+    let mut tool = Tool::start(tool, live.port(), cluster.port(), &dir.path().join("tool.log"), &[]).unwrap();
+    run_all(&mut client_of(&live), &OWN);
+    // At whichever node has its slot.
+    let at_owner = |command: &str| {
+        let replies =
+            cluster.nodes.iter().map(|node| node.client().unwrap().ask(&command.split(' ').collect::<Vec<_>>()));
+        let mut answers = replies
+            .map(|reply| reply.unwrap())
+            .filter(|reply| !matches!(reply, Reply::Error(e) if e.starts_with("MOVED")));
+        answers.next().unwrap_or_else(|| panic!("{command}: nobody has its slot"))
+    };
+    wait_for_key(&mut tool, || at_owner("EXISTS own:right") == Reply::Int(1));
+    let (source_url, target_url) = urls(live.port(), cluster.port());
+    let compare = |more: &[&str]| {
+        verify(&source_url, &target_url, &[&strings(&["--lag-max", "3s"]), &strings(more)[..]].concat())
+    };
+
+    expect_found(&compare(&[]), &[]);
+    for (command, ..) in PLANTS {
+        let reply = at_owner(command);
+        assert!(!matches!(reply, Reply::Error(_)), "{command}: {reply:?}");
+    }
+    for i in 0..20 {
+        at_owner(&format!("SET extra:{i} v"));
+    }
+    let wanted: Vec<String> = planted().into_iter().chain((0..20).map(|i| format!("extra:{i} extra"))).collect();
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    expect_found(&compare(&[]), &wanted);
+    // Slots that move are followed.
+    assert!(cluster.reshard(37, Duration::ZERO).unwrap() > 0);
+    expect_found(&compare(&[]), &wanted);
+    workload.stop();
+    let run = compare(&["--repair", "copy"]);
+    run.expect_code(3);
+    stop(&mut tool);
 }

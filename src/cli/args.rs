@@ -52,7 +52,7 @@ fn arg(setting: &'static Setting) -> Arg {
         Form::Switch => arg.value_name("on|off"),
         _ => arg.value_name(setting.value_name),
     };
-    arg.action(if setting.form == Form::List { ArgAction::Append } else { ArgAction::Set })
+    arg.action(if matches!(setting.form, Form::List | Form::Texts) { ArgAction::Append } else { ArgAction::Set })
 }
 
 fn help(setting: &Setting) -> String {

@@ -503,7 +503,10 @@ pub(super) fn unsupported(flow: FlowId, key: &Key<'_>, kind: Kind, plan: &Plan) 
         Kind::Filters => "its bits mean nothing to another implementation".to_string(),
         Kind::FieldExpiry => format!("{target} has no HPEXPIREAT; Redis 7.4 and Valkey 9.0 have it"),
         Kind::MemberExpiry => "no Redis or Valkey has expiries of set members".to_string(),
-        Kind::LargeString => format!("proto-max-bulk-len of {target} is {} bytes", target.bulk_bytes_max),
+        Kind::LargeString => {
+            let bytes = target.bulk_bytes_max;
+            format!("{target} takes strings of {bytes} bytes, by its proto-max-bulk-len or client-query-buffer-limit")
+        }
         Kind::Command => format!("{target} has nothing like it"),
         Kind::DanglingPending => "it is too large for RESTORE, and XCLAIM needs the message".to_string(),
     };

@@ -32,9 +32,9 @@ mod write;
 mod tests;
 
 pub use error::{TranslateError, TranslateReason};
-pub use keys::{Args, KeyIter, keys_of, stray_candidate};
+pub use keys::{Args, KeyIter, key_positions, keys_of, stray_candidate};
 pub use notes::{Doubt, Note, NoteKind, Notes};
-pub use payload::{RestorePayload, Restored};
+pub use payload::{RestorePayload, Restored, payload_class};
 pub use suspects::{Suspects, SuspectsOverflow};
 
 use super::near::Near;

@@ -7,6 +7,7 @@
 //!
 //! - [`converter`]: events in, by type to the forms below.
 //! - `string`, `collection`, `expiring`, `stream`, `json`: the forms. `chunk`: commands of bounded size.
+//! - [`scope`]: which keys are carried, and under which name and database.
 //! - `emit`: single commands. [`out`]: where they go. [`resend`]: what they may answer when sent again.
 
 pub mod converter;
@@ -19,6 +20,7 @@ pub mod out;
 pub mod plan;
 pub mod policy;
 pub mod resend;
+pub mod scope;
 pub mod tally;
 
 mod chunk;
@@ -37,4 +39,5 @@ pub use error::ConvertError;
 pub use out::{Class, CommandMeta, Out};
 pub use plan::{Limits, Plan};
 pub use policy::{Action, Kind, Policy, PolicyError};
+pub use scope::{Scope, ScopeError, ScopeSpec};
 pub use tally::{NotCarried, Tally, TypeClass, TypeTally, What};

@@ -2,6 +2,8 @@
 //! checked once; a [`Plan`] that exists is possible.
 
 use super::policy::{Action, Actions, Kind, Policy, PolicyError};
+use super::scope::{Scope, ScopeError};
+use crate::ids::DbIndex;
 use crate::redis::Capabilities;
 use crate::redis::payload::FOOTER_LEN;
 
@@ -42,6 +44,7 @@ pub struct Plan {
     pub policy: Policy,
     pub limits: Limits,
     actions: Actions,
+    scope: Scope,
 }
 
 impl Plan {
@@ -62,7 +65,23 @@ impl Plan {
             inline_bytes_max: limits.inline_bytes_max.clamp(1, 4096).min(bulk_bytes_max),
         };
         let actions = policy.actions();
-        Ok(Self { capabilities, policy, limits, actions })
+        Ok(Self { capabilities, policy, limits, actions, scope: Scope::everything() })
+    }
+
+    /// The same for the keys of a scope.
+    #[must_use]
+    pub fn scoped(self, scope: Scope) -> Self {
+        Self { scope, ..self }
+    }
+
+    /// Which keys are carried, and as what.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The target's database for one of the source. Errors: the target has none of that number.
+    pub fn target_db(&self, db: DbIndex) -> Result<DbIndex, ScopeError> {
+        self.scope.target_db(db)
     }
 
     /// What to do with a thing of this kind.

@@ -51,6 +51,10 @@ pub struct Batch {
     pub first_read_ns: u64,
     /// When it was first submitted to the kernel.
     pub submitted_ns: u64,
+    /// Commands that the server refused because of its state, in order.
+    pub refused: Vec<u32>,
+    /// The guard group was not executed, because of such a refusal.
+    pub aborted: bool,
     /// Commands that a cluster's node sent elsewhere, or cannot execute yet.
     pub rejected: Vec<u32>,
     /// The SELECT with which a new connection begins: it belongs to that connection alone.
@@ -72,6 +76,8 @@ impl Batch {
             db_at_start,
             first_read_ns: 0,
             submitted_ns: 0,
+            refused: Vec::new(),
+            aborted: false,
             rejected: Vec::new(),
             preamble: false,
         }
@@ -90,6 +96,35 @@ impl Batch {
             }
             Segment::Heap(bytes) => &bytes[..],
         })
+    }
+
+    /// The first command that must be sent again.
+    pub fn first_refused(&self) -> Option<u32> {
+        let group = self.guard.filter(|_| self.aborted).map(|guard| guard.first_command);
+        self.refused.first().copied().into_iter().chain(group).min()
+    }
+
+    /// Keeps only the first `commands` commands, which end at byte `end`, and not the group behind them.
+    pub fn cut(&mut self, slab: &mut Slab, end: usize, commands: u32) {
+        let mut left = end;
+        self.segments.retain_mut(|segment| {
+            let len = match segment {
+                Segment::Chunk { len, .. } => *len as usize,
+                Segment::Heap(bytes) => bytes.len(),
+            };
+            let kept = len.min(left);
+            left -= kept;
+            match segment {
+                Segment::Chunk { chunk, .. } if kept == 0 => slab.release(*chunk),
+                Segment::Chunk { len, .. } => *len = kept as u32,
+                Segment::Heap(bytes) => bytes.truncate(kept),
+            }
+            kept > 0
+        });
+        self.bytes = end;
+        self.commands = commands;
+        self.guard = None;
+        self.selects.retain(|(at, _)| *at < commands);
     }
 
     /// Gives every hold back; returns the emptied segment list for reuse.

@@ -4,7 +4,7 @@
 //! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `held` (1: expiries may
 //! stand there that are written later than they are), `lsn:<flow>` (LSN
 //! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
-//! behind blind ones). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
+//! behind blind ones), `scope` (the job's filters). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
 use super::cluster::Cluster;
@@ -31,6 +31,8 @@ pub struct Checkpoint {
     pub held: bool,
     /// By flow; only in the stable phase.
     pub lsns: Vec<Lsn>,
+    /// The filters and names of the job (`Scope::fingerprint`).
+    pub scope: String,
 }
 
 /// Reads the checkpoint. None: no job has left one.
@@ -51,6 +53,7 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
     let need = |name: &str| field(name).ok_or_else(|| unreadable(&format!("it has no field {name}")));
     let flows: u32 = need("flows")?.parse().map_err(|_| unreadable("its number of flows is no number"))?;
     let stable = need("phase")? == "stable";
+    let scope = field("scope").unwrap_or_default();
     let mut lsns = Vec::new();
     if stable {
         for flow in 0..flows.min(1024) {
@@ -59,7 +62,7 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
         }
     }
     let held = field("held").as_deref() == Some("1");
-    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", held, lsns }))
+    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", held, lsns, scope }))
 }
 
 /// The same on every primary of a cluster. `set` writes the checkpoint with the positions behind the command.
@@ -108,27 +111,26 @@ fn unreadable(why: &str) -> EngineError {
 pub async fn begin(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result<(), EngineError> {
     link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await?;
     let flows = checkpoint.flows.to_string();
-    link.call(&[
-        b"HSET",
-        CHECKPOINT_KEY.as_bytes(),
-        b"master",
-        checkpoint.master_id.as_bytes(),
-        b"flows",
-        flows.as_bytes(),
-        b"phase",
-        b"full",
-        b"owned",
-        flag(checkpoint.owned),
-        b"held",
-        flag(checkpoint.held),
-    ])
-    .await
-    .map(drop)
+    link.call(&fields(checkpoint, flows.as_bytes(), b"full")).await.map(drop)
+}
+
+/// Everything but the positions.
+fn fields<'a>(checkpoint: &'a Checkpoint, flows: &'a [u8], phase: &'a [u8]) -> Vec<&'a [u8]> {
+    let mut set: Vec<&[u8]> = vec![b"HSET", CHECKPOINT_KEY.as_bytes(), b"master", checkpoint.master_id.as_bytes()];
+    set.extend_from_slice(&[b"flows", flows, b"phase", phase, b"owned", flag(checkpoint.owned)]);
+    set.extend_from_slice(&[b"held", flag(checkpoint.held), b"scope", checkpoint.scope.as_bytes()]);
+    set
 }
 
 /// Every flow's snapshot and its first position are confirmed.
 pub async fn mark_stable(link: &mut TargetLink) -> Result<(), EngineError> {
     link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"phase", b"stable"]).await.map(drop)
+}
+
+/// The positions are not to be trusted: the next start must not go on from them. Takes no memory, so that a full server
+/// does it too.
+pub async fn tear(link: &mut TargetLink) -> Result<(), EngineError> {
+    link.call(&[b"HDEL", CHECKPOINT_KEY.as_bytes(), b"phase"]).await.map(drop)
 }
 
 /// Whether expiries may stand at the target that are written later than they are.
@@ -156,20 +158,7 @@ pub async fn execute_global(
         fields.push(format!("{LSN_FIELD_PREFIX}{flow}"));
         fields.push(lsn.to_string());
     }
-    let mut set: Vec<&[u8]> = vec![
-        b"HSET",
-        CHECKPOINT_KEY.as_bytes(),
-        b"master",
-        checkpoint.master_id.as_bytes(),
-        b"flows",
-        flows.as_bytes(),
-        b"phase",
-        b"stable",
-        b"owned",
-        flag(checkpoint.owned),
-        b"held",
-        flag(checkpoint.held),
-    ];
+    let mut set = self::fields(checkpoint, flows.as_bytes(), b"stable");
     set.extend(fields.iter().map(String::as_bytes));
     if let Some(cluster) = link.cluster() {
         return execute_on_cluster(cluster, command, &set, lsns).await;

@@ -38,6 +38,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 pub struct CrewPlan {
     pub settings: Arc<MigrateSettings>,
     pub capabilities: Capabilities,
+    /// Databases of the target, where it tells.
+    pub databases: Option<u32>,
     pub existing: Arc<Existing>,
     pub run_id: String,
     /// The target is one.
@@ -130,7 +132,7 @@ impl Crew {
         // One to each node of a cluster, and room for nodes that come.
         let lanes_of = |flows: usize| if nodes > 0 { nodes + 1 } else { settings.connections.clamp(1, flows.max(1)) };
         let sizes = Sizes::derive(&settings, workers, flows_max, lanes_of(flows_max))?;
-        let convert_plan = plan_of(&settings, plan.capabilities.clone(), sizes.set_bytes_max)?;
+        let convert_plan = plan_of(&settings, plan.capabilities.clone(), plan.databases, sizes.set_bytes_max)?;
         let owner = Arc::new(OwnerRule::new(flows_count as u32));
         let job = format!("{:x}{:x}", std::process::id(), uring::clock::realtime_ms());
 
@@ -260,6 +262,11 @@ impl Crew {
         Ok(())
     }
 
+    /// Flows that stand before a global command now.
+    pub fn at_barrier(&self) -> impl Iterator<Item = FlowId> {
+        self.barriers.iter().map(|barrier| barrier.flow)
+    }
+
     /// The barriers, once every flow stands before one and everything before them is acknowledged.
     pub fn take_barriers(&mut self) -> Option<Vec<Barrier>> {
         if self.barriers.len() < self.confirmed.len() || self.barrier_workers < self.members.len() {
@@ -369,7 +376,7 @@ impl Crew {
         }
     }
 
-    /// Connects again in the background, with growing pauses, for as long as the connect timeout.
+    /// Connects again in the background, with growing pauses, for as long as `--retry-max`.
     fn reconnect(&self, worker: usize, lane: usize, generation: u16, lost: Lost) {
         let (settings, run_id) = (self.plan.settings.clone(), self.plan.run_id.clone());
         let done = self.reconnected_tx.clone();
@@ -431,33 +438,39 @@ impl Crew {
 }
 
 async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
-    let deadline = tokio::time::Instant::now() + settings.connect_timeout;
+    let deadline = tokio::time::Instant::now() + settings.retry_max;
     let mut pause = RECONNECT_FIRST;
     loop {
         match try_again(settings, run_id, lost).await {
             Ok(done) => return Ok(done),
             // Waiting does not help.
             Err(EngineError::Refused(reason)) => return Err(EngineError::Target(reason)),
+            Err(error @ EngineError::TargetRestarted(_)) => return Err(error),
             Err(error) if tokio::time::Instant::now() + pause >= deadline => {
                 return Err(EngineError::Target(format!(
-                    "the connection was lost and could not be made again within {:?}: {error}",
-                    settings.connect_timeout
+                    "the connection was lost and could not be made again within {:?} (--retry-max): {error}",
+                    settings.retry_max
                 )));
             }
             Err(error) => {
                 tracing::warn!(%error, ?pause, "connecting to the target again failed");
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(jittered(pause)).await;
                 pause = (pause * 2).min(RECONNECT_LAST);
             }
         }
     }
 }
 
+/// Half of it to all of it, so that many connections do not come back at once.
+pub(super) fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + (uring::clock::monotonic_ns() % 1000) as f64 / 2000.0)
+}
+
 async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
     let mut link = target::connect_lane(settings).await?;
     let now = target::run_id(&mut link).await?;
     if now != run_id {
-        return Err(EngineError::Refused(target::RESTARTED.into()));
+        return Err(EngineError::TargetRestarted(target::RESTARTED.into()));
     }
     // Bytes of the lost connection may still wait at the target: it must never execute them after what comes now.
     target::end_client(&mut link, lost.client_id).await?;

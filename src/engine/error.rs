@@ -3,6 +3,7 @@
 use crate::convert::ConvertError;
 use crate::convert::journal::{TranslateError, TranslateReason};
 use crate::dragonfly::{DecodeError, Reason};
+use crate::ids::{FlowId, Lsn};
 
 /// Exit classes (README.md lists the codes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,12 @@ pub enum EngineError {
     Source(String),
     #[error("target: {0}")]
     Target(String),
+    /// The target's data and positions are not to be trusted.
+    #[error("target: {0}")]
+    Torn(String),
+    /// The target is another process than the one that the run began with.
+    #[error("target: {0}")]
+    TargetRestarted(String),
     #[error(
         "corrupt stream from the source: {0}; nothing after this point can be read. Run again; if it stays, please report it with the source's version"
     )]
@@ -86,11 +93,19 @@ impl From<TranslateError> for EngineError {
 }
 
 impl EngineError {
+    /// A refusal gets the place of the record that it is about.
+    pub fn at_lsn(self, flow: FlowId, lsn: Lsn) -> Self {
+        match self {
+            Self::Refused(text) => Self::Refused(format!("{text} (flow {flow}, LSN {lsn})")),
+            error => error,
+        }
+    }
+
     pub fn class(&self) -> Class {
         match self {
             Self::Refused(_) => Class::Refused,
             Self::Source(_) | Self::SyncVoided { .. } => Class::Source,
-            Self::Target(_) => Class::Target,
+            Self::Target(_) | Self::Torn(_) | Self::TargetRestarted(_) => Class::Target,
             Self::Corrupt(_) | Self::CorruptValue(_) => Class::CorruptStream,
             Self::System(_) => Class::System,
             Self::Interrupted => Class::Interrupted,

@@ -3,13 +3,21 @@
 use super::batch::Batch;
 use super::error::EngineError;
 use super::lane::{Fault, Verdict};
+use super::refusal;
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
 use crate::redis::request;
 use crate::uring::Slab;
 
 /// Looks at the error reply `text` to command `index` of `batch`. `Ok` where the reply is no sign of divergence.
 /// `resent`: the lane was connected again, so a command may have been applied already.
-pub fn judge(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8], resent: bool) -> Result<(), EngineError> {
+pub fn judge(
+    batch: &Batch,
+    slab: &Slab,
+    index: u32,
+    node: u16,
+    text: &[u8],
+    resent: bool,
+) -> Result<Verdict, EngineError> {
     let head = request::nth_command(batch.slices(slab), u64::from(index))
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again after an error reply: {e}")))?;
     let name = head.name;
@@ -18,15 +26,29 @@ pub fn judge(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8], res
     if meaning != ErrorMeaning::Unexpected {
         tracing::debug!(node, command = %name.escape_ascii(), key = %key.escape_ascii(),
             reply = %text.escape_ascii(), ?meaning, "expected error reply");
-        return Ok(());
+        return Ok(Verdict::Done);
     }
-    Err(EngineError::Target(format!(
+    if refusal::refuses(text, batch.aborted || !batch.refused.is_empty()) {
+        return Ok(Verdict::Refused);
+    }
+    Err(EngineError::Target(describe(node, &name, &key, text)))
+}
+
+/// What a refused command was answered, in words.
+pub fn describe_refusal(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8]) -> String {
+    let head = request::nth_command(batch.slices(slab), u64::from(index)).ok();
+    let (name, key) = head.map(|head| (head.name, head.first_key.unwrap_or_default())).unwrap_or_default();
+    describe(node, &name, &key, text)
+}
+
+fn describe(node: u16, name: &[u8], key: &[u8], text: &[u8]) -> String {
+    format!(
         "node {node} answered \"{}\" to {} {}; {}",
         text.escape_ascii(),
         name.escape_ascii(),
         key.escape_ascii(),
         remedy(text)
-    )))
+    )
 }
 
 /// The same for a lane of a cluster. A command that the node sent elsewhere, or cannot execute yet, is `Rejected`; so is the
@@ -50,8 +72,10 @@ pub fn judge_in_cluster(
         return Ok(Verdict::Rejected);
     }
     let command = fault.element.map_or(fault.command, |element| first.saturating_add(1).saturating_add(element));
-    judge(batch, slab, command, node, text, resent)?;
-    Ok(Verdict::Done)
+    match judge(batch, slab, command, node, text, resent)? {
+        Verdict::Refused => Err(EngineError::Target(describe_refusal(batch, slab, command, node, text))),
+        verdict => Ok(verdict),
+    }
 }
 
 /// Whether an error of a cluster's node says that the command was not executed, and may be elsewhere or later.
@@ -79,6 +103,8 @@ fn remedy(text: &[u8]) -> &'static str {
         b"NOAUTH" | b"WRONGPASS" => "check the target's user and password",
         b"NOPERM" => "the target's user lacks a permission (README.md lists the least that is needed)",
         b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => "the target became a cluster during the run: run again",
+        b"BUSY" => "a script runs at the target: wait for its end, or SCRIPT KILL it",
+        b"NOREPLICAS" | b"MASTERDOWN" => "the target lacks replicas, or its primary",
         b"EXECABORT" => "a command inside MULTI was refused (see the error before it in the target's log)",
         _ => "the run stops here, because going on would leave a wrong value behind",
     }

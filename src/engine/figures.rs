@@ -3,7 +3,7 @@
 use super::messages::{Lost, WorkerEvent, WorkerSummary};
 use super::worker::Worker;
 use crate::report::counters::FlowSample;
-use crate::report::document::Expiries;
+use crate::report::document::{Expiries, Filtered};
 use crate::uring;
 
 /// Time between two samples.
@@ -50,8 +50,11 @@ impl Worker {
             .map(|flow| FlowSample {
                 flow: flow.id.0,
                 bytes_in: flow.bytes_in,
-                keys: flow.handler.converter.tally().total().keys_read,
-                state: flow.state.name(),
+                keys: flow.handler.converter.tally().total().keys_read + flow.handler.counts.filtered.keys_total(),
+                state: match self.lanes.get(flow.lane).is_some_and(|lane| lane.hold.is_some()) {
+                    true => "held by the target",
+                    false => flow.state.name(),
+                },
                 read_lsn: flow.stable.as_ref().map_or(0, |stable| stable.next_lsn.0),
                 unread_ns: flow.unread_ns(now_ns),
                 // While a worker is busy (or the process stopped) it reads nothing either.
@@ -75,6 +78,7 @@ impl Worker {
             owner_unknown: 0,
             existing_skipped: 0,
             expiries: Expiries::default(),
+            filtered: Filtered::default(),
             journal_records: 0,
             journal_by_name: Vec::new(),
             marked: self.markers(),
@@ -101,6 +105,7 @@ impl Worker {
             summary.expiries.lagged_ms_max = summary.expiries.lagged_ms_max.max(ms(handler.held.lagged_ms));
             summary.expiries.passed_at_release += handler.counts.expired_at_release;
             summary.expiries.flows_at_risk += u64::from(handler.counts.expiry_passed);
+            summary.filtered.add(&handler.counts.filtered);
             summary.expiries.fetched_again += handler.counts.fetched_again;
             summary.expiries.not_fetched += handler.counts.not_fetched;
             let id = flow.id;

@@ -8,17 +8,18 @@
 use super::doubt::Doubts;
 use super::error::EngineError;
 use super::rows;
+use super::scoped::Names;
 use crate::convert::hold::{Due, Held};
 use crate::convert::journal::{
     self, Doubt, GlobalCommand, JournalTranslator, NotCarriedKind, NoteKind, Outcome, Suspects,
 };
-use crate::convert::{Class, CommandMeta, Converter, Out, Plan};
+use crate::convert::{Class, CommandMeta, Converter, Out, Plan, Scope};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::slot::slot;
-use crate::report::document::NotCarried;
+use crate::report::document::{Filtered, NotCarried};
 use smallvec::SmallVec;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -78,6 +79,7 @@ pub struct FlowCounts {
     pub expired_at_release: u64,
     /// An expiry that had been sent passed before the flow was complete.
     pub expiry_passed: bool,
+    pub filtered: Filtered,
     /// Keys that the target had lost, and that were written again.
     pub fetched_again: u64,
     /// Those that could not be had.
@@ -105,7 +107,9 @@ pub struct FlowHandler {
     pub apart: Option<Vec<Vec<u8>>>,
     deferred: VecDeque<Deferred>,
     /// Split objects whose key is not to be written.
-    dropped_objects: SmallVec<[ObjectId; 4]>,
+    pub(super) dropped_objects: SmallVec<[ObjectId; 4]>,
+    /// Memory for names that are other ones at the target.
+    pub(super) names: Names,
 }
 
 impl FlowHandler {
@@ -136,6 +140,7 @@ impl FlowHandler {
             apart: None,
             deferred: VecDeque::new(),
             dropped_objects: SmallVec::new(),
+            names: Names::default(),
         };
         this.set_near();
         this
@@ -170,6 +175,9 @@ impl FlowHandler {
     /// An object of the snapshot, or a part of one, or an AUX field.
     pub fn snapshot(&mut self, event: &Event<'_>, now_ms: i64, out: &mut impl Out) -> Result<(), EngineError> {
         match event {
+            Event::Whole { meta, .. } | Event::Begin { meta, .. } if !self.scope().is_plain(meta.db) => {
+                return self.snapshot_scoped(event, now_ms, out);
+            }
             Event::Whole { meta, body } if !self.admits(meta, Some(body)) => return Ok(()),
             Event::Whole { meta, body } if self.concerns_expiry(meta) => {
                 let meta = self.hold(meta);
@@ -202,12 +210,16 @@ impl FlowHandler {
         outcome
     }
 
-    fn concerns_expiry(&self, meta: &KeyMeta<'_>) -> bool {
+    pub(super) fn scope(&self) -> &Scope {
+        self.converter.plan().scope()
+    }
+
+    pub(super) fn concerns_expiry(&self, meta: &KeyMeta<'_>) -> bool {
         meta.expire_at_ms.is_some()
     }
 
     /// The key's attributes as the target is told them for now.
-    fn hold<'a>(&mut self, meta: &KeyMeta<'a>) -> KeyMeta<'a> {
+    pub(super) fn hold<'a>(&mut self, meta: &KeyMeta<'a>) -> KeyMeta<'a> {
         let expire_at_ms = meta.expire_at_ms.map(|at_ms| self.held.snapshot_key(meta.db, meta.key, at_ms));
         KeyMeta { expire_at_ms, ..*meta }
     }
@@ -240,15 +252,17 @@ impl FlowHandler {
     /// Whether the object is to be written. Learns the owner rule on the way.
     fn admits(&mut self, meta: &KeyMeta<'_>, body: Option<&[u8]>) -> bool {
         self.suspects.settled(meta.db, meta.key);
+        self.owns(meta, body) && self.admits_existing(meta.db, meta.key)
+    }
+
+    /// Whether the flow owns the object, as far as its rule is known. The key's name is the source's.
+    pub(super) fn owns(&mut self, meta: &KeyMeta<'_>, body: Option<&[u8]>) -> bool {
         let is_hyll = meta.object_type == ObjectType::String && body.is_some_and(|body| is_hyll(meta, body));
         if self.observe_left > 0 || memchr::memchr(b'{', meta.key).is_some() {
             self.observe_left = self.observe_left.saturating_sub(1);
             self.owner.observe(self.flow, meta.key, is_hyll);
         }
-        if is_hyll && self.is_stray(meta.key) {
-            return false;
-        }
-        self.admits_existing(meta.db, meta.key)
+        !(is_hyll && self.is_stray(meta.key))
     }
 
     fn is_stray(&mut self, key: &[u8]) -> bool {
@@ -267,7 +281,7 @@ impl FlowHandler {
         }
     }
 
-    fn admits_existing(&mut self, db: DbIndex, key: &[u8]) -> bool {
+    pub(super) fn admits_existing(&mut self, db: DbIndex, key: &[u8]) -> bool {
         if !self.existing.is_empty() && self.existing.contains(db, key) {
             self.counts.existing_skipped += 1;
             return false;
@@ -362,17 +376,38 @@ impl FlowHandler {
         {
             return Ok(Applied::Done);
         }
+        if !self.scope().is_plain(db) {
+            return self.journal_scoped(db, txid, args, now_ms, stable, out);
+        }
+        self.note_suspects(db, args, stable)?;
+        self.apply_record(db, txid, args, now_ms, out)
+    }
+
+    /// What a record means for the keys that the source may have deleted silently. Names are the source's.
+    pub(super) fn note_suspects(&mut self, db: DbIndex, args: &[&[u8]], stable: bool) -> Result<(), EngineError> {
+        if !stable {
+            self.suspects.record(db, args).map_err(|e| EngineError::Refused(e.to_string()))?;
+        } else if !self.suspects.is_empty() {
+            journal::keys_of(args).for_each(|key| self.suspects.settled(db, key));
+        }
+        Ok(())
+    }
+
+    /// Applies a record whose names are the target's.
+    pub(super) fn apply_record(
+        &mut self,
+        db: DbIndex,
+        txid: u64,
+        args: &[&[u8]],
+        now_ms: i64,
+        out: &mut impl Out,
+    ) -> Result<Applied, EngineError> {
         if !self.existing.is_empty() {
             for key in journal::keys_of(args) {
                 if !self.admits_existing(db, key) {
                     return Ok(Applied::Done);
                 }
             }
-        }
-        if !stable {
-            self.suspects.record(db, args).map_err(|e| EngineError::Refused(e.to_string()))?;
-        } else if !self.suspects.is_empty() {
-            journal::keys_of(args).for_each(|key| self.suspects.settled(db, key));
         }
         self.held.record(db, args);
         let Self { translator, restorer, .. } = self;

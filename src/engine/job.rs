@@ -119,6 +119,8 @@ pub(super) struct Job<'o> {
     pub(super) transfer_since: Option<Instant>,
     /// Ids, at the target, of the connections of the last attempt's workers.
     pub(super) client_ids: Vec<i64>,
+    /// By flow: LSN that the target of the last session had confirmed.
+    pub(super) confirmed: Vec<u64>,
     pub(super) import_mode: ImportMode,
     /// Keys that the target lost and that the last session could not fetch again.
     pub(super) lost: Vec<Lost>,
@@ -155,6 +157,7 @@ impl<'o> Job<'o> {
             resumable: false,
             transfer_since: None,
             client_ids: Vec::new(),
+            confirmed: Vec::new(),
             import_mode: ImportMode::Off,
             lost: Vec::new(),
             sweep_needed: false,
@@ -244,6 +247,7 @@ impl<'o> Job<'o> {
         expiries.not_named += summary.expiries.not_named;
         expiries.passed_at_release += summary.expiries.passed_at_release;
         expiries.flows_at_risk += summary.expiries.flows_at_risk;
+        self.report.filtered.add(&summary.filtered);
         expiries.fetched_again += summary.expiries.fetched_again;
         expiries.not_fetched += summary.expiries.not_fetched;
         self.lost.extend(summary.lost);
@@ -322,13 +326,15 @@ fn cpu_of_process() -> CpuSample {
 pub(super) fn plan_of(
     settings: &MigrateSettings,
     capabilities: Capabilities,
+    databases: Option<u32>,
     set_bytes_max: u64,
 ) -> Result<Arc<Plan>, EngineError> {
     // What is not borrowed anyway is written in one piece.
     let inline_bytes_max = settings.borrow_bytes_min;
     let restore_bytes_max = settings.restore_bytes_max;
     let limits = Limits { restore_bytes_max, set_bytes_max, inline_bytes_max, ..Limits::default() };
+    let scope = settings.scope.clone().within(databases.unwrap_or(u32::MAX));
     Plan::new(capabilities, settings.on_unsupported.clone(), limits)
-        .map(Arc::new)
+        .map(|plan| Arc::new(plan.scoped(scope)))
         .map_err(|e| EngineError::Refused(e.to_string()))
 }

@@ -8,6 +8,7 @@
 use super::batch::{Batch, Watched};
 use super::error::EngineError;
 use super::messages::LaneStart;
+use super::refusal::{self, Hold};
 use super::wire::{Connected, Wire};
 use super::writer::{Encoder, GuardState, Source, Writer};
 use crate::convert::{Class, CommandMeta, Out};
@@ -16,6 +17,7 @@ use crate::redis::reply::{Reply, ReplyScanner};
 use crate::redis::request;
 use crate::uring::{ChunkId, Class as ChunkClass, Outgoing, Ring, Segment, Slab};
 use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
 
 /// Where a lane's connection stands.
 pub enum Link {
@@ -40,8 +42,14 @@ pub struct Lane {
     pub sent: VecDeque<Batch>,
     /// Batches of the running chain that the kernel has not completed.
     pub in_kernel: usize,
+    /// The first of `ready` went out in part: the rest must follow before anything else.
+    cut_short: bool,
     /// The running chain was cut short: what remains goes back to `ready`.
     chain_broken: bool,
+    /// The server refuses: nothing is sent until it is tried again.
+    pub hold: Option<Hold>,
+    /// Answered, but to be sent again, at least in part (see `refusal`).
+    pub returned: Vec<Batch>,
     pub closed: Vec<Batch>,
     pub spare_segments: Vec<Vec<Segment>>,
     /// Bytes in `ready` and `sent`.
@@ -79,10 +87,19 @@ pub enum Verdict {
     Done,
     /// The command was not executed, and is to be executed elsewhere, or later.
     Rejected,
+    /// Not executed because of the server's state: the lane holds and tries again (`refusal`).
+    Refused,
 }
 
 /// A connection lost so often without one batch acknowledged in between will not get better.
 const LOSSES_IN_A_ROW_MAX: u32 = 20;
+
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_PROBES: u32 = 4;
+/// Bytes that the peer's machine does not take for so long end the connection. A server that only is slow takes none either
+/// while its buffer is full, so this is not short.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Most segment lists kept for reuse.
 const SPARE_SEGMENTS_MAX: usize = 64;
@@ -93,7 +110,7 @@ impl Lane {
         Self {
             index,
             node,
-            link: Link::Up(Wire::new(socket, ChunkClass::Tx)),
+            link: up(socket),
             client_id,
             generation: 0,
             encoder: Encoder::new(),
@@ -101,7 +118,10 @@ impl Lane {
             ready: VecDeque::new(),
             sent: VecDeque::new(),
             in_kernel: 0,
+            cut_short: false,
             chain_broken: false,
+            hold: None,
+            returned: Vec::new(),
             closed: Vec::new(),
             spare_segments: Vec::new(),
             unacked_bytes: 0,
@@ -133,7 +153,8 @@ impl Lane {
 
     /// Everything encoded was answered.
     pub fn is_idle(&self) -> bool {
-        self.encoder.batch.is_empty() && self.closed.is_empty() && self.ready.is_empty() && self.sent.is_empty()
+        let queued = self.closed.len() + self.ready.len() + self.sent.len() + self.returned.len();
+        self.encoder.batch.is_empty() && queued == 0
     }
 
     /// Nothing is on the way to the kernel: an open batch should go out now.
@@ -233,10 +254,19 @@ impl Lane {
         if self.in_kernel > 0 || self.ready.is_empty() || wire.is_sending() {
             return Ok(0);
         }
-        let count = self.ready.len().min(batches_max).min(wire.batches_max());
         if self.sent.is_empty() {
             self.heard_ns = now_ns;
         }
+        let batches_max = batches_max.min(wire.batches_max());
+        let count = match &self.hold {
+            None => self.ready.len().min(batches_max),
+            // The rest of a batch that was cut short, or the batch to try with and its SELECT.
+            Some(_) if self.cut_short => 1,
+            Some(hold) if hold.trying && self.sent.is_empty() && self.returned.is_empty() => {
+                self.ready.len().min(2.min(batches_max))
+            }
+            Some(_) => return Ok(0),
+        };
         for batch in self.ready.iter_mut().take(count) {
             if batch.submitted_ns == 0 {
                 batch.submitted_ns = now_ns;
@@ -257,6 +287,7 @@ impl Lane {
             }
         }
         self.in_kernel = count;
+        self.cut_short = false;
         self.chain_broken = false;
         Ok(count)
     }
@@ -289,6 +320,7 @@ impl Lane {
                 }
             }
             self.chain_broken = false;
+            self.cut_short = self.ready.front().is_some_and(|batch| batch.sent_bytes > 0);
         }
         lost
     }
@@ -301,13 +333,22 @@ impl Lane {
         mut failed: impl FnMut(&Batch, Fault, &[u8]) -> Result<Verdict, EngineError>,
         mut lost: impl FnMut(&Batch, Watched),
     ) -> Result<(), EngineError> {
-        let Self { scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, .. } = self;
+        let Self {
+            scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, returned, hold, ..
+        } = self;
+        let mut refusing = hold.as_ref().is_some_and(|hold| !hold.trying) || !returned.is_empty();
         let acked_batches = &mut self.acked_batches;
         let mut judged = |batch: &mut Batch, fault: Fault, text: &[u8]| {
-            if failed(batch, fault, text)? == Verdict::Rejected {
-                batch.rejected.push(fault.command);
+            let verdict = failed(batch, fault, text)?;
+            match verdict {
+                Verdict::Done => {}
+                Verdict::Rejected => batch.rejected.push(fault.command),
+                Verdict::Refused => {
+                    batch.aborted |= batch.guard.is_some_and(|guard| fault.command >= guard.first_command);
+                    batch.refused.push(fault.command);
+                }
             }
-            Ok(())
+            Ok(verdict)
         };
         let mut outcome = Ok(());
         let scanned = scanner.feed(bytes, |reply| {
@@ -320,7 +361,7 @@ impl Lane {
                 Reply::Error(text) => {
                     if let Some(batch) = answered(sent, ready) {
                         let fault = Fault { command: batch.replied, element: None };
-                        outcome = judged(batch, fault, text);
+                        outcome = judged(batch, fault, text).map(drop);
                     }
                 }
                 Reply::ArrayError { index, text } => {
@@ -333,7 +374,15 @@ impl Lane {
                             },
                             None => Fault { command: batch.replied, element: Some(index as u32) },
                         };
-                        outcome = judged(batch, fault, text);
+                        outcome = match judged(batch, fault, text) {
+                            // The others of its group were executed.
+                            Ok(Verdict::Refused) => Err(EngineError::Torn(format!(
+                                "node {node} refused a command in the middle of a transaction: \"{}\"; run again with \
+                                 --on-existing flush",
+                                text.escape_ascii()
+                            ))),
+                            judged => judged.map(drop),
+                        };
                     }
                     return;
                 }
@@ -378,6 +427,14 @@ impl Lane {
                     if !batch.preamble {
                         *losses_in_a_row = 0;
                     }
+                    refusing |= batch.first_refused().is_some();
+                    if refusing {
+                        returned.push(batch);
+                        continue;
+                    }
+                    if let Some(hold) = hold.as_mut().filter(|_| !batch.preamble) {
+                        hold.taken = true;
+                    }
                     *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
                     *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
                     *acked_batches += 1;
@@ -387,6 +444,34 @@ impl Lane {
         });
         outcome?;
         scanned.map_err(|e| EngineError::Target(format!("node {}: bad reply stream: {e}", self.node)))
+    }
+
+    /// Everything under way was answered after a refusal: what is to be sent again is prepared, `acked` gets the rest.
+    /// Returns whether the lane (still) holds.
+    pub fn settle_refusal(
+        &mut self,
+        slab: &mut Slab,
+        now_ns: u64,
+        mut acked: impl FnMut(Batch),
+    ) -> Result<bool, EngineError> {
+        if !self.sent.is_empty() || self.in_kernel > 0 || self.cut_short {
+            return Ok(self.hold.is_some());
+        }
+        if self.returned.is_empty() {
+            if self.hold.as_ref().is_some_and(|hold| hold.trying && (hold.taken || self.ready.is_empty())) {
+                self.hold = None;
+            }
+            return Ok(self.hold.is_some());
+        }
+        refusal::settle(self, slab)?.into_iter().for_each(|batch| {
+            self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
+            self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
+            acked(batch);
+        });
+        if let Some(hold) = &mut self.hold {
+            hold.again(now_ns);
+        }
+        Ok(self.hold.is_some())
     }
 
     /// What an errno of this connection means.
@@ -402,11 +487,24 @@ impl Lane {
         self.link = Link::Down;
         self.generation = self.generation.wrapping_add(1);
         self.in_kernel = 0;
+        self.cut_short = false;
         self.chain_broken = false;
         self.reading = false;
         self.scanner = ReplyScanner::new();
         self.losses_in_a_row += 1;
         while let Some(batch) = self.sent.pop_back() {
+            self.ready.push_front(batch);
+        }
+        if let Some(hold) = &mut self.hold {
+            hold.trying = false;
+        }
+        // Answered, but not done: everything from the first refused command on.
+        let mut is_first = true;
+        for batch in &mut self.returned {
+            batch.replied = if is_first { batch.first_refused().unwrap_or(batch.commands) } else { 0 };
+            is_first = false;
+        }
+        while let Some(batch) = self.returned.pop() {
             self.ready.push_front(batch);
         }
     }
@@ -453,7 +551,7 @@ impl Lane {
         applied: u64,
         mut acked: impl FnMut(Batch),
     ) -> Result<(), EngineError> {
-        self.link = Link::Up(Wire::new(socket, ChunkClass::Tx));
+        self.link = up(socket);
         self.reconnects += 1;
         self.sends_again = true;
         // The preamble of a connection that was lost before it was answered: this one gets its own.
@@ -465,8 +563,16 @@ impl Lane {
             }
         }
         // What stands before an applied group was applied too: one connection, in order.
-        if let Some(last) = self.ready.iter().rposition(|b| b.guard.is_some_and(|guard| guard.sequence <= applied)) {
+        let is_last = |batch: &Batch| batch.guard.is_some_and(|guard| guard.sequence == applied);
+        if let Some(last) = self.ready.iter().rposition(is_last) {
             for batch in self.ready.drain(..=last) {
+                if batch.first_refused().is_some() {
+                    return Err(EngineError::Torn(format!(
+                        "node {} refused commands, executed later ones, and the connection was lost: the target's data is not \
+                         to be trusted; run again with --on-existing flush",
+                        self.node
+                    )));
+                }
                 self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
                 self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
                 acked(batch);
@@ -489,14 +595,14 @@ impl Lane {
             batch.replied = 0;
             batch.sent_bytes = 0;
         }
+        for batch in &mut self.ready {
+            batch.refused.clear();
+            batch.aborted = false;
+        }
         // A new connection starts in database 0.
         let db = db.unwrap_or(self.encoder.batch.db_at_start);
         if db != DbIndex(0) {
-            let mut select = Encoder::new();
-            select.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
-            let mut batch = select.take_batch(slab, Vec::new());
-            select.tail.finish(&mut batch, slab);
-            batch.preamble = true;
+            let batch = select_batch(slab, db);
             self.unacked_bytes += batch.bytes;
             self.unacked_commands += 1;
             self.ready.push_front(batch);
@@ -510,6 +616,13 @@ impl Lane {
             self.spare_segments.push(segments);
         }
     }
+}
+
+/// A connection whose death is noticed though nothing is said on it.
+fn up(connected: Connected) -> Link {
+    let wire = Wire::new(connected, ChunkClass::Tx);
+    wire.watch_life(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIMEOUT);
+    Link::Up(wire)
 }
 
 /// The command that an error reply is for.
@@ -535,8 +648,18 @@ fn is_at_exec(batch: &Batch) -> bool {
     batch.guard.is_some() && batch.replied + 1 == batch.commands
 }
 
+/// A batch that selects a database.
+pub fn select_batch(slab: &mut Slab, db: DbIndex) -> Batch {
+    let mut select = Encoder::new();
+    select.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
+    let mut batch = select.take_batch(slab, Vec::new());
+    select.tail.finish(&mut batch, slab);
+    batch.preamble = true;
+    batch
+}
+
 /// Byte offset of command `index` in the batch and the database selected there.
-fn position_of(batch: &Batch, slab: &Slab, index: u32) -> Result<(usize, DbIndex), EngineError> {
+pub fn position_of(batch: &Batch, slab: &Slab, index: u32) -> Result<(usize, DbIndex), EngineError> {
     let db = batch.selects.iter().rev().find(|(at, _)| *at < index).map_or(batch.db_at_start, |(_, db)| *db);
     let offset = request::offset_of(batch.slices(slab), u64::from(index))
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again: {e}")))?;

@@ -18,7 +18,7 @@ use crate::convert::{Plan, Tally};
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::report::counters::WorkerStats;
-use crate::report::document::{Expiries, NotCarried};
+use crate::report::document::{Expiries, Filtered, NotCarried};
 use crate::report::latency::Interval;
 use crate::uring::{Features, Waker};
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub struct FlowStart {
     pub early: Vec<u8>,
     /// The source granted a partial sync: the journal goes on with this LSN, there is no snapshot.
     pub resume_at: Option<Lsn>,
+    /// It first goes on in journal blobs, behind `DFLY SYNC` (wire 1.7, before 1.35).
+    pub in_blobs: bool,
 }
 
 /// A global command that a flow stands before.
@@ -234,6 +236,7 @@ pub struct WorkerSummary {
     pub owner_unknown: u64,
     pub existing_skipped: u64,
     pub expiries: Expiries,
+    pub filtered: Filtered,
     pub journal_records: u64,
     pub journal_by_name: Vec<(String, u64)>,
     /// Markers written, and the databases in which.

@@ -44,6 +44,7 @@ impl Job<'_> {
             let plan = CrewPlan {
                 settings: settings.clone(),
                 capabilities: probed.capabilities.clone(),
+                databases: probed.databases,
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
                 cluster: self.cluster_plan(&probed, None).await?,
@@ -82,13 +83,13 @@ impl Job<'_> {
     /// Asks both sides what they are, and applies `--on-existing`.
     async fn prepare(&mut self) -> Result<(Target, Source, Arc<Existing>), EngineError> {
         let settings = self.settings.clone();
-        let mut target = TargetLink::open(&settings).await?;
-        let mut probed = self.probe_target(&mut target).await?;
+        let (mut target, mut probed) = self.first_target().await?;
         // Holding expiries back is enough for one full sync.
         probed.capabilities.import_mode = false;
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
-        let source = self.connect_source().await?;
-        refuse_databases(&probed, &source)?;
+        let mut source = self.connect_source().await?;
+        self.check_databases(&source, &probed)?;
+        self.check_clocks(&mut source, &mut target).await?;
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
         Ok((probed, source, existing))
@@ -150,7 +151,7 @@ impl Job<'_> {
         if target::run_id(&mut link).await? == run_id {
             return Ok(link);
         }
-        Err(EngineError::Target(target::RESTARTED.into()))
+        Err(EngineError::TargetRestarted(target::RESTARTED.into()))
     }
 
     pub(super) async fn probe_target(&mut self, target: &mut TargetLink) -> Result<Target, EngineError> {
@@ -363,8 +364,9 @@ impl Job<'_> {
         let mut source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
         for (db, key) in suspects {
             self.report.suspects.asked += 1;
-            if !source.exists(*db, key).await? && target::delete(target, *db, key).await? {
-                self.report.suspects.removed += 1;
+            if !source.exists(*db, key).await? {
+                let (db, name) = self.settings.scope.at_target(*db, key)?;
+                self.report.suspects.removed += u64::from(target::delete(target, db, &name).await?);
             }
         }
         Ok(())
@@ -387,16 +389,4 @@ impl Job<'_> {
         }
         Ok(())
     }
-}
-
-/// A cluster has only database 0: keys in others are refused before the first write, where the source tells of them.
-pub(super) fn refuse_databases(probed: &Target, source: &Source) -> Result<(), EngineError> {
-    let others: Vec<String> = source.databases().iter().filter(|db| db.0 != 0).map(ToString::to_string).collect();
-    if probed.capabilities.cluster && !others.is_empty() {
-        return Err(EngineError::Refused(format!(
-            "the source has keys in database {}, but the target is a cluster, which has only database 0",
-            others.join(", ")
-        )));
-    }
-    Ok(())
 }

@@ -15,17 +15,19 @@ use super::handover::Order;
 use super::hold::Watermarks;
 use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
+use super::joining::Joining;
 use super::messages::{Barrier, WorkerCommand, WorkerEvent};
-use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY, refuse_databases};
+use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY};
 use super::phase::Phase;
 use super::righting::Rightings;
 use super::settings::{OnExisting, OnLostPosition};
-use super::source::Source;
+use super::source::{PartialWay, Source};
 use super::target::{self, Target, TargetLink};
 use crate::convert::journal::GlobalCommand;
 use crate::dragonfly::reply::Reply;
 use crate::dragonfly::session::{Directive, Session};
 use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::report::counters::Totals;
 use crate::uring;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,12 +39,21 @@ const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 const OFFSETS_EVERY: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+/// Full syncs in a row that may be lost with the source before the run ends: each one costs the source.
+const FULL_SYNCS_MAX: u32 = 4;
+/// Tries, about five seconds apart, to reach a source that went away inside a full sync: about five minutes.
+const AWAY_TRIES_MAX: u32 = 50;
 /// How long the source may take to say where it stands when the job is told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a session begins with.
 enum Begin {
-    Full { owned: bool },
+    Full {
+        owned: bool,
+    },
+    /// An earlier full sync, into a target that holds nothing else, did not reach its end. The target is emptied only when
+    /// the source answers: until then what it holds may be all that is left.
+    Again,
     Resume(Checkpoint),
 }
 
@@ -72,8 +83,15 @@ impl Job<'_> {
             ));
         }
         let mut signals = Signals::new(self.settings.control.clone())?;
-        let mut target = target::connect_control(&settings).await?;
-        let mut probed = self.probe_target(&mut target).await?;
+        let (mut target, mut probed) = tokio::select! {
+            first = self.first_target() => first?,
+            () = signals.next() => return Err(EngineError::Interrupted),
+        };
+        // The source is asked before the target is emptied: a wrong address must not cost a data set.
+        let mut source = self.connect_source().await?;
+        self.check_databases(&source, &probed)?;
+        self.check_clocks(&mut source, &mut target).await?;
+        drop(source);
         target::end_lanes(&mut target).await?;
         let mut begin = self.first_begin(&mut target, &probed).await?;
         if probed.capabilities.import_mode {
@@ -88,6 +106,7 @@ impl Job<'_> {
             );
         }
         let (mut attempt, mut pause) = (1, RETRY_FIRST);
+        let mut losses = Losses::default();
         loop {
             let error = match self.session(&mut target, &probed, begin, &mut signals).await {
                 Ok(()) => {
@@ -109,17 +128,35 @@ impl Job<'_> {
             }
             // A fresh connection: the target may have closed one that was idle, and the cause of the end is worth more than
             // what is heard of a target that is gone.
+            let mut restarted = matches!(error, EngineError::TargetRestarted(_));
             target = match self.control_again(&probed).await {
                 Ok(target) => target,
+                Err(EngineError::TargetRestarted(_)) => {
+                    restarted = true;
+                    (target, probed) = self.first_target().await?;
+                    // A new process begins without it.
+                    if self.import_mode != ImportMode::Off {
+                        self.import_mode = import::begin(&mut target).await?;
+                    }
+                    probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
+                    target
+                }
                 Err(_) if matches!(error, EngineError::Target(_)) => return Err(error),
                 Err(gone) => return Err(gone),
             };
+            if matches!(error, EngineError::Torn(_)) {
+                self.resumable = false;
+                checkpoint::tear(&mut target).await?;
+                return Err(error);
+            }
             target::end_lanes(&mut target).await?;
             let checkpoint = checkpoint::read(&mut target).await?;
             let owned = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.owned);
             let stable = checkpoint.filter(|checkpoint| checkpoint.stable);
             self.resumable = stable.is_some();
             begin = match error {
+                // Whatever ended the session, another process answers now.
+                _ if restarted => Begin::Resume(self.kept_by_restart(stable)?),
                 EngineError::SyncVoided { flow, command } if owned && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
@@ -133,14 +170,28 @@ impl Job<'_> {
                     self.full_again(&mut target).await?
                 }
                 EngineError::Source(text) => {
-                    let Some(checkpoint) = stable else { return Err(EngineError::Source(text)) };
-                    tracing::warn!(%text, ?pause, "lost the source: going on from the checkpoint");
+                    let begin = match stable {
+                        Some(checkpoint) => {
+                            tracing::warn!(%text, ?pause, "lost the source: going on from the checkpoint");
+                            Begin::Resume(checkpoint)
+                        }
+                        None if owned && losses.may_begin_again(self.sessions) => {
+                            tracing::warn!(
+                                %text,
+                                ?pause,
+                                full_syncs = self.sessions,
+                                "lost the source inside the full sync: beginning anew when it is back"
+                            );
+                            Begin::Again
+                        }
+                        None => return Err(EngineError::Source(text)),
+                    };
                     tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
+                        () = tokio::time::sleep(pause + jitter(pause)) => {}
                         () = signals.next() => return Err(EngineError::Interrupted),
                     }
                     pause = (pause * 2).min(RETRY_LAST);
-                    Begin::Resume(checkpoint)
+                    begin
                 }
                 error => return Err(error),
             };
@@ -148,10 +199,28 @@ impl Job<'_> {
                 // A session that reached the journal starts the pauses anew.
                 if matches!(self.phase, Phase::CatchingUp | Phase::InStep) {
                     pause = RETRY_FIRST;
+                    if self.resumable {
+                        losses = Losses::default();
+                    }
                 }
                 self.enter(Phase::Connect);
             }
         }
+    }
+
+    /// The target was restarted: with the data that its checkpoint tells of, or without.
+    fn kept_by_restart(&self, stable: Option<Checkpoint>) -> Result<Checkpoint, EngineError> {
+        let Some(checkpoint) = stable.filter(|checkpoint| checkpoint.scope == self.settings.scope.fingerprint()) else {
+            return Err(EngineError::TargetRestarted(format!(
+                "{}, and it holds no good checkpoint now",
+                target::RESTARTED
+            )));
+        };
+        // Data and positions are of one transaction, so they are of one moment, even where the last second was lost.
+        let lost: u64 =
+            self.confirmed.iter().zip(&checkpoint.lsns).map(|(acked, held)| acked.saturating_sub(held.0)).sum();
+        tracing::warn!(lost_records = lost, "the target was restarted with its data: going on from its checkpoint");
+        Ok(checkpoint)
     }
 
     /// After the target was emptied.
@@ -168,7 +237,7 @@ impl Job<'_> {
             }
             return Ok(link);
         }
-        Err(EngineError::Target(target::RESTARTED.into()))
+        Err(EngineError::TargetRestarted(target::RESTARTED.into()))
     }
 
     /// What the target's checkpoint, or the lack of one, means for the first session.
@@ -177,13 +246,20 @@ impl Job<'_> {
         let flush = settings.on_existing == OnExisting::Flush;
         match checkpoint::read(target).await? {
             Some(checkpoint) if checkpoint.stable && !flush => {
+                if checkpoint.scope != settings.scope.fingerprint() {
+                    return Err(EngineError::Refused(format!(
+                        "the target's checkpoint is of a job with other filters or names ({}); give the same ones to go on from \
+                         it, or run with --on-existing flush",
+                        if checkpoint.scope.is_empty() { "none" } else { &checkpoint.scope }
+                    )));
+                }
                 self.touched = true;
                 self.resumable = true;
                 Ok(Begin::Resume(checkpoint))
             }
             Some(checkpoint) if checkpoint.owned && !flush => {
                 tracing::warn!("an earlier run ended inside its full sync: the target is emptied and it begins anew");
-                self.full_again(target).await
+                Ok(Begin::Again)
             }
             Some(_) if !flush => Err(EngineError::Refused(
                 "an earlier run into this target, which held keys of its own, ended inside its full sync: what it wrote cannot \
@@ -202,6 +278,8 @@ impl Job<'_> {
         self.resumable = false;
         target.call(&[b"FLUSHALL"]).await?;
         self.lost.clear();
+        self.totals = Totals::new();
+        self.report.not_carried = Default::default();
         self.mark_import_mode(target).await?;
         Ok(Begin::Full { owned: true })
     }
@@ -217,23 +295,40 @@ impl Job<'_> {
         let plan = CrewPlan {
             settings: self.settings.clone(),
             capabilities: probed.capabilities.clone(),
+            databases: probed.databases,
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
             cluster: match &begin {
-                Begin::Full { .. } => self.cluster_plan(probed, None).await?,
+                Begin::Full { .. } | Begin::Again => self.cluster_plan(probed, None).await?,
                 Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
             },
         };
         let mut source = self.connect_source().await?;
-        refuse_databases(probed, &source)?;
+        self.check_databases(&source, probed)?;
         let mut session = Session::new();
         let held = !probed.capabilities.import_mode && probed.capabilities.has_command("EVAL");
+        let begin = match begin {
+            Begin::Again => {
+                // Perhaps it is still loading; perhaps it lost all, and what was read of it is all that is left.
+                if self.sessions > 0 && source.is_empty() && self.totals.sum().keys > 0 {
+                    return Err(EngineError::Source(
+                        "it went away inside the full sync and holds no key at all now, so the target, which holds a part of \
+                         what it held, is not emptied for another one; if the source is meant to be empty, run again"
+                            .into(),
+                    ));
+                }
+                self.full_again(target).await?
+            }
+            begin => begin,
+        };
         let (mut crew, mut checkpoint) = match begin {
+            Begin::Again => return Err(EngineError::Internal("a full sync begins anew twice".into())),
             Begin::Full { owned } => {
                 let crew = self.open_full(&mut source, &mut session, plan).await?;
                 let (master_id, flows) =
                     session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
-                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, held, lsns: Vec::new() };
+                let scope = self.settings.scope.fingerprint();
+                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, held, lsns: Vec::new(), scope };
                 checkpoint::begin(target, &checkpoint).await?;
                 (crew, checkpoint)
             }
@@ -250,6 +345,7 @@ impl Job<'_> {
         self.sessions += 1;
         self.settings.control.publish_positions(self.sessions, crew.positions());
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
+        self.confirmed = crew.confirmed();
         self.settings.control.forget_positions();
         self.view.forget();
         let (summaries, ended) = crew.stop().await;
@@ -285,9 +381,9 @@ impl Job<'_> {
         if registration.flows != checkpoint.flows {
             return Err(lost(format!("the source has {} flows now, {} before", registration.flows, checkpoint.flows)));
         }
-        if !source.partial_without_sync() {
+        if source.partial_way().is_none() {
             return Err(lost(format!(
-                "the source's release ({}) grants partial syncs in an older way",
+                "the source's release ({}) leaves records out of a partial sync, so positions cannot be counted in it",
                 source.version()
             )));
         }
@@ -324,8 +420,11 @@ impl Job<'_> {
         checkpoint: &mut Checkpoint,
         signals: &mut Signals,
     ) -> Result<(), EngineError> {
+        let mut joining = Joining::none();
         if !checkpoint.stable {
             self.full_sync(source, session, crew, signals, &mut 0).await?;
+        } else if source.partial_way() == Some(PartialWay::BySync) {
+            joining = Joining::begin(source, checkpoint.flows)?;
         } else {
             let answer = source.start_partial()?;
             let (link, reply) = tokio::select! {
@@ -357,8 +456,12 @@ impl Job<'_> {
                     WorkerEvent::Drained => watch.drained += 1,
                     WorkerEvent::Settled(number) => watch.settled(number, crew.workers()),
                     WorkerEvent::Lost(lost) => fetcher.want(lost),
-                    event => self.watch(event),
+                    event => {
+                        joining.event(&event);
+                        self.watch(event);
+                    }
                 },
+                answer = joining.answer() => joining.answered(source, answer?)?,
                 _ = ticks.tick() => {
                     self.progress();
                     watch.marks.confirm(&crew.confirmed(), crew.hold());
@@ -379,7 +482,7 @@ impl Job<'_> {
                         self.resumable = true;
                     }
                 }
-                _ = offsets.tick(), if matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
+                _ = offsets.tick(), if joining.is_done() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
                     self.compare_offsets(source, crew, checkpoint, &mut watch).await?;
                 }
                 () = signals.next() => {
@@ -403,6 +506,7 @@ impl Job<'_> {
                     DeskEvent::Ended(report) => self.cutover_ended(report),
                 },
             }
+            joining.go_on(source, crew)?;
             let settled = watch.suspects_settled >= crew.workers();
             self.settings.control.set_ready(self.phase == Phase::InStep && settled);
             // A cutover that is under way is rolled back first.
@@ -535,14 +639,32 @@ impl Job<'_> {
                 first.command
             )));
         }
+        let scope = &self.settings.scope;
         tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
         match &first.command {
             GlobalCommand::FlushAll => {
                 checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns).await?;
                 self.mark_import_mode(target).await?;
             }
+            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+            }
+            GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
+                return Err(EngineError::Refused(format!(
+                    "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
+                     (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
+                )));
+            }
             GlobalCommand::FlushDb(db) => {
+                let db = scope.target_db(*db)?;
                 checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns).await?;
+            }
+            GlobalCommand::FlushSlots(_) if scope.rewrites() => {
+                return Err(EngineError::Refused(
+                    "the source gave slots away (DFLYCLUSTER FLUSHSLOTS), and with --rewrite-prefix the names at the target \
+                     do not tell the slots at the source; run again with --on-existing flush"
+                        .into(),
+                ));
             }
             GlobalCommand::FlushSlots(ranges) => {
                 target::delete_slots(target, ranges).await?;
@@ -552,6 +674,36 @@ impl Job<'_> {
         crew.tell_all(|| WorkerCommand::ReleaseBarrier);
         Ok(())
     }
+}
+
+/// Full syncs that the source did not see through, in a row. A source that is away is not counted, it is waited for.
+#[derive(Default)]
+struct Losses {
+    full_syncs: u32,
+    /// Sessions when the last one was counted.
+    sessions: u64,
+    /// Tries since then to reach the source.
+    tries: u32,
+}
+
+impl Losses {
+    /// Whether another full sync may be tried after a loss of the source; `sessions`: how many were begun so far.
+    fn may_begin_again(&mut self, sessions: u64) -> bool {
+        if sessions > self.sessions {
+            self.full_syncs += 1;
+            self.sessions = sessions;
+            self.tries = 0;
+        } else if sessions > 0 {
+            self.tries += 1;
+        }
+        // Nothing was begun: an address that is wrong is better said at once.
+        sessions > 0 && self.full_syncs < FULL_SYNCS_MAX && self.tries < AWAY_TRIES_MAX
+    }
+}
+
+/// Up to half of the pause more, so that many that lost the same source do not come back at one instant.
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64((uring::clock::monotonic_ns() / 1000 % 512) as f64 / 1024.0)
 }
 
 /// More records behind than this and the target is no longer called in step.
@@ -612,5 +764,23 @@ async fn stop_positions(source: &mut Source) -> Vec<Lsn> {
     match tokio::time::timeout(STOP_PATIENCE, source.replica_offsets()).await {
         Ok(Ok(offsets)) => offsets,
         _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_syncs_are_tried_again_only_so_often() {
+        let mut losses = Losses::default();
+        assert!(!losses.may_begin_again(0), "nothing was begun");
+        assert!((1..FULL_SYNCS_MAX.into()).all(|session| losses.may_begin_again(session)));
+        assert!(!losses.may_begin_again(FULL_SYNCS_MAX.into()));
+        let mut losses = Losses::default();
+        let tries = (0..1000).take_while(|_| losses.may_begin_again(1)).count();
+        assert_eq!(tries as u32, AWAY_TRIES_MAX);
+        let pause = Duration::from_secs(4);
+        assert!((0..100).all(|_| jitter(pause) <= pause / 2));
     }
 }

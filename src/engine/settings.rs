@@ -3,7 +3,7 @@
 use super::control::Control;
 use super::hooks::Hooks;
 use super::tls::TlsClient;
-use crate::convert::Policy;
+use crate::convert::{Policy, Scope};
 use crate::redis::topology::Address;
 pub use crate::redis::topology::NatMap;
 use crate::uring::RingSettings;
@@ -109,6 +109,8 @@ pub struct MigrateSettings {
     pub target_nodes: Arc<Mutex<Vec<Address>>>,
     pub on_existing: OnExisting,
     pub on_unsupported: Policy,
+    /// Which keys are carried, and under which name and database.
+    pub scope: Scope,
     /// Number of workers, each with its own ring; flows are spread over them.
     pub cores: usize,
     /// Pin worker i to the i-th of these CPUs (empty: not pinned).
@@ -134,6 +136,10 @@ pub struct MigrateSettings {
     pub source_first: bool,
     /// Give up on connecting, and on answers of the control connections, after this time.
     pub connect_timeout: Duration,
+    /// Go on trying for so long where the target refuses, or its connection is lost.
+    pub retry_max: Duration,
+    /// Most that the clocks of source and target may be apart.
+    pub clock_skew_max: Duration,
     /// Stay after the full sync and follow the journal.
     pub follow: Option<Follow>,
     /// Where to write the report files.

@@ -24,9 +24,8 @@ pub struct Source {
     timeout: Duration,
     link: Option<Link>,
     version: String,
-    keys: Option<u64>,
-    /// Databases that hold keys, where INFO told.
-    databases: Vec<DbIndex>,
+    /// Keys by database at the time of connecting, where INFO told.
+    keyspace: Option<Vec<(DbIndex, u64)>>,
     registration: Option<Registration>,
 }
 
@@ -41,6 +40,18 @@ const PHASE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// From this release on a partial sync begins with STARTSTABLE, without DFLY SYNC (wire 1.7).
 const PARTIAL_WITHOUT_SYNC: (u32, u32) = (1, 35);
+/// From this release on every record that counts is in the blobs of a partial sync; before, EXEC was left out (wire 2.7), so
+/// that no position could be counted.
+const PARTIAL_COUNTABLE: (u32, u32) = (1, 24);
+
+/// How a release begins a partial sync (wire 1.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartialWay {
+    /// With STARTSTABLE: raw journal from the position on.
+    AtOnce,
+    /// With DFLY SYNC: blobs from the position on; then STARTSTABLE as after a full sync.
+    BySync,
+}
 
 /// A phase command on its way: gives back the connection and the reply.
 pub type PhaseAnswer = Pin<Box<dyn Future<Output = Result<(Link, Reply), EngineError>>>>;
@@ -64,7 +75,7 @@ impl Source {
         if let Some(credentials) = credentials(endpoint) {
             expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
         }
-        let (mut version, mut keys, mut databases) = (String::new(), None, Vec::new());
+        let (mut version, mut keyspace) = (String::new(), None);
         // Replication needs no INFO; without it only the report and the progress know less.
         match ask(&mut link, "INFO", resp::command(&[b"INFO"])).await? {
             Reply::Bulk(Some(text)) => {
@@ -78,15 +89,14 @@ impl Source {
                     )));
                 }
                 let by_db = info.keys_by_db();
-                databases.extend(by_db.iter().filter(|(_, keys)| *keys > 0).map(|(db, _)| DbIndex(*db)));
                 if !by_db.is_empty() {
-                    keys = Some(by_db.iter().map(|(_, keys)| keys).sum());
+                    keyspace = Some(by_db.into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect());
                 }
             }
             Reply::Error(text) if text.starts_with(b"NOPERM") => {}
             other => return Err(session_error(SessionError::of_reply("INFO", &other))),
         }
-        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keys, databases, registration: None })
+        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keyspace, registration: None })
     }
 
     /// As `df-v1.40.1`; empty if the source does not tell.
@@ -96,12 +106,17 @@ impl Source {
 
     /// Keys at the time of connecting, where INFO told.
     pub fn keys(&self) -> Option<u64> {
-        self.keys
+        self.keyspace.as_ref().map(|dbs| dbs.iter().map(|(_, keys)| keys).sum())
     }
 
-    /// Databases that held keys at the time of connecting, where INFO told.
-    pub fn databases(&self) -> &[DbIndex] {
-        &self.databases
+    /// Keys by database at the time of connecting; none where INFO did not tell.
+    pub fn keyspace(&self) -> &[(DbIndex, u64)] {
+        self.keyspace.as_deref().unwrap_or_default()
+    }
+
+    /// It told what it is, and that it holds no key at all.
+    pub fn is_empty(&self) -> bool {
+        self.keyspace.is_none() && !self.version.is_empty()
     }
 
     /// Registers as a replica, on the connection that asked what the source is.
@@ -129,6 +144,7 @@ impl Source {
     /// Opens every flow, asking for a partial sync from `lsns` (one a flow) if given.
     pub async fn open_flows(&mut self, lsns: Option<&[Lsn]>) -> Result<Vec<OpenFlow>, EngineError> {
         let registration = self.registered()?.clone();
+        let by_sync = self.partial_way() == Some(PartialWay::BySync);
         let mut flows = Vec::with_capacity(registration.flows as usize);
         for id in (0..registration.flows).map(FlowId) {
             let from = lsns.and_then(|lsns| lsns.get(id.0 as usize)).copied();
@@ -144,7 +160,14 @@ impl Source {
             let resume_at = from.filter(|_| opened.directive == Directive::Partial);
             flows.push(OpenFlow {
                 opened,
-                start: FlowStart { id, socket, eof_token: opened.eof_token, early, resume_at },
+                start: FlowStart {
+                    id,
+                    socket,
+                    eof_token: opened.eof_token,
+                    early,
+                    resume_at,
+                    in_blobs: resume_at.is_some() && by_sync,
+                },
             });
         }
         Ok(flows)
@@ -186,9 +209,20 @@ impl Source {
         self.link.is_some()
     }
 
-    /// Whether a partial sync can be begun as this tool does it.
-    pub fn partial_without_sync(&self) -> bool {
-        Release::parse(&self.version).is_some_and(|release| (release.major, release.minor) >= PARTIAL_WITHOUT_SYNC)
+    /// How a partial sync begins; `None`: the release is not known, or its positions cannot be counted on the way.
+    pub fn partial_way(&self) -> Option<PartialWay> {
+        let release = Release::parse(&self.version)?;
+        match (release.major, release.minor) {
+            release if release >= PARTIAL_WITHOUT_SYNC => Some(PartialWay::AtOnce),
+            release if release >= PARTIAL_COUNTABLE => Some(PartialWay::BySync),
+            _ => None,
+        }
+    }
+
+    /// Asks for the blobs of a partial sync of flows that were all granted one.
+    pub fn sync_partial(&mut self) -> Result<PhaseAnswer, EngineError> {
+        let sync_id = self.registered()?.sync_id.clone();
+        self.phase_command(&Request::Sync { sync_id: &sync_id })
     }
 
     /// Whether a key exists at the source now.
@@ -202,6 +236,18 @@ impl Source {
             Reply::Integer(n) => Ok(n > 0),
             other => Err(session_error(SessionError::of_reply("EXISTS", &other))),
         }
+    }
+
+    /// The source's clock; `None` where its user may not ask.
+    pub async fn time_ms(&mut self) -> Result<Option<i64>, EngineError> {
+        let Reply::Array(Some(parts)) = ask(self.link()?, "TIME", resp::command(&[b"TIME"])).await? else {
+            return Ok(None);
+        };
+        let number = |at: usize| match parts.get(at) {
+            Some(Reply::Bulk(Some(text))) => std::str::from_utf8(text).ok()?.parse::<i64>().ok(),
+            _ => None,
+        };
+        Ok(number(0).zip(number(1)).map(|(s, us)| s.saturating_mul(1000).saturating_add(us / 1000)))
     }
 
     /// Asks for a key's value: the replies to `DFLY REPLICAOFFSET`, `DUMP`, `PEXPIRETIME` and `DFLY REPLICAOFFSET`, which

@@ -26,6 +26,8 @@ pub struct Target {
     pub make: String,
     pub version: String,
     pub run_id: String,
+    /// Its number of databases, where it tells.
+    pub databases: Option<u32>,
     /// Keys by database before the run.
     pub keyspace: Vec<(DbIndex, u64)>,
     pub cpu_at_start: Option<crate::report::counters::CpuSample>,
@@ -33,6 +35,9 @@ pub struct Target {
 
 /// Most keys that `--on-existing skip` remembers for each MiB of `--memory`.
 const EXISTING_PER_MIB: usize = 8192;
+
+/// What else may stand in a client's query buffer beside one long string.
+const QUERY_BYTES_SPARE: u64 = 64 << 10;
 
 /// What a changed run id means.
 pub const RESTARTED: &str = "the target server was restarted during the run, so writes that it had acknowledged may be lost; \
@@ -181,6 +186,13 @@ pub async fn run_id(link: &mut TargetLink) -> Result<String, EngineError> {
     Ok(Info::parse(&info).get("run_id").unwrap_or_default().to_string())
 }
 
+/// The target's clock; `None` where its user may not ask.
+pub async fn time_ms(link: &mut TargetLink) -> Result<Option<i64>, EngineError> {
+    let Value::Array(parts) = link.call_raw("TIME", &[b"TIME"]).await? else { return Ok(None) };
+    let number = |at: usize| parts.get(at).and_then(Value::text).and_then(|text| text.parse::<i64>().ok());
+    Ok(number(0).zip(number(1)).map(|(s, us)| s.saturating_mul(1000).saturating_add(us / 1000)))
+}
+
 /// The target's CPU time so far, where INFO gives it.
 pub async fn cpu(link: &mut TargetLink) -> Option<crate::report::counters::CpuSample> {
     let info = link.info("cpu").await.ok()?;
@@ -192,13 +204,11 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let text = link.info("everything").await?;
     let info = Info::parse(&text);
     let names = command_names(link).await?;
-    let bulk_bytes_max = match link.call_raw("CONFIG", &[b"CONFIG", b"GET", b"proto-max-bulk-len"]).await? {
-        Value::Array(pair) => match pair.get(1) {
-            Some(Value::Bulk(text)) => std::str::from_utf8(text).ok().and_then(|t| t.parse().ok()),
-            _ => None,
-        },
-        _ => None,
-    };
+    let proto_bytes_max = config_number(link, "proto-max-bulk-len").await?;
+    // A string must stand in the query buffer whole.
+    let query_bytes_max = config_number(link, "client-query-buffer-limit").await?;
+    let query_bytes_max = query_bytes_max.map(|bytes| bytes.saturating_sub(QUERY_BYTES_SPARE).max(1));
+    let bulk_bytes_max = [proto_bytes_max, query_bytes_max].into_iter().flatten().min();
     let capabilities =
         Capabilities::from_probe(&text, names, bulk_bytes_max).map_err(|e| EngineError::Refused(e.to_string()))?;
     let mut capabilities = capabilities;
@@ -218,6 +228,11 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     if info.get("loading").is_some_and(|loading| loading != "0") {
         return Err(EngineError::Target("the target is still loading its data; run again when it is ready".into()));
     }
+    // A cluster has one, whatever its setting says.
+    let databases = match capabilities.cluster {
+        true => Some(1),
+        false => config_number(link, "databases").await?.and_then(|n| u32::try_from(n).ok()),
+    };
     let keyspace = match &mut link.cluster {
         Some(cluster) => match Box::pin(cluster.call(&[b"DBSIZE"])).await? {
             Value::Integer(keys @ 1..) => vec![(DbIndex(0), keys as u64)],
@@ -226,6 +241,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
         None => info.keys_by_db().into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect(),
     };
     Ok(Target {
+        databases,
         make: format!("{:?}", capabilities.make),
         version: format!(
             "{}.{}.{}",
@@ -239,6 +255,14 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
         cpu_at_start: crate::report::counters::CpuSample::from_info(&text),
         capabilities,
     })
+}
+
+/// A number of the target's configuration; `None` where the user may not ask.
+async fn config_number(link: &mut TargetLink, name: &str) -> Result<Option<u64>, EngineError> {
+    let Value::Array(pair) = link.call_raw("CONFIG", &[b"CONFIG", b"GET", name.as_bytes()]).await? else {
+        return Ok(None);
+    };
+    Ok(pair.get(1).and_then(Value::text).and_then(|text| text.parse().ok()))
 }
 
 /// Databases that hold keys now.

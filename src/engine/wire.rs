@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A connection as the control plane hands it over.
 pub struct Connected {
@@ -98,6 +99,12 @@ impl Wire {
     /// answered before its completion is known.
     pub fn batches_max(&self) -> usize {
         if self.tls.is_some() { 1 } else { usize::MAX }
+    }
+
+    /// Lets the kernel find out that the peer's machine is gone. Where the options cannot be set (no TCP), nothing is lost but that.
+    pub fn watch_life(&self, idle: Duration, interval: Duration, probes_max: u32, user_timeout: Duration) {
+        let _ = self.socket.set_keepalive(idle, interval, probes_max);
+        let _ = self.socket.set_user_timeout(user_timeout);
     }
 
     pub fn is_sending(&self) -> bool {

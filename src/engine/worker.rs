@@ -17,6 +17,7 @@ use super::input::HeapBudget;
 use super::lane::{Lane, Link, Verdict};
 use super::messages::{Lost, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::outlet::Outlet;
+use super::refusal::{self, Hold};
 use super::router::Router;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
@@ -39,6 +40,9 @@ const TX_CHUNKS_RESERVE: usize = 16;
 
 /// Longest wait in one turn: commands and the one-second sample are looked at this often.
 const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// A connection that owes replies may be silent for so many connect timeouts.
+const SILENCE_FACTOR: u32 = 3;
 
 const KIND_FLOW: u64 = 1;
 const KIND_REPLY: u64 = 2;
@@ -276,7 +280,7 @@ impl Worker {
                     }
                 }
                 Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
-                Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys),
+                Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys)?,
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
             }
         }
@@ -349,6 +353,59 @@ impl Worker {
         Ok(more)
     }
 
+    /// Looks after the lanes whose server refuses: what was answered is sorted, the next attempt begun when it is due.
+    fn tend_holds(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        for position in 0..self.lanes.len() {
+            let lane = &mut self.lanes[position];
+            let Some(hold) = &lane.hold else { continue };
+            let held_ns = hold.held_ns(now_ns);
+            let mut acked = Vec::new();
+            let holds = lane.settle_refusal(self.ring.slab_mut(), now_ns, |batch| acked.push(batch))?;
+            for batch in acked {
+                record_acked(&mut self.recorder, &mut self.stats, lane.node, &batch, now_ns);
+                confirm(&mut self.flows, &self.confirmed, &batch);
+                let segments = batch.release(self.ring.slab_mut());
+                lane.recycle(segments);
+            }
+            if !holds {
+                self.stats.held_ms += held_ns / 1_000_000;
+                tracing::info!(
+                    worker = self.index,
+                    lane = position,
+                    held_ms = held_ns / 1_000_000,
+                    "the target takes commands again"
+                );
+                continue;
+            }
+            if !lane.sent.is_empty() || !lane.returned.is_empty() || matches!(lane.link, Link::Down) {
+                continue;
+            }
+            let Some(hold) = &mut lane.hold else { continue };
+            if std::mem::take(&mut hold.wants_login) {
+                self.lose_lane(position, "access was refused: logging in again".into())?;
+            } else {
+                hold.may_try(now_ns, self.settings.retry_max)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A server that answers nothing for so long may be gone, or cut off: the connection is made again.
+    fn end_silent_lanes(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        if self.router.is_some() {
+            return Ok(());
+        }
+        let silence_max_ns = (SILENCE_FACTOR * self.settings.connect_timeout).as_nanos() as u64;
+        for position in 0..self.lanes.len() {
+            let lane = &self.lanes[position];
+            let waits = matches!(lane.link, Link::Up(_)) && !lane.sent.is_empty();
+            if waits && now_ns.saturating_sub(lane.heard_ns) > silence_max_ns {
+                self.lose_lane(position, "the target answered nothing for too long".into())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Nothing is decoded any more: what is left of held expiries is given back. Never more to do without a completion.
     fn release_held(&mut self) -> bool {
         let now_ms = uring::clock::realtime_ms() as i64;
@@ -367,6 +424,8 @@ impl Worker {
     }
 
     fn submit(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        self.tend_holds(now_ns)?;
+        self.end_silent_lanes(now_ns)?;
         for lane in &mut self.lanes {
             if lane.wire_is_idle() {
                 lane.close_open(self.ring.slab_mut(), self.settings.batch_bytes);
@@ -541,6 +600,7 @@ impl Worker {
         let slab = self.ring.slab();
         let node = lane.node;
         let resent = lane.sends_again;
+        let mut refusal = None;
         let cluster = lane.in_cluster;
         let mut rejected = false;
         let outcome = lane.replies(
@@ -548,8 +608,12 @@ impl Worker {
             |batch| acked.push(batch),
             |batch, fault, text| {
                 if !cluster {
-                    super::errors::judge(batch, slab, fault.command, node, text, resent)?;
-                    return Ok(Verdict::Done);
+                    let verdict = super::errors::judge(batch, slab, fault.command, node, text, resent)?;
+                    if verdict == Verdict::Refused && refusal.is_none() {
+                        let described = super::errors::describe_refusal(batch, slab, fault.command, node, text);
+                        refusal = Some((described, refusal::refuses_access(text)));
+                    }
+                    return Ok(verdict);
                 }
                 let verdict = super::errors::judge_in_cluster(batch, slab, fault, node, text, resent)?;
                 rejected |= verdict == Verdict::Rejected;
@@ -558,6 +622,10 @@ impl Worker {
             |batch, watched| lost.push((watched, super::errors::key_of(batch, slab, watched.command))),
         );
         drop(view);
+        if let (None, Some((text, wants_login))) = (&lane.hold, refusal) {
+            lane.hold = Some(Hold::new(text, wants_login, now_ns));
+            self.stats.holds += 1;
+        }
         // Taken again at once, so that no batch can have the last chunk while its reply needs one.
         self.ring.slab_mut().release(chunk);
         lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
@@ -653,7 +721,7 @@ impl Worker {
             flow.wire.flush(&mut self.ring, token(KIND_ACK, 0, position))?;
             let Some(stable) = &mut flow.stable else { continue };
             // Before the snapshot is confirmed there is nothing to acknowledge.
-            if stable.acked_lsn == Lsn(0) || flow.wire.is_sending() {
+            if stable.acked_lsn == Lsn(0) || stable.in_blobs || flow.wire.is_sending() {
                 continue;
             }
             if let Some(lsn) = stable.ack_due(now_ns) {
@@ -674,12 +742,14 @@ impl Worker {
         let _ = self.events.send(WorkerEvent::Suspects { worker: self.index, keys });
     }
 
-    fn delete_suspects(&mut self, keys: Vec<(FlowId, DbIndex, Vec<u8>)>) {
+    fn delete_suspects(&mut self, keys: Vec<(FlowId, DbIndex, Vec<u8>)>) -> Result<(), EngineError> {
         for (id, db, key) in keys {
             let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == id) else { continue };
             // A record that came meanwhile has settled it: then the key's fate is in the journal.
             if flow.handler.suspects.is_suspect(db, &key) {
                 flow.handler.suspects.settled(db, &key);
+                // The source was asked by its own name.
+                let (db, key) = flow.handler.scope().at_target(db, &key)?;
                 let mut outlet = match &mut self.router {
                     None => Outlet::One(&mut self.lanes[flow.lane]),
                     Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
@@ -687,6 +757,7 @@ impl Worker {
                 outlet.delete(self.ring.slab_mut(), self.settings.batch_bytes, id, db, &key);
             }
         }
+        Ok(())
     }
 }
 

@@ -341,7 +341,8 @@ impl Out for Writer<'_> {
         match self.guard.as_deref_mut() {
             Some(state) => {
                 self.encoder.select(self.slab, meta.db);
-                if meta.class == Class::Guarded && self.encoder.batch.guard.is_none() {
+                // In stable sync the whole batch: where the target refuses one command, it then executes none, and no position.
+                if (meta.class == Class::Guarded || self.in_record) && self.encoder.batch.guard.is_none() {
                     state.sequence += 1;
                     self.encoder.batch.guard =
                         Some(Guard { first_command: self.encoder.batch.commands, sequence: state.sequence });

@@ -43,3 +43,10 @@ pub mod truth;
 pub mod walk;
 
 pub use error::LabError;
+
+/// The answer to TIME, by this machine's clock.
+fn time_reply() -> Vec<u8> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let (seconds, micros) = (now.as_secs().to_string(), now.subsec_micros().to_string());
+    format!("*2\r\n${}\r\n{seconds}\r\n${}\r\n{micros}\r\n", seconds.len(), micros.len()).into_bytes()
+}

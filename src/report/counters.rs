@@ -70,6 +70,9 @@ worker_stats! {
         zero_copy_copied,
         /// Connections to the target that were made again.
         reconnects,
+        /// Times that a connection held because the target refused (memory, disk, loading ...), and for how long in all (ms).
+        holds,
+        held_ms,
         /// Times that reading stopped because memory was full, and for how long in all (ms).
         memory_stalls,
         memory_stall_ms,

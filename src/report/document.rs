@@ -6,6 +6,7 @@
 
 use super::counters::{CpuSample, FlowSample, WorkerStats};
 use super::cutover::CutoverReport;
+pub use super::filtered::{ClockSkew, Filtered};
 use super::latency::{Latency, LatencySeries};
 use super::numbers::per_second;
 use hdrhistogram::Histogram;
@@ -205,6 +206,8 @@ pub struct RunInputs {
     pub scripts_loaded: u64,
     pub suspects: Suspects,
     pub expiries: Expiries,
+    pub filtered: Filtered,
+    pub clock_skew: ClockSkew,
     /// All workers added up ([`super::Totals::sum`]).
     pub totals: WorkerStats,
     pub latencies: LatencySeries,
@@ -239,6 +242,8 @@ impl RunInputs {
             scripts_loaded: 0,
             suspects: Suspects::default(),
             expiries: Expiries::default(),
+            filtered: Filtered::default(),
+            clock_skew: ClockSkew::default(),
             totals: WorkerStats::default(),
             latencies: LatencySeries::new(),
             cpu_tool: None,
@@ -272,6 +277,10 @@ pub struct RunReport {
     pub journal_commands: BTreeMap<String, u64>,
     pub suspects: Suspects,
     pub expiries: Expiries,
+    #[serde(skip_serializing_if = "Filtered::is_empty")]
+    pub filtered: Filtered,
+    /// Measured before the first write.
+    pub clock_skew: ClockSkew,
     pub rates: Rates,
     pub latencies: Vec<LatencyRow>,
     pub batches: Batches,
@@ -388,6 +397,8 @@ impl RunReport {
             journal_commands: inputs.journal_commands,
             suspects: inputs.suspects,
             expiries: inputs.expiries,
+            filtered: inputs.filtered,
+            clock_skew: inputs.clock_skew,
             rss_bytes_peak: inputs.rss_bytes_peak,
             source_unread_ms_max: totals.unread_ms_max(),
             counters: inputs.totals,

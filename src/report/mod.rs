@@ -11,6 +11,7 @@ pub mod counters;
 pub mod cutover;
 pub mod document;
 pub mod files;
+pub mod filtered;
 pub mod hgrm;
 pub mod hlog;
 pub mod latency;

@@ -160,6 +160,7 @@ fn left_behind(out: &mut String, report: &RunReport) {
             ),
         );
     }
+    filtered(out, report);
     let expiries = &report.expiries;
     if expiries.held > 0 {
         let (held, passed) = (count(expiries.held), count(expiries.passed_at_release));
@@ -308,6 +309,26 @@ fn section(out: &mut String, title: &str, table: &Table) {
 fn line(out: &mut String, text: &str) {
     out.push_str(text);
     out.push('\n');
+}
+
+/// What filters left out.
+fn filtered(out: &mut String, report: &RunReport) {
+    let list = |counts: &std::collections::BTreeMap<&str, u64>| {
+        counts.iter().map(|(reason, n)| format!("by {reason} {}", count(*n))).collect::<Vec<_>>().join(", ")
+    };
+    let filtered = &report.filtered;
+    for (what, counts) in [
+        ("Keys left out by filters", &filtered.keys),
+        ("Recorded commands left out by filters", &filtered.records),
+        ("Recorded commands changed by filters", &filtered.records_changed),
+    ] {
+        if !counts.is_empty() {
+            line(out, &format!("{what}: {}", list(counts)));
+        }
+    }
+    if filtered.keys_renamed > 0 {
+        line(out, &format!("Keys written under another name: {}", count(filtered.keys_renamed)));
+    }
 }
 
 #[cfg(test)]

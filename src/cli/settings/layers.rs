@@ -136,7 +136,7 @@ impl Values {
     fn checked(setting: &Setting, mut given: Given) -> Result<Given, UsageError> {
         if setting.form == Form::List {
             given.texts = given.texts.iter().flat_map(|text| text.split(',')).map(|t| t.trim().to_string()).collect();
-        } else if given.texts.len() > 1 {
+        } else if given.texts.len() > 1 && setting.form != Form::Texts {
             // clap lets a flag be given once only; a file may try an array.
             return Err(UsageError::value(setting, &given.origin, "", "one value is needed, not several"));
         }

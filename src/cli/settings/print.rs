@@ -47,7 +47,7 @@ fn toml_value(texts: &[String], form: Form) -> String {
         _ => toml::Value::from(text.as_str()).to_string(),
     };
     match (form, texts) {
-        (Form::List, texts) if texts.len() != 1 => {
+        (Form::List | Form::Texts, texts) if texts.len() != 1 => {
             format!("[{}]", texts.iter().map(one).collect::<Vec<_>>().join(", "))
         }
         (_, [text, ..]) => one(text),

@@ -8,7 +8,7 @@ use super::layers::{Origin, Values};
 use super::syntax;
 use super::table::{self, Setting};
 use super::tls;
-use crate::convert::Policy;
+use crate::convert::{Policy, Scope, ScopeSpec};
 use crate::engine::cutover::{Plan, Verify};
 use crate::engine::hooks::Hooks;
 use crate::engine::settings::{
@@ -316,6 +316,7 @@ fn data_plane(
         target_nodes: Default::default(),
         on_existing,
         on_unsupported: policy(values)?,
+        scope: scope(values, on_existing)?,
         cores,
         pin_cpus,
         memory_bytes: values.size(&table::MEMORY)?,
@@ -327,6 +328,8 @@ fn data_plane(
         rx_chunk_bytes: rx_chunk(values)?,
         ring: ring(values)?,
         connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
+        clock_skew_max: values.time(&table::CLOCK_SKEW_MAX)?,
+        retry_max: values.time(&table::RETRY_MAX)?,
         report_dir: values.path(&table::REPORT),
         hooks: Hooks::default(),
         control: Default::default(),
@@ -575,6 +578,34 @@ fn give_way(
 fn together(values: &Values, a: &'static Setting, b: &'static Setting, why: &str) -> UsageError {
     let show = |setting: &'static Setting| format!("{} = {}", setting.name, values.texts(setting).join(","));
     UsageError::Combination(format!("{} and {} cannot go together: {why}", show(a), show(b)))
+}
+
+/// Which keys are carried, and as what.
+fn scope(values: &Values, on_existing: OnExisting) -> Result<Scope, UsageError> {
+    let texts = |setting: &Setting| values.texts(setting).to_vec();
+    let spec = ScopeSpec {
+        include_key: texts(&table::INCLUDE_KEY),
+        exclude_key: texts(&table::EXCLUDE_KEY),
+        include_prefix: texts(&table::INCLUDE_PREFIX),
+        exclude_prefix: texts(&table::EXCLUDE_PREFIX),
+        include_type: texts(&table::INCLUDE_TYPE),
+        exclude_type: texts(&table::EXCLUDE_TYPE),
+        include_db: texts(&table::INCLUDE_DB),
+        exclude_db: texts(&table::EXCLUDE_DB),
+        rewrite_prefix: texts(&table::REWRITE_PREFIX),
+        db_map: texts(&table::DB_MAP),
+        db_merge: values.texts(&table::DB_MERGE).iter().any(|text| text == "on"),
+    };
+    let scope = Scope::new(spec).map_err(|error| UsageError::Combination(error.to_string()))?;
+    // The journal's DEL does not say of which type the key was.
+    if scope.filters_types() && on_existing == OnExisting::Replace {
+        return Err(UsageError::Combination(
+            "filters by type cannot go together with on-existing = replace: when the source deletes a key of a type that is \
+             left out, a key of the target's own of the same name would go too"
+                .into(),
+        ));
+    }
+    Ok(scope)
 }
 
 fn policy(values: &Values) -> Result<Policy, UsageError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Checks a value against its setting's form.
 pub fn check(setting: &Setting, text: &str) -> Result<(), String> {
     match setting.form {
-        Form::Text | Form::List | Form::Secret => Ok(()),
+        Form::Text | Form::List | Form::Texts | Form::Secret => Ok(()),
         Form::Path => {
             if text.is_empty() {
                 Err("a path is needed".into())

@@ -30,6 +30,8 @@ pub enum Form {
     Choice(&'static [&'static str]),
     /// Values separated by commas; the flag may be repeated.
     List,
+    /// Values that may hold commas; the flag may be repeated.
+    Texts,
     /// Shown nowhere.
     Secret,
 }
@@ -121,6 +123,7 @@ const TIB: u64 = 1 << 40;
 const SERVERS: &str = "Servers";
 const TLS: &str = "TLS";
 const POLICY: &str = "Policies";
+const FILTERS: &str = "Filters";
 const RESOURCES: &str = "Resources";
 const BATCHES: &str = "Batches";
 const RING: &str = "io_uring";
@@ -142,7 +145,7 @@ macro_rules! settings {
 }
 
 use Fallback::{Computed, None as Unset, Required, Value};
-use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Time};
+use Form::{Choice, Count, Endpoint, List, Path, Secret, Size, Switch, Text, Texts, Time};
 
 settings! {
     SOURCE: SERVERS, BETWEEN | ASKING, "source", "URL", Endpoint, Required, Everywhere,
@@ -165,6 +168,12 @@ settings! {
         "Connect to TO where the target cluster announces FROM: HOST=HOST or HOST:PORT=HOST:PORT; may be repeated";
     CONNECT_TIMEOUT: SERVERS, DATA | VERIFY, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
         "Give up on connecting, and on answers to the handshake, after this time";
+
+    RETRY_MAX: SERVERS, DATA, "retry-max", "TIME", Time, Value("5m"), Everywhere,
+        "Go on trying for so long where the target refuses (out of memory, disk full, loading, busy) or its connection is lost";
+
+    CLOCK_SKEW_MAX: SERVERS, DATA, "clock-skew-max", "TIME", Time, Value("1s"), Everywhere,
+        "Refuse to start where the clocks of source and target are further apart: expiries are absolute times";
 
     SOURCE_TLS_CA: TLS, BETWEEN, "source-tls-ca", "FILE", Path, Unset, Everywhere,
         "Trust the CA certificates in this PEM file, and no others, to sign the source's certificate; else the system's";
@@ -194,6 +203,29 @@ settings! {
 
     ON_LOST_POSITION: POLICY, REPLICATE, "on-lost-position", "", Choice(&["stop", "resync"]), Value("stop"), Everywhere,
         "When the source cannot go on from the target's checkpoint: stop and say how far; or empty the target and take a full sync again";
+
+    INCLUDE_KEY: FILTERS, SERVED, "include-key", "GLOB", Texts, Unset, Everywhere,
+        "Carry only keys that match, as in user:* (glob as in SCAN MATCH) or begin with an --include-prefix; may be repeated, as all filters may";
+    EXCLUDE_KEY: FILTERS, SERVED, "exclude-key", "GLOB", Texts, Unset, Everywhere,
+        "Leave out keys that match";
+    INCLUDE_PREFIX: FILTERS, SERVED, "include-prefix", "PREFIX", Texts, Unset, Everywhere,
+        "Carry only keys that begin with this, or match an --include-key";
+    EXCLUDE_PREFIX: FILTERS, SERVED, "exclude-prefix", "PREFIX", Texts, Unset, Everywhere,
+        "Leave out keys that begin with this";
+    INCLUDE_TYPE: FILTERS, SERVED, "include-type", "TYPES", List, Unset, Everywhere,
+        "Carry only these types: string, list, set, hash, zset, stream, json, filter";
+    EXCLUDE_TYPE: FILTERS, SERVED, "exclude-type", "TYPES", List, Unset, Everywhere,
+        "Leave out these types";
+    INCLUDE_DB: FILTERS, SERVED, "include-db", "DBS", List, Unset, Everywhere,
+        "Carry only these databases of the source, as in 0,3";
+    EXCLUDE_DB: FILTERS, SERVED, "exclude-db", "DBS", List, Unset, Everywhere,
+        "Leave out these databases of the source";
+    DB_MAP: FILTERS, SERVED, "db-map", "PAIRS", List, Unset, Everywhere,
+        "Databases at the target, SOURCE:TARGET as in 0:0,1:3 (*:0: all others); what is not named keeps its number";
+    DB_MERGE: FILTERS, SERVED, "db-merge", "", Switch, Value("off"), Everywhere,
+        "Let several databases of the source go into one of the target; of two keys of one name one is lost";
+    REWRITE_PREFIX: FILTERS, SERVED, "rewrite-prefix", "OLD=NEW", Texts, Unset, Everywhere,
+        "Keys that begin with OLD begin with NEW at the target, as in old:=new: (the longest OLD counts)";
 
     CORES: RESOURCES, DATA, "cores", "N", Count { min: 1, max: 1024 }, Computed("the number of CPUs"), Everywhere,
         "Workers, each with its own ring; at most one a flow is used";

@@ -70,19 +70,46 @@ pub(super) fn keys_in<'r, 'a>(row: &Row, args: &'r [&'a [u8]]) -> KeyIter<'r, 'a
     KeyIter { args: front, step, extra }
 }
 
+/// Positions of a record's keys among its strings, in the order of [`keys_of`].
+pub fn key_positions(args: &[&[u8]]) -> SmallVec<[usize; 16]> {
+    let Some((_, row)) = args.first().and_then(|name| table::find(name)) else { return SmallVec::new() };
+    let end = args.len();
+    let (range, step, extra) = match row.keys {
+        Keys::Nothing => (0..0, 1, None),
+        Keys::First => (1..2, 1, None),
+        Keys::Second => (2..3, 1, None),
+        Keys::FirstTwo => (1..3, 1, None),
+        Keys::All => (1..end, 1, None),
+        Keys::Twos => (1..end, 2, None),
+        Keys::Triples => (1..end, 3, None),
+        Keys::Sort => (1..2, 1, sort_store_at(args)),
+        Keys::Geo => (1..2, 1, geo_store_at(args)),
+        Keys::Merge => match merge_sources(args) {
+            Some(sources) => (3..3 + sources.len(), 1, Some(1)),
+            None => (1..end, 1, None),
+        },
+    };
+    let front = range.start..range.end.min(end);
+    front.step_by(step).chain(extra).collect()
+}
+
 /// The destination of `SORT key [BY p] [LIMIT o n] [GET p]... [ASC|DESC] [ALPHA] [STORE key]`.
 pub(super) fn sort_store<'a>(args: &[&'a [u8]]) -> Option<&'a [u8]> {
-    let mut rest = args.get(2..)?;
-    while let Some((option, after)) = rest.split_first() {
+    sort_store_at(args).and_then(|at| args.get(at).copied())
+}
+
+fn sort_store_at(args: &[&[u8]]) -> Option<usize> {
+    let mut at = 2;
+    while let Some(option) = args.get(at) {
         if option.eq_ignore_ascii_case(b"STORE") {
-            return after.first().copied();
+            return (at + 1 < args.len()).then_some(at + 1);
         }
         let values = if option.eq_ignore_ascii_case(b"LIMIT") {
             2
         } else {
             usize::from(option.eq_ignore_ascii_case(b"BY") || option.eq_ignore_ascii_case(b"GET"))
         };
-        rest = after.get(values..)?;
+        at += 1 + values;
     }
     None
 }
@@ -90,15 +117,20 @@ pub(super) fn sort_store<'a>(args: &[&'a [u8]]) -> Option<&'a [u8]> {
 /// The destination of `GEORADIUS[BYMEMBER] key ... STORE key | STOREDIST key`: the last of them counts. A member or key
 /// that is itself called STORE can only stand before the options.
 pub(super) fn geo_store<'a>(args: &[&'a [u8]]) -> Option<&'a [u8]> {
+    geo_store_at(args).and_then(|at| args.get(at).copied())
+}
+
+fn geo_store_at(args: &[&[u8]]) -> Option<usize> {
     let by_member = args.first()?.len() == "GEORADIUSBYMEMBER".len();
-    let mut rest = args.get(if by_member { 5 } else { 6 }..)?;
+    let mut at = if by_member { 5 } else { 6 };
     let mut found = None;
-    while let Some((option, after)) = rest.split_first() {
+    while let Some(option) = args.get(at) {
         let stores = option.eq_ignore_ascii_case(b"STORE") || option.eq_ignore_ascii_case(b"STOREDIST");
+        at += 1;
         if stores {
-            found = after.first().copied();
+            found = (at < args.len()).then_some(at);
         }
-        rest = after.get(usize::from(stores || option.eq_ignore_ascii_case(b"COUNT"))..)?;
+        at += usize::from(stores || option.eq_ignore_ascii_case(b"COUNT"));
     }
     found
 }
@@ -120,7 +152,11 @@ mod tests {
 
     fn keys(line: &str) -> String {
         let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
-        keys_of(&args).map(|key| String::from_utf8_lossy(key).into_owned()).collect::<Vec<_>>().join(" ")
+        let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+        let keys: Vec<String> = keys_of(&args).map(text).collect();
+        let at_positions: Vec<String> = key_positions(&args).into_iter().map(|at| text(args[at])).collect();
+        assert_eq!(keys, at_positions, "{line}");
+        keys.join(" ")
     }
 
     #[test]

@@ -167,6 +167,17 @@ impl JournalTranslator {
     }
 }
 
+/// The type of the value in a RESTORE payload, as far as its first byte and its footer tell; `None`: no type that is known.
+pub fn payload_class(payload: &[u8]) -> Option<TypeClass> {
+    let payload = parse(payload).ok()?;
+    match payload.type_byte {
+        TYPE_ZSET_TEXT_SCORES => Some(TypeClass::Zset),
+        TYPE_20 if payload.footer_version >= 10 => Some(TypeClass::Set),
+        TYPE_MODULE => Some(TypeClass::Json),
+        byte => object_type(byte).map(TypeClass::of),
+    }
+}
+
 fn parse(payload: &[u8]) -> Result<Payload<'_>, &'static str> {
     let too_short = "shorter than a type byte and a footer";
     let (value, footer) =

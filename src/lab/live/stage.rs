@@ -54,6 +54,10 @@ pub struct StageOptions {
     pub flush_every: u64,
     /// This flow never grants a partial sync: the answers are mixed.
     pub never_partial: Vec<usize>,
+    /// The source is one of before 1.35.
+    pub partial_by_sync: bool,
+    /// The first record of a partial sync's blobs is left out.
+    pub blob_left_out: bool,
     pub workload_rate: u64,
     pub tool_args: Vec<String>,
 }
@@ -66,6 +70,8 @@ impl StageOptions {
             faults_count: 4,
             flush_every: 0,
             never_partial: Vec::new(),
+            partial_by_sync: false,
+            blob_left_out: false,
             workload_rate: 3000,
             tool_args: Vec::new(),
         }
@@ -126,6 +132,8 @@ impl LiveStage {
             // A full sync takes some tenths of a second: kills meet it too.
             snapshot_bytes_per_s: Some(200_000 + rng.below(1_000_000)),
             jitter_max: rng.chance(0.5).then(|| Duration::from_millis(rng.below(30))),
+            partial_by_sync: options.partial_by_sync,
+            blob_left_out: options.blob_left_out,
         };
         let never_partial = options.never_partial.iter().map(|flow| flow % spec.flows_count).collect();
         let master_options = MasterOptions { never_partial, ..MasterOptions::default() };
@@ -168,13 +176,12 @@ impl LiveStage {
         }
     }
 
-    /// The code that the tool has ended with. A source that goes away in a full sync ends the run, as it is meant to: then
-    /// it is started again, as a service manager would.
+    /// The code that the tool has ended with. A source that goes away in one full sync after the other ends the run, as it is
+    /// meant to: then it is started again, as a service manager would.
     fn has_ended(&self, tool: &mut Tool) -> Result<Option<i32>, String> {
         const SOURCE_LOST: i32 = 4;
         let ended = tool.ended();
-        if ended == Some(SOURCE_LOST) && self.options.faults.contains(&Fault::RestartSource) && !is_stable(&self.server)
-        {
+        if ended == Some(SOURCE_LOST) && !is_stable(&self.server) {
             *tool = self.start()?;
             return Ok(None);
         }
@@ -198,8 +205,6 @@ impl LiveStage {
     pub fn do_fault(&mut self, fault: Fault, tool: &mut Tool) -> Result<(), String> {
         let text = |error: LabError| error.to_string();
         let stable = is_stable(&self.server);
-        // A source that goes away in a full sync ends the run, resumable by nothing: as it is meant to.
-        let ends = !stable && matches!(fault, Fault::CutFlow | Fault::CutAll | Fault::RestartSource);
         let flow = self.rng.below(self.live.spec().flows_count as u64) as usize;
         let time = Duration::from_millis(50 + self.rng.below(400));
         let master = self.live.master();
@@ -209,7 +214,6 @@ impl LiveStage {
                 *if stable { &mut self.summary.kills_stable } else { &mut self.summary.kills_full_sync } += 1;
                 *tool = self.start()?;
             }
-            _ if ends => {}
             Fault::CutFlow => master.iter().for_each(|master| master.cut_flow(flow)),
             Fault::CutAll => master.iter().for_each(|master| master.cut_all()),
             Fault::StallFlow => master.iter().for_each(|master| master.stall_flow(flow, time)),

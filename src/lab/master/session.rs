@@ -123,6 +123,7 @@ impl Session<'_> {
             ["QUIT"] => Answer::Close,
             ["REPLCONF", rest @ ..] => self.replconf(rest),
             ["DFLY", rest @ ..] => self.dfly(rest, request),
+            ["TIME"] => Answer::Reply(crate::lab::time_reply()),
             ["INFO", ..] => bulk(self.info().as_bytes()),
             ["SELECT", index] => match index.parse() {
                 Ok(db) if db < 16 => {

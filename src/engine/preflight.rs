@@ -1,0 +1,119 @@
+//! What is looked at before anything is written: a target that is ready, databases that have their place, clocks that agree.
+//!
+//! In: both servers. Out: connections, or a refusal that names the setting. Invariant: nothing here changes either server.
+
+use super::crew::jittered;
+use super::error::EngineError;
+use super::job::Job;
+use super::source::Source;
+use super::target::{self, Target, TargetLink};
+use crate::report::document::ClockSkew;
+use crate::uring::clock::realtime_ms;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_LAST: Duration = Duration::from_secs(2);
+
+impl Job<'_> {
+    /// The control connection and what the target is. Waits for one that is loading, busy, or has no room for a client.
+    pub(super) async fn first_target(&mut self) -> Result<(TargetLink, Target), EngineError> {
+        let began = Instant::now();
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let error = match self.try_target().await {
+                Ok(ready) => return Ok(ready),
+                Err(error) => error,
+            };
+            let patience = patience(&error, self.settings.retry_max, self.settings.connect_timeout);
+            if began.elapsed() + pause > patience {
+                return Err(error);
+            }
+            tracing::warn!(%error, ?pause, "the target is not ready: trying again");
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(PAUSE_LAST);
+        }
+    }
+
+    async fn try_target(&mut self) -> Result<(TargetLink, Target), EngineError> {
+        let settings = self.settings.clone();
+        let mut link = match settings.follow {
+            Some(_) => target::connect_control(&settings).await?,
+            None => TargetLink::open(&settings).await?,
+        };
+        let probed = self.probe_target(&mut link).await?;
+        Ok((link, probed))
+    }
+
+    /// Whether every database that the source holds has its place at the target.
+    pub(super) fn check_databases(&self, source: &Source, probed: &Target) -> Result<(), EngineError> {
+        let scope = self.settings.scope.clone().within(probed.databases.unwrap_or(u32::MAX));
+        for (db, keys) in source.keyspace() {
+            if *keys > 0 && scope.admits_db(*db) {
+                scope.target_db(*db)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the clocks: expiries are absolute times, and each server goes by its own clock.
+    pub(super) async fn check_clocks(
+        &mut self,
+        source: &mut Source,
+        target: &mut TargetLink,
+    ) -> Result<(), EngineError> {
+        let before_ms = realtime_ms() as i64;
+        let target_ms = target::time_ms(target).await?;
+        let between_ms = realtime_ms() as i64;
+        let source_ms = source.time_ms().await?;
+        let after_ms = realtime_ms() as i64;
+        let skew = ClockSkew {
+            source_ms: source_ms.map(|ms| ms - between_ms.midpoint(after_ms)),
+            target_ms: target_ms.map(|ms| ms - before_ms.midpoint(between_ms)),
+            uncertain_ms: (after_ms - before_ms).unsigned_abs() / 2 + 1,
+        };
+        self.report.clock_skew = skew;
+        let (Some(source_ms), Some(target_ms)) = (skew.source_ms, skew.target_ms) else {
+            tracing::warn!("the clocks cannot be compared: a user lacks the permission for TIME");
+            return Ok(());
+        };
+        let apart_ms = source_ms.abs_diff(target_ms);
+        if u128::from(apart_ms.saturating_sub(skew.uncertain_ms)) > self.settings.clock_skew_max.as_millis() {
+            return Err(EngineError::Refused(format!(
+                "the clocks of source and target are {apart_ms} ms apart (source {source_ms:+} ms, target {target_ms:+} ms from \
+                 this machine's): keys would expire at the wrong time. Set them right, or allow it with --clock-skew-max"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// How long an error of the first contact may be waited out.
+fn patience(error: &EngineError, retry_max: Duration, connect_timeout: Duration) -> Duration {
+    let EngineError::Target(text) = error else { return Duration::ZERO };
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if says(&["LOADING", "still loading", "\"BUSY ", "max number of clients"]) {
+        retry_max
+    } else if says(&["closed the connection", "reset by peer"]) {
+        // A server without room for a client closes at once; so does one that is no Redis.
+        connect_timeout
+    } else {
+        Duration::ZERO
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_passes_by_itself_is_waited_for() {
+        let patience = |text: &str| {
+            patience(&EngineError::Target(text.into()), Duration::from_secs(9), Duration::from_secs(3)).as_secs()
+        };
+        assert_eq!(patience("t answered INFO with \"LOADING Redis is loading\""), 9);
+        assert_eq!(patience("t answered INFO with \"ERR max number of clients reached\""), 9);
+        assert_eq!(patience("t closed the connection"), 3);
+        assert_eq!(patience("t answered AUTH with \"WRONGPASS\""), 0);
+    }
+}

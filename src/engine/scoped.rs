@@ -1,0 +1,133 @@
+//! A flow's events under a scope: keys left out, renamed, or in another database.
+//!
+//! In: events and records with the source's names. Out: the same with the target's names, given to the conversion.
+//! Invariant: what is asked about a key at the source (owner, suspects) is asked by its name there; everything that concerns
+//! the target (keys that it held before, held expiries, commands) by its name here. Only flows with a scope come this way.
+
+use super::error::EngineError;
+use super::handle::{Applied, FlowHandler};
+use crate::convert::scope::{Reason, Scoped, Sketch};
+use crate::convert::{Out, ScopeError, TypeClass};
+use crate::dragonfly::{Event, KeyMeta, ObjectId};
+use crate::ids::DbIndex;
+
+/// Memory for names, reused from key to key.
+#[derive(Debug, Default)]
+pub struct Names {
+    key: Vec<u8>,
+    sketch: Sketch,
+}
+
+impl From<ScopeError> for EngineError {
+    fn from(error: ScopeError) -> Self {
+        Self::Refused(error.to_string())
+    }
+}
+
+impl FlowHandler {
+    /// A whole object, or the begin of one.
+    pub(super) fn snapshot_scoped(
+        &mut self,
+        event: &Event<'_>,
+        now_ms: i64,
+        out: &mut impl Out,
+    ) -> Result<(), EngineError> {
+        let (meta, body, object) = match event {
+            Event::Whole { meta, body } => (*meta, Some(*body), None),
+            Event::Begin { object, meta, .. } => (*meta, None, Some(*object)),
+            _ => return Ok(()),
+        };
+        self.dropped_objects.retain(|id| Some(*id) != object);
+        let was_suspect = self.suspects.is_suspect(meta.db, meta.key);
+        self.suspects.settled(meta.db, meta.key);
+        if !self.owns(&meta, body) {
+            self.drop_object(object);
+            return Ok(());
+        }
+        let class = TypeClass::of(meta.object_type);
+        if let Err(reason) = self.scope().admits(meta.db, meta.key, Some(class)) {
+            *self.counts.filtered.keys.entry(reason.name()).or_default() += 1;
+            self.drop_object(object);
+            if reason == Reason::Type && was_suspect {
+                // A string was written there by a record, and what stands there now is left out.
+                let (db, name) = self.scope().at_target(meta.db, meta.key)?;
+                self.apply_record(db, 0, &[b"DEL", &name], now_ms, out)?;
+            }
+            return Ok(());
+        }
+        let mut key = std::mem::take(&mut self.names.key);
+        key.clear();
+        let named = self.scope().push_name(meta.db, meta.key, &mut key).and_then(|()| self.scope().target_db(meta.db));
+        let result = named.map_err(EngineError::from).and_then(|db| {
+            self.counts.filtered.keys_renamed += u64::from(key != meta.key);
+            if !self.admits_existing(db, &key) {
+                self.drop_object(object);
+                return Ok(());
+            }
+            let meta = KeyMeta { db, key: &key, ..meta };
+            let meta = if self.concerns_expiry(&meta) { self.hold(&meta) } else { meta };
+            let event = match *event {
+                Event::Whole { body, .. } => Event::Whole { meta, body },
+                Event::Begin { object, count, .. } => Event::Begin { object, meta, count },
+                _ => return Ok(()),
+            };
+            let outcome = self.converter.event(&event, now_ms, out).map_err(EngineError::from);
+            self.held.unnamed(self.converter.take_shifted_fields());
+            outcome
+        });
+        self.names.key = key;
+        result
+    }
+
+    fn drop_object(&mut self, object: Option<ObjectId>) {
+        self.dropped_objects.extend(object);
+    }
+
+    /// One journal record.
+    pub(super) fn journal_scoped(
+        &mut self,
+        db: DbIndex,
+        txid: u64,
+        args: &[&[u8]],
+        now_ms: i64,
+        stable: bool,
+        out: &mut impl Out,
+    ) -> Result<Applied, EngineError> {
+        match self.scope().filter_record(db, args)? {
+            Scoped::Out(reason) => {
+                *self.counts.filtered.records.entry(reason.name()).or_default() += 1;
+                Ok(Applied::Done)
+            }
+            Scoped::Same => self.apply_named(db, txid, args, now_ms, stable, out),
+            Scoped::Instead { records, reason } => {
+                *self.counts.filtered.records_changed.entry(reason.name()).or_default() += 1;
+                // Only the last of them can be one that is carried out apart.
+                let mut applied = Applied::Done;
+                for record in &records {
+                    applied = self.apply_named(db, txid, record, now_ms, stable, out)?;
+                }
+                Ok(applied)
+            }
+        }
+    }
+
+    /// Applies a record that is in scope, under the target's names.
+    fn apply_named(
+        &mut self,
+        db: DbIndex,
+        txid: u64,
+        args: &[&[u8]],
+        now_ms: i64,
+        stable: bool,
+        out: &mut impl Out,
+    ) -> Result<Applied, EngineError> {
+        self.note_suspects(db, args, stable)?;
+        let mut sketch = std::mem::take(&mut self.names.sketch);
+        let named = self.scope().name_record(db, args, &mut sketch);
+        let result = named
+            .map_err(EngineError::from)
+            .and_then(|db| self.apply_record(db, txid, &sketch.record(args), now_ms, out));
+        self.names.sketch = sketch;
+        result
+    }
+}

@@ -1,0 +1,201 @@
+//! A target that refuses for a while, for every reason that it can have: the tool holds, tries again, and ends at the truth;
+//! nothing is skipped, nothing is applied twice, nothing behind a refused command comes before it.
+
+mod common;
+
+use common::*;
+use df2redis::lab::client::Client;
+use df2redis::lab::encode;
+use df2redis::lab::flow::Faults;
+use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use std::time::{Duration, Instant};
+
+/// Strings, long lists in chunks, counters and logs in journal blobs. Returns what must be there in the end.
+fn source() -> (FlowBytes, Contents) {
+    let (mut flow, mut truth) = (FlowBytes::new(), Contents::new());
+    let mut put = |db: u32, key: &str, kind: &str, values: Vec<Vec<u8>>| {
+        truth.insert((db, key.as_bytes().to_vec()), (kind.to_owned(), values));
+    };
+    for round in 0..8u32 {
+        let db = [0, 3, 0, 5][round as usize % 4];
+        flow.db(db);
+        for i in 0..100 {
+            let (key, value) = (format!("s:{round}:{i}"), noise(i + 1, 600));
+            flow.string(key.as_bytes(), &value);
+            put(db, &key, "string", vec![value]);
+        }
+        let (key, elements) = (format!("l:{round}"), texts("e", 3000));
+        flow.list(key.as_bytes(), &elements, 100);
+        put(db, &key, "list", elements);
+        let (counter, log) = (format!("n:{round}"), format!("a:{round}"));
+        let mut text = Vec::new();
+        for i in 0..20 {
+            flow.journal(db, &["INCR", &counter]).journal(db, &["APPEND", &log, &format!("<{i}>")]);
+            text.extend_from_slice(format!("<{i}>").as_bytes());
+        }
+        put(db, &counter, "string", vec![b"20".to_vec()]);
+        put(db, &log, "string", vec![text]);
+    }
+    (flow, truth)
+}
+
+const SMALL: &[&str] = &["--restore-bytes-max", "1KiB", "--batch-bytes", "8KiB", "--window-bytes", "64KiB"];
+
+#[track_caller]
+fn assert_truth(server: &Server, truth: &Contents) {
+    let found = contents(&mut server.client().unwrap());
+    let wrong: Vec<String> = truth
+        .iter()
+        .filter(|(place, value)| found.get(*place) != Some(*value))
+        .map(|((db, key), _)| format!("{db}/{}", String::from_utf8_lossy(key)))
+        .collect();
+    assert!(wrong.is_empty(), "wrong or missing: {wrong:?}");
+    assert_eq!(found.len(), truth.len());
+}
+
+/// The server refuses, in the middle of a load, what `refuse` sets, and takes it again after `restore`.
+fn refused_for_a_while(refuse: &[&[&str]], restore: &[&[&str]], more: &[&str]) {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let (flow, truth) = source();
+    let master = Hand::new(vec![flow]).faulty(Faults::default().slow(400_000));
+    let mut args = SMALL.to_vec();
+    args.extend_from_slice(more);
+    let mut running = start(migrate_command(master.port(), server.port(), &args));
+    let mut client = server.client().unwrap();
+    wait_for_keys(&mut client, 50);
+    refuse.iter().for_each(|line| drop(client.ask(line).unwrap()));
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(running.is_running(), "it gave up at once");
+    restore.iter().for_each(|line| drop(client.ask(line).unwrap()));
+    let run = running.wait();
+    run.expect_code(0);
+    assert!(run.report["counters"]["holds"].as_u64().unwrap() > 0, "{}", run.stdout);
+    assert_truth(&server, &truth);
+}
+
+fn wait_for_keys(client: &mut Client, count: i64) {
+    let until = Instant::now() + Duration::from_secs(40);
+    while client.run("DBSIZE").unwrap().int().unwrap() < count {
+        assert!(Instant::now() < until, "nothing is loaded");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn out_of_memory_holds_until_memory_frees() {
+    refused_for_a_while(&[&["CONFIG", "SET", "maxmemory", "1mb"]], &[&["CONFIG", "SET", "maxmemory", "0"]], &[]);
+}
+
+#[test]
+fn a_server_that_cannot_persist_is_waited_for() {
+    refused_for_a_while(
+        &[&["CONFIG", "SET", "min-replicas-to-write", "1"]],
+        &[&["CONFIG", "SET", "min-replicas-to-write", "0"]],
+        &[],
+    );
+}
+
+#[test]
+fn a_read_only_server_is_waited_for() {
+    refused_for_a_while(&[&["REPLICAOF", "127.0.0.1", "1"]], &[&["REPLICAOF", "NO", "ONE"]], &[]);
+}
+
+#[test]
+fn access_taken_away_and_given_back() {
+    refused_for_a_while(
+        &[&["ACL", "SETUSER", "default", "-set", "-rpush", "-append"]],
+        &[&["ACL", "SETUSER", "default", "+@all"]],
+        &[],
+    );
+}
+
+/// Every class from a scripted target: so many refusals, then the right answers; what was refused comes again, in order.
+#[test]
+fn refusals_of_a_scripted_target_are_sent_again_in_order() {
+    for reply in [
+        "-OOM command not allowed when used memory > 'maxmemory'.",
+        "-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+        "-LOADING Redis is loading the dataset in memory",
+        "-BUSY Redis is busy running a script.",
+        "-READONLY You can't write against a read only replica.",
+    ] {
+        let mut flow = FlowBytes::new();
+        (0..40).for_each(|i| _ = flow.string(format!("k{i:02}").as_bytes(), b"v"));
+        let rule = ErrorRule { command: "SET".into(), key: None, reply: reply.into(), after: 7, times: 60 };
+        let target = ScriptedTarget::start(ScriptOptions { errors: vec![rule], ..Default::default() }).unwrap();
+        let master = Hand::new(vec![flow]).start();
+        let run = migrate(master.port(), target.port(), &["--retry-max", "30s"]);
+        assert_eq!(run.code(), 0, "{reply}: {}", run.message());
+        let sent: Vec<Vec<u8>> = target.received_of("SET").into_iter().map(|request| request[1].clone()).collect();
+        // The last time that each key was sent, all stand in their order.
+        let last = |key: &Vec<u8>| sent.iter().rposition(|other| other == key).unwrap();
+        let keys: Vec<Vec<u8>> = (0..40).map(|i| format!("k{i:02}").into_bytes()).collect();
+        assert!(keys.windows(2).all(|pair| last(&pair[0]) < last(&pair[1])), "{reply}");
+        assert!(sent.iter().filter(|key| **key == keys[0]).count() == 1, "{reply}: what was executed came again");
+    }
+}
+
+/// In the stable journal a batch is one transaction: what is refused in it leaves no part of it behind, and no position.
+#[test]
+fn the_stable_journal_holds_and_goes_on() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"first", b"v");
+    for i in 0..3000 {
+        encode::journal_command(&mut flow.stable, 0, 0, &[b"RPUSH".as_slice(), b"q", i.to_string().as_bytes()]);
+        encode::journal_command(&mut flow.stable, 0, 0, &[b"SET".as_slice(), b"last", i.to_string().as_bytes()]);
+        encode::journal_command(&mut flow.stable, 0, 0, &[b"INCR".as_slice(), b"n"]);
+    }
+    let total = flow.stable.len() as u64;
+    let master = Hand::new(vec![flow]).faulty(Faults::default().slow(total / 4));
+    let (source, target) =
+        (format!("dragonfly://127.0.0.1:{}", master.port()), format!("redis://127.0.0.1:{}", server.port()));
+    let mut command = program(&["replicate", "--source", &source, "--target", &target, "--output", "json"]);
+    command.args(["--memory", "128MiB", "--progress", "off", "--batch-bytes", "4KiB", "--window-bytes", "64KiB"]);
+    let mut running = start(command);
+    let mut client = server.client().unwrap();
+    for _ in 0..3 {
+        let from = client.run("LLEN q").unwrap().int().unwrap_or(0);
+        let until = Instant::now() + Duration::from_secs(40);
+        while client.run("LLEN q").unwrap().int().unwrap_or(0) <= from {
+            assert!(Instant::now() < until, "the journal is not applied");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        client.run("CONFIG SET maxmemory 1mb").unwrap();
+        std::thread::sleep(Duration::from_millis(400));
+        assert!(running.is_running());
+        client.run("CONFIG SET maxmemory 0").unwrap();
+    }
+    let until = Instant::now() + Duration::from_secs(40);
+    while client.run("GET n").unwrap().text().unwrap_or_default() != "3000" {
+        assert!(Instant::now() < until && running.is_running(), "{:?}", client.run("GET n"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.signal("INT");
+    let run = running.wait();
+    run.expect_code(130);
+    assert!(run.report["counters"]["holds"].as_u64().unwrap() > 0);
+    let list: Vec<String> = (0..3000).map(|i| i.to_string()).collect();
+    let found = client.run("LRANGE q 0 -1").unwrap();
+    let found: Vec<String> = found.array().unwrap().iter().map(|item| item.text().unwrap()).collect();
+    assert_eq!(found, list);
+}
+
+#[test]
+fn maxclients_and_a_loading_server_at_the_start_are_waited_for() {
+    let options = ServerOptions::default().config("maxclients", "2");
+    let Some(server) = server_with(ServerKind::Redis7, options) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"k", b"v");
+    let master = Hand::new(vec![flow]).start();
+    let mut client = server.client().unwrap();
+    let second = server.client().unwrap();
+    let mut running = start(migrate_command(master.port(), server.port(), &[]));
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(running.is_running(), "it gave up at once");
+    client.run("CONFIG SET maxclients 100").unwrap();
+    drop(second);
+    running.wait().expect_code(0);
+    assert_eq!(client.run("GET k").unwrap().text().unwrap(), "v");
+}

@@ -1,0 +1,185 @@
+//! Filters, prefix rewriting and database maps, end to end on a real server: snapshot, journal blobs and stable journal.
+
+mod common;
+
+use common::*;
+use df2redis::lab::encode;
+use df2redis::lab::servers::{Server, ServerKind};
+use std::time::{Duration, Instant};
+
+/// Strings, a list and a hash in databases 0, 1 and 2, and records over all of them.
+fn source() -> FlowBytes {
+    let mut flow = FlowBytes::new();
+    for db in 0..3 {
+        flow.db(db);
+        for key in ["user:1", "user:2", "tmp:1", "other"] {
+            flow.string(key.as_bytes(), format!("{db}{key}").as_bytes());
+        }
+        flow.list(b"user:list", &texts("e", 40), 10).list(b"tmp:list", &texts("e", 40), 10);
+    }
+    flow.journal(0, &["MSET", "user:1", "new", "tmp:1", "new"]).journal(0, &["DEL", "other", "user:2"]);
+    flow.journal(1, &["RPUSH", "user:list", "last"]).journal(1, &["RENAME", "user:1", "tmp:moved"]);
+    flow.late_journal(0, &["SET", "user:late", "v"]).late_journal(2, &["SET", "tmp:late", "v"]);
+    flow
+}
+
+fn names(server: &Server) -> Vec<String> {
+    let found = contents(&mut server.client().unwrap());
+    let shown = found.iter().filter(|((_, key), _)| !key.starts_with(b"df2redis:"));
+    shown.map(|((db, key), _)| format!("{db}/{}", String::from_utf8_lossy(key))).collect()
+}
+
+#[test]
+fn key_filters_hold_for_snapshot_and_journal_and_are_counted() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let master = Hand::new(vec![source()]).holds(0, b"user:1").start();
+    let run = migrate(master.port(), server.port(), &["--include-key", "user:*", "--exclude-db", "2"]);
+    run.expect_code(0);
+    assert_eq!(names(&server), ["0/user:1", "0/user:late", "0/user:list", "1/user:2", "1/user:list"]);
+    let mut client = server.client().unwrap();
+    assert_eq!(client.run("GET user:1").unwrap().text().unwrap(), "new");
+    client.run("SELECT 1").unwrap();
+    assert_eq!(client.run("LLEN user:list").unwrap().int(), Some(41));
+    let filtered = &run.report["filtered"];
+    assert_eq!((&filtered["keys"]["key"], &filtered["keys"]["db"]), (&6.into(), &6.into()), "{filtered}");
+    assert_eq!((&filtered["records"]["db"], &filtered["records_changed"]["key"]), (&1.into(), &3.into()), "{filtered}");
+}
+
+#[test]
+fn type_filters_leave_no_old_value_behind() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.list(b"l", &texts("e", 5), 5).list(b"m", &texts("e", 5), 5).string(b"s", b"v").string(b"t", b"v");
+    // l becomes a string at the source; m is replaced by the string t.
+    flow.journal(0, &["SET", "l", "v"]).journal(0, &["RENAME", "t", "m"]).journal(0, &["RPUSH", "n", "1"]);
+    let master = Hand::new(vec![flow]).start();
+    let run = migrate(master.port(), server.port(), &["--exclude-type", "string"]);
+    run.expect_code(0);
+    assert_eq!(names(&server), ["0/n"]);
+    assert_eq!(run.report["filtered"]["keys"]["type"], 2);
+    migrate(master.port(), server.port(), &["--exclude-type", "string", "--on-existing", "replace"]).expect_code(2);
+}
+
+#[test]
+fn a_value_from_outside_of_the_filter_is_refused_by_name() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"tmp:1", b"v").journal(0, &["RENAME", "tmp:1", "user:1"]);
+    let master = Hand::new(vec![flow]).start();
+    let run = migrate(master.port(), server.port(), &["--include-prefix", "user:"]);
+    run.expect_code(3).expect_text("RENAME").expect_text("user:1").expect_text("wider filter");
+}
+
+#[test]
+fn prefixes_are_rewritten_and_collisions_refused() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let master = Hand::new(vec![source()]).start();
+    let args = ["--include-db", "1", "--rewrite-prefix", "user:=u/", "--rewrite-prefix", "tmp:=t,"];
+    let run = migrate(master.port(), server.port(), &args);
+    run.expect_code(0);
+    assert_eq!(names(&server), ["1/other", "1/t,1", "1/t,list", "1/t,moved", "1/u/2", "1/u/list"]);
+    assert_eq!(run.report["filtered"]["keys_renamed"], 5);
+    // `other` would keep its name, which begins as the rewritten ones do.
+    let run = migrate(master.port(), server.port(), &["--rewrite-prefix", "user:=ot", "--on-existing", "flush"]);
+    run.expect_code(3).expect_text("\"other\"").expect_text("one name");
+}
+
+#[test]
+fn databases_are_mapped_and_what_has_no_place_is_refused() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.db(0).string(b"a", b"0").db(20).string(b"b", b"9").journal(20, &["MOVE", "b", "0"]);
+    let master = Hand::new(vec![flow]).start();
+    let run = migrate(master.port(), server.port(), &[]);
+    run.expect_code(3).expect_text("database 20").expect_text("only 16");
+    // Nothing may land in another database before the refusal.
+    assert!(!names(&server).iter().any(|name| name.ends_with("/b")));
+    let run = migrate(master.port(), server.port(), &["--db-map", "20:0", "--on-existing", "flush"]);
+    run.expect_code(3).expect_text("--db-merge");
+    migrate(master.port(), server.port(), &["--db-map", "0:3,20:1", "--on-existing", "flush"]).expect_code(0);
+    assert_eq!(names(&server), ["3/a", "3/b"]);
+}
+
+/// A `replicate` in the background.
+fn replicate(source_port: u16, target_port: u16, more: &[&str]) -> Running {
+    let (source, target) = (format!("dragonfly://127.0.0.1:{source_port}"), format!("redis://127.0.0.1:{target_port}"));
+    let mut command = program(&["replicate", "--source", &source, "--target", &target, "--output", "json"]);
+    command.args(["--memory", "128MiB", "--progress", "off"]).args(more);
+    start(command)
+}
+
+fn wait_for_key(server: &Server, db: u32, key: &str) {
+    let until = Instant::now() + Duration::from_secs(40);
+    let mut client = server.client().unwrap();
+    client.ask(&["SELECT", &db.to_string()]).unwrap();
+    while client.ask(&["EXISTS", key]).unwrap().int() != Some(1) {
+        assert!(Instant::now() < until, "{key} does not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn stable(flow: &mut FlowBytes, records: &[&[&str]]) {
+    records.iter().for_each(|record| encode::journal_command(&mut flow.stable, 0, 0, record));
+}
+
+#[test]
+fn the_stable_journal_obeys_the_same_filters() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"user:1", b"5").string(b"tmp:1", b"5");
+    stable(
+        &mut flow,
+        &[
+            &["INCR", "user:1"],
+            &["INCR", "tmp:1"],
+            &["MSET", "user:2", "a", "tmp:2", "b"],
+            &["RENAME", "user:2", "user:3"],
+            &["LMOVE", "user:none", "tmp:none", "LEFT", "LEFT"],
+            &["SET", "user:end", "v"],
+        ],
+    );
+    let master = Hand::new(vec![flow]).start();
+    let filter = ["--include-prefix", "user:", "--rewrite-prefix", "user:=u:"];
+    let running = replicate(master.port(), server.port(), &filter);
+    wait_for_key(&server, 0, "u:end");
+    let mut client = server.client().unwrap();
+    let until = Instant::now() + Duration::from_secs(40);
+    while client.run("HGET df2redis:checkpoint phase").unwrap().text().as_deref() != Some("stable") {
+        assert!(Instant::now() < until, "the checkpoint does not become good");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.signal("INT");
+    let run = running.wait();
+    run.expect_code(130);
+    assert_eq!(names(&server), ["0/u:1", "0/u:3", "0/u:end"]);
+    assert_eq!(server.client().unwrap().run("GET u:1").unwrap().text().unwrap(), "6");
+    // Another filter would leave holes: the checkpoint knows.
+    let run = replicate(master.port(), server.port(), &["--include-prefix", "tmp:"]).wait();
+    run.expect_code(3).expect_text("other filters");
+}
+
+#[test]
+fn a_refused_record_is_named_with_its_lsn() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    stable(&mut flow, &[&["SET", "user:1", "v"], &["SET", "tmp:1", "v"], &["RENAME", "tmp:1", "user:1"]]);
+    let master = Hand::new(vec![flow]).start();
+    let run = replicate(master.port(), server.port(), &["--include-prefix", "user:"]).wait();
+    run.expect_code(3).expect_text("RENAME").expect_text("LSN 102");
+}
+
+#[test]
+fn a_flushdb_of_a_mapped_database_empties_the_right_one() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.db(0).string(b"a", b"0").db(1).string(b"b", b"1").db(2).string(b"c", b"2");
+    encode::journal_command(&mut flow.stable, 1, 7, &["FLUSHDB"]);
+    encode::journal_command(&mut flow.stable, 2, 8, &["FLUSHDB"]);
+    stable(&mut flow, &[&["SET", "end", "v"]]);
+    let master = Hand::new(vec![flow]).start();
+    let running = replicate(master.port(), server.port(), &["--db-map", "1:2,2:1", "--exclude-db", "2"]);
+    wait_for_key(&server, 0, "end");
+    running.signal("INT");
+    running.wait().expect_code(130);
+    assert_eq!(names(&server), ["0/a", "0/end"]);
+}
