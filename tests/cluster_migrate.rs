@@ -57,7 +57,10 @@ fn check(cluster: &Cluster, kind: ServerKind, model: &Model, stderr: &str) {
     let dir = tempfile::tempdir().unwrap();
     let truth_file = dir.path().join("truth.jsonl");
     model.write_truth(&truth_file).unwrap();
-    if let Err(differences) = truth::compare(plain.port(), &truth_file, &["--skip-types", "json,opaque"]) {
+    // MIGRATE hands a time to live on, not a time: a move of a slot delays expiries. What is held back is 139 years late.
+    if let Err(differences) =
+        truth::compare(plain.port(), &truth_file, &["--skip-types", "json,opaque", "--slack-ms", "20000"])
+    {
         panic!("{kind:?}:\n{differences}\n{stderr}");
     }
 }
@@ -97,12 +100,12 @@ fn slow_source(seed: u64) -> (Master, Arc<Model>) {
 }
 
 /// While `disturb` does its work; it should still be at it when the sync begins, and be done before it ends or after.
-fn disturbed(kind: ServerKind, seed: u64, disturb: impl FnOnce(&mut Cluster)) {
-    let Some(mut cluster) = cluster(kind, true) else { return };
+fn disturbed(kind: ServerKind, replicas: bool, seed: u64, disturb: impl FnOnce(&mut Cluster)) {
+    let Some(mut cluster) = cluster(kind, replicas) else { return };
     let (master, model) = slow_source(seed);
     let tool = start(migrate_command(master.port(), cluster.port(), &["--on-unsupported", "skip", "--log", "info"]));
     disturb(&mut cluster);
-    let run = tool.wait_for(Duration::from_secs(300));
+    let run = tool.wait_for(Duration::from_secs(120));
     run.expect_code(0);
     cluster.wait_ok().unwrap();
     check(&cluster, kind, &model, &run.stderr);
@@ -111,17 +114,17 @@ fn disturbed(kind: ServerKind, seed: u64, disturb: impl FnOnce(&mut Cluster)) {
 
 #[test]
 fn slots_move_during_a_full_sync() {
-    disturbed(ServerKind::Redis7, 2, |cluster| assert!(cluster.reshard(7, Duration::ZERO).unwrap() > 0));
+    disturbed(ServerKind::Redis7, false, 2, |cluster| assert!(cluster.reshard(7, Duration::ZERO).unwrap() > 0));
 }
 
 #[test]
 fn slots_move_during_a_full_sync_into_valkey_9() {
-    disturbed(ServerKind::Valkey9, 3, |cluster| assert!(cluster.reshard(11, Duration::ZERO).unwrap() > 0));
+    disturbed(ServerKind::Valkey9, false, 3, |cluster| assert!(cluster.reshard(11, Duration::ZERO).unwrap() > 0));
 }
 
 #[test]
 fn a_replica_takes_over_during_a_full_sync() {
-    disturbed(ServerKind::Redis7, 4, |cluster| {
+    disturbed(ServerKind::Redis7, true, 4, |cluster| {
         std::thread::sleep(Duration::from_millis(700));
         cluster.fail_over(3).unwrap();
         std::thread::sleep(Duration::from_millis(300));

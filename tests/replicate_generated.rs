@@ -89,6 +89,49 @@ fn a_source_lost_inside_the_full_sync_is_synced_again() {
     }
 }
 
+/// Before 1.35 a partial sync comes in blobs, behind DFLY SYNC: each record is applied once there, too.
+#[test]
+fn partial_syncs_in_blobs_lose_and_double_nothing() {
+    runs(ServerKind::Redis7, 4, |seed| StageOptions {
+        faults: vec![Fault::CutAll, Fault::Kill, Fault::CutFlow],
+        faults_count: 6,
+        partial_by_sync: true,
+        flush_every: if seed % 2 == 0 { 300 } else { 0 },
+        ..StageOptions::new(200 + seed)
+    });
+}
+
+/// Cut and killed again while the blobs come: the position of the checkpoint goes on from inside of them.
+#[test]
+fn a_partial_sync_in_blobs_is_granted_and_counted() {
+    let server = Arc::new(Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap());
+    let options = StageOptions { partial_by_sync: true, ..StageOptions::new(31) };
+    let mut stage = LiveStage::new(binary(), server, ServerKind::Redis7, options).unwrap();
+    let mut tool = stage.start().unwrap();
+    stage.wait_stable(&mut tool).unwrap();
+    for (round, pause_ms) in [300, 0, 20, 60, 100].into_iter().enumerate() {
+        let registrations = stage.live.registrations_count();
+        std::thread::sleep(std::time::Duration::from_millis(pause_ms));
+        stage.do_fault(if round % 2 == 0 { Fault::CutAll } else { Fault::Kill }, &mut tool).unwrap();
+        let again = wait_for(|| (stage.live.registrations_count() > registrations).then_some(()));
+        assert!(again.is_some() && tool.ended().is_none(), "{}", tool.said());
+    }
+    let summary = stage.finish(tool).unwrap_or_else(|reason| panic!("{reason}"));
+    assert!(summary.partial_syncs >= 2, "{summary:?}");
+}
+
+#[test]
+fn a_record_left_out_of_the_blobs_is_a_lost_position() {
+    let server = Arc::new(Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap());
+    let options = StageOptions { partial_by_sync: true, blob_left_out: true, ..StageOptions::new(32) };
+    let mut stage = LiveStage::new(binary(), server.clone(), ServerKind::Redis7, options).unwrap();
+    let mut tool = stage.start().unwrap();
+    stage.wait_stable(&mut tool).unwrap();
+    stage.do_fault(Fault::CutAll, &mut tool).unwrap();
+    assert_eq!(tool.wait(), Some(8), "{}", tool.said());
+    assert!(tool.said().contains("was counted over the records of the partial sync"), "{}", tool.said());
+}
+
 /// What else the target holds is worth more than a new full sync.
 #[test]
 fn a_target_with_keys_of_its_own_is_not_emptied_for_another_full_sync() {

@@ -328,6 +328,7 @@ fn live(spec: Spec, args: &JournalArgs, options: MasterOptions, truth: Option<Pa
     let live_options = LiveOptions {
         snapshot_bytes_per_s: args.snapshot_bytes_per_s,
         jitter_max: args.jitter_ms.map(Duration::from_millis),
+        ..LiveOptions::default()
     };
     let live = Live::start(spec, live_options, options)?;
     println!("listening on 127.0.0.1:{}", live.port());

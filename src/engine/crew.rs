@@ -262,6 +262,11 @@ impl Crew {
         Ok(())
     }
 
+    /// Flows that stand before a global command now.
+    pub fn at_barrier(&self) -> impl Iterator<Item = FlowId> {
+        self.barriers.iter().map(|barrier| barrier.flow)
+    }
+
     /// The barriers, once every flow stands before one and everything before them is acknowledged.
     pub fn take_barriers(&mut self) -> Option<Vec<Barrier>> {
         if self.barriers.len() < self.confirmed.len() || self.barrier_workers < self.members.len() {

@@ -89,8 +89,10 @@ pub struct Flow {
     /// What was read and does not fit into `input` yet.
     pub backlog: Backlog,
     pub handler: FlowHandler,
-    /// In stable sync.
+    /// In stable sync, or in a partial sync on the way there.
     pub stable: Option<Stable>,
+    /// What is left to be applied of a journal blob of a partial sync.
+    pub(super) blob_records: Bytes,
     /// Go on with the journal after the token.
     pub(super) follow: bool,
     pub(super) pump_bytes_max: usize,
@@ -117,6 +119,8 @@ const PIECE_BYTES_MIN: u64 = 64 * 1024;
 pub(super) enum Stop {
     Need(usize),
     Blob(Codec, Bytes),
+    /// A journal blob of a partial sync is in `blob_records`.
+    Records,
     Full,
     Budget,
     Complete,
@@ -132,7 +136,7 @@ impl Flow {
         slab: &mut Slab,
         heap: &HeapBudget,
     ) -> Result<Self, EngineError> {
-        let FlowStart { id, socket, eof_token, early, resume_at } = start;
+        let FlowStart { id, socket, eof_token, early, resume_at, in_blobs } = start;
         let mut input = Cursor::default();
         if input.make_room(slab, heap, 1, sizes.layout.rx_chunk_bytes) == Room::Wait {
             return Err(EngineError::Internal("the slab has no chunk for a new flow".into()));
@@ -149,8 +153,13 @@ impl Flow {
             id,
             wire: Wire::new(socket, Class::Rx),
             lane,
-            state: if resume_at.is_some() { FlowState::Stable } else { FlowState::Snapshot },
-            stable: resume_at.map(|lsn| Stable::new(JournalDecoder::new(id, sizes.limits.atom_bytes_max), lsn)),
+            state: if resume_at.is_some() && !in_blobs { FlowState::Stable } else { FlowState::Snapshot },
+            stable: resume_at.map(|lsn| {
+                let mut stable = Stable::new(JournalDecoder::new(id, sizes.limits.atom_bytes_max), lsn);
+                stable.in_blobs = in_blobs;
+                stable
+            }),
+            blob_records: Bytes::new(),
             follow,
             pump_bytes_max: PUMP_BYTES,
             reading: Reading::default(),
@@ -245,7 +254,12 @@ impl Flow {
             if !lane.has_room(slab, settings.window_bytes) {
                 return Ok(Pumped::Waiting);
             }
-            let stop = if self.state == FlowState::Stable {
+            let stop = if !self.blob_records.is_empty() {
+                match self.decode_blob_records(slab, lane, settings, now_ms, events, &mut consumed_bytes)? {
+                    Stop::Need(_) => continue,
+                    stop => stop,
+                }
+            } else if self.state == FlowState::Stable {
                 self.decode_stable(slab, lane, settings, now_ms, events, &mut consumed_bytes)?
             } else {
                 self.decode(slab, lane, settings, chunk_bytes, now_ms, events, &mut consumed_bytes)?
@@ -253,6 +267,14 @@ impl Flow {
             match stop {
                 Stop::Full => return Ok(Pumped::Waiting),
                 Stop::Budget => return Ok(Pumped::Budget),
+                // Each blob begins in database 0.
+                Stop::Records => {
+                    let decoder = JournalDecoder::new(self.id, sizes.limits.atom_bytes_max);
+                    if let Some(stable) = &mut self.stable {
+                        stable.decoder = decoder.starting_at(self.decoder.offset_bytes());
+                    }
+                }
+                Stop::Complete if self.stable.is_some() => {}
                 Stop::Complete => {
                     self.handler.snapshot_ended(now_ms);
                     if !self.follow {
@@ -298,7 +320,7 @@ impl Flow {
         events: &UnboundedSender<WorkerEvent>,
         consumed_bytes: &mut usize,
     ) -> Result<Stop, EngineError> {
-        let Self { blob, input, decoder, journal, handler, staged, state, .. } = self;
+        let Self { blob, input, decoder, journal, handler, staged, state, stable, .. } = self;
         let cursor = match blob {
             Some(blob) => &mut blob.cursor,
             None => input,
@@ -333,6 +355,15 @@ impl Flow {
                     continue;
                 }
                 Event::JournalOffset(lsn) => {
+                    if let Some(stable) = stable
+                        && stable.next_lsn != lsn
+                    {
+                        return Err(EngineError::LostPosition(format!(
+                            "flow {}: the source says that its next record is LSN {lsn}, but {} was counted over the records \
+                             of the partial sync: a record was lost or counted twice",
+                            self.id, stable.next_lsn
+                        )));
+                    }
                     self.next_lsn = Some(lsn);
                     continue;
                 }
@@ -363,6 +394,21 @@ impl Flow {
                 Event::Skipped { opcode } => {
                     tracing::debug!(flow = %self.id, opcode, "read over");
                     continue;
+                }
+                Event::JournalBlob { record } if stable.is_some() => {
+                    if record.is_empty() {
+                        let reason = Reason::JournalBlobEmpty;
+                        let error = DecodeError { flow: self.id, offset: decoder.offset_bytes(), reason };
+                        return Err(EngineError::Corrupt(error));
+                    }
+                    self.blob_records = Bytes::copy_from_slice(record);
+                    break Stop::Records;
+                }
+                Event::Whole { .. } | Event::Begin { .. } if stable.is_some() => {
+                    return Err(EngineError::LostPosition(format!(
+                        "flow {}: the source granted a partial sync, but sends keys of a snapshot",
+                        self.id
+                    )));
                 }
                 _ => {}
             }
@@ -527,16 +573,22 @@ impl Flow {
         let next_lsn =
             self.next_lsn.ok_or_else(|| EngineError::Internal("a flow is complete without its LSN".into()))?;
         let decoder = JournalDecoder::new(self.id, atom_bytes_max).starting_at(self.decoder.offset_bytes());
+        self.state = FlowState::Stable;
+        // A partial sync has counted up to here, and was told that it did so rightly.
+        if let Some(stable) = &mut self.stable {
+            stable.decoder = decoder;
+            stable.in_blobs = false;
+            return Ok(());
+        }
         let mut stable = Stable::new(decoder, next_lsn);
         // Nothing is confirmed before the snapshot's last command is.
         stable.acked_lsn = Lsn(0);
         self.stable = Some(stable);
-        self.state = FlowState::Stable;
         lane.note_position(slab, settings.batch_bytes, self.id, next_lsn, self.read_ns);
         Ok(())
     }
 
-    fn corrupt(&self, reason: Reason) -> EngineError {
+    pub(super) fn corrupt(&self, reason: Reason) -> EngineError {
         EngineError::Corrupt(DecodeError { flow: self.id, offset: self.decoder.offset_bytes(), reason })
     }
 

@@ -35,6 +35,8 @@ pub struct FlowStart {
     pub early: Vec<u8>,
     /// The source granted a partial sync: the journal goes on with this LSN, there is no snapshot.
     pub resume_at: Option<Lsn>,
+    /// It first goes on in journal blobs, behind `DFLY SYNC` (wire 1.7, before 1.35).
+    pub in_blobs: bool,
 }
 
 /// A global command that a flow stands before.

@@ -41,6 +41,7 @@ pub mod hooks;
 mod import;
 mod input;
 mod job;
+mod joining;
 mod lag;
 mod lane;
 mod link;

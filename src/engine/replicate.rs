@@ -15,12 +15,13 @@ use super::handover::Order;
 use super::hold::Watermarks;
 use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
+use super::joining::Joining;
 use super::messages::{Barrier, WorkerCommand, WorkerEvent};
 use super::migrate::{ATTEMPTS_MAX, PROGRESS_EVERY};
 use super::phase::Phase;
 use super::righting::Rightings;
 use super::settings::{OnExisting, OnLostPosition};
-use super::source::Source;
+use super::source::{PartialWay, Source};
 use super::target::{self, Target, TargetLink};
 use crate::convert::journal::GlobalCommand;
 use crate::dragonfly::reply::Reply;
@@ -380,9 +381,9 @@ impl Job<'_> {
         if registration.flows != checkpoint.flows {
             return Err(lost(format!("the source has {} flows now, {} before", registration.flows, checkpoint.flows)));
         }
-        if !source.partial_without_sync() {
+        if source.partial_way().is_none() {
             return Err(lost(format!(
-                "the source's release ({}) grants partial syncs in an older way",
+                "the source's release ({}) leaves records out of a partial sync, so positions cannot be counted in it",
                 source.version()
             )));
         }
@@ -419,8 +420,11 @@ impl Job<'_> {
         checkpoint: &mut Checkpoint,
         signals: &mut Signals,
     ) -> Result<(), EngineError> {
+        let mut joining = Joining::none();
         if !checkpoint.stable {
             self.full_sync(source, session, crew, signals, &mut 0).await?;
+        } else if source.partial_way() == Some(PartialWay::BySync) {
+            joining = Joining::begin(source, checkpoint.flows)?;
         } else {
             let answer = source.start_partial()?;
             let (link, reply) = tokio::select! {
@@ -452,8 +456,12 @@ impl Job<'_> {
                     WorkerEvent::Drained => watch.drained += 1,
                     WorkerEvent::Settled(number) => watch.settled(number, crew.workers()),
                     WorkerEvent::Lost(lost) => fetcher.want(lost),
-                    event => self.watch(event),
+                    event => {
+                        joining.event(&event);
+                        self.watch(event);
+                    }
                 },
+                answer = joining.answer() => joining.answered(source, answer?)?,
                 _ = ticks.tick() => {
                     self.progress();
                     watch.marks.confirm(&crew.confirmed(), crew.hold());
@@ -474,7 +482,7 @@ impl Job<'_> {
                         self.resumable = true;
                     }
                 }
-                _ = offsets.tick(), if matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
+                _ = offsets.tick(), if joining.is_done() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
                     self.compare_offsets(source, crew, checkpoint, &mut watch).await?;
                 }
                 () = signals.next() => {
@@ -498,6 +506,7 @@ impl Job<'_> {
                     DeskEvent::Ended(report) => self.cutover_ended(report),
                 },
             }
+            joining.go_on(source, crew)?;
             let settled = watch.suspects_settled >= crew.workers();
             self.settings.control.set_ready(self.phase == Phase::InStep && settled);
             // A cutover that is under way is rolled back first.

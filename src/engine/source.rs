@@ -40,6 +40,18 @@ const PHASE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// From this release on a partial sync begins with STARTSTABLE, without DFLY SYNC (wire 1.7).
 const PARTIAL_WITHOUT_SYNC: (u32, u32) = (1, 35);
+/// From this release on every record that counts is in the blobs of a partial sync; before, EXEC was left out (wire 2.7), so
+/// that no position could be counted.
+const PARTIAL_COUNTABLE: (u32, u32) = (1, 24);
+
+/// How a release begins a partial sync (wire 1.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartialWay {
+    /// With STARTSTABLE: raw journal from the position on.
+    AtOnce,
+    /// With DFLY SYNC: blobs from the position on; then STARTSTABLE as after a full sync.
+    BySync,
+}
 
 /// A phase command on its way: gives back the connection and the reply.
 pub type PhaseAnswer = Pin<Box<dyn Future<Output = Result<(Link, Reply), EngineError>>>>;
@@ -132,6 +144,7 @@ impl Source {
     /// Opens every flow, asking for a partial sync from `lsns` (one a flow) if given.
     pub async fn open_flows(&mut self, lsns: Option<&[Lsn]>) -> Result<Vec<OpenFlow>, EngineError> {
         let registration = self.registered()?.clone();
+        let by_sync = self.partial_way() == Some(PartialWay::BySync);
         let mut flows = Vec::with_capacity(registration.flows as usize);
         for id in (0..registration.flows).map(FlowId) {
             let from = lsns.and_then(|lsns| lsns.get(id.0 as usize)).copied();
@@ -147,7 +160,14 @@ impl Source {
             let resume_at = from.filter(|_| opened.directive == Directive::Partial);
             flows.push(OpenFlow {
                 opened,
-                start: FlowStart { id, socket, eof_token: opened.eof_token, early, resume_at },
+                start: FlowStart {
+                    id,
+                    socket,
+                    eof_token: opened.eof_token,
+                    early,
+                    resume_at,
+                    in_blobs: resume_at.is_some() && by_sync,
+                },
             });
         }
         Ok(flows)
@@ -189,9 +209,20 @@ impl Source {
         self.link.is_some()
     }
 
-    /// Whether a partial sync can be begun as this tool does it.
-    pub fn partial_without_sync(&self) -> bool {
-        Release::parse(&self.version).is_some_and(|release| (release.major, release.minor) >= PARTIAL_WITHOUT_SYNC)
+    /// How a partial sync begins; `None`: the release is not known, or its positions cannot be counted on the way.
+    pub fn partial_way(&self) -> Option<PartialWay> {
+        let release = Release::parse(&self.version)?;
+        match (release.major, release.minor) {
+            release if release >= PARTIAL_WITHOUT_SYNC => Some(PartialWay::AtOnce),
+            release if release >= PARTIAL_COUNTABLE => Some(PartialWay::BySync),
+            _ => None,
+        }
+    }
+
+    /// Asks for the blobs of a partial sync of flows that were all granted one.
+    pub fn sync_partial(&mut self) -> Result<PhaseAnswer, EngineError> {
+        let sync_id = self.registered()?.sync_id.clone();
+        self.phase_command(&Request::Sync { sync_id: &sync_id })
     }
 
     /// Whether a key exists at the source now.

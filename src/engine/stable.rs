@@ -19,6 +19,7 @@ use super::worker::has_room;
 use super::writer::{Source, Writer};
 use crate::convert::Out;
 use crate::convert::journal::GlobalCommand;
+use crate::dragonfly::Reason;
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent, JournalProgress};
 use crate::ids::{DbIndex, Lsn};
 use crate::uring::Slab;
@@ -43,11 +44,25 @@ pub struct Stable {
     ping: bool,
     /// The global command that the flow stands before.
     pub barrier: Option<Barrier>,
+    /// What the flow was in before it stood there.
+    before_barrier: FlowState,
+    /// The journal still comes in blobs (see [`FlowStart::in_blobs`](super::messages::FlowStart)): nothing is acknowledged.
+    pub in_blobs: bool,
 }
 
 impl Stable {
     pub fn new(decoder: JournalDecoder, next_lsn: Lsn) -> Self {
-        Self { decoder, next_lsn, acked_lsn: next_lsn, ack_sent: None, ack_sent_ns: 0, ping: false, barrier: None }
+        Self {
+            decoder,
+            next_lsn,
+            acked_lsn: next_lsn,
+            ack_sent: None,
+            ack_sent_ns: 0,
+            ping: false,
+            barrier: None,
+            before_barrier: FlowState::Stable,
+            in_blobs: false,
+        }
     }
 
     /// The LSN to acknowledge now, if an ACK is due.
@@ -111,13 +126,56 @@ impl Flow {
         events: &UnboundedSender<WorkerEvent>,
         consumed_bytes: &mut usize,
     ) -> Result<Stop, EngineError> {
-        let Self { id, input, handler, stable, state, read_ns, pump_bytes_max, apart, .. } = self;
+        let Some((window, mut position)) = self.input.window(slab) else { return Ok(Stop::Need(1)) };
+        let (source, bytes) = (window.source(), window.bytes());
+        let stop =
+            self.apply_records(bytes, &mut position, &source, slab, lane, settings, now_ms, events, consumed_bytes)?;
+        self.input.consumed_to(position);
+        Ok(stop)
+    }
+
+    /// Applies what is left of the journal blob of a partial sync. `Need`: it is at its end.
+    pub(super) fn decode_blob_records(
+        &mut self,
+        slab: &mut Slab,
+        lane: &mut Outlet<'_>,
+        settings: &MigrateSettings,
+        now_ms: i64,
+        events: &UnboundedSender<WorkerEvent>,
+        consumed_bytes: &mut usize,
+    ) -> Result<Stop, EngineError> {
+        let (bytes, mut position) = (std::mem::take(&mut self.blob_records), 0);
+        let source = Source::Heap(bytes.clone());
+        let stop =
+            self.apply_records(&bytes, &mut position, &source, slab, lane, settings, now_ms, events, consumed_bytes)?;
+        self.blob_records = bytes.slice(position.min(bytes.len())..);
+        match stop {
+            Stop::Need(need) if !self.blob_records.is_empty() => {
+                let missing = need.saturating_sub(self.blob_records.len()) as u64;
+                Err(self.corrupt(Reason::JournalBlobTruncated { missing }))
+            }
+            stop => Ok(stop),
+        }
+    }
+
+    /// Applies journal records of `bytes` from `position` on.
+    #[allow(clippy::too_many_arguments)] // two call sites; a struct would only rename them
+    fn apply_records(
+        &mut self,
+        bytes: &[u8],
+        position: &mut usize,
+        source: &Source,
+        slab: &mut Slab,
+        lane: &mut Outlet<'_>,
+        settings: &MigrateSettings,
+        now_ms: i64,
+        events: &UnboundedSender<WorkerEvent>,
+        consumed_bytes: &mut usize,
+    ) -> Result<Stop, EngineError> {
+        let Self { id, handler, stable, state, read_ns, pump_bytes_max, apart, .. } = self;
         let Some(stable) = stable else {
             return Err(EngineError::Internal("a flow is in stable sync without its counters".into()));
         };
-        let Some((window, mut position)) = input.window(slab) else { return Ok(Stop::Need(1)) };
-        let source = window.source();
-        let bytes = window.bytes();
         let stop = loop {
             if !handler.doubts.is_empty() {
                 if handler.doubts.holds_flow() {
@@ -127,7 +185,7 @@ impl Flow {
                     break Stop::Budget;
                 }
             }
-            let rest = &bytes[position..];
+            let rest = bytes.get(*position..).unwrap_or_default();
             if rest.is_empty() {
                 break Stop::Need(1);
             }
@@ -162,7 +220,7 @@ impl Flow {
                         encoder,
                         slab: &mut *slab,
                         guard: Some(guard),
-                        source: &source,
+                        source,
                         borrow_bytes_min: settings.borrow_bytes_min,
                         batch_bytes: settings.batch_bytes,
                         in_record: true,
@@ -192,7 +250,7 @@ impl Flow {
                         batch_bytes: settings.batch_bytes,
                         read_ns: *read_ns,
                     };
-                    let mut writer = ClusterWriter::new(router, lanes, slab, &source, position_of_record, write);
+                    let mut writer = ClusterWriter::new(router, lanes, slab, source, position_of_record, write);
                     let applied = apply(handler, &event, now_ms, &mut writer)
                         .map_err(|error| error.at_lsn(*id, stable.next_lsn))?;
                     writer.record_done();
@@ -208,8 +266,8 @@ impl Flow {
                 let barrier = Barrier { flow: *id, txid: command.txid, command: global.clone(), next_lsn: after };
                 stable.next_lsn = after;
                 stable.barrier = Some(barrier.clone());
-                *state = FlowState::AtBarrier;
-                position += consumed;
+                stable.before_barrier = std::mem::replace(state, FlowState::AtBarrier);
+                *position += consumed;
                 match &barrier.command {
                     GlobalCommand::FlushDb(db) => handler.doubts.flushed(Some(*db)),
                     GlobalCommand::FlushAll => handler.doubts.flushed(None),
@@ -218,7 +276,7 @@ impl Flow {
                 let _ = events.send(WorkerEvent::AtBarrier(barrier));
                 break Stop::Full;
             }
-            position += consumed;
+            *position += consumed;
             if apart.is_some() {
                 break Stop::Full;
             }
@@ -234,7 +292,6 @@ impl Flow {
                 break Stop::Budget;
             }
         };
-        input.consumed_to(position);
         Ok(stop)
     }
 
@@ -319,7 +376,7 @@ impl Flow {
         let stable = self.stable.as_mut()?;
         let barrier = stable.barrier.take()?;
         stable.acked_lsn = stable.acked_lsn.max(barrier.next_lsn);
-        self.state = FlowState::Stable;
+        self.state = stable.before_barrier;
         Some(stable.acked_lsn)
     }
 }

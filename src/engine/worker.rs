@@ -721,7 +721,7 @@ impl Worker {
             flow.wire.flush(&mut self.ring, token(KIND_ACK, 0, position))?;
             let Some(stable) = &mut flow.stable else { continue };
             // Before the snapshot is confirmed there is nothing to acknowledge.
-            if stable.acked_lsn == Lsn(0) || flow.wire.is_sending() {
+            if stable.acked_lsn == Lsn(0) || stable.in_blobs || flow.wire.is_sending() {
                 continue;
             }
             if let Some(lsn) = stable.ack_due(now_ns) {

@@ -53,14 +53,22 @@ impl Feed for LiveFeed {
         let master_id = self.world.master_id();
         Identity {
             flows_count: self.spec.flows_count,
-            version: Some(if old { 2 } else { 5 }),
-            lineage_id: (!old).then(|| master_id.clone()),
+            version: Some(match (old, self.options.partial_by_sync) {
+                (true, _) => 2,
+                (_, true) => 4,
+                _ => 5,
+            }),
+            lineage_id: (!old && !self.options.partial_by_sync).then(|| master_id.clone()),
             master_id,
             eof_tokens: self.eof_tokens.clone(),
             info: format!(
                 "# Server\r\nredis_version:7.4.0\r\ndragonfly_version:{}\r\nredis_mode:standalone\r\narch_bits:64\r\n\
                  thread_count:{}\r\nmultiplexing_api:iouring\r\n",
-                if old { "df-v1.14.0" } else { "df-v1.40.1" },
+                match (old, self.options.partial_by_sync) {
+                    (true, _) => "df-v1.14.0",
+                    (_, true) => "df-v1.30.3",
+                    _ => "df-v1.40.1",
+                },
                 self.spec.flows_count
             ),
         }
@@ -80,7 +88,7 @@ impl Feed for LiveFeed {
     }
 
     fn partial_by_sync(&self) -> bool {
-        self.spec.release == Release::Old
+        self.spec.release == Release::Old || self.options.partial_by_sync
     }
 
     fn held(&self, db: u32, key: &[u8]) -> Option<Held> {
@@ -203,6 +211,21 @@ impl LiveFlow {
         sent
     }
 
+    /// All records from the next one on, as blobs.
+    fn blobs(&mut self, pending: &mut Vec<u8>) -> io::Result<()> {
+        let taken = self.world.take(self.flow, self.next_lsn, usize::MAX, Duration::ZERO);
+        let taken = taken.ok_or_else(|| self.journal_lost())?;
+        let starts = crate::lab::journal::entry_starts(&taken.bytes).unwrap_or_default();
+        for (i, start) in starts.iter().enumerate() {
+            let end = starts.get(i + 1).copied().unwrap_or(taken.bytes.len());
+            if !self.options.blob_left_out || i > 0 {
+                encode::journal_blob(pending, &taken.bytes[*start..end]);
+            }
+        }
+        self.next_lsn = taken.next_lsn;
+        Ok(())
+    }
+
     fn journal_lost(&self) -> io::Error {
         io::Error::other(format!("flow {}: the journal no longer holds LSN {}", self.flow, self.next_lsn))
     }
@@ -228,14 +251,7 @@ impl FlowFeed for LiveFlow {
             }
             out.full_speed();
         } else {
-            let taken = self.world.take(self.flow, self.next_lsn, usize::MAX, Duration::ZERO);
-            let taken = taken.ok_or_else(|| self.journal_lost())?;
-            let starts = crate::lab::journal::entry_starts(&taken.bytes).unwrap_or_default();
-            for (i, start) in starts.iter().enumerate() {
-                let end = starts.get(i + 1).copied().unwrap_or(taken.bytes.len());
-                encode::journal_blob(&mut pending, &taken.bytes[*start..end]);
-            }
-            self.next_lsn = taken.next_lsn;
+            self.blobs(&mut pending)?;
         }
         out.announce_full_sync_end();
         encode::full_sync_end(&mut pending);
@@ -244,6 +260,9 @@ impl FlowFeed for LiveFlow {
 
     fn finish(&mut self, out: &mut FlowWriter) -> io::Result<()> {
         let mut pending = Vec::new();
+        if self.by_sync {
+            self.blobs(&mut pending)?;
+        }
         if let Some(tap) = self.tap.take() {
             (pending, self.next_lsn) = self.world.end_tap(tap);
         }

@@ -54,6 +54,10 @@ pub struct StageOptions {
     pub flush_every: u64,
     /// This flow never grants a partial sync: the answers are mixed.
     pub never_partial: Vec<usize>,
+    /// The source is one of before 1.35.
+    pub partial_by_sync: bool,
+    /// The first record of a partial sync's blobs is left out.
+    pub blob_left_out: bool,
     pub workload_rate: u64,
     pub tool_args: Vec<String>,
 }
@@ -66,6 +70,8 @@ impl StageOptions {
             faults_count: 4,
             flush_every: 0,
             never_partial: Vec::new(),
+            partial_by_sync: false,
+            blob_left_out: false,
             workload_rate: 3000,
             tool_args: Vec::new(),
         }
@@ -126,6 +132,8 @@ impl LiveStage {
             // A full sync takes some tenths of a second: kills meet it too.
             snapshot_bytes_per_s: Some(200_000 + rng.below(1_000_000)),
             jitter_max: rng.chance(0.5).then(|| Duration::from_millis(rng.below(30))),
+            partial_by_sync: options.partial_by_sync,
+            blob_left_out: options.blob_left_out,
         };
         let never_partial = options.never_partial.iter().map(|flow| flow % spec.flows_count).collect();
         let master_options = MasterOptions { never_partial, ..MasterOptions::default() };
