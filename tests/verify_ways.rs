@@ -340,3 +340,113 @@ fn a_cluster_is_compared() {
     run.expect_code(3);
     stop(&mut tool);
 }
+
+/// The filters, names and databases of the job are those of the comparison: what it left out or put elsewhere is no difference.
+#[test]
+fn the_scope_of_the_job_is_that_of_the_comparison() {
+    let Some(target) = server(ServerKind::Redis7) else { return };
+    let live = live(vec![0, 2]);
+    let mut at_source = client_of(&live);
+    run_all(&mut at_source, &OWN);
+    run_all(
+        &mut at_source,
+        &["SET tmp:1 v", "SET left v", "SELECT 1", "SET own:one v", "SET own:two v", "SELECT 5", "SET own:five v"],
+    );
+    let scope = strings(&[
+        "--exclude-prefix",
+        "tmp:",
+        "--rewrite-prefix",
+        "own:=moved:",
+        "--db-map",
+        "1:7",
+        "--exclude-db",
+        "5",
+    ]);
+    let scope = [scope, strings(&["--exclude-type", "list"])].concat();
+    let more: Vec<&str> = scope.iter().map(String::as_str).collect();
+    let tool = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+    let mut tool = Tool::start(tool, live.port(), target.port(), &target.dir().join("tool.log"), &more).unwrap();
+    run_all(&mut at_source, &["SELECT 0", "SET own:last v"]);
+    let mut client = target.client().unwrap();
+    wait_for_key(&mut tool, || client.run("EXISTS moved:last").unwrap() == Reply::Int(1));
+    let (source_url, target_url) = urls(live.port(), target.port());
+    let compare = |more: &[&str]| verify(&source_url, &target_url, &[&scope[..], &strings(more)[..]].concat());
+
+    let run = compare(&[]);
+    expect_found(&run, &[]);
+    // Without the scope they differ.
+    assert_eq!(verify(&source_url, &target_url, &[]).code(), 10);
+
+    // What no carried key could be is the target's own.
+    run_all(
+        &mut client,
+        &[
+            "SET own:3 v",
+            "SET tmp:2 v",
+            "RPUSH more:list v",
+            "RPUSH left2 v",
+            "SELECT 5",
+            "SET x v",
+            "SELECT 1",
+            "SET x v",
+        ],
+    );
+    expect_found(&compare(&[]), &[]);
+    run_all(
+        &mut client,
+        &["SELECT 0", "SET moved:value w", "DEL moved:missing", "SET moved:new v", "SET other v", "DEL left"],
+    );
+    run_all(&mut client, &["HSET moved:hash f 2", "XGROUP SETID moved:stream grp 5-1", "ZADD moved:zset 3 b"]);
+    run_all(&mut client, &["SELECT 7", "SET moved:one w", "DEL moved:two", "SET moved:three v"]);
+    let wanted = [
+        "own:value value",
+        "own:missing missing",
+        "own:new extra",
+        "other extra",
+        "left missing",
+        "own:hash value",
+        "own:stream group",
+        "own:zset value",
+        "own:one value",
+        "own:two missing",
+        "own:three extra",
+    ];
+    expect_found(&compare(&[]), &wanted);
+    for (args, text) in [
+        (&["--mode", "count"][..], "filters by key or type"),
+        (&["--repair", "copy"], "rewrite-prefix"),
+        (&["--db-merge", "on"], "merged"),
+    ] {
+        let run = compare(args);
+        run.expect_code(2);
+        assert!(run.stderr.contains(text), "{}", run.stderr);
+    }
+    stop(&mut tool);
+}
+
+/// Databases are counted where they went, and repaired there.
+#[test]
+fn mapped_databases_are_counted_and_repaired() {
+    let (Some(source), Some(target)) = (server(ServerKind::Redis7), server(ServerKind::Redis7)) else { return };
+    run_all(&mut source.client().unwrap(), &["SET a v", "SELECT 1", "SET b v", "RPUSH c 1 2", "SELECT 2", "SET d v"]);
+    run_all(
+        &mut target.client().unwrap(),
+        &["SET a v", "SELECT 7", "SET b w", "SET e v", "SELECT 2", "SET mine v", "SET own v"],
+    );
+    let urls = [&source, &target].map(|server| format!("redis://127.0.0.1:{}", server.port()));
+    let compare = |more: &[&str]| {
+        let scope = ["--db-map", "1:7", "--exclude-db", "2"];
+        verify(&urls[0], &urls[1], &[&strings(&scope)[..], &strings(more)[..]].concat())
+    };
+    expect_found(&compare(&["--mode", "count"]), &[]);
+    expect_found(&compare(&[]), &["b value", "c missing", "e extra"]);
+    let run = compare(&["--repair", "mirror"]);
+    assert_eq!((run.code(), found(&run).len()), (0, 3), "{}", run.stderr);
+    expect_found(&compare(&[]), &[]);
+    let mut client = target.client().unwrap();
+    run_all(&mut client, &["SELECT 7"]);
+    assert_eq!(client.run("GET b").unwrap().text().as_deref(), Some("v"));
+    assert_eq!((client.run("LLEN c").unwrap(), client.run("DBSIZE").unwrap()), (Reply::Int(2), Reply::Int(2)));
+    run_all(&mut client, &["DEL c"]);
+    compare(&["--mode", "count"]).expect_code(10);
+}

@@ -117,7 +117,7 @@ fn told(summary: &Summary) -> String {
     row("keys compared", count(counts.keys_compared));
     row("keys looked for", format!("{} of the target, at the source", count(counts.keys_looked_for)));
     if counts.not_carried > 0 {
-        row("not carried", format!("{}, as --on-unsupported says", count(counts.not_carried)));
+        row("not carried", format!("{}, by --on-unsupported or a filter", count(counts.not_carried)));
     }
     row("settled", format!("{} that differed at first", count(counts.settled)));
     for (kind, keys) in &counts.differing {

@@ -171,6 +171,11 @@ impl Scope {
         self.filters_types() || self.filters_keys() || self.dbs.filters()
     }
 
+    /// Some keys are left out by their names or types, in databases that are carried.
+    pub fn leaves_out_keys(&self) -> bool {
+        self.filters_types() || self.filters_keys()
+    }
+
     /// Keys change their name on the way.
     pub fn rewrites(&self) -> bool {
         !self.rewrites.is_empty()

@@ -176,6 +176,7 @@ impl Cluster {
             replies: commands.len() as u32 + 3,
             name: commands.first().and_then(|args| args.first()).map(|name| name.to_vec()).unwrap_or_default(),
             key: key.to_vec(),
+            keys: vec![key.to_vec()],
             slot: Some(slot),
             marker: Some((marker, apart.marker.clone())),
             unknown: false,

@@ -299,6 +299,29 @@ impl Cluster {
         self.links.remove(id);
     }
 
+    /// Who has which slot, by the nodes' ids, and the epoch; `None` while a slot is being moved. Two equal answers mean that
+    /// no key changed its node in between.
+    pub async fn owners_at_rest(&mut self) -> Result<Option<(u64, Vec<String>)>, EngineError> {
+        self.refresh_patiently().await?;
+        for id in self.primary_ids() {
+            let reply = self.send(&id, false, &crate::redis::resp::command(&[b"CLUSTER", b"NODES"]), 1).await?;
+            match reply.into_iter().next() {
+                // Only the line of the asked node itself tells of slots on the move: `[93->-<id>]`, `[77-<-<id>]`.
+                Some(Value::Bulk(text)) if memchr::memmem::find(&text, b" [").is_some() => return Ok(None),
+                Some(Value::Error(text)) => {
+                    return Err(EngineError::Target(format!(
+                        "a node answered CLUSTER NODES with \"{}\"; the target's user needs +cluster|nodes",
+                        text.escape_ascii()
+                    )));
+                }
+                _ => {}
+            }
+        }
+        let owners = (0..crate::redis::slot::SLOTS).map(|slot| self.topology.owner(Slot(slot)));
+        let owners = owners.map(|node| node.map(|node| node.id.clone()).unwrap_or_default()).collect();
+        Ok(Some((self.topology.epoch, owners)))
+    }
+
     /// Sends encoded commands to one node and takes their replies.
     pub async fn send(&mut self, id: &str, asking: bool, bytes: &[u8], replies: usize) -> Result<Vec<Value>, Trouble> {
         let mut request = Vec::new();

@@ -58,11 +58,13 @@ impl HeldState {
                 unit.unknown = true;
                 self.units.push(unit);
             } else if rejected {
-                lane.rejected_keys.insert(unit.key.clone());
+                lane.rejected_keys.extend(unit.keys.iter().cloned());
                 self.units.push(unit);
-            } else if lane.rejected_keys.contains(&unit.key) {
+            } else if unit.keys.iter().any(|key| lane.rejected_keys.contains(key)) {
                 // The slot came back while an earlier command was on its way.
                 if unit.marker.is_none() {
+                    // It is executed again, so what follows on any of its keys must be too.
+                    lane.rejected_keys.extend(unit.keys.iter().cloned());
                     self.units.push(unit);
                 } else {
                     tracing::warn!(key = %unit.key.escape_ascii(), "executed before an earlier command on the same key");

@@ -6,6 +6,7 @@
 //! What it does to a key is one step at the target, so it needs no order with what the workers write.
 
 use super::error::EngineError;
+use super::errors::is_rejection;
 use super::target::TargetLink;
 use crate::convert::near::{SHIFT_MS, SHIFTED_MS_END};
 use crate::redis::Capabilities;
@@ -42,6 +43,10 @@ const STEP_KEYS: &[u8] = b"300";
 /// A hash with more fields is gone through by HSCAN.
 const HASH_FIELDS_MAX: &[u8] = b"500";
 
+/// How often a cluster whose slots move meanwhile is gone through, and the pause before the second time.
+const CLUSTER_TRIES_MAX: u32 = 8;
+const CLUSTER_PAUSE: Duration = Duration::from_millis(500);
+
 /// What a sweep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -49,6 +54,8 @@ pub struct Swept {
     pub put_right: u64,
     /// Still held: they may be renewed.
     pub left: u64,
+    /// Steps that a node of a cluster did not do, because the keys had moved.
+    pub redirected: u64,
 }
 
 /// Goes through every key of every database once. `bounds`: asked before each step; expiries after the first and up to the
@@ -63,12 +70,27 @@ pub async fn sweep(
         sweep_server(link, capabilities, &bounds, &mut swept).await?;
         return Ok(swept);
     };
-    for id in cluster.primary_ids() {
-        let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
-        let mut node = TargetLink::connect(&endpoint, cluster.settings().connect_timeout).await?;
-        sweep_server(&mut node, capabilities, &bounds, &mut swept).await?;
+    // A key that moves from a node not looked at to one that was would be missed.
+    for attempt in 1..=CLUSTER_TRIES_MAX {
+        let before = cluster.owners_at_rest().await?;
+        let mut this = Swept { put_right: swept.put_right, ..Swept::default() };
+        for id in cluster.primary_ids() {
+            let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
+            let mut node = TargetLink::connect(&endpoint, cluster.settings().connect_timeout).await?;
+            sweep_server(&mut node, capabilities, &bounds, &mut this).await?;
+        }
+        let after = cluster.owners_at_rest().await?;
+        swept = this;
+        if before.is_some() && before == after && swept.redirected == 0 {
+            return Ok(swept);
+        }
+        tracing::warn!(attempt, "slots moved while every key was looked at for expiries held back; looking again");
+        tokio::time::sleep(CLUSTER_PAUSE * attempt).await;
     }
-    Ok(swept)
+    Err(EngineError::Target(format!(
+        "slots of the cluster moved each of the {CLUSTER_TRIES_MAX} times that every key was looked at for expiries held back: \
+         keys may still expire some 139 years late. Let the moving of slots end and run again"
+    )))
 }
 
 /// The same for one server, or one node of a cluster.
@@ -121,33 +143,63 @@ async fn step(
     args.push(flag(capabilities.field_expiry));
     args.push(flag(capabilities.has_command("PEXPIRETIME")));
     args.push(HASH_FIELDS_MAX);
-    let large = add(swept, link.call(&args).await?)?;
+    let reply = link.call_raw("EVAL", &args).await?;
+    let large = match script_reply(reply, capabilities, swept)? {
+        Some(reply) => add(swept, reply)?,
+        None => return Ok(()),
+    };
     for position in large {
         let Some(key) = usize::try_from(position - 1).ok().and_then(|at| keys.get(at)) else { continue };
-        fields(link, key, bounds, swept).await?;
+        fields(link, capabilities, key, bounds, swept).await?;
     }
     Ok(())
 }
 
 /// One hash with many fields.
-async fn fields(link: &mut TargetLink, key: &[u8], bounds: (i64, i64), swept: &mut Swept) -> Result<(), EngineError> {
+async fn fields(
+    link: &mut TargetLink,
+    capabilities: &Capabilities,
+    key: &[u8],
+    bounds: (i64, i64),
+    swept: &mut Swept,
+) -> Result<(), EngineError> {
     let numbers = numbers(bounds);
     let mut cursor = b"0".to_vec();
     loop {
         // The hash may be gone, or another type, by now.
         let reply = link.call_raw("HSCAN", &[b"HSCAN", key, &cursor, b"COUNT", STEP_KEYS]).await?;
-        if matches!(reply, Value::Error(_)) {
+        if let Value::Error(text) = &reply {
+            swept.redirected += u64::from(is_rejection(text));
             return Ok(());
         }
         let (next, pairs) = scanned(reply)?;
         let mut args: Vec<&[u8]> = vec![b"EVAL", FIELDS_SCRIPT.as_bytes(), b"1", key];
         args.extend(numbers.iter().map(String::as_bytes));
         args.extend(pairs.iter().step_by(2).map(Vec::as_slice));
-        add(swept, link.call(&args).await?)?;
+        let reply = link.call_raw("EVAL", &args).await?;
+        match script_reply(reply, capabilities, swept)? {
+            Some(reply) => drop(add(swept, reply)?),
+            None => return Ok(()),
+        }
         if next == b"0" {
             return Ok(());
         }
         cursor = next;
+    }
+}
+
+/// `None`: the node of a cluster said that the keys are elsewhere, and did nothing.
+fn script_reply(reply: Value, capabilities: &Capabilities, swept: &mut Swept) -> Result<Option<Value>, EngineError> {
+    match reply {
+        Value::Error(text) if capabilities.cluster && is_rejection(&text) => {
+            swept.redirected += 1;
+            Ok(None)
+        }
+        Value::Error(text) => Err(EngineError::Target(format!(
+            "the target answered a script that looks at expiries with \"{}\"",
+            text.escape_ascii()
+        ))),
+        reply => Ok(Some(reply)),
     }
 }
 

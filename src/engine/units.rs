@@ -6,6 +6,7 @@
 
 use super::batch::Batch;
 use super::error::EngineError;
+use crate::convert::journal::keys_of;
 use crate::ids::Slot;
 use crate::redis::request::key_position;
 use crate::redis::slot::slot;
@@ -22,6 +23,8 @@ pub struct Unit {
     pub name: Vec<u8>,
     /// Its first key; empty if it has none.
     pub key: Vec<u8>,
+    /// All keys of all its commands, the marker left out.
+    pub keys: Vec<Vec<u8>>,
     /// `None`: no key, every node is told.
     pub slot: Option<Slot>,
     /// Key and value of the marker that it sets.
@@ -49,10 +52,12 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
         let (mut strings, mut end) = command(bytes, at)?;
         index += 1;
         let mut marker = None;
+        let mut keys;
         if strings.first() == Some(&&b"MULTI"[..]) {
             let (inner, mut next) = command(bytes, end)?;
             index += 1;
             strings = inner;
+            keys = all_keys(&strings);
             loop {
                 let (other, after) = command(bytes, next)?;
                 index += 1;
@@ -62,8 +67,14 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
                     [b"SET", key, value] => marker = Some((key.to_vec(), value.to_vec())),
                     _ => {}
                 }
+                keys.extend(all_keys(&other));
+            }
+            if let Some((marker, _)) = &marker {
+                keys.retain(|key| key != marker);
             }
             end = next;
+        } else {
+            keys = all_keys(&strings);
         }
         let name = strings.first()?.to_vec();
         let key = key_position(&name).and_then(|position| strings.get(position)).map(|key| key.to_vec());
@@ -72,6 +83,7 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
             replies: index - first_index,
             slot: key.as_deref().map(slot),
             key: key.unwrap_or_default(),
+            keys,
             name,
             marker,
             unknown: false,
@@ -80,6 +92,15 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
         at = end;
     }
     Some(units)
+}
+
+/// Every key that the command reads or writes.
+fn all_keys(strings: &[&[u8]]) -> Vec<Vec<u8>> {
+    let first = strings.first().and_then(|name| key_position(name)).and_then(|position| strings.get(position));
+    let mut keys: Vec<Vec<u8>> = first.iter().map(|key| key.to_vec()).collect();
+    // Names that no journal has (EVAL, RESTORE of ours ...) have the first one alone.
+    keys.extend(keys_of(strings).map(<[u8]>::to_vec).filter(|key| first.is_none_or(|first| key != first)));
+    keys
 }
 
 fn command(bytes: &[u8], at: usize) -> Option<Parsed<'_>> {
@@ -116,7 +137,7 @@ mod tests {
             &[b"SET", b"m", b"t:5"],
             &[b"EXEC"],
             &[b"SCRIPT", b"LOAD", b"return 1"],
-            &[b"DEL", b"a"],
+            &[b"DEL", b"a", b"b"],
         ];
         commands.iter().for_each(|args| push_command(&mut bytes, args));
         let units = split(&bytes).unwrap();
@@ -124,7 +145,9 @@ mod tests {
             units.iter().map(|(range, unit)| (range.clone(), unit.replies, unit.key.as_slice())).collect();
         assert_eq!(shown, [(0..1, 1, &b"a"[..]), (1..5, 4, b"n"), (5..6, 1, b""), (6..7, 1, b"a")]);
         assert_eq!(units[1].1.marker, Some((b"m".to_vec(), b"t:5".to_vec())));
+        assert_eq!(units[1].1.keys, [b"n"]);
         assert_eq!((units[2].1.slot, units[0].1.slot), (None, Some(slot(b"a"))));
+        assert_eq!(units[3].1.keys, [b"a", b"b"]);
         assert_eq!(units.iter().map(|(_, unit)| unit.bytes.as_slice()).collect::<Vec<_>>().concat(), bytes);
         for len in 1..bytes.len() {
             if !units

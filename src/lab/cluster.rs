@@ -3,6 +3,10 @@
 //! In: a binary, the number of primaries. Out: a cluster that says `cluster_state:ok` on every node. Slots are moved as
 //! `redis-cli --cluster reshard` moves them (SETSLOT MIGRATING and IMPORTING, MIGRATE, SETSLOT NODE). What all nodes hold
 //! can be gathered into a stand-alone server, where `truth.py` compares it.
+//!
+//! A node that takes its first slot from another gives itself a new epoch without asking anybody. Where two do so before
+//! they heard of each other their epochs collide, one is raised again, and a node may take back, and empty, a slot that it
+//! has given away. So the next node takes slots only when all nodes know all epochs ([`Cluster::wait_agreed`]).
 
 use super::LabError;
 use super::client::{Client, Reply};
@@ -14,7 +18,9 @@ use std::time::{Duration, Instant};
 /// Slots of a cluster.
 const SLOTS: u16 = 16384;
 /// How long the nodes may take to agree. Debug builds on a busy machine are slow.
-const READY_TIME_MAX: Duration = Duration::from_secs(60);
+const READY_TIME_MAX: Duration = Duration::from_secs(100);
+/// Slots in a row out of which slots go to one node, before the next node takes some.
+const TURN_SLOTS: usize = 2048;
 /// Keys of one MIGRATE.
 const MIGRATE_KEYS: &str = "64";
 
@@ -34,10 +40,12 @@ impl Cluster {
     /// Starts the nodes and waits until all agree.
     pub fn start(binary: &Path, primaries: usize, replicas: bool, options: ServerOptions) -> Result<Self, LabError> {
         let count = if replicas { 2 * primaries } else { primaries };
+        // Where nobody can take over, a node that a busy machine keeps waiting must not count as dead.
+        let node_timeout_ms = if replicas { 3000 } else { 15_000 };
         let mut nodes = Vec::new();
         let mut bus_ports = Vec::new();
         for _ in 0..count {
-            let (server, bus) = start_node(binary, &options)?;
+            let (server, bus) = start_node(binary, &options, node_timeout_ms)?;
             nodes.push(server);
             bus_ports.push(bus);
         }
@@ -143,17 +151,42 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until every living node knows the same epoch of every node, each its own.
+    pub fn wait_agreed(&self) -> Result<(), LabError> {
+        let until = Instant::now() + READY_TIME_MAX;
+        loop {
+            let mut views = Vec::new();
+            for node in self.nodes.iter().filter(|node| node.pid().is_some()) {
+                let view = node.client()?.run("CLUSTER NODES")?.text().unwrap_or_default();
+                views.push(epochs(&view));
+            }
+            let mut own: Vec<&str> = views.first().into_iter().flatten().map(|(_, epoch)| epoch.as_str()).collect();
+            own.sort_unstable();
+            let count = own.len();
+            own.dedup();
+            if own.len() == count && views.windows(2).all(|pair| pair[0] == pair[1]) {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                let peer = self.nodes.first().map(|node| node.address().to_string()).unwrap_or_default();
+                return Err(LabError::Reply { peer, reason: format!("the nodes do not agree on epochs: {views:?}") });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Moves every `step`-th slot of every primary of the beginning to the next one.
     pub fn reshard(&self, step: usize, pause: Duration) -> Result<u64, LabError> {
         let first = |node: usize| usize::from(SLOTS) * node / self.primaries;
         let owned = |from: usize| (first(from)..first(from + 1)).step_by(step).map(move |slot| (slot as u16, from));
         let mut moves: Vec<(u16, usize)> = (0..self.primaries).flat_map(owned).collect();
-        if step == 1 {
-            // In turns, so that no node is ever without slots: it would become a replica.
-            moves.sort_by_key(|(slot, from)| usize::from(*slot) - first(*from));
-        }
-        let mut moved = 0;
+        // In turns, so that no node is ever without slots: it would become a replica.
+        moves.sort_by_key(|(slot, from)| ((usize::from(*slot) - first(*from)) / TURN_SLOTS, *from));
+        let (mut moved, mut last) = (0, None);
         for (slot, from) in moves {
+            if last.replace(from) != Some(from) {
+                self.wait_agreed()?;
+            }
             self.move_slot(slot, from, (from + 1) % self.primaries)?;
             moved += 1;
             std::thread::sleep(pause);
@@ -221,6 +254,16 @@ impl Cluster {
     }
 }
 
+/// Id and epoch of each primary in an answer to CLUSTER NODES, in the order of the ids.
+fn epochs(view: &str) -> Vec<(String, String)> {
+    let words = view.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let primaries = words.filter(|words| words.get(2).is_some_and(|flags| flags.contains("master")));
+    let mut epochs: Vec<(String, String)> =
+        primaries.filter_map(|words| Some((words.first()?.to_string(), words.get(6)?.to_string()))).collect();
+    epochs.sort();
+    epochs
+}
+
 /// Asks again while the cluster is down: on a busy machine nodes lose sight of each other for moments.
 fn insist<A: AsRef<[u8]>>(client: &mut Client, args: &[A]) -> Result<(), LabError> {
     let until = Instant::now() + READY_TIME_MAX;
@@ -238,7 +281,7 @@ fn insist<A: AsRef<[u8]>>(client: &mut Client, args: &[A]) -> Result<(), LabErro
 }
 
 /// A node on free ports.
-fn start_node(binary: &Path, options: &ServerOptions) -> Result<(Server, u16), LabError> {
+fn start_node(binary: &Path, options: &ServerOptions, node_timeout_ms: u32) -> Result<(Server, u16), LabError> {
     let mut tries = 0;
     loop {
         let bus = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -246,7 +289,7 @@ fn start_node(binary: &Path, options: &ServerOptions) -> Result<(Server, u16), L
             .clone()
             .config("cluster-enabled", "yes")
             .config("cluster-port", &bus.to_string())
-            .config("cluster-node-timeout", "3000")
+            .config("cluster-node-timeout", &node_timeout_ms.to_string())
             .config("cluster-config-file", "nodes.conf")
             .config("repl-diskless-sync-delay", "0");
         match Server::start(binary, options) {

@@ -171,6 +171,23 @@ pub fn verify(values: &mut Values) -> Result<VerifySettings, UsageError> {
     if mode == Mode::Count && repair != Repair::Off {
         return Err(together(values, &table::MODE, &table::REPAIR, "to count finds no key that could be repaired"));
     }
+    let scope = plain_scope(values)?;
+    let refused =
+        |setting: &'static Setting, other: &'static Setting, why: &str| Err(together(values, setting, other, why));
+    if scope.spec().db_merge {
+        return Err(UsageError::Combination(
+            "verify cannot compare databases that were merged (db-merge = on): whose a key is cannot be told".into(),
+        ));
+    }
+    if scope.rewrites() && repair != Repair::Off {
+        return refused(&table::REPAIR, &table::REWRITE_PREFIX, "a repair knows no other names");
+    }
+    if mode == Mode::Count && scope.leaves_out_keys() {
+        return Err(UsageError::Combination(
+            "mode = count counts every key, and does not know filters by key or type; take --mode sample or full"
+                .into(),
+        ));
+    }
     Ok(VerifySettings {
         source,
         target,
@@ -181,6 +198,7 @@ pub fn verify(values: &mut Values) -> Result<VerifySettings, UsageError> {
         expiry_tolerance: values.time(&table::EXPIRY_TOLERANCE)?,
         resume: values.path(&table::RESUME),
         repair,
+        scope,
         on_unsupported: policy(values)?,
         connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
     })
@@ -582,6 +600,20 @@ fn together(values: &Values, a: &'static Setting, b: &'static Setting, why: &str
 
 /// Which keys are carried, and as what.
 fn scope(values: &Values, on_existing: OnExisting) -> Result<Scope, UsageError> {
+    let scope = plain_scope(values)?;
+    // The journal's DEL does not say of which type the key was.
+    if scope.filters_types() && on_existing == OnExisting::Replace {
+        return Err(UsageError::Combination(
+            "filters by type cannot go together with on-existing = replace: when the source deletes a key of a type that is \
+             left out, a key of the target's own of the same name would go too"
+                .into(),
+        ));
+    }
+    Ok(scope)
+}
+
+/// What the operator said of keys, names and databases.
+fn plain_scope(values: &Values) -> Result<Scope, UsageError> {
     let texts = |setting: &Setting| values.texts(setting).to_vec();
     let spec = ScopeSpec {
         include_key: texts(&table::INCLUDE_KEY),
@@ -596,16 +628,7 @@ fn scope(values: &Values, on_existing: OnExisting) -> Result<Scope, UsageError> 
         db_map: texts(&table::DB_MAP),
         db_merge: values.texts(&table::DB_MERGE).iter().any(|text| text == "on"),
     };
-    let scope = Scope::new(spec).map_err(|error| UsageError::Combination(error.to_string()))?;
-    // The journal's DEL does not say of which type the key was.
-    if scope.filters_types() && on_existing == OnExisting::Replace {
-        return Err(UsageError::Combination(
-            "filters by type cannot go together with on-existing = replace: when the source deletes a key of a type that is \
-             left out, a key of the target's own of the same name would go too"
-                .into(),
-        ));
-    }
-    Ok(scope)
+    Scope::new(spec).map_err(|error| UsageError::Combination(error.to_string()))
 }
 
 fn policy(values: &Values) -> Result<Policy, UsageError> {

@@ -204,27 +204,27 @@ settings! {
     ON_LOST_POSITION: POLICY, REPLICATE, "on-lost-position", "", Choice(&["stop", "resync"]), Value("stop"), Everywhere,
         "When the source cannot go on from the target's checkpoint: stop and say how far; or empty the target and take a full sync again";
 
-    INCLUDE_KEY: FILTERS, SERVED, "include-key", "GLOB", Texts, Unset, Everywhere,
+    INCLUDE_KEY: FILTERS, BETWEEN, "include-key", "GLOB", Texts, Unset, Everywhere,
         "Carry only keys that match, as in user:* (glob as in SCAN MATCH) or begin with an --include-prefix; may be repeated, as all filters may";
-    EXCLUDE_KEY: FILTERS, SERVED, "exclude-key", "GLOB", Texts, Unset, Everywhere,
+    EXCLUDE_KEY: FILTERS, BETWEEN, "exclude-key", "GLOB", Texts, Unset, Everywhere,
         "Leave out keys that match";
-    INCLUDE_PREFIX: FILTERS, SERVED, "include-prefix", "PREFIX", Texts, Unset, Everywhere,
+    INCLUDE_PREFIX: FILTERS, BETWEEN, "include-prefix", "PREFIX", Texts, Unset, Everywhere,
         "Carry only keys that begin with this, or match an --include-key";
-    EXCLUDE_PREFIX: FILTERS, SERVED, "exclude-prefix", "PREFIX", Texts, Unset, Everywhere,
+    EXCLUDE_PREFIX: FILTERS, BETWEEN, "exclude-prefix", "PREFIX", Texts, Unset, Everywhere,
         "Leave out keys that begin with this";
-    INCLUDE_TYPE: FILTERS, SERVED, "include-type", "TYPES", List, Unset, Everywhere,
+    INCLUDE_TYPE: FILTERS, BETWEEN, "include-type", "TYPES", List, Unset, Everywhere,
         "Carry only these types: string, list, set, hash, zset, stream, json, filter";
-    EXCLUDE_TYPE: FILTERS, SERVED, "exclude-type", "TYPES", List, Unset, Everywhere,
+    EXCLUDE_TYPE: FILTERS, BETWEEN, "exclude-type", "TYPES", List, Unset, Everywhere,
         "Leave out these types";
-    INCLUDE_DB: FILTERS, SERVED, "include-db", "DBS", List, Unset, Everywhere,
+    INCLUDE_DB: FILTERS, BETWEEN, "include-db", "DBS", List, Unset, Everywhere,
         "Carry only these databases of the source, as in 0,3";
-    EXCLUDE_DB: FILTERS, SERVED, "exclude-db", "DBS", List, Unset, Everywhere,
+    EXCLUDE_DB: FILTERS, BETWEEN, "exclude-db", "DBS", List, Unset, Everywhere,
         "Leave out these databases of the source";
-    DB_MAP: FILTERS, SERVED, "db-map", "PAIRS", List, Unset, Everywhere,
+    DB_MAP: FILTERS, BETWEEN, "db-map", "PAIRS", List, Unset, Everywhere,
         "Databases at the target, SOURCE:TARGET as in 0:0,1:3 (*:0: all others); what is not named keeps its number";
-    DB_MERGE: FILTERS, SERVED, "db-merge", "", Switch, Value("off"), Everywhere,
+    DB_MERGE: FILTERS, BETWEEN, "db-merge", "", Switch, Value("off"), Everywhere,
         "Let several databases of the source go into one of the target; of two keys of one name one is lost";
-    REWRITE_PREFIX: FILTERS, SERVED, "rewrite-prefix", "OLD=NEW", Texts, Unset, Everywhere,
+    REWRITE_PREFIX: FILTERS, BETWEEN, "rewrite-prefix", "OLD=NEW", Texts, Unset, Everywhere,
         "Keys that begin with OLD begin with NEW at the target, as in old:=new: (the longest OLD counts)";
 
     CORES: RESOURCES, DATA, "cores", "N", Count { min: 1, max: 1024 }, Computed("the number of CPUs"), Everywhere,

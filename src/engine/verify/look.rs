@@ -7,6 +7,7 @@
 use super::difference::{ELEMENTS_MAX, Element, Item, Kind};
 use super::fields;
 use super::image::{Image, print_of};
+use super::names::Names;
 use super::peer::{AskError, Peer, number, shown};
 use super::rate::Bucket;
 use super::wire::Commands;
@@ -77,6 +78,7 @@ pub struct Looker {
     /// Expiries nearer than this are equal.
     pub tolerance_ms: i64,
     pub policy: Policy,
+    pub names: Names,
     pub bucket: Bucket,
     pub started: Instant,
     /// Bytes received from the source that the bucket knows of.
@@ -104,8 +106,14 @@ impl Looker {
         let (sources, targets) = self.metas(db, keys).await?;
         let mut verdicts: Vec<Option<Verdict>> = Vec::with_capacity(keys.len());
         let mut open = Vec::new();
-        for (at, (source, target)) in sources.iter().zip(&targets).enumerate() {
-            let verdict = self.judge_meta(source.as_ref(), target.as_ref());
+        for (at, (key, (source, target))) in keys.iter().zip(sources.iter().zip(&targets)).enumerate() {
+            let carried = |meta: &Meta| self.names.admits_type(db, key, &meta.type_name);
+            let verdict = match (source, target) {
+                (Some(source), _) if !carried(source) => Some(Verdict::NotCarried),
+                // The target's own.
+                (None, Some(target)) if !carried(target) => Some(Verdict::Gone),
+                _ => self.judge_meta(source.as_ref(), target.as_ref()),
+            };
             if let (None, Some(source)) = (&verdict, source) {
                 open.push(Open { at, type_name: source.type_name.clone(), size: 0 });
             }

@@ -5,6 +5,7 @@
 //!   look      one look at a few keys: type, expiry, value          image, fields, paged, stream, hll
 //!   suspects  what differed, looked at again until lag cannot explain it
 //!   repair    copies a key again, whole
+//!   names     which keys are compared, and where a key stands at the other side
 //!   peer      one side: a server, or the primaries of a cluster    wire, nodes
 //! ```
 //!
@@ -18,6 +19,7 @@ mod hll;
 mod image;
 mod json;
 mod look;
+mod names;
 mod nodes;
 mod paged;
 mod peer;

@@ -5,6 +5,7 @@
 //! moved slots is followed. Invariant: cursors are good as long as the server they belong to lives, so a restart of a
 //! server during the comparison is an error.
 
+use super::names::Names;
 use super::nodes::{self, Node, Nodes};
 use super::wire::{Commands, Conn, Trouble};
 use crate::engine::error::EngineError;
@@ -84,6 +85,8 @@ pub struct Peer {
     /// Memory that the answers of one exchange may take.
     bytes_max: usize,
     nodes: Nodes,
+    /// Where the source's keys stand here; none: under their own names.
+    pub names: Option<Names>,
     /// Bytes received so far.
     pub bytes_received: u64,
 }
@@ -112,6 +115,7 @@ impl Peer {
             timeout,
             bytes_max,
             nodes: Nodes::single(first),
+            names: None,
             bytes_received: 0,
         };
         peer.open(0).await.map_err(|trouble| peer.said(0, &text_of(trouble)))?;
@@ -229,11 +233,14 @@ impl Peer {
         }
     }
 
-    /// Commands for keys, each at its owner; replies in the order of the commands.
+    /// Commands for keys by the source's names, each at its owner; replies in the order of the commands.
     pub async fn ask(&mut self, db: u32, commands: &Commands) -> Result<Vec<Value>, AskError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
+        let own = self.names.as_ref().map(|names| names.at_target(db, commands)).transpose();
+        let own = own.map_err(EngineError::from)?.flatten();
+        let (db, commands) = own.as_ref().map_or((db, commands), |(db, commands)| (*db, commands));
         if !self.traits.cluster || self.nodes.all.len() == 1 {
             return self.ask_node(0, db, commands).await;
         }

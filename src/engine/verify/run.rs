@@ -6,6 +6,7 @@
 
 use super::difference::{Difference, Item, Kind, text};
 use super::look::{ABSENT, Found, Looker, State, Verdict};
+use super::names::Names;
 use super::paged;
 use super::peer::{AskError, Peer, Side, unix_ms};
 use super::rate::Bucket;
@@ -114,12 +115,16 @@ impl<'a> Job<'a> {
             Repair::Off => None,
             _ => Some(Repairer::new(settings, &mut target).await?),
         };
+        let scope = settings.scope.clone();
+        let names = Names::new(if target.traits.cluster { scope.within(1) } else { scope });
+        target.names = Some(names.clone());
         let started = Instant::now();
         let mut looker = Looker {
             source,
             target,
             tolerance_ms: i64::try_from(settings.expiry_tolerance.as_millis()).unwrap_or(i64::MAX),
             policy: settings.on_unsupported.clone(),
+            names,
             bucket: Bucket::new(settings.rate, Duration::ZERO),
             started,
             bytes_paced: 0,
@@ -138,7 +143,7 @@ impl<'a> Job<'a> {
             target: settings.target_address(),
             source_run_ids: looker.source.run_ids(),
             target_run_ids: looker.target.run_ids(),
-            mode: choice.name(),
+            mode: choice.name() + &looker.names.fingerprint(),
         };
         let mut job = Self {
             settings,
@@ -281,23 +286,29 @@ impl<'a> Job<'a> {
             return Ok(());
         };
         let of_source = self.position.pass == walk::PASS_SOURCE;
+        let names = self.looker.names.clone();
+        let origin = if of_source { Some(db).filter(|db| names.admits_db(*db)) } else { names.source_db(db) };
+        let Some(origin) = origin else {
+            self.position = walk::next_database(&self.position);
+            return Ok(());
+        };
         let peer = if of_source { &mut self.looker.source } else { &mut self.looker.target };
-        let batch = walk::batch(peer, db, &self.position, &self.choice, BATCH_KEYS).await?;
+        let batch = walk::batch(peer, db, &self.position, (&self.choice, &names), BATCH_KEYS).await?;
         let count = batch.keys.len() as u64;
         if of_source {
-            let verdicts = self.looker.look(db, &batch.keys).await?;
+            let verdicts = self.looker.look(origin, &batch.keys).await?;
             for (key, verdict) in batch.keys.into_iter().zip(verdicts) {
-                self.first_verdict(db, key, verdict);
+                self.first_verdict(origin, key, verdict);
             }
             self.counts.keys_compared += count;
         } else {
-            let exist = self.looker.exist_at_source(db, &batch.keys).await?;
+            let exist = self.looker.exist_at_source(origin, &batch.keys).await?;
             let now = self.now();
             for (key, exists) in batch.keys.into_iter().zip(exist) {
                 if !exists {
                     let mut found = *Found::new("", vec![Item::new(Kind::Extra)]);
                     found.source = State { print: Some(ABSENT), expire_at_ms: None };
-                    self.suspects.put(Suspect::new(db, key, found, now, self.settings.lag_max));
+                    self.suspects.put(Suspect::new(origin, key, found, now, self.settings.lag_max));
                 }
             }
             self.counts.keys_looked_for += count;
@@ -475,7 +486,14 @@ impl<'a> Job<'a> {
 
     /// `--mode count`: numbers of keys, until they are equal or lag cannot explain it.
     async fn count(&mut self) -> Result<(), EngineError> {
-        for db in self.databases.clone() {
+        let names = self.looker.names.clone();
+        // A number that only the target has may be that of another database of the source.
+        let own = self.looker.source.keyspace().await?.into_iter().map(|(db, _)| db).filter(|db| names.admits_db(*db));
+        let origins = self.databases.iter().filter_map(|db| names.source_db(*db));
+        let mut databases: Vec<u32> = own.chain(origins).collect();
+        databases.sort_unstable();
+        databases.dedup();
+        for db in databases {
             let begun = self.now();
             loop {
                 let (source, target) = walk::counts(&mut self.looker, db).await?;

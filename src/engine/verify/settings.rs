@@ -1,6 +1,6 @@
 //! What a comparison needs to know, resolved. `cli` builds it.
 
-use crate::convert::Policy;
+use crate::convert::{Policy, Scope};
 use crate::engine::settings::Endpoint;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub struct VerifySettings {
     pub repair: Repair,
     /// What the job did with what the target cannot hold: decides what is no difference, and how to repair.
     pub on_unsupported: Policy,
+    /// What the job carries, and under which names.
+    pub scope: Scope,
     pub connect_timeout: Duration,
 }
 

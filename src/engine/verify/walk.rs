@@ -5,6 +5,7 @@
 
 use super::image::print_of;
 use super::look::Looker;
+use super::names::Names;
 use super::paged::scan_reply;
 use super::peer::{Peer, Side, shown};
 use super::settings::{Mode, SampleSize};
@@ -62,25 +63,24 @@ impl Choice {
 }
 
 pub struct Batch {
-    /// Chosen keys, each once.
+    /// Chosen keys by their names at the source, each once.
     pub keys: Vec<Vec<u8>>,
     /// Keys that SCAN gave.
     pub seen: u64,
     pub next: Position,
 }
 
-/// The next keys of one database at one node: about `count`, or fewer where the scan ends.
+/// The next keys of one database of this side at one node: about `count`, or fewer where the scan ends.
 pub async fn batch(
     peer: &mut Peer,
     db: u32,
     position: &Position,
-    choice: &Choice,
+    choice: (&Choice, &Names),
     count: usize,
 ) -> Result<Batch, EngineError> {
     let primaries = peer.primaries();
     let Some(node) = primaries.get(position.node).copied() else {
-        let next = Position { database: position.database + 1, node: 0, cursor: "0".into(), ..position.clone() };
-        return Ok(Batch { keys: Vec::new(), seen: 0, next });
+        return Ok(Batch { keys: Vec::new(), seen: 0, next: next_database(position) });
     };
     let mut batch = Batch { keys: Vec::new(), seen: 0, next: position.clone() };
     for _ in 0..PAGES_MAX {
@@ -94,8 +94,7 @@ pub async fn batch(
         let (cursor, keys) =
             reply.and_then(scan_reply).ok_or_else(|| peer.said(node, "SCAN was answered in an unknown form"))?;
         batch.seen += keys.len() as u64;
-        let own = |key: &[u8]| peer.side == Side::Target && key.starts_with(OWN_PREFIX.as_bytes());
-        batch.keys.extend(keys.into_iter().filter(|key| choice.takes(db, key) && !own(key)));
+        batch.keys.extend(keys.into_iter().filter_map(|key| chosen(peer.side, db, key, choice)));
         batch.next.cursor = String::from_utf8_lossy(&cursor).into_owned();
         if cursor == b"0" {
             batch.next.node += 1;
@@ -110,18 +109,37 @@ pub async fn batch(
     Ok(batch)
 }
 
+/// The name at the source of a key that is compared.
+fn chosen(side: Side, db: u32, key: Vec<u8>, (choice, names): (&Choice, &Names)) -> Option<Vec<u8>> {
+    let (db, key) = match side {
+        Side::Source => names.admits(db, &key).then_some((db, key))?,
+        Side::Target if key.starts_with(OWN_PREFIX.as_bytes()) => return None,
+        Side::Target => {
+            let origin = names.source_db(db)?;
+            (origin, names.source_of(origin, &key)?)
+        }
+    };
+    choice.takes(db, &key).then_some(key)
+}
+
+/// The database after this one.
+pub fn next_database(position: &Position) -> Position {
+    Position { database: position.database + 1, node: 0, cursor: "0".into(), ..position.clone() }
+}
+
 /// The pass after this one.
 pub fn next_pass(position: &Position) -> Position {
     Position { pass: position.pass + 1, database: 0, node: 0, cursor: "0".into() }
 }
 
-/// Keys of a database at both sides, without ours.
+/// Keys of a database of the source at both sides, without ours.
 pub async fn counts(looker: &mut Looker, db: u32) -> Result<(u64, u64), EngineError> {
-    let (source, target) = tokio::join!(looker.source.count(db), looker.target.count(db));
+    let target_db = looker.names.target_db(db)?;
+    let (source, target) = tokio::join!(looker.source.count(db), looker.target.count(target_db));
     let (source, mut target) = (source?, target?);
     if source != target {
         // Only then, for it is a walk over all keys.
-        target = target.saturating_sub(own_keys(&mut looker.target, db).await?);
+        target = target.saturating_sub(own_keys(&mut looker.target, target_db).await?);
     }
     Ok((source, target))
 }

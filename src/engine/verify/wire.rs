@@ -14,6 +14,7 @@ use crate::redis::value::{self, Value};
 use crate::redis::value_reader::ValueReader;
 use std::cell::RefCell;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::time::Duration;
 use tokio_uring::net::TcpStream;
 
@@ -22,6 +23,8 @@ use tokio_uring::net::TcpStream;
 pub struct Commands {
     bytes: Vec<u8>,
     ends: Vec<(usize, Slot)>,
+    /// Where the keys stand, in order: command, and the bytes of the argument with its head.
+    keys: Vec<(usize, Range<usize>)>,
 }
 
 impl Commands {
@@ -36,8 +39,41 @@ impl Commands {
 
     /// Adds a command whose key is `args[key_at]`.
     pub fn push_keyed(&mut self, args: &[&[u8]], key_at: usize) {
-        resp::push_command(&mut self.bytes, args);
+        resp::push_array_head(&mut self.bytes, args.len());
+        for (at, arg) in args.iter().enumerate() {
+            let start = self.bytes.len();
+            resp::push_bulk(&mut self.bytes, arg);
+            if at == key_at {
+                self.keys.push((self.ends.len(), start..self.bytes.len()));
+            }
+        }
         self.ends.push((self.bytes.len(), args.get(key_at).map_or(Slot(0), |key| slot(key))));
+    }
+
+    /// The same commands on keys of other names. Those that came encoded keep theirs.
+    pub fn renamed<E>(&self, mut name_of: impl FnMut(&[u8]) -> Result<Vec<u8>, E>) -> Result<Self, E> {
+        let mut all = Self::new();
+        let (mut keys, mut start) = (self.keys.iter().peekable(), 0);
+        for (command, (end, own_slot)) in self.ends.iter().enumerate() {
+            let mut slot_now = *own_slot;
+            if let Some((_, range)) = keys.next_if(|(of, _)| *of == command) {
+                let arg = self.bytes.get(range.clone()).unwrap_or_default();
+                // `$len CRLF key CRLF`
+                let head = arg.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+                let key = arg.get(head..arg.len().saturating_sub(2)).unwrap_or_default();
+                let name = name_of(key)?;
+                slot_now = slot(&name);
+                all.bytes.extend_from_slice(self.bytes.get(start..range.start).unwrap_or_default());
+                let begin = all.bytes.len();
+                resp::push_bulk(&mut all.bytes, &name);
+                all.keys.push((command, begin..all.bytes.len()));
+                start = range.end;
+            }
+            all.bytes.extend_from_slice(self.bytes.get(start..*end).unwrap_or_default());
+            all.ends.push((all.bytes.len(), slot_now));
+            start = *end;
+        }
+        Ok(all)
     }
 
     /// Adds a command that is encoded already.
