@@ -74,14 +74,20 @@ fn a_status_tells_phase_lag_and_knobs() {
     let text = done(&path, &["status"]);
     assert!(text.contains("phase: in step") && text.contains("lag: 0 entries"), "{text}");
     // A watch ends with its job.
-    let watch = Command::new(TOOL)
+    let mut watch = Command::new(TOOL)
         .args(["status", "--watch", "--control", path.to_str().unwrap()])
-        .stdout(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
+    // It watches from its first word on; a job that has gone before that is an error.
+    let mut shown = std::io::BufReader::new(watch.stdout.take().unwrap());
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut shown, &mut first).unwrap();
+    let shown = std::thread::spawn(move || std::io::copy(&mut shown, &mut std::io::sink()));
     assert!(done(&path, &["stop"]).contains("stopping"));
     assert_eq!(tool.wait(), Some(130), "{}", tool.said());
-    assert!(watch.wait_with_output().unwrap().status.success());
+    assert!(watch.wait().unwrap().success());
+    shown.join().unwrap().unwrap();
     assert!(!path.exists(), "the socket goes away with the job");
     let gone = control(&path, &["status"]);
     assert_eq!(gone.status.code(), Some(3), "{}", String::from_utf8_lossy(&gone.stderr));
