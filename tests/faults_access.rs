@@ -102,7 +102,7 @@ fn wrong_and_missing_passwords() {
     }
 }
 
-/// A user of the target without a right that is needed: named, before or at the first use.
+/// A user of the target without a right that every job needs: named before anything is written, or flushed.
 #[test]
 fn a_missing_permission_is_named() {
     let Some(server) = server(ServerKind::Redis7) else { return };
@@ -110,7 +110,10 @@ fn a_missing_permission_is_named() {
     for (rights, text) in [
         (&["+@all", "-set"][..], r"\'set\'"),
         (&["+@all", "-info"], r"\'info\'"),
+        (&["+@all", "-restore"], r"\'restore\'"),
+        (&["+@all", "-pexpireat"], r"\'pexpireat\'"),
         (&["+@all", "-multi"], r"\'multi\'"),
+        (&["+@all", "-exec"], r"\'exec\'"),
         (&["+@all", "-flushall"], r"\'flushall\'"),
     ] {
         admin.run("FLUSHALL").unwrap();
@@ -122,6 +125,8 @@ fn a_missing_permission_is_named() {
         let mut command = migrate_command(master.port(), server.port(), &["--on-existing", "flush"]);
         command.env("DF2REDIS_TARGET_USER", "loader").env("DF2REDIS_TARGET_PASSWORD", "pw-of-loader");
         start(command).wait().expect_code(5).expect_text("NOPERM").expect_text(text);
+        assert_eq!(admin.run("DBSIZE").unwrap().int(), Some(1), "something was flushed or written without {rights:?}");
+        assert_eq!(admin.run("GET foreign").unwrap().text().unwrap(), "1");
     }
 }
 

@@ -89,6 +89,7 @@ impl Job<'_> {
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
         let mut source = self.connect_source().await?;
         self.check_databases(&source, &probed)?;
+        self.check_access(&mut target).await?;
         self.check_clocks(&mut source, &mut target).await?;
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();

@@ -1,12 +1,15 @@
-//! What is looked at before anything is written: a target that is ready, databases that have their place, clocks that agree.
+//! What is looked at before anything is written: a target that is ready, a user that may do the work, databases that have
+//! their place, clocks that agree.
 //!
 //! In: both servers. Out: connections, or a refusal that names the setting. Invariant: nothing here changes either server.
 
 use super::crew::jittered;
 use super::error::EngineError;
 use super::job::Job;
+use super::settings::OnExisting;
 use super::source::Source;
 use super::target::{self, Target, TargetLink};
+use crate::redis::value::Value;
 use crate::report::document::ClockSkew;
 use crate::uring::clock::realtime_ms;
 use std::time::Duration;
@@ -14,6 +17,18 @@ use tokio::time::Instant;
 
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_LAST: Duration = Duration::from_secs(2);
+
+/// Commands of every job in a form that cannot succeed, whatever the target holds: its permissions are checked before its
+/// arguments are understood. MULTI and EXEC with nothing between them succeed, and do nothing.
+const ACCESS_PROBES: [&[&[u8]]; 5] = [
+    &[b"SET", b"df2redis:probe", b"x", b"NX", b"XX"],
+    &[b"RESTORE", b"df2redis:probe", b"0", b"x", b"NO-OPTION"],
+    &[b"PEXPIREAT", b"df2redis:probe", b"no-number"],
+    &[b"MULTI"],
+    &[b"EXEC"],
+];
+/// Likewise, for `--on-existing flush`.
+const FLUSH_PROBE: &[&[u8]] = &[b"FLUSHALL", b"NO-OPTION"];
 
 impl Job<'_> {
     /// The control connection and what the target is. Waits for one that is loading, busy, or has no room for a client.
@@ -51,6 +66,27 @@ impl Job<'_> {
         for (db, keys) in source.keyspace() {
             if *keys > 0 && scope.admits_db(*db) {
                 scope.target_db(*db)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the target's user may run what every job runs, so that a missing permission is named before anything is
+    /// written. What only some data needs is held, and named, when it is refused.
+    pub(super) async fn check_access(&self, target: &mut TargetLink) -> Result<(), EngineError> {
+        let flush = (self.settings.on_existing == OnExisting::Flush).then_some(FLUSH_PROBE);
+        for args in ACCESS_PROBES.into_iter().chain(flush) {
+            let name = String::from_utf8_lossy(args[0]);
+            match target.call_raw(&name, args).await? {
+                // A refused EXEC says EXECABORT first.
+                Value::Error(text) if text.windows(6).any(|word| word == b"NOPERM") => {
+                    return Err(EngineError::Target(format!(
+                        "nothing was written: the target answered {name} with \"{}\"; grant it to the target's user (README.md \
+                         lists the least that is needed)",
+                        text.escape_ascii()
+                    )));
+                }
+                _ => {}
             }
         }
         Ok(())

@@ -90,6 +90,7 @@ impl Job<'_> {
         // The source is asked before the target is emptied: a wrong address must not cost a data set.
         let mut source = self.connect_source().await?;
         self.check_databases(&source, &probed)?;
+        self.check_access(&mut target).await?;
         self.check_clocks(&mut source, &mut target).await?;
         drop(source);
         target::end_lanes(&mut target).await?;
