@@ -7,7 +7,7 @@
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
 //!   reading socket -> backlog -> spool file -> input, where the target does not keep up
-//!   lane    writer -> batches -> linked sends -> replies
+//!   lane    writer -> batches -> linked sends -> replies; lanes: all of a worker's, lost, refused, silent ones too
 //!   router  of a cluster: slots to lanes, markers, positions; held, units: between two slot maps
 //! cluster   who has which slot, routed commands; settle, apart: what a held worker left behind
 //! verify    source against target, through ordinary commands   control thread, tokio-uring
@@ -32,6 +32,7 @@ mod fence;
 mod fetch;
 mod figures;
 mod flow;
+mod follow;
 mod handing;
 mod handle;
 mod handover;
@@ -44,6 +45,7 @@ mod job;
 mod joining;
 mod lag;
 mod lane;
+mod lanes;
 mod link;
 mod messages;
 mod migrate;

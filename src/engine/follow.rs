@@ -1,0 +1,363 @@
+//! Following the journal: one session of `replicate`, from the end of its full sync (or from a checkpoint) until something
+//! ends it.
+//!
+//! In: what the workers and the source say, signals, a cutover. Out: the target in step, or the reason of the end. Invariants:
+//! the checkpoint is called good only when every flow's snapshot is confirmed; a global command is executed once, when every
+//! flow stands before it and everything before it is applied (wire 4.5); "in step" is what positions say.
+
+use super::checkpoint::{self, Checkpoint};
+use super::crew::Crew;
+use super::error::EngineError;
+use super::fetch::Fetcher;
+use super::handing::DeskEvent;
+use super::handover::Order;
+use super::hold::Watermarks;
+use super::job::{Job, Signals};
+use super::joining::Joining;
+use super::messages::{Barrier, WorkerCommand, WorkerEvent};
+use super::migrate::PROGRESS_EVERY;
+use super::phase::Phase;
+use super::righting::Rightings;
+use super::source::{PartialWay, Source};
+use super::target::{self, Target, TargetLink};
+use crate::convert::journal::GlobalCommand;
+use crate::dragonfly::reply::Reply;
+use crate::dragonfly::session::Session;
+use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::uring;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How often is looked whether every snapshot is confirmed: until then a restart begins anew.
+const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
+/// How often the source is asked for its positions.
+const OFFSETS_EVERY: Duration = Duration::from_secs(1);
+/// How long the source may take to say where it stands when the job is told to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// More records behind than this and the target is no longer called in step.
+const IN_STEP_RECORDS_MAX: u64 = 10_000;
+
+impl Job<'_> {
+    /// The full sync (if the session is one), then the journal until something ends it.
+    pub(super) async fn follow(
+        &mut self,
+        source: &mut Source,
+        session: &mut Session,
+        crew: &mut Crew,
+        probed: &Target,
+        checkpoint: &mut Checkpoint,
+        signals: &mut Signals,
+    ) -> Result<(), EngineError> {
+        let mut joining = Joining::none();
+        if !checkpoint.stable {
+            self.full_sync(source, session, crew, signals, &mut 0).await?;
+        } else if source.partial_way() == Some(PartialWay::BySync) {
+            joining = Joining::begin(source, checkpoint.flows)?;
+        } else {
+            let answer = source.start_partial()?;
+            let (link, reply) = tokio::select! {
+                answer = answer => answer?,
+                () = signals.next() => return Err(EngineError::Interrupted),
+            };
+            source.answered(link);
+            if reply != Reply::Simple(b"OK".to_vec()) {
+                return Err(EngineError::Source(format!("the source answered DFLY STARTSTABLE with {reply:?}")));
+            }
+        }
+        self.enter(Phase::CatchingUp);
+        let mut watch = Watch::default();
+        let mut fetcher = Fetcher::new(&self.settings, checkpoint.flows);
+        for lost in std::mem::take(&mut self.lost) {
+            crew.tell_flow(lost.flow, WorkerCommand::Doubt(lost));
+        }
+        let mut rightings = Rightings::new(&self.settings, &probed.capabilities, crew.hold().clone());
+        let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+        let mut offsets = tokio::time::interval(OFFSETS_EVERY);
+        let mut confirmations = tokio::time::interval(CONFIRMED_EVERY);
+        loop {
+            tokio::select! {
+                event = crew.event() => match event? {
+                    WorkerEvent::Suspects { worker, keys } => {
+                        self.settle_suspects(source, crew, worker, keys).await?;
+                        watch.suspects_settled += 1;
+                    }
+                    WorkerEvent::Drained => watch.drained += 1,
+                    WorkerEvent::Settled(number) => watch.settled(number, crew.workers()),
+                    WorkerEvent::Lost(lost) => fetcher.want(lost),
+                    event => {
+                        joining.event(&event);
+                        self.watch(event);
+                    }
+                },
+                answer = joining.answer() => joining.answered(source, answer?)?,
+                _ = ticks.tick() => {
+                    self.progress();
+                    watch.marks.confirm(&crew.confirmed(), crew.hold());
+                    rightings.look();
+                }
+                answers = fetcher.answers() => {
+                    for answer in answers {
+                        crew.tell_flow(answer.lost.flow, WorkerCommand::Fetched(Box::new(answer)));
+                    }
+                }
+                swept = rightings.ended() => {
+                    self.report.expiries.put_right_by_sweep += swept?.put_right;
+                }
+                _ = confirmations.tick(), if !checkpoint.stable => {
+                    if crew.confirmed().iter().all(|lsn| *lsn > 0) {
+                        checkpoint::mark_stable(&mut self.control_again(probed).await?).await?;
+                        checkpoint.stable = true;
+                        self.resumable = true;
+                    }
+                }
+                _ = offsets.tick(), if joining.is_done() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
+                    self.compare_offsets(source, crew, checkpoint, &mut watch).await?;
+                }
+                () = signals.next() => {
+                    if self.phase == Phase::Stopping || watch.stops {
+                        return Err(EngineError::Interrupted);
+                    }
+                    tracing::info!("stopping: what was read is applied and acknowledged; a second signal stops at once");
+                    watch.stops = true;
+                    self.settings.control.cancel_cutover("the job was told to stop");
+                }
+                event = self.desk.next() => match event {
+                    DeskEvent::Asked(asked) => self.begin_cutover(asked, source, crew),
+                    DeskEvent::Order(Order::Settle(answer)) => {
+                        let number = watch.settle(answer);
+                        crew.tell_all(|| WorkerCommand::Settle(number));
+                    }
+                    DeskEvent::Order(Order::End { keys, done }) => {
+                        self.begin_end(keys, done);
+                        crew.tell_all(|| WorkerCommand::Drain);
+                    }
+                    DeskEvent::Ended(report) => self.cutover_ended(report),
+                },
+            }
+            joining.go_on(source, crew)?;
+            let settled = watch.suspects_settled >= crew.workers();
+            self.settings.control.set_ready(self.phase == Phase::InStep && settled);
+            // A cutover that is under way is rolled back first.
+            if watch.stops && !self.desk.is_running() && self.phase != Phase::Stopping {
+                self.enter(Phase::Stopping);
+                watch.stop_at = stop_positions(source).await;
+                crew.tell_all(|| WorkerCommand::Drain);
+            }
+            if checkpoint.stable
+                && let Some(barriers) = crew.take_barriers()
+            {
+                // The first connection was idle for long: the target (`timeout`) may have closed it.
+                let mut target = self.control_again(probed).await?;
+                self.pass_barrier(crew, &mut target, checkpoint, &barriers).await?;
+            }
+            if watch.drained == crew.workers() && matches!(self.phase, Phase::Stopping | Phase::HandingOver) {
+                // Behind a fence nothing is missing: that was proven.
+                let handing_over = self.phase == Phase::HandingOver;
+                if !handing_over && !watch.caught_up(&crew.confirmed()) {
+                    if checkpoint.held {
+                        tracing::info!("stopped behind the source: near expiries stay held until the job goes on");
+                    }
+                    return Err(EngineError::Interrupted);
+                }
+                if !watch.releasing {
+                    watch.releasing = true;
+                    watch.drained = 0;
+                    crew.tell_all(|| WorkerCommand::ReleaseHeld);
+                    continue;
+                }
+                let mut target = self.control_again(probed).await?;
+                if checkpoint.held {
+                    let sweep = rightings.end(&mut target);
+                    let swept = tokio::select! {
+                        swept = sweep => swept?,
+                        () = signals.next() => return Err(EngineError::Interrupted),
+                    };
+                    self.report.expiries.put_right_by_sweep += swept.put_right;
+                    checkpoint::set_held(&mut target, false).await?;
+                }
+                return if handing_over { Ok(()) } else { Err(EngineError::Interrupted) };
+            }
+        }
+    }
+
+    /// Asks the source for its positions and compares: whenever every flow has applied what the source had, the target is in step.
+    async fn compare_offsets(
+        &mut self,
+        source: &mut Source,
+        crew: &Crew,
+        checkpoint: &Checkpoint,
+        watch: &mut Watch,
+    ) -> Result<(), EngineError> {
+        if !source.is_free() || !checkpoint.stable {
+            return Ok(());
+        }
+        let asked_ms = uring::clock::realtime_ms() as i64;
+        let offsets = source.replica_offsets().await?;
+        let confirmed = crew.confirmed();
+        watch.marks.asked(asked_ms, offsets.clone());
+        watch.marks.confirm(&confirmed, crew.hold());
+        let behind: u64 =
+            offsets.iter().zip(&confirmed).map(|(source, applied)| source.0.saturating_sub(*applied)).sum();
+        tracing::debug!(behind_records = behind, "positions");
+        self.view.heard(self.started.elapsed(), offsets.iter().map(|lsn| lsn.0).collect(), &confirmed);
+        // Under a steady load something is always on its way: then it counts that everything is there which the source had
+        // when it was asked before. A position of 0 says that the shard has no journal yet; nothing can be missing there.
+        let passed = |before: &Vec<Lsn>| before.iter().zip(&confirmed).all(|(before, applied)| before.0 <= *applied);
+        let near = behind <= IN_STEP_RECORDS_MAX && watch.offsets_before.as_ref().is_some_and(passed);
+        watch.offsets_before = Some(offsets);
+        if (behind == 0 || near) && self.phase == Phase::CatchingUp {
+            self.enter(Phase::InStep);
+            self.observer.in_step();
+            self.tell_in_step();
+            if !watch.suspects_asked {
+                watch.suspects_asked = true;
+                crew.tell_all(|| WorkerCommand::ListSuspects);
+            }
+        } else if behind > IN_STEP_RECORDS_MAX && self.phase == Phase::InStep {
+            self.enter(Phase::CatchingUp);
+        }
+        Ok(())
+    }
+
+    /// Suspects that the source does not have are deleted by the flow that owns them, in order with its journal.
+    async fn settle_suspects(
+        &mut self,
+        source: &mut Source,
+        crew: &Crew,
+        worker: usize,
+        keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
+    ) -> Result<(), EngineError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut asking = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
+        let mut absent = Vec::new();
+        for (flow, db, key) in keys {
+            self.report.suspects.asked += 1;
+            if !asking.exists(db, &key).await? {
+                absent.push((flow, db, key));
+            }
+        }
+        let _ = source;
+        self.report.suspects.removed += absent.len() as u64;
+        crew.tell(worker, WorkerCommand::DeleteSuspects(absent));
+        Ok(())
+    }
+
+    /// All flows stand before the same global command and everything before it is applied: executes it once.
+    async fn pass_barrier(
+        &mut self,
+        crew: &Crew,
+        target: &mut TargetLink,
+        checkpoint: &Checkpoint,
+        barriers: &[Barrier],
+    ) -> Result<(), EngineError> {
+        let Some(first) = barriers.first() else { return Ok(()) };
+        if barriers.iter().any(|barrier| barrier.txid != first.txid || barrier.command != first.command) {
+            return Err(EngineError::Source(format!(
+                "flows stand before different global commands (transactions {:?}): the journal cannot be trusted",
+                barriers.iter().map(|barrier| barrier.txid).collect::<Vec<_>>()
+            )));
+        }
+        let lsns: Vec<(u32, Lsn)> = barriers.iter().map(|barrier| (barrier.flow.0, barrier.next_lsn)).collect();
+        if !checkpoint.owned {
+            return Err(EngineError::Refused(format!(
+                "the source ran {:?}, but the target held keys of its own when the job began, which it would delete too; \
+                 run again with --on-existing flush",
+                first.command
+            )));
+        }
+        let scope = &self.settings.scope;
+        tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
+        match &first.command {
+            GlobalCommand::FlushAll => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns).await?;
+                self.mark_import_mode(target).await?;
+            }
+            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+            }
+            GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
+                return Err(EngineError::Refused(format!(
+                    "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
+                     (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
+                )));
+            }
+            GlobalCommand::FlushDb(db) => {
+                let db = scope.target_db(*db)?;
+                checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns).await?;
+            }
+            GlobalCommand::FlushSlots(_) if scope.rewrites() => {
+                return Err(EngineError::Refused(
+                    "the source gave slots away (DFLYCLUSTER FLUSHSLOTS), and with --rewrite-prefix the names at the target \
+                     do not tell the slots at the source; run again with --on-existing flush"
+                        .into(),
+                ));
+            }
+            GlobalCommand::FlushSlots(ranges) => {
+                target::delete_slots(target, ranges).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+            }
+        }
+        crew.tell_all(|| WorkerCommand::ReleaseBarrier);
+        Ok(())
+    }
+}
+
+/// What the control plane keeps while it follows.
+#[derive(Default)]
+struct Watch {
+    drained: usize,
+    suspects_asked: bool,
+    /// The source's positions when it was asked the last time.
+    offsets_before: Option<Vec<Lsn>>,
+    /// Workers whose suspects were asked for, and told.
+    suspects_settled: usize,
+    /// Told to stop.
+    stops: bool,
+    /// Orders to settle so far; who waits for the last of them, and how many workers have done so.
+    settles: u64,
+    settling: Option<(oneshot::Sender<()>, usize)>,
+    /// How far the flows are applied, as times.
+    marks: Watermarks,
+    /// The source's positions when the job was told to stop.
+    stop_at: Vec<Lsn>,
+    /// Drained; the held expiries are on their way.
+    releasing: bool,
+}
+
+impl Watch {
+    /// A number for an order to settle.
+    fn settle(&mut self, answer: oneshot::Sender<()>) -> u64 {
+        self.settles += 1;
+        self.settling = Some((answer, 0));
+        self.settles
+    }
+
+    fn settled(&mut self, number: u64, workers: usize) {
+        let Some((_, count)) = self.settling.as_mut().filter(|_| number == self.settles) else { return };
+        *count += 1;
+        if *count == workers
+            && let Some((answer, _)) = self.settling.take()
+        {
+            let _ = answer.send(());
+        }
+    }
+
+    /// Everything that the source had done when the job was told to stop is applied.
+    fn caught_up(&self, confirmed: &[u64]) -> bool {
+        self.stop_at.len() == confirmed.len()
+            && self.stop_at.iter().zip(confirmed).all(|(lsn, applied)| *applied >= lsn.0)
+    }
+}
+
+/// The source's positions now; none if it does not answer soon.
+async fn stop_positions(source: &mut Source) -> Vec<Lsn> {
+    if !source.is_free() {
+        return Vec::new();
+    }
+    match tokio::time::timeout(STOP_PATIENCE, source.replica_offsets()).await {
+        Ok(Ok(offsets)) => offsets,
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,309 @@
+//! The worker's connections to the target: what is due is sent, what is answered is taken, what is lost or refused is
+//! waited for.
+//!
+//! In: batches that the flows filled, completions, connections made again. Out: sends and reads on the ring, positions moved
+//! forward behind what was acknowledged. Invariants: a position moves only with its acknowledged batch; what the target
+//! refused is sent again in its order; a connection that owes replies is never silent for ever.
+
+use super::batch::Batch;
+use super::error::EngineError;
+use super::flow::Flow;
+use super::lane::{Lane, Link, Verdict};
+use super::messages::WorkerEvent;
+use super::refusal::{self, Hold};
+use super::settings::MigrateSettings;
+use super::wire::{Begun, Connected};
+use super::worker::{KIND_REPLY, KIND_SEND, Worker, token};
+use crate::report::counters::WorkerStats;
+use crate::report::latency::{Latency, Recorder};
+use crate::uring::{Class, Completion, CompletionKind, Ring};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A connection that owes replies may be silent for so many connect timeouts.
+const SILENCE_FACTOR: u32 = 3;
+
+impl Worker {
+    pub(super) fn resume(
+        &mut self,
+        lane: usize,
+        generation: u16,
+        socket: Connected,
+        applied: u64,
+        now_ns: u64,
+    ) -> Result<(), EngineError> {
+        let Some(lane) = self.lanes.get_mut(lane) else { return Ok(()) };
+        if lane.generation != generation || !matches!(lane.link, Link::Down) {
+            return Ok(());
+        }
+        let mut known = Vec::new();
+        lane.resume(self.ring.slab_mut(), socket, applied, |batch| known.push(batch))?;
+        let node = lane.node;
+        for batch in known {
+            record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
+            confirm(&mut self.flows, &self.confirmed, &batch);
+            batch.release(self.ring.slab_mut());
+        }
+        self.stats.reconnects += 1;
+        Ok(())
+    }
+
+    /// Looks after the lanes whose server refuses: what was answered is sorted, the next attempt begun when it is due.
+    fn tend_holds(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        for position in 0..self.lanes.len() {
+            let lane = &mut self.lanes[position];
+            let Some(hold) = &lane.hold else { continue };
+            let held_ns = hold.held_ns(now_ns);
+            let mut acked = Vec::new();
+            let holds = lane.settle_refusal(self.ring.slab_mut(), now_ns, |batch| acked.push(batch))?;
+            for batch in acked {
+                record_acked(&mut self.recorder, &mut self.stats, lane.node, &batch, now_ns);
+                confirm(&mut self.flows, &self.confirmed, &batch);
+                let segments = batch.release(self.ring.slab_mut());
+                lane.recycle(segments);
+            }
+            if !holds {
+                self.stats.held_ms += held_ns / 1_000_000;
+                tracing::info!(
+                    worker = self.index,
+                    lane = position,
+                    held_ms = held_ns / 1_000_000,
+                    "the target takes commands again"
+                );
+                continue;
+            }
+            if !lane.sent.is_empty() || !lane.returned.is_empty() || matches!(lane.link, Link::Down) {
+                continue;
+            }
+            let Some(hold) = &mut lane.hold else { continue };
+            if std::mem::take(&mut hold.wants_login) {
+                self.lose_lane(position, "access was refused: logging in again".into())?;
+            } else {
+                hold.may_try(now_ns, self.settings.retry_max)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A server that answers nothing for so long may be gone, or cut off: the connection is made again.
+    fn end_silent_lanes(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        if self.router.is_some() {
+            return Ok(());
+        }
+        let silence_max_ns = (SILENCE_FACTOR * self.settings.connect_timeout).as_nanos() as u64;
+        for position in 0..self.lanes.len() {
+            let lane = &self.lanes[position];
+            let waits = matches!(lane.link, Link::Up(_)) && !lane.sent.is_empty();
+            if waits && now_ns.saturating_sub(lane.heard_ns) > silence_max_ns {
+                self.lose_lane(position, "the target answered nothing for too long".into())?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn submit(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        self.tend_holds(now_ns)?;
+        self.end_silent_lanes(now_ns)?;
+        for lane in &mut self.lanes {
+            if lane.wire_is_idle() {
+                lane.close_open(self.ring.slab_mut(), self.settings.batch_bytes);
+            }
+            submit_lane(&mut self.ring, lane, &self.settings, now_ns, &mut self.stats)?;
+            if let Link::Up(wire) = &mut lane.link {
+                wire.flush(&mut self.ring, token(KIND_SEND, lane.generation, lane.index))?;
+            }
+            // One lane alone must not hold a send chunk that others need.
+            if lane.is_idle() {
+                lane.encoder.tail.finish(&mut lane.encoder.batch, self.ring.slab_mut());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn arm_replies(&mut self) -> Result<(), EngineError> {
+        for lane in &mut self.lanes {
+            if lane.reading {
+                continue;
+            }
+            let Link::Up(wire) = &mut lane.link else { continue };
+            if lane.reply_chunk.is_none() {
+                lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
+            }
+            if let Some(chunk) = lane.reply_chunk {
+                let token = token(KIND_REPLY, lane.generation, lane.index);
+                match wire.read(&mut self.ring, chunk, usize::MAX, token)? {
+                    Begun::InKernel => {}
+                    Begun::Here(result) => self.here.push(Completion { token, kind: CompletionKind::Read, result }),
+                    Begun::NoMemory => continue,
+                }
+                lane.reading = true;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn replies(
+        &mut self,
+        position: usize,
+        generation: u16,
+        result: Result<u32, i32>,
+        now_ns: u64,
+    ) -> Result<(), EngineError> {
+        let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
+        if lane.generation != generation {
+            return Ok(());
+        }
+        lane.reading = false;
+        lane.heard_ns = now_ns;
+        let chunk = match (result, lane.reply_chunk.take()) {
+            (Ok(bytes @ 1..), Some(chunk)) => {
+                self.stats.bytes_replies += u64::from(bytes);
+                chunk
+            }
+            (Err(libc::EINTR | libc::EAGAIN), chunk) => {
+                lane.reply_chunk = chunk;
+                return Ok(());
+            }
+            (result, chunk) => {
+                if let Some(chunk) = chunk {
+                    self.ring.slab_mut().release(chunk);
+                }
+                let reason = match result {
+                    Ok(_) => "the target closed the connection".to_string(),
+                    Err(errno) => lane.reason(errno),
+                };
+                return self.lose_lane(position, reason);
+            }
+        };
+        let (mut acked, mut lost) = (Vec::new(), Vec::new());
+        let view = self.ring.slab().view(chunk);
+        let slab = self.ring.slab();
+        let node = lane.node;
+        let resent = lane.sends_again;
+        let mut refusal = None;
+        let cluster = lane.in_cluster;
+        let mut rejected = false;
+        let outcome = lane.replies(
+            &view,
+            |batch| acked.push(batch),
+            |batch, fault, text| {
+                if !cluster {
+                    let verdict = super::errors::judge(batch, slab, fault.command, node, text, resent)?;
+                    if verdict == Verdict::Refused && refusal.is_none() {
+                        let described = super::errors::describe_refusal(batch, slab, fault.command, node, text);
+                        refusal = Some((described, refusal::refuses_access(text)));
+                    }
+                    return Ok(verdict);
+                }
+                let verdict = super::errors::judge_in_cluster(batch, slab, fault, node, text, resent)?;
+                rejected |= verdict == Verdict::Rejected;
+                Ok(verdict)
+            },
+            |batch, watched| lost.push((watched, super::errors::key_of(batch, slab, watched.command))),
+        );
+        drop(view);
+        if let (None, Some((text, wants_login))) = (&lane.hold, refusal) {
+            lane.hold = Some(Hold::new(text, wants_login, now_ns));
+            self.stats.holds += 1;
+        }
+        // Taken again at once, so that no batch can have the last chunk while its reply needs one.
+        self.ring.slab_mut().release(chunk);
+        lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
+        for batch in acked {
+            record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
+            if lane.in_cluster {
+                self.held.take_batch(lane, &batch, self.ring.slab())?;
+            }
+            if batch.rejected.is_empty() {
+                confirm(&mut self.flows, &self.confirmed, &batch);
+            }
+            let segments = batch.release(self.ring.slab_mut());
+            lane.recycle(segments);
+        }
+        if rejected {
+            self.hold();
+        }
+        for (watched, key) in lost {
+            if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == watched.flow) {
+                flow.lost(watched.db, key, &self.events);
+            }
+        }
+        outcome
+    }
+
+    /// A cluster's lane has nothing more to do.
+    pub(super) fn end_lane(&mut self, position: usize) {
+        let Some(lane) = self.lanes.get_mut(position) else { return };
+        if let Link::Up(wire) = &mut lane.link {
+            wire.close(&mut self.ring);
+        }
+        if let Some(chunk) = lane.reply_chunk.take() {
+            self.ring.slab_mut().release(chunk);
+        }
+        lane.lose();
+    }
+
+    pub(super) fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {
+        self.end_lane(position);
+        let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
+        tracing::warn!(worker = self.index, lane = position, node = lane.node, %reason, "lost a connection to the target");
+        if lane.is_hopeless() {
+            return Err(EngineError::Target(format!(
+                "node {} closes each connection before one batch is acknowledged ({reason}); its log says why (limits of \
+                 a client's query or of the protocol, memory, a proxy in between)",
+                lane.node
+            )));
+        }
+        if self.router.is_some() {
+            self.hold();
+            return Ok(());
+        }
+        let _ = self.events.send(WorkerEvent::LaneLost {
+            worker: self.index,
+            lane: position,
+            generation: lane.generation,
+            client_id: lane.client_id,
+            marker: lane.guard.marker.clone(),
+            marked_dbs: lane.guard.marked_dbs.clone(),
+        });
+        Ok(())
+    }
+}
+
+/// Moves the positions of an acknowledged batch forward.
+fn confirm(flows: &mut [Flow], confirmed: &[AtomicU64], batch: &Batch) {
+    for (id, lsn) in &batch.positions {
+        if let Some(flow) = flows.iter_mut().find(|flow| flow.id == *id) {
+            flow.confirmed(*lsn);
+        }
+        if let Some(shared) = confirmed.get(id.0 as usize) {
+            shared.fetch_max(lsn.0, Ordering::Release);
+        }
+    }
+}
+
+/// Records the three latencies of an acknowledged batch and counts it.
+fn record_acked(recorder: &mut Recorder, stats: &mut WorkerStats, node: u16, batch: &Batch, now_ns: u64) {
+    let commands = u64::from(batch.commands);
+    recorder.record(Latency::ApplyLag, node, now_ns.saturating_sub(batch.first_read_ns), commands);
+    recorder.record(Latency::Service, node, now_ns.saturating_sub(batch.submitted_ns), 1);
+    stats.batches += 1;
+    stats.commands += commands;
+    stats.replies += commands;
+    stats.batch_bytes += batch.bytes as u64;
+    stats.batch_bytes_max = stats.batch_bytes_max.max(batch.bytes as u64);
+}
+
+pub(super) fn submit_lane(
+    ring: &mut Ring,
+    lane: &mut Lane,
+    settings: &MigrateSettings,
+    now_ns: u64,
+    stats: &mut WorkerStats,
+) -> Result<(), EngineError> {
+    let chain_max = if settings.ring.link { settings.ring.link_batches_max.max(1) } else { 1 };
+    let submitted = lane.submit(ring, chain_max, token(KIND_SEND, lane.generation, lane.index), now_ns)?;
+    if submitted > 0 {
+        stats.count_chain(lane.unacked_commands);
+    }
+    Ok(())
+}
