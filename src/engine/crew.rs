@@ -250,6 +250,7 @@ impl Crew {
                     }
                 }
                 Ok(Some(WorkerEvent::Failed { error, .. })) => return Err(error),
+                Ok(Some(WorkerEvent::SourceGone { why })) => return Err(EngineError::Source(why)),
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(EngineError::Internal("a worker ended without a word".into())),
                 Err(_) => {

@@ -27,6 +27,9 @@ pub enum EngineError {
     Source(String),
     #[error("target: {0}")]
     Target(String),
+    /// The target does not keep up: the source was let go, so that it does not wait for it.
+    #[error("target: {0}")]
+    LetGo(String),
     /// The target's data and positions are not to be trusted.
     #[error("target: {0}")]
     Torn(String),
@@ -105,7 +108,7 @@ impl EngineError {
         match self {
             Self::Refused(_) => Class::Refused,
             Self::Source(_) | Self::SyncVoided { .. } => Class::Source,
-            Self::Target(_) | Self::Torn(_) | Self::TargetRestarted(_) => Class::Target,
+            Self::Target(_) | Self::LetGo(_) | Self::Torn(_) | Self::TargetRestarted(_) => Class::Target,
             Self::Corrupt(_) | Self::CorruptValue(_) => Class::CorruptStream,
             Self::System(_) => Class::System,
             Self::Interrupted => Class::Interrupted,

@@ -53,6 +53,8 @@ impl Worker {
                 keys: flow.handler.converter.tally().total().keys_read + flow.handler.counts.filtered.keys_total(),
                 state: match self.lanes.get(flow.lane).is_some_and(|lane| lane.hold.is_some()) {
                     true => "held by the target",
+                    false if flow.spent => "source gone, all applied",
+                    false if self.gone.is_some() => "source gone",
                     false => flow.state.name(),
                 },
                 read_lsn: flow.stable.as_ref().map_or(0, |stable| stable.next_lsn.0),

@@ -16,6 +16,7 @@ use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::stable::Stable;
+use super::upstream::Upstream;
 use super::wire::Wire;
 use super::writer::{Encoder, Source, Writer};
 use crate::convert::Out;
@@ -82,8 +83,9 @@ pub struct Flow {
     pub lane: usize,
     pub state: FlowState,
     pub reading: Reading,
-    /// The source closed the connection after the flow was complete.
-    pub(super) closed: bool,
+    pub(super) upstream: Upstream,
+    /// Nothing is left to be decoded, and nothing more comes.
+    pub(super) spent: bool,
     pub bytes_in: u64,
     pub input: Cursor,
     /// What was read and does not fit into `input` yet.
@@ -163,7 +165,8 @@ impl Flow {
             follow,
             pump_bytes_max: PUMP_BYTES,
             reading: Reading::default(),
-            closed: false,
+            upstream: Upstream::Open,
+            spent: false,
             bytes_in: early.len() as u64,
             input,
             backlog: Backlog::default(),
@@ -239,7 +242,7 @@ impl Flow {
             if self.handler.has_deferred() && self.apart.is_none() {
                 self.go_on_with_blob(slab, lane, settings, now_ms)?;
             }
-            if self.apart.is_some() {
+            if self.apart.is_some() || self.spent {
                 return Ok(Pumped::Waiting);
             }
             match self.state {
@@ -293,6 +296,10 @@ impl Flow {
                 }
                 Stop::Need(need) => {
                     if self.reads_into_input() {
+                        return Ok(Pumped::Waiting);
+                    }
+                    if self.is_at_end(slab, need) {
+                        self.end(slab);
                         return Ok(Pumped::Waiting);
                     }
                     if self.input.make_room(slab, &heap.outer, need, chunk_bytes) == Room::Wait {

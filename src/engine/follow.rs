@@ -3,10 +3,12 @@
 //!
 //! In: what the workers and the source say, signals, a cutover. Out: the target in step, or the reason of the end. Invariants:
 //! the checkpoint is called good only when every flow's snapshot is confirmed; a global command is executed once, when every
-//! flow stands before it and everything before it is applied (wire 4.5); "in step" is what positions say.
+//! flow stands before it and everything before it is applied (wire 4.5); "in step" is what positions say; whatever is heard
+//! of the source's end, the session ends only when what was read is applied (`draining`).
 
 use super::checkpoint::{self, Checkpoint};
 use super::crew::Crew;
+use super::draining::Draining;
 use super::error::EngineError;
 use super::fetch::Fetcher;
 use super::handing::DeskEvent;
@@ -74,12 +76,24 @@ impl Job<'_> {
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         let mut offsets = tokio::time::interval(OFFSETS_EVERY);
         let mut confirmations = tokio::time::interval(CONFIRMED_EVERY);
+        let mut draining: Option<Draining> = None;
         loop {
+            // Why the source is gone, if this turn has told.
+            let mut gone = Ok(());
             tokio::select! {
                 event = crew.event() => match event? {
+                    // Of a source that is gone nothing is asked: the next session begins with keys that are in doubt.
+                    WorkerEvent::Suspects { .. } | WorkerEvent::Lost(_) if draining.is_some() => {}
                     WorkerEvent::Suspects { worker, keys } => {
-                        self.settle_suspects(source, crew, worker, keys).await?;
+                        gone = self.settle_suspects(crew, worker, keys).await;
                         watch.suspects_settled += 1;
+                    }
+                    WorkerEvent::SourceGone { why } => gone = Err(EngineError::Source(why)),
+                    WorkerEvent::LetGo { why } => gone = Err(EngineError::LetGo(why)),
+                    WorkerEvent::Spent { worker, releases } => {
+                        if let Some(draining) = &mut draining {
+                            draining.spent(worker, releases);
+                        }
                     }
                     WorkerEvent::Drained => watch.drained += 1,
                     WorkerEvent::Settled(number) => watch.settled(number, crew.workers()),
@@ -89,29 +103,27 @@ impl Job<'_> {
                         self.watch(event);
                     }
                 },
-                answer = joining.answer() => joining.answered(source, answer?)?,
+                answer = joining.answer() => gone = answer.and_then(|answer| joining.answered(source, answer)),
                 _ = ticks.tick() => {
                     self.progress();
+                    if let Some(draining) = &mut draining {
+                        self.tell_draining(draining);
+                    }
                     watch.marks.confirm(&crew.confirmed(), crew.hold());
                     rightings.look();
                 }
                 answers = fetcher.answers() => {
-                    for answer in answers {
+                    // That the source is gone does not mean that it does not have the key.
+                    for answer in answers.into_iter().filter(|answer| draining.is_none() || answer.answer.is_ok()) {
                         crew.tell_flow(answer.lost.flow, WorkerCommand::Fetched(Box::new(answer)));
                     }
                 }
                 swept = rightings.ended() => {
                     self.report.expiries.put_right_by_sweep += swept?.put_right;
                 }
-                _ = confirmations.tick(), if !checkpoint.stable => {
-                    if crew.confirmed().iter().all(|lsn| *lsn > 0) {
-                        checkpoint::mark_stable(&mut self.control_again(probed).await?).await?;
-                        checkpoint.stable = true;
-                        self.resumable = true;
-                    }
-                }
+                _ = confirmations.tick(), if !checkpoint.stable => {}
                 _ = offsets.tick(), if joining.is_done() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
-                    self.compare_offsets(source, crew, checkpoint, &mut watch).await?;
+                    gone = self.compare_offsets(source, crew, checkpoint, &mut watch).await;
                 }
                 () = signals.next() => {
                     if self.phase == Phase::Stopping || watch.stops {
@@ -134,7 +146,22 @@ impl Job<'_> {
                     DeskEvent::Ended(report) => self.cutover_ended(report),
                 },
             }
-            joining.go_on(source, crew)?;
+            gone = gone.and_then(|()| joining.go_on(source, crew));
+            if let Err(cause) = gone {
+                if !matches!(cause, EngineError::Source(_) | EngineError::LetGo(_)) {
+                    return Err(cause);
+                }
+                joining = Joining::none();
+                // A session that is being stopped, or ended, applies what was read anyway.
+                if draining.is_none() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) {
+                    draining = Some(self.begin_draining(source, crew, cause));
+                }
+            }
+            if !checkpoint.stable && crew.confirmed().iter().all(|lsn| *lsn > 0) {
+                checkpoint::mark_stable(&mut self.control_again(probed).await?).await?;
+                checkpoint.stable = true;
+                self.resumable = true;
+            }
             let settled = watch.suspects_settled >= crew.workers();
             self.settings.control.set_ready(self.phase == Phase::InStep && settled);
             // A cutover that is under way is rolled back first.
@@ -149,6 +176,12 @@ impl Job<'_> {
                 // The first connection was idle for long: the target (`timeout`) may have closed it.
                 let mut target = self.control_again(probed).await?;
                 self.pass_barrier(crew, &mut target, checkpoint, &barriers).await?;
+                watch.releases += 1;
+            }
+            if self.phase == Phase::Draining
+                && let Some(over) = draining.take_if(|draining| draining.is_over(watch.releases))
+            {
+                return Err(self.end_draining(over, crew));
             }
             if watch.drained == crew.workers() && matches!(self.phase, Phase::Stopping | Phase::HandingOver) {
                 // Behind a fence nothing is missing: that was proven.
@@ -222,7 +255,6 @@ impl Job<'_> {
     /// Suspects that the source does not have are deleted by the flow that owns them, in order with its journal.
     async fn settle_suspects(
         &mut self,
-        source: &mut Source,
         crew: &Crew,
         worker: usize,
         keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
@@ -238,7 +270,6 @@ impl Job<'_> {
                 absent.push((flow, db, key));
             }
         }
-        let _ = source;
         self.report.suspects.removed += absent.len() as u64;
         crew.tell(worker, WorkerCommand::DeleteSuspects(absent));
         Ok(())
@@ -322,6 +353,8 @@ struct Watch {
     marks: Watermarks,
     /// The source's positions when the job was told to stop.
     stop_at: Vec<Lsn>,
+    /// Global commands that were executed, and the flows released behind them.
+    releases: u64,
     /// Drained; the held expiries are on their way.
     releasing: bool,
 }

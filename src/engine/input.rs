@@ -149,6 +149,16 @@ impl Cursor {
         }
     }
 
+    /// How many bytes are unparsed.
+    pub fn unparsed_bytes(&self, slab: &Slab) -> usize {
+        let jumbo = match &self.jumbo {
+            Some(Jumbo::Filling { held, .. }) => held.bytes.len(),
+            Some(Jumbo::Ready { bytes, parsed }) => bytes.len() - parsed,
+            None => 0,
+        };
+        jumbo + self.chunk.map_or(0, |chunk| slab.filled_len(chunk) as usize - self.parsed)
+    }
+
     /// A copy of the unparsed bytes at the end of a blob: none, unless the stream is corrupt.
     pub fn unparsed(&self, slab: &Slab) -> Vec<u8> {
         let mut bytes = match &self.jumbo {

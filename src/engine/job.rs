@@ -4,6 +4,7 @@
 //! runs on tokio-uring in the calling thread; workers run in theirs.
 
 use super::control::Control;
+use super::draining::positions_text;
 use super::error::{Class, EngineError};
 use super::handing::Desk;
 use super::import::ImportMode;
@@ -288,9 +289,14 @@ impl<'o> Job<'o> {
             return "nothing was written to the target".into();
         }
         if self.resumable {
-            return "the target holds the source's data up to its checkpoint; run the same command again to go on from \
-                    there, without --on-existing flush"
-                .into();
+            let positions = match positions_text(&self.confirmed) {
+                text if text.is_empty() => text,
+                text => format!(" ({text})"),
+            };
+            return format!(
+                "the target holds the source's data up to its checkpoint{positions}; run the same command again to go on \
+                 from there, without --on-existing flush"
+            );
         }
         format!(
             "the target holds a part of the source's data ({} keys were read in phase \"{}\") and must not be used as it \

@@ -153,6 +153,20 @@ pub enum WorkerEvent {
     },
     /// All flows are complete (or decoding was stopped) and everything is acknowledged.
     Drained,
+    /// The source ended a flow's connection in stable sync, or it broke: what was read of it is still applied.
+    SourceGone {
+        why: String,
+    },
+    /// The source cannot be read on, and must not be kept waiting for it.
+    LetGo {
+        why: String,
+    },
+    /// After `LeaveSource`: everything that was read is applied, acknowledged and in the checkpoint, up to the end or up to a
+    /// global command. `releases`: how many of those were released before.
+    Spent {
+        worker: usize,
+        releases: u64,
+    },
     /// A flow stands before a global command.
     AtBarrier(Barrier),
     /// All flows of the worker stand before a barrier and everything before it is acknowledged.
@@ -208,6 +222,11 @@ pub enum WorkerCommand {
     ReleaseBarrier,
     /// Decode nothing more; `Drained` follows when everything is acknowledged.
     Drain,
+    /// The registration at the source is over: apply what was read; `Spent` follows. `read_on`: what is still on its way is
+    /// read first; else the connections are closed at once.
+    LeaveSource {
+        read_on: bool,
+    },
     /// Say when nothing is left to be sent or answered.
     Settle(u64),
     /// Decoding has stopped, and nothing more is to come: give all held expiries back; another `Drained` follows.

@@ -321,6 +321,9 @@ impl Job<'_> {
                         *drained += 1;
                         Ok(None)
                     }
+                    // Flows are in stable sync already, but not all of them: the sync is void.
+                    WorkerEvent::SourceGone { why } => return Err(EngineError::Source(why)),
+                    WorkerEvent::LetGo { why } => return Err(EngineError::Target(why)),
                     event => {
                         self.watch(event);
                         Ok(None)

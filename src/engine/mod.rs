@@ -7,6 +7,7 @@
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
 //!   reading socket -> backlog -> spool file -> input, where the target does not keep up
+//!   upstream a source that is gone: what was read is applied to its end
 //!   lane    writer -> batches -> linked sends -> replies; lanes: all of a worker's, lost, refused, silent ones too
 //!   router  of a cluster: slots to lanes, markers, positions; held, units: between two slot maps
 //! cluster   who has which slot, routed commands; settle, apart: what a held worker left behind
@@ -26,6 +27,7 @@ pub mod control;
 mod crew;
 pub mod cutover;
 mod doubt;
+mod draining;
 pub mod error;
 mod errors;
 mod fence;
@@ -70,6 +72,7 @@ mod target;
 pub mod throttle;
 pub mod tls;
 mod units;
+mod upstream;
 pub mod verify;
 mod view;
 mod wire;

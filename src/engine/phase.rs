@@ -16,6 +16,8 @@ pub enum Phase {
     CatchingUp,
     /// Everything is applied that the source had when it was last asked, a second ago.
     InStep,
+    /// The source is gone, or was let go: what was read is applied and acknowledged.
+    Draining,
     /// Told to stop: what was read is applied and acknowledged.
     Stopping,
     /// The traffic was switched: the tool's own keys are removed.
@@ -33,6 +35,7 @@ impl Phase {
             Self::Settling => "settling",
             Self::CatchingUp => "catching up",
             Self::InStep => "in step",
+            Self::Draining => "source gone, applying what was read",
             Self::Stopping => "stopping",
             Self::HandingOver => "handing over",
             Self::Done => "done",
@@ -52,10 +55,11 @@ impl Phase {
                 | (Flows | StartingStable, CatchingUp)
                 | (CatchingUp, InStep)
                 | (InStep, CatchingUp)
-                | (CatchingUp | InStep, Stopping)
-                | (CatchingUp | InStep | Connect, HandingOver)
+                | (CatchingUp | InStep, Draining)
+                | (CatchingUp | InStep | Draining, Stopping)
+                | (CatchingUp | InStep | Draining | Connect, HandingOver)
                 | (HandingOver, Done)
-                | (Connect | Flows | FullSync | StartingStable | CatchingUp | InStep, Connect)
+                | (Connect | Flows | FullSync | StartingStable | CatchingUp | InStep | Draining, Connect)
         )
     }
 }

@@ -1,6 +1,6 @@
 //! Reading the flows, whatever the target does: when, into which memory, and when to let the source go.
 //!
-//! In: the state of each flow, memory, time. Out: reads, an alarm, or the end of the run. A flow's socket is read straight
+//! In: the state of each flow, memory, time. Out: reads, an alarm, or the word to let the source go. A flow's socket is read straight
 //! into its decoder's chunk as long as the decoder keeps up; else into its backlog, which spools. Invariants: a journal is
 //! always read, for a source parks its writers while a replica does not read (wire 1.10); a snapshot waits for a slow
 //! target, but is read on drop by drop, so that no single write of the source waits for its timeout; a source that cannot
@@ -8,8 +8,10 @@
 
 use super::error::EngineError;
 use super::flow::{Flow, FlowState};
+use super::messages::WorkerEvent;
 use super::settings::MigrateSettings;
 use super::spool::{ChunkPool, Hurdle, SpoolFile};
+use super::upstream::Upstream;
 use super::wire::Begun;
 use super::worker::Worker;
 use crate::report::numbers;
@@ -39,6 +41,8 @@ pub struct Reading {
     into_backlog: bool,
     /// When the last read completed; 0: none has.
     last_ns: u64,
+    /// When it, or the one in flight, began.
+    pub(super) begun_ns: u64,
     /// Longest time between the end of a read and the begin of the next.
     pub unread_ns_max: u64,
     alarmed: bool,
@@ -84,7 +88,7 @@ impl Flow {
         now_ns: u64,
         source_first: bool,
     ) -> Option<(ChunkId, usize)> {
-        if self.reading.in_flight || self.closed {
+        if self.reading.in_flight || !self.upstream.is_read() {
             return None;
         }
         if self.backlog.is_empty(slab)
@@ -113,6 +117,7 @@ impl Flow {
         let unread_ns = self.unread_ns(now_ns);
         self.reading.unread_ns_max = self.reading.unread_ns_max.max(unread_ns);
         self.reading.in_flight = true;
+        self.reading.begun_ns = now_ns;
         self.reading.fed(now_ns);
         if self.reading.alarmed && self.reading.waited_ns(now_ns) < ALARM_NS {
             self.reading.alarmed = false;
@@ -128,13 +133,19 @@ impl Flow {
         now_ns: u64,
     ) -> Result<usize, EngineError> {
         self.reading.in_flight = false;
+        let left = self.upstream == Upstream::Leaving;
+        if left {
+            self.upstream = Upstream::Closed;
+        }
         match result {
             // This flow has all it needs. If another one has not, its own connection says so: closing one of a
             // registration's connections closes all.
             Ok(0) | Err(_) if self.is_complete() => {
-                self.closed = true;
+                self.upstream = Upstream::Closed;
                 Ok(0)
             }
+            // Asked for.
+            Ok(0) | Err(_) if left => Ok(0),
             Ok(0) => Err(self.source_closed()),
             Ok(n) => {
                 self.bytes_in += u64::from(n);
@@ -168,7 +179,7 @@ impl Flow {
 
     /// For how long it has not been read.
     pub(super) fn unread_ns(&self, now_ns: u64) -> u64 {
-        let idle = self.reading.in_flight || self.closed || self.reading.last_ns == 0;
+        let idle = self.reading.in_flight || !self.upstream.is_read() || self.reading.last_ns == 0;
         if idle { 0 } else { now_ns.saturating_sub(self.reading.last_ns) }
     }
 }
@@ -209,6 +220,10 @@ impl Worker {
 
     /// Says when a flow is not read, and ends the run before its source would.
     fn watch_reading(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        // A source that is gone does not wait.
+        if self.gone.is_some() {
+            return Ok(());
+        }
         for flow in &mut self.flows {
             let unread_ns = flow.unread_ns(now_ns);
             let hurdle = self.spool.as_ref().and_then(SpoolFile::hurdle);
@@ -224,14 +239,20 @@ impl Worker {
             }
             // A run that is stopping lets go anyway.
             if waited_ns >= (if full { LET_GO_FULL_NS } else { LET_GO_NS }) && !self.draining {
-                return Err(EngineError::Target(format!(
+                let why = format!(
                     "the target does not keep up, and flow {} could not be read for {} ms, because {}. The source is let go \
                      before it has to wait longer; nothing that the target confirmed is lost. Make the target faster or give \
-                     more room (--spool-max, --spool, --memory), and run again",
+                     more room (--spool-max, --spool, --memory)",
                     flow.id,
                     waited_ns / 1_000_000,
                     why_unread(&self.settings, hurdle)
-                )));
+                );
+                if flow.stable.is_none() {
+                    return Err(EngineError::Target(why + ", and run again"));
+                }
+                if !std::mem::replace(&mut self.let_go, true) {
+                    let _ = self.events.send(WorkerEvent::LetGo { why });
+                }
             }
         }
         Ok(())

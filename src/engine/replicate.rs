@@ -7,6 +7,7 @@
 
 use super::checkpoint::{self, Checkpoint};
 use super::crew::{Crew, CrewPlan};
+use super::draining::positions_text;
 use super::error::EngineError;
 use super::handle::Existing;
 use super::import::{self, ImportMode};
@@ -154,10 +155,13 @@ impl Job<'_> {
                     tracing::warn!(%text, "position lost: taking a full sync again");
                     self.full_again(&mut target).await?
                 }
-                EngineError::Source(text) => {
+                EngineError::LetGo(text) if stable.is_none() => return Err(EngineError::Target(text)),
+                EngineError::Source(text) | EngineError::LetGo(text) => {
                     let begin = match stable {
                         Some(checkpoint) => {
-                            tracing::warn!(%text, ?pause, "lost the source: going on from the checkpoint");
+                            self.confirmed = checkpoint.lsns.iter().map(|lsn| lsn.0).collect();
+                            let positions = positions_text(&self.confirmed);
+                            tracing::warn!(%text, ?pause, %positions, "lost the source: going on from the checkpoint");
                             Begin::Resume(checkpoint)
                         }
                         None if owned && losses.may_begin_again(self.sessions) => {
@@ -182,7 +186,7 @@ impl Job<'_> {
             };
             if self.phase != Phase::Connect {
                 // A session that reached the journal starts the pauses anew.
-                if matches!(self.phase, Phase::CatchingUp | Phase::InStep) {
+                if matches!(self.phase, Phase::CatchingUp | Phase::InStep | Phase::Draining) {
                     pause = RETRY_FIRST;
                     if self.resumable {
                         losses = Losses::default();
@@ -350,8 +354,9 @@ impl Job<'_> {
         self.enter(Phase::Flows);
         let lost = |why: String| {
             EngineError::LostPosition(format!(
-                "{why}. The target holds the state up to its checkpoint; only a full sync goes on from here \
-                 (--on-lost-position resync, which empties the target, or a new run with --on-existing flush)"
+                "{why}. The target holds everything up to its checkpoint ({}); only a full sync goes on from here \
+                 (--on-lost-position resync, which empties the target, or a new run with --on-existing flush)",
+                positions_text(&checkpoint.lsns.iter().map(|lsn| lsn.0).collect::<Vec<_>>())
             ))
         };
         let registration = source.register().await?;

@@ -209,6 +209,11 @@ impl Source {
         self.link.is_some()
     }
 
+    /// Ends the control connection, and with it the registration.
+    pub fn leave(&mut self) {
+        self.link = None;
+    }
+
     /// How a partial sync begins; `None`: the release is not known, or its positions cannot be counted on the way.
     pub fn partial_way(&self) -> Option<PartialWay> {
         let release = Release::parse(&self.version)?;

@@ -172,13 +172,14 @@ impl Flow {
         events: &UnboundedSender<WorkerEvent>,
         consumed_bytes: &mut usize,
     ) -> Result<Stop, EngineError> {
-        let Self { id, handler, stable, state, read_ns, pump_bytes_max, apart, .. } = self;
+        let Self { id, handler, stable, state, read_ns, pump_bytes_max, apart, upstream, .. } = self;
         let Some(stable) = stable else {
             return Err(EngineError::Internal("a flow is in stable sync without its counters".into()));
         };
         let stop = loop {
             if !handler.doubts.is_empty() {
-                if handler.doubts.holds_flow() {
+                // Of a source that is gone nothing is heard: then the next session asks.
+                if handler.doubts.holds_flow() && upstream.is_open() {
                     break Stop::Full;
                 }
                 if handler.doubts.is_due(stable.next_lsn) {

@@ -8,7 +8,7 @@ use super::lag::LagClock;
 use super::phase::Phase;
 use crate::report::counters::WorkerStats;
 use crate::report::latency::{Latency, Recent};
-use crate::report::numbers::per_second;
+use crate::report::numbers::{bytes, per_second};
 use crate::report::status::{
     FlowStatus, Lag, Percentiles, SCHEMA_VERSION, SpoolStatus, Status, StatusRates, ThrottleStatus,
 };
@@ -117,6 +117,10 @@ impl Job<'_> {
         if sum.windows_full > 0 {
             let text = "connection(s) wait for the target's answers: their window is used up";
             reasons.push(format!("{} {text}", sum.windows_full));
+        }
+        if self.phase == Phase::Draining {
+            let left = bytes(sum.flows.iter().map(|flow| flow.backlog_bytes).sum());
+            reasons.push(format!("the source is gone: what was read is applied ({left} left)"));
         }
         Status {
             schema_version: SCHEMA_VERSION,

@@ -111,6 +111,11 @@ impl Wire {
         self.socket.is_sending()
     }
 
+    /// Ends the connection. What was received is still read; the read in flight, or the next one, tells of the end.
+    pub fn shut(&self, ring: &mut Ring) {
+        ring.shutdown(&self.socket);
+    }
+
     /// Gives the chunk back. Call it before the wire is dropped, unless the slab goes too.
     pub fn close(&mut self, ring: &mut Ring) {
         ring.shutdown(&self.socket);

@@ -23,6 +23,7 @@ use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{ChunkPool, SpoolFile};
 use super::throttle::Gate;
+use super::upstream::Gone;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::WorkerStats;
@@ -74,7 +75,13 @@ pub struct Worker {
     drained: bool,
     /// Told to decode nothing more.
     pub(super) draining: bool,
-    barrier_told: bool,
+    pub(super) barrier_told: bool,
+    /// The registration at the source is over.
+    pub(super) gone: Option<Gone>,
+    /// Told that the source is to be let go.
+    pub(super) let_go: bool,
+    /// Global commands that were released.
+    pub(super) releases: u64,
     /// Asked to say when nothing is left to be sent or answered.
     settling: Option<u64>,
     pub(super) confirmed: Arc<Vec<AtomicU64>>,
@@ -172,6 +179,9 @@ impl Worker {
             drained: false,
             draining: false,
             barrier_told: false,
+            gone: None,
+            let_go: false,
+            releases: 0,
             settling: None,
             confirmed,
             hold,
@@ -203,8 +213,10 @@ impl Worker {
             self.submit(now_ns)?;
             self.pay(now_ns);
             self.read_flows(now_ns)?;
+            self.end_quiet_flows(now_ns);
             self.arm_replies()?;
             self.tell_when_drained();
+            self.tell_when_spent();
             self.lose_silent_lanes(now_ns)?;
             self.tell_when_held()?;
             if now_ns >= self.next_sample_ns {
@@ -248,6 +260,7 @@ impl Worker {
                 Ok(WorkerCommand::Settled(settled)) => self.settled(*settled),
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
+                    self.releases += 1;
                     for flow in &mut self.flows {
                         if let Some(lsn) = flow.release_barrier()
                             && let Some(shared) = self.confirmed.get(flow.id.0 as usize)
@@ -256,6 +269,7 @@ impl Worker {
                         }
                     }
                 }
+                Ok(WorkerCommand::LeaveSource { read_on }) => self.leave_source(read_on, now_ns),
                 Ok(WorkerCommand::Drain) => self.draining = true,
                 Ok(WorkerCommand::Settle(number)) => {
                     self.settling = Some(number);
@@ -426,7 +440,13 @@ impl Worker {
         }
         let Some(flow) = self.flows.get_mut(position) else { return Ok(()) };
         self.stats.flow_reads += 1;
-        let read = flow.read_done(self.ring.slab_mut(), result, now_ns)?;
+        let read = match flow.read_done(self.ring.slab_mut(), result, now_ns) {
+            Err(EngineError::Source(why)) if flow.stable.is_some() => {
+                self.source_ended(position, why);
+                return Ok(());
+            }
+            read => read?,
+        };
         self.stats.bytes_in += read as u64;
         Ok(())
     }
@@ -473,6 +493,9 @@ impl Worker {
     /// Acknowledges what the target has confirmed to the source, on each flow's own connection.
     fn send_acks(&mut self, now_ns: u64) -> Result<(), EngineError> {
         for (position, flow) in self.flows.iter_mut().enumerate() {
+            if !flow.upstream.is_read() {
+                continue;
+            }
             flow.wire.flush(&mut self.ring, token(KIND_ACK, 0, position))?;
             let Some(stable) = &mut flow.stable else { continue };
             // Before the snapshot is confirmed there is nothing to acknowledge.

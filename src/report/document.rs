@@ -179,6 +179,15 @@ pub struct Expiries {
     pub flows_at_risk: u64,
 }
 
+/// Sessions of `replicate` whose source went away, or was let go: what was read was applied before they ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Drains {
+    pub count: u64,
+    /// Journal records that the target confirmed after the source was gone, and how long that took.
+    pub records: u64,
+    pub ms: u64,
+}
+
 /// What the engine hands over at the end of a run. Everything optional may be missing in a run that failed early.
 #[derive(Debug)]
 pub struct RunInputs {
@@ -218,6 +227,7 @@ pub struct RunInputs {
     pub rss_bytes_peak: Option<u64>,
     /// The last cutover of the run.
     pub cutover: Option<CutoverReport>,
+    pub drains: Drains,
 }
 
 impl RunInputs {
@@ -250,6 +260,7 @@ impl RunInputs {
             cpu_target: None,
             rss_bytes_peak: None,
             cutover: None,
+            drains: Drains::default(),
         }
     }
 }
@@ -279,6 +290,7 @@ pub struct RunReport {
     pub expiries: Expiries,
     #[serde(skip_serializing_if = "Filtered::is_empty")]
     pub filtered: Filtered,
+    pub source_gone: Drains,
     /// Measured before the first write.
     pub clock_skew: ClockSkew,
     pub rates: Rates,
@@ -398,6 +410,7 @@ impl RunReport {
             suspects: inputs.suspects,
             expiries: inputs.expiries,
             filtered: inputs.filtered,
+            source_gone: inputs.drains,
             clock_skew: inputs.clock_skew,
             rss_bytes_peak: inputs.rss_bytes_peak,
             source_unread_ms_max: totals.unread_ms_max(),

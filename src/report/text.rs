@@ -256,6 +256,14 @@ fn figures(report: &RunReport) -> Table {
         let (written, most) = (bytes(totals.spool_bytes_written), bytes(totals.spool_bytes_max));
         row("spooled", format!("{written}, at most {most} of a worker at once"));
     }
+    let gone = &report.source_gone;
+    if gone.count > 0 {
+        let took = duration(Duration::from_millis(gone.ms));
+        row(
+            "source gone",
+            format!("{} times; {} records applied after it, in {took}", count(gone.count), count(gone.records)),
+        );
+    }
     if let Some(cpu) = &report.cpu.tool {
         row("CPU, this tool", cpu_text(cpu));
     }

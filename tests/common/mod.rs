@@ -395,3 +395,24 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
         })
         .collect()
 }
+
+fn signal(pid: u32, name: &str) {
+    Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
+}
+
+/// The target's process, stopped for as long as this lives.
+pub struct Stopped(u32);
+
+impl Stopped {
+    pub fn new(server: &Server) -> Self {
+        let pid = server.pid().unwrap();
+        signal(pid, "STOP");
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal(self.0, "CONT");
+    }
+}

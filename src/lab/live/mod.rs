@@ -123,10 +123,15 @@ impl Live {
         self.master.as_ref().is_some_and(|master| master.acks() == wanted)
     }
 
-    /// Kills the process and starts another one on the same address, with the same data and another id.
-    pub fn restart(&mut self) -> Result<(), LabError> {
+    /// Kills the process. The world stays as it was, and nobody listens.
+    pub fn die(&mut self) {
         self.before = (self.registrations_count(), self.partial_count());
         drop(self.master.take());
+    }
+
+    /// Kills the process and starts another one on the same address, with the same data and another id.
+    pub fn restart(&mut self) -> Result<(), LabError> {
+        self.die();
         self.world.restart();
         let options = MasterOptions { listen: self.address.to_string(), ..self.master_options.clone() };
         self.master = Some(start(&self.spec, &self.world, &self.options, options)?);

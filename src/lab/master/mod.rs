@@ -219,6 +219,11 @@ impl Master {
         self.shared.state().last_sync_id
     }
 
+    /// Registrations that live.
+    pub fn replicas_count(&self) -> usize {
+        self.shared.state().registrations.len()
+    }
+
     /// Registrations whose flows were all sent up to their tokens.
     pub fn finished_count(&self) -> u64 {
         self.shared.finished_count.load(Ordering::Acquire)
