@@ -131,6 +131,18 @@ fn a_cut_source_connection_goes_on_by_partial_sync() {
     }
 }
 
+/// A stream that ends with another token than was promised is no loss of the source, and another full sync no way back.
+#[test]
+fn a_wrong_token_ends_the_run_at_once() {
+    let last = recording("follow-plain").unwrap().snapshot_bytes(0) as u64 - 1;
+    let faults = Faults::default().garble(0, last, 1);
+    let stage = stage("follow-plain", 600, MasterOptions { faults, ..MasterOptions::default() });
+    let mut tool = stage.start(&[]).unwrap();
+    assert_eq!(tool.wait(), Some(6), "{}", tool.said());
+    assert!(tool.said().contains("the token at the end of the full sync"), "{}", tool.said());
+    assert_eq!(stage.master.registrations_count(), 1);
+}
+
 /// All connections at once, again and again.
 #[test]
 fn a_network_that_fails_often_loses_nothing() {

@@ -88,6 +88,8 @@ pub enum Reason {
     ForbiddenOpcode { opcode: u8 },
     #[error("the decoder was called after the end of the snapshot (EOF was reported before)")]
     AfterEof,
+    #[error("the token at the end of the full sync is {found}, and the source promised {promised}")]
+    WrongToken { found: String, promised: String },
     #[error("a second FULLSYNC_END")]
     SecondFullSyncEnd,
     #[error("a second JOURNAL_OFFSET")]

@@ -376,13 +376,10 @@ impl Flow {
                 }
                 Event::Eof { token } => {
                     if token != self.eof_token {
-                        return Err(EngineError::Source(format!(
-                            "flow {}: the token at the end of the full sync is not the one promised ({} instead of {}); \
-                             the stream cannot be trusted",
-                            self.id,
-                            token.escape_ascii(),
-                            self.eof_token.escape_ascii()
-                        )));
+                        let text = |token: &[u8; 40]| token.escape_ascii().to_string();
+                        let reason = Reason::WrongToken { found: text(&token), promised: text(&self.eof_token) };
+                        let error = DecodeError { flow: self.id, offset: decoder.offset_bytes(), reason };
+                        return Err(EngineError::Corrupt(error));
                     }
                     let next_lsn = self.next_lsn.ok_or_else(|| {
                         EngineError::Internal("the decoder let an EOF without JOURNAL_OFFSET pass".into())
