@@ -7,13 +7,18 @@ use std::process::Command;
 
 /// Pins the calling thread to one CPU.
 pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
-    if cpu >= libc::CPU_SETSIZE as usize {
+    pin_current_thread_to(&[cpu])
+}
+
+/// Lets the calling thread run on these CPUs only.
+pub fn pin_current_thread_to(cpus: &[usize]) -> io::Result<()> {
+    if let Some(cpu) = cpus.iter().find(|cpu| **cpu >= libc::CPU_SETSIZE as usize) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("there is no CPU {cpu}")));
     }
-    // SAFETY: an all-zero cpu_set_t is the empty set; `cpu` is below its size, and the call reads it only.
+    // SAFETY: an all-zero cpu_set_t is the empty set; each CPU is below its size, and the call reads it only.
     let outcome = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
+        cpus.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
     };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -11,6 +11,7 @@ mod floor;
 mod follow;
 mod journal;
 mod memory;
+mod nodes;
 mod real;
 mod table;
 mod tls;
@@ -24,7 +25,7 @@ use std::path::PathBuf;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which parts. Of load: sink, redis, memory (these unless given), tls, cluster; of journal: rate, lag, idle (all unless given)
+    /// Which parts. Of load: sink, redis, memory (these unless given), tls, cluster, nodes; of journal: rate, lag, idle (all unless given)
     #[arg(long, value_delimiter = ',')]
     pub parts: Vec<String>,
     /// Only cases whose name contains this
@@ -99,7 +100,7 @@ const CASES: [Case; 4] = [
 
 /// Runs all parts of `load` asked for and prints the table. Returns whether every figure was reached.
 pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
-    run_parts(args, &["sink", "redis", "memory"], &["tls", "cluster"], |part, results| match part {
+    run_parts(args, &["sink", "redis", "memory"], &["tls", "cluster", "nodes"], |part, results| match part {
         "sink" => CASES
             .iter()
             .filter(|case| case.name.contains(&args.only))
@@ -107,6 +108,7 @@ pub fn run(args: &BenchArgs) -> Result<bool, LabError> {
         "redis" => real::run(args, results),
         "tls" => tls::run(args, results),
         "cluster" => cluster::run(args, results),
+        "nodes" => nodes::run(args, results),
         _ => memory::run(args, results),
     })
 }
