@@ -339,6 +339,8 @@ impl Flow {
         };
         let source = window.source();
         let bytes = window.bytes();
+        // A staged command is closed nowhere: it is queued whole.
+        let mut nowhere = (Vec::new(), Vec::new());
         let stop = loop {
             // Asked also with nothing left: the end of an object takes no bytes.
             let rest = &bytes[position..];
@@ -424,8 +426,6 @@ impl Flow {
             let ends = matches!(event, Event::End { .. });
             let (borrow_bytes_min, batch_bytes, read_ns) =
                 (settings.borrow_bytes_min, settings.batch_bytes, self.read_ns);
-            // A staged command is closed nowhere: it is queued whole.
-            let mut nowhere = (Vec::new(), Vec::new());
             let to_lane = |encoder, guard, closed, spare_segments, slab| Writer {
                 encoder,
                 slab,
@@ -470,7 +470,7 @@ impl Flow {
                 self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: lane.next_sequence() });
                 break Stop::Full;
             }
-            if !lane.has_room(slab, settings.window_bytes) {
+            if !lane.still_has_room(slab, settings.window_bytes) {
                 break Stop::Full;
             }
             if *consumed_bytes > self.pump_bytes_max {

@@ -5,7 +5,7 @@
 
 use super::batch::Batch;
 use super::lane::Lane;
-use super::router::{ClusterWriter, Router, WriteSettings};
+use super::router::{ClusterWriter, Router, Touched, WriteSettings};
 use super::writer::{Encoder, Source};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn};
@@ -42,6 +42,21 @@ impl Outlet<'_> {
         }
     }
 
+    /// The same behind an event, where there was room before it: only lanes that it wrote to are looked at.
+    #[inline]
+    pub fn still_has_room(&mut self, slab: &Slab, window_bytes: usize) -> bool {
+        if let Self::Cluster { lanes, router } = self {
+            match router.take_touched() {
+                Touched::Nothing => return true,
+                Touched::One(at) => {
+                    return lanes.get_mut(at).is_none_or(|lane| super::worker::has_room(slab, lane, window_bytes));
+                }
+                Touched::Several => {}
+            }
+        }
+        self.has_room(slab, window_bytes)
+    }
+
     /// Moves the batches closed by a writer to the queue.
     #[inline]
     pub fn queue_closed(&mut self) {
@@ -68,7 +83,9 @@ impl Outlet<'_> {
                 lane.queue_staged(slab, batch, encoder.db);
             }
             Self::Cluster { lanes, router } => {
-                if let Some(lane) = lanes.get_mut(router.lane_of(encoder.slot)) {
+                let at = router.lane_of(encoder.slot);
+                router.touch(at);
+                if let Some(lane) = lanes.get_mut(at) {
                     lane.close_open(slab, batch_bytes);
                     lane.closed.push(batch);
                     lane.queue_closed();

@@ -12,12 +12,15 @@ use super::target::OWN_PREFIX;
 use super::writer::{LSN_FIELD_PREFIX, Source};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
-use crate::redis::slot::{self, SLOTS};
+use crate::redis::slot;
 use crate::uring::Slab;
 use bytes::Bytes;
+use routes::Routes;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+
+mod routes;
 
 /// Cuts that wait for their acknowledgements at the most; while so many wait, no new one is made.
 const CUTS_MAX: usize = 64;
@@ -65,6 +68,14 @@ struct Cut {
     positions: Vec<(FlowId, Lsn)>,
 }
 
+/// Lanes that were written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touched {
+    Nothing,
+    One(usize),
+    Several,
+}
+
 /// A MULTI that is not closed.
 struct OpenGroup {
     slot: Slot,
@@ -72,7 +83,7 @@ struct OpenGroup {
 }
 
 pub struct Router {
-    lanes_by_slot: Box<[u16]>,
+    routes: Routes,
     journal_tag: String,
     snapshot_tag: String,
     resumed: Arc<Resumed>,
@@ -86,6 +97,7 @@ pub struct Router {
     scratch_mark: usize,
     /// Why the command begun last cannot be sent.
     refused: Option<EngineError>,
+    touched: Touched,
     /// Markers that were written.
     pub marked: HashSet<(FlowId, Slot)>,
     cuts: VecDeque<Cut>,
@@ -104,7 +116,7 @@ impl Router {
             *last = (*last).max(*lsn);
         }
         Self {
-            lanes_by_slot: start.lanes_by_slot,
+            routes: Routes::new(start.lanes_by_slot),
             journal_tag: start.journal_tag,
             snapshot_tag: start.snapshot_tag,
             marked: start.resumed.keys().copied().collect(),
@@ -115,6 +127,7 @@ impl Router {
             scratch: Vec::new(),
             scratch_mark: 0,
             refused: None,
+            touched: Touched::Nothing,
             cuts: VecDeque::new(),
             cut_last: Vec::new(),
             confirmed: Vec::new(),
@@ -125,18 +138,17 @@ impl Router {
 
     #[inline]
     pub fn lane_of(&self, slot: Slot) -> usize {
-        self.lanes_by_slot.get(usize::from(slot.0)).map_or(0, |lane| usize::from(*lane))
+        self.routes.lane_of(slot)
     }
 
     /// Every slot's lane has a connection.
     pub fn uses_only(&self, lanes: &[Lane]) -> bool {
-        self.lanes_by_slot.iter().all(|lane| lanes.get(usize::from(*lane)).is_some_and(Lane::is_live))
+        self.routes.lanes().all(|lane| lanes.get(lane).is_some_and(Lane::is_live))
     }
 
     /// The slots have new lanes. Only while nothing is under way: everything encoded so far is applied.
     pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>) {
-        debug_assert_eq!(lanes_by_slot.len(), usize::from(SLOTS));
-        self.lanes_by_slot = lanes_by_slot;
+        self.routes = Routes::new(lanes_by_slot);
         self.cuts.clear();
         self.confirmed.clone_from(&self.cut_last);
         // A position that was on its way may have been rejected: it is written again.
@@ -144,8 +156,28 @@ impl Router {
     }
 
     /// Why the last event could not be converted, if it could not.
+    #[inline]
     pub fn take_refusal(&mut self) -> Result<(), EngineError> {
+        if self.refused.is_none() {
+            return Ok(());
+        }
         self.refused.take().map_or(Ok(()), Err)
+    }
+
+    /// Takes note of a lane that is written to.
+    #[inline]
+    pub fn touch(&mut self, at: usize) {
+        self.touched = match self.touched {
+            Touched::Nothing => Touched::One(at),
+            Touched::One(other) if other == at => Touched::One(at),
+            _ => Touched::Several,
+        };
+    }
+
+    /// What was written to since the last call.
+    #[inline]
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::replace(&mut self.touched, Touched::Nothing)
     }
 
     /// Value of the next marker of the full sync.
@@ -260,6 +292,7 @@ impl WriteSettings {
 }
 
 impl<'a> ClusterWriter<'a> {
+    #[inline]
     pub fn new(
         router: &'a mut Router,
         lanes: &'a mut [Lane],
@@ -293,6 +326,7 @@ impl<'a> ClusterWriter<'a> {
         self.close_if_full(at);
     }
 
+    #[inline]
     fn close_if_full(&mut self, at: usize) {
         if let Some(lane) = self.lanes.get_mut(at)
             && lane.encoder.is_full(self.batch_bytes)
@@ -311,6 +345,7 @@ impl<'a> ClusterWriter<'a> {
         Aim::Nowhere
     }
 
+    #[inline]
     fn aim_at(&mut self, meta: &CommandMeta) -> Aim {
         if meta.all_nodes {
             self.router.scratch.clear();
@@ -319,35 +354,73 @@ impl<'a> ClusterWriter<'a> {
         if meta.db != DbIndex(0) {
             return self.refuse_db(meta.db);
         }
-        if self.resuming
-            && let Some(applied) = self.router.resumed.get(&(self.flow, meta.slot))
-            && self.record.is_some_and(|lsn| lsn <= *applied)
-        {
+        if self.resuming && self.was_applied(meta.slot) {
             return Aim::Nowhere;
         }
         Aim::Lane(self.router.lane_of(meta.slot))
     }
-}
 
-impl Out for ClusterWriter<'_> {
-    fn begin(&mut self, meta: CommandMeta) {
-        self.aim = self.aim_at(&meta);
-        let Aim::Lane(at) = self.aim else { return };
-        // What stands in a MULTI must lie in one slot.
-        if let Some(other) = self.router.open.iter().position(|group| group.lane == at && group.slot != meta.slot) {
+    /// The marker that was found in the slot covers the record.
+    fn was_applied(&self, slot: Slot) -> bool {
+        let applied = self.router.resumed.get(&(self.flow, slot));
+        applied.is_some_and(|applied| self.record.is_some_and(|lsn| lsn <= *applied))
+    }
+
+    /// What stands in a MULTI must lie in one slot: one of another slot on the same lane ends.
+    fn end_group_of_other_slot(&mut self, at: usize, slot: Slot) {
+        if let Some(other) = self.router.open.iter().position(|group| group.lane == at && group.slot != slot) {
             let group = self.router.open.remove(other);
             self.close_group(group);
         }
+    }
+
+    /// Begins the group of a guarded command, if it is not open yet.
+    fn begin_group(&mut self, at: usize, slot: Slot) {
+        let Some(lane) = self.lanes.get_mut(at) else { return };
+        if !self.router.open.iter().any(|group| group.slot == slot) {
+            lane.encoder.command(self.slab, &[b"MULTI"]);
+            self.router.open.push(OpenGroup { slot, lane: at });
+        }
+    }
+
+    /// Copies the command kept to every lane.
+    #[cold]
+    fn copy_to_all(&mut self) {
+        // A group that is open somewhere must not get a command without a key.
+        self.record_done();
+        for at in 0..self.lanes.len() {
+            let Some(lane) = self.lanes.get_mut(at).filter(|lane| lane.is_live()) else { continue };
+            self.router.touch(at);
+            if lane.encoder.batch.is_empty() {
+                lane.encoder.batch.first_read_ns = self.read_ns;
+            }
+            lane.encoder.copy(self.slab, &self.router.scratch);
+            lane.encoder.batch.commands += 1;
+            self.close_if_full(at);
+        }
+        self.router.scratch.clear();
+    }
+}
+
+impl Out for ClusterWriter<'_> {
+    #[inline]
+    fn begin(&mut self, meta: CommandMeta) {
+        self.aim = self.aim_at(&meta);
+        let Aim::Lane(at) = self.aim else { return };
+        if !self.router.open.is_empty() {
+            self.end_group_of_other_slot(at, meta.slot);
+        }
+        self.router.touch(at);
         let Some(lane) = self.lanes.get_mut(at) else { return };
         if lane.encoder.batch.is_empty() {
             lane.encoder.batch.first_read_ns = self.read_ns;
         }
-        if meta.class == Class::Guarded && !self.router.open.iter().any(|group| group.slot == meta.slot) {
-            lane.encoder.command(self.slab, &[b"MULTI"]);
-            self.router.open.push(OpenGroup { slot: meta.slot, lane: at });
+        if meta.class == Class::Guarded {
+            self.begin_group(at, meta.slot);
         }
     }
 
+    #[inline]
     fn space(&mut self, len: usize) -> &mut [u8] {
         match self.aim {
             Aim::Lane(at) if at < self.lanes.len() => self.lanes[at].encoder.space(self.slab, len),
@@ -360,6 +433,7 @@ impl Out for ClusterWriter<'_> {
         }
     }
 
+    #[inline]
     fn advance(&mut self, len: usize) {
         match self.aim {
             Aim::Lane(at) if at < self.lanes.len() => self.lanes[at].encoder.advance(self.slab, len),
@@ -369,6 +443,7 @@ impl Out for ClusterWriter<'_> {
         }
     }
 
+    #[inline]
     fn put(&mut self, bytes: &[u8]) {
         match self.aim {
             Aim::Lane(at) if at < self.lanes.len() => {
@@ -389,20 +464,11 @@ impl Out for ClusterWriter<'_> {
         }
     }
 
+    #[inline]
     fn end(&mut self) {
         match self.aim {
             Aim::Nowhere => self.router.scratch.clear(),
-            Aim::All => {
-                // A group that is open somewhere must not get a command without a key.
-                self.record_done();
-                for at in 0..self.lanes.len() {
-                    let Some(lane) = self.lanes.get_mut(at).filter(|lane| lane.is_live()) else { continue };
-                    lane.encoder.copy(self.slab, &self.router.scratch);
-                    lane.encoder.batch.commands += 1;
-                    self.close_if_full(at);
-                }
-                self.router.scratch.clear();
-            }
+            Aim::All => self.copy_to_all(),
             Aim::Lane(at) => {
                 if let Some(lane) = self.lanes.get_mut(at) {
                     lane.encoder.batch.commands += 1;

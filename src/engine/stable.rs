@@ -286,7 +286,7 @@ impl Flow {
             }
             *consumed_bytes += consumed;
             lane.queue_closed();
-            if !lane.has_room(slab, settings.window_bytes) {
+            if !lane.still_has_room(slab, settings.window_bytes) {
                 break Stop::Full;
             }
             if *consumed_bytes > *pump_bytes_max {

@@ -5,12 +5,14 @@ use super::*;
 use crate::engine::held::HeldState;
 use crate::engine::lane::{Link, Verdict};
 use crate::engine::messages::LaneStart;
+use crate::engine::outlet::Outlet;
 use crate::redis::resp;
-use crate::redis::slot::slot;
+use crate::redis::slot::{SLOTS, slot};
 use crate::uring::{SlabLayout, tcp_pair};
 use std::net::TcpStream;
 
 const FLOW: FlowId = FlowId(3);
+const READ_NS: u64 = 77;
 
 struct World {
     router: Router,
@@ -61,7 +63,7 @@ fn keys() -> [String; 3] {
 impl World {
     /// One record: commands with their classes.
     fn record(&mut self, lsn: Option<u64>, commands: &[(Class, &[&str])]) -> Result<(), EngineError> {
-        let settings = WriteSettings::copying(1 << 20, 0);
+        let settings = WriteSettings::copying(1 << 20, READ_NS);
         let record = (FLOW, lsn.map(Lsn));
         let Self { router, lanes, slab, .. } = self;
         let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, record, settings);
@@ -153,6 +155,10 @@ fn scripts_go_to_every_node_and_other_databases_nowhere() {
     world.record(None, &[(Blind, &["SCRIPT", "LOAD", "return 1"])]).unwrap();
     assert_eq!((world.open(0).as_str(), world.open(1).as_str()), ("SCRIPT LOAD return 1", "SCRIPT LOAD return 1"));
     assert_eq!(world.lanes[1].encoder.batch.commands, 1);
+    assert!(
+        world.lanes.iter().all(|lane| lane.encoder.batch.first_read_ns == READ_NS),
+        "the lag would be that since boot"
+    );
     let error = world.record(Some(5), &[(Blind, &["DB1", "k"])]).unwrap_err();
     assert!(error.to_string().contains("LSN 4: the source has keys in database 1"), "{error}");
     assert_eq!(world.open(0), "SCRIPT LOAD return 1");
@@ -219,6 +225,45 @@ fn rejected_and_unanswered_commands_are_kept_in_order() {
     assert_eq!(held.doubtful.len(), 1, "the APPEND came before the SET that was rejected");
     assert_eq!(held.doubtful[0].key, a.as_bytes());
     assert!(lane.is_idle());
+}
+
+/// What is looked at after an event instead of every lane (`Outlet::still_has_room`).
+#[test]
+fn lanes_written_to_are_known() {
+    let [a, b, c] = keys();
+    let mut world = world(Resumed::new());
+    assert_eq!(world.router.take_touched(), Touched::Nothing);
+    world.record(Some(7), &[(Blind, &["SET", &b, "1"])]).unwrap();
+    assert_eq!(world.router.take_touched(), Touched::One(1));
+    world.record(Some(8), &[(Guarded, &["INCR", &a]), (Blind, &["SET", &c, "1"])]).unwrap();
+    assert_eq!(world.router.take_touched(), Touched::One(0));
+    world.record(Some(9), &[(Blind, &["SET", &a, "1"]), (Blind, &["SET", &b, "1"])]).unwrap();
+    assert_eq!(world.router.take_touched(), Touched::Several);
+    world.record(None, &[(Blind, &["SCRIPT", "LOAD", "return 1"])]).unwrap();
+    assert_eq!(world.router.take_touched(), Touched::Several);
+    assert_eq!(world.router.take_touched(), Touched::Nothing);
+}
+
+#[test]
+fn a_full_window_of_any_lane_stops_the_flow() {
+    let [a, b, _] = keys();
+    let mut world = world(Resumed::new());
+    let room = |world: &mut World, behind: bool, window_bytes| {
+        let mut outlet = Outlet::Cluster { lanes: &mut world.lanes, router: &mut world.router };
+        if behind {
+            outlet.still_has_room(&world.slab, window_bytes)
+        } else {
+            outlet.has_room(&world.slab, window_bytes)
+        }
+    };
+    world.record(Some(7), &[(Blind, &["SET", &b, "1"])]).unwrap();
+    assert!(room(&mut world, true, 1000));
+    world.record(Some(8), &[(Blind, &["SET", &b, "2"])]).unwrap();
+    assert!(!room(&mut world, true, 20), "the second lane's is used up");
+    world.record(Some(9), &[(Blind, &["SET", &a, "1"])]).unwrap();
+    assert!(!room(&mut world, false, 1000), "and stays so until half of it is answered");
+    world.record(Some(10), &[(Blind, &["SET", &a, "1"]), (Blind, &["SET", &b, "1"])]).unwrap();
+    assert!(!room(&mut world, true, 1000));
 }
 
 #[test]
