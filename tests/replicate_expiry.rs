@@ -2,15 +2,19 @@
 //! put right, also by the process after a killed one; Valkey's import mode; vanished keys fetched again.
 
 use df2redis::convert::near::SHIFT_MS;
-use df2redis::lab::client::Client;
+use df2redis::lab::client::{Address, Client};
+use df2redis::lab::generate::Spec;
 use df2redis::lab::journal;
+use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
+use df2redis::lab::proxy::{Faulty, Proxy};
 use df2redis::lab::recordings::recording;
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Stage, Tool, wait_for};
+use df2redis::lab::torture::{Stage, Tool, compare, wait_for};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -318,4 +322,214 @@ fn an_evicting_target_is_not_put_into_import_mode() {
     client.run("CONFIG SET maxmemory 1gb maxmemory-policy allkeys-lru").unwrap();
     assert_eq!(run(&stage)["import_mode"], false);
     assert_late_records(&mut client, later);
+}
+
+const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
+
+/// A live source, with a target behind a proxy that is in step with it.
+struct InStep {
+    live: Live,
+    server: Server,
+    kind: ServerKind,
+    proxy: Proxy,
+    tool: Tool,
+    dir: tempfile::TempDir,
+}
+
+impl InStep {
+    /// `None`: no such server here.
+    fn with(kind: ServerKind, more: &[&str]) -> Option<Self> {
+        let server = match Server::start_kind(kind, ServerOptions::default()) {
+            Ok(server) => server,
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                return None;
+            }
+        };
+        let spec = Spec::of("string:10B=20").unwrap();
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        let proxy = Proxy::start(server.port(), |_| Faulty::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let tool = start(&live, &proxy, dir.path(), more);
+        let mut this = Self { live, server, kind, proxy, tool, dir };
+        this.wait(|status| status["in_step"] == true);
+        Some(this)
+    }
+
+    fn again(&mut self, more: &[&str]) {
+        self.tool = start(&self.live, &self.proxy, self.dir.path(), more);
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("job.sock")
+    }
+
+    fn ask(&self, args: &[&str]) -> Output {
+        let socket = self.socket();
+        Command::new(TOOL).args(args).args(["--output", "json", "--control"]).arg(socket).output().unwrap()
+    }
+
+    fn wait(&mut self, is: impl Fn(&Value) -> bool) {
+        let reached = wait_for(|| {
+            assert_eq!(self.tool.ended(), None, "{}", self.tool.said());
+            let answer: Value = serde_json::from_slice(&self.ask(&["status"]).stdout).ok()?;
+            is(&answer["status"]).then_some(())
+        });
+        assert!(reached.is_some(), "{}", self.tool.said());
+    }
+
+    fn source(&self) -> Client {
+        Client::connect(&Address::Tcp("127.0.0.1".into(), self.live.port())).unwrap()
+    }
+
+    fn target(&self) -> Client {
+        self.server.client().unwrap()
+    }
+
+    fn wait_acknowledged(&mut self) {
+        let reached = wait_for(|| {
+            assert_eq!(self.tool.ended(), None, "{}", self.tool.said());
+            self.live.is_acknowledged().then_some(())
+        });
+        assert!(reached.is_some(), "{}", self.tool.said());
+    }
+
+    /// Stops the tool: the target is as the source is, expiries of keys and fields included.
+    fn stops_equal(&mut self) {
+        self.wait_acknowledged();
+        self.tool.signal("INT");
+        assert_eq!(self.tool.wait(), Some(130), "{}", self.tool.said());
+        self.assert_equal();
+    }
+
+    fn assert_equal(&self) {
+        let truth = self.dir.path().join("truth.jsonl");
+        self.live.write_truth(&truth).unwrap();
+        compare(&self.server, self.kind, &truth).unwrap_or_else(|why| panic!("{why}\n{}", self.tool.said()));
+    }
+}
+
+fn start(live: &Live, proxy: &Proxy, dir: &Path, more: &[&str]) -> Tool {
+    let socket = dir.join("job.sock");
+    let args = [&["--control", socket.to_str().unwrap(), "--log", "info"], more].concat();
+    Tool::start(Path::new(TOOL), live.port(), proxy.port(), &dir.join("tool.log"), &args).unwrap()
+}
+
+/// Why the target does not hear of a renewal in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absence {
+    TargetStalls,
+    Killed,
+    StoppedToGoOn,
+}
+
+/// Longer than the least horizon: what is held by that alone would be lost.
+const LIFE_MS: u64 = 12_500;
+
+/// In step, expiries are told; they pass while nobody tells the target that the source has built on their keys and then
+/// renewed them. What was built must not begin anew.
+fn expiries_pass_during(absence: Absence, kind: ServerKind) {
+    let more: &[&str] = if absence == Absence::StoppedToGoOn { &["--expiries-at-stop", "hold"] } else { &[] };
+    let Some(mut scene) = InStep::with(kind, more) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    let begun = std::time::Instant::now();
+    for line in
+        ["SET x:text v", "SET x:count 5", "RPUSH x:list a", "HSET x:hash f 1", "SET x:gone v", "HSET x:fields f 1 g 2"]
+    {
+        source.run(line).unwrap();
+    }
+    for key in ["text", "count", "list", "hash", "gone"] {
+        source.run(&format!("PEXPIRE x:{key} {LIFE_MS}")).unwrap();
+    }
+    if kind == ServerKind::Redis8 {
+        source.run(&format!("HEXPIRE x:fields {} FIELDS 1 f", LIFE_MS / 1000)).unwrap();
+    }
+    scene.wait_acknowledged();
+    assert!(int(&mut target, "PTTL x:gone") > 1 << 41, "not held: {}", scene.tool.said());
+    match absence {
+        Absence::TargetStalls => scene.proxy.set_paused(true),
+        Absence::Killed => scene.tool.kill(),
+        Absence::StoppedToGoOn => {
+            scene.tool.signal("TERM");
+            assert_eq!(scene.tool.wait(), Some(130), "{}", scene.tool.said());
+        }
+    }
+    let until = |ms: u64| std::thread::sleep(Duration::from_millis(ms).saturating_sub(begun.elapsed()));
+    until(LIFE_MS - 2_500);
+    for line in ["APPEND x:text w", "INCR x:count", "RPUSH x:list b", "HSET x:hash g 2", "HINCRBY x:fields f 4"] {
+        source.run(line).unwrap();
+    }
+    for key in ["text", "count", "list"] {
+        source.run(&format!("PEXPIRE x:{key} 5000000")).unwrap();
+    }
+    source.run("PERSIST x:hash").unwrap();
+    if kind == ServerKind::Redis8 {
+        source.run("HEXPIRE x:fields 5000 FIELDS 1 f").unwrap();
+    }
+    assert_eq!(text(&mut source, "GET x:text").as_deref(), Some("vw"), "this machine is too slow");
+    until(LIFE_MS + 300);
+    match absence {
+        Absence::TargetStalls => scene.proxy.set_paused(false),
+        Absence::Killed | Absence::StoppedToGoOn => scene.again(&[]),
+    }
+    scene.stops_equal();
+    assert_eq!(text(&mut target, "GET x:text").as_deref(), Some("vw"));
+    assert_eq!((text(&mut target, "GET x:count").as_deref(), int(&mut target, "LLEN x:list")), (Some("6"), 2));
+    assert_eq!((int(&mut target, "HLEN x:hash"), int(&mut target, "PTTL x:hash")), (2, -1));
+    assert_eq!(text(&mut target, "HGET x:fields f").as_deref(), Some("5"));
+    assert_eq!(int(&mut target, "EXISTS x:gone"), 0);
+}
+
+#[test]
+fn what_is_renewed_while_the_target_stalls_never_begins_anew() {
+    expiries_pass_during(Absence::TargetStalls, ServerKind::Redis7);
+}
+
+#[test]
+fn what_is_renewed_while_the_tool_is_dead_never_begins_anew() {
+    expiries_pass_during(Absence::Killed, ServerKind::Redis8);
+}
+
+#[test]
+fn what_is_renewed_while_the_tool_is_stopped_never_begins_anew_if_told_to_hold() {
+    expiries_pass_during(Absence::StoppedToGoOn, ServerKind::Redis8);
+}
+
+/// Before the fence everything is put right but what is near; after a rollback the horizon is as it was.
+#[test]
+fn a_cutover_puts_right_what_is_held_before_its_fence() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    for i in 0..200 {
+        source.run(&format!("SET x:{i} v PX {}", 600_000 + i)).unwrap();
+    }
+    scene.wait_acknowledged();
+    // Half of them have no names in the next process.
+    scene.tool.kill();
+    let veto = scene.dir.path().join("veto");
+    std::fs::write(&veto, "#!/bin/sh\n[ -e \"$0.not\" ]\n").unwrap();
+    std::fs::set_permissions(&veto, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    scene.again(&["--hook-before-fence", veto.to_str().unwrap()]);
+    scene.wait(|status| status["in_step"] == true);
+    for i in 200..400 {
+        source.run(&format!("SET x:{i} v PX {}", 600_000 + i)).unwrap();
+    }
+    scene.wait(|status| status["expiries_held"].as_u64() >= Some(200));
+    scene.wait_acknowledged();
+    let is_held = |target: &mut Client, key: &str| int(target, &format!("PTTL {key}")) > 1 << 41;
+    assert!(is_held(&mut target, "x:0") && is_held(&mut target, "x:399"));
+    let vetoed = scene.ask(&["cutover", "--execute", "--verify", "none"]);
+    assert_eq!(vetoed.status.code(), Some(9), "{vetoed:?}");
+    assert!((0..400).all(|i| !is_held(&mut target, &format!("x:{i}"))), "{}", scene.tool.said());
+    let fences =
+        scene.live.master().unwrap().requests().iter().filter(|asked| asked.starts_with("CLIENT PAUSE")).count();
+    assert_eq!(fences, 0);
+    source.run("SET x:later v PX 600000").unwrap();
+    scene.wait_acknowledged();
+    assert!(is_held(&mut target, "x:later"));
+    std::fs::write(scene.dir.path().join("veto.not"), "").unwrap();
+    let done = scene.ask(&["cutover", "--execute"]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}\n{}", scene.tool.said());
+    assert_eq!(scene.tool.wait(), Some(0));
+    scene.assert_equal();
 }

@@ -82,7 +82,7 @@ fn assignment(text: &str) -> Result<Request, UsageError> {
                 .map_err(|reason| wrong("set", text, &reason))?
                 .to_string()
         }
-        "progress-interval" => {
+        "progress-interval" | "hold-expiries-within" => {
             let time = syntax::time(value).map_err(|reason| wrong("set", text, &reason))?;
             format!("{}ms", time.as_millis())
         }
@@ -164,6 +164,7 @@ mod tests {
         let set = |key: &str, value: &str| Request::Set { key: key.into(), value: value.into() };
         assert_eq!(assignment("batch-bytes=64KiB").unwrap(), set("batch-bytes", "65536"));
         assert_eq!(assignment("progress-interval = 2s").unwrap(), set("progress-interval", "2000ms"));
+        assert_eq!(assignment("hold-expiries-within=2h").unwrap(), set("hold-expiries-within", "7200000ms"));
         assert_eq!(assignment("log=info,df2redis::engine=debug").unwrap(), set("log", "info,df2redis::engine=debug"));
         assert!(assignment("batch-bytes").is_err() && assignment("batch-bytes=lots").is_err());
     }

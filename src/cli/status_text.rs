@@ -47,6 +47,9 @@ pub fn render(status: &Status) -> String {
         let (p50, p99, max) = (nanos(lag.ns_p50), nanos(lag.ns_p99), nanos(lag.ns_max));
         let _ = writeln!(out, "apply lag: p50 {p50}, p99 {p99}, max {max}");
     }
+    if status.expiries_held > 0 {
+        let _ = writeln!(out, "expiries: {} held back", count(status.expiries_held));
+    }
     if let Some(spool) = status.spool {
         let (now, max) = (bytes(spool.bytes), bytes(spool.bytes_max));
         let _ = writeln!(out, "spool: {now} of {max}, {} went through it", bytes(spool.bytes_written));
@@ -109,6 +112,7 @@ mod tests {
             bytes_in: 300 << 20,
             bytes_out: 310 << 20,
             commands: 1_200_000,
+            expiries_held: 4321,
             rates: StatusRates { over_ms: 5000, commands_per_s: 25_000.0, bytes_in_per_s: 3e6, ..Default::default() },
             lag: Some(Lag { entries: 1200, ms: 800 }),
             apply_lag: Some(Percentiles { ns_p50: 150_000, ns_p99: 2_000_000, ns_max: 9_000_000 }),

@@ -15,6 +15,7 @@ pub mod error;
 pub mod escape;
 pub mod hold;
 pub mod journal;
+pub mod names;
 pub mod near;
 pub mod out;
 pub mod plan;

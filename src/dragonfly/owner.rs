@@ -61,6 +61,11 @@ impl OwnerRule {
         Self { flows, alive: AtomicU8::new(BOTH), strays: AtomicU64::new(0) }
     }
 
+    /// Number of shards of the master.
+    pub fn flows(&self) -> u32 {
+        self.flows
+    }
+
     /// Takes a snapshot key into account. `is_hyll`: its value is a string beginning `HYLL`. It is enough to show the
     /// first few thousand keys and every key that contains `{`, each before its verdict is asked for.
     pub fn observe(&self, flow: FlowId, key: &[u8], is_hyll: bool) {

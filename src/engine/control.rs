@@ -6,10 +6,12 @@
 
 use super::cutover::Plan;
 use super::throttle::Throttle;
+use crate::convert::hold::{HORIZON_MS_MIN, LAGGING_HORIZON_MS};
 use crate::report::cutover::CutoverEvent;
 use crate::report::status::{FlowStatus, Knob, Status, ThrottleStatus};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedSender, channel};
 
@@ -31,6 +33,10 @@ pub struct Control {
     pub throttle: Throttle,
     batch_bytes: AtomicUsize,
     window_bytes: AtomicUsize,
+    /// Expiries nearer than this are held while the target is in step.
+    hold_within_ms: AtomicI64,
+    /// The job follows the source.
+    follows: AtomicBool,
     status: Mutex<Status>,
     positions: Mutex<Option<Positions>>,
     stop: Notify,
@@ -52,6 +58,8 @@ impl Default for Control {
             throttle: Throttle::default(),
             batch_bytes: AtomicUsize::new(0),
             window_bytes: AtomicUsize::new(0),
+            hold_within_ms: AtomicI64::new(LAGGING_HORIZON_MS),
+            follows: AtomicBool::new(false),
             status: Mutex::default(),
             positions: Mutex::default(),
             stop: Notify::new(),
@@ -139,16 +147,30 @@ impl Control {
         Ok(())
     }
 
+    /// Expiries nearer than this are held while the target is in step. `Err`: why not.
+    pub fn set_hold_within(&self, within: Duration) -> Result<(), String> {
+        if !self.follows.load(Ordering::Relaxed) {
+            return Err("hold-expiries-within is a matter of `df2redis replicate`".into());
+        }
+        self.hold_within_ms.store(horizon_ms(within)?, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn knobs(&self) -> Vec<Knob> {
         let knob = |key: &str, value: String, what: &str| Knob { key: key.into(), value, what: what.into() };
         let limit = |limit: Option<u64>| limit.map_or("off".to_string(), |n| n.to_string());
         let (batch, window) = self.batch_and_window();
-        vec![
+        let mut knobs = vec![
             knob("batch-bytes", batch.to_string(), "a batch is sent when it has this size, or when the wire is idle"),
             knob("window-bytes", window.to_string(), "most bytes sent and not yet answered on one connection"),
             knob("rate-bytes", limit(self.throttle.bytes_per_s()), "most bytes a second sent to the target"),
             knob("rate-entries", limit(self.throttle.entries_per_s()), "most commands a second sent to the target"),
-        ]
+        ];
+        if self.follows.load(Ordering::Relaxed) {
+            let within = format!("{}ms", self.hold_within_ms());
+            knobs.push(knob("hold-expiries-within", within, "expiries nearer than this are held back"));
+        }
+        knobs
     }
 
     fn reasons(&self) -> Vec<String> {
@@ -179,6 +201,14 @@ impl Control {
     }
 }
 
+/// Bounds of `hold-expiries-within`. `Err`: why it is none.
+pub fn horizon_ms(within: Duration) -> Result<i64, String> {
+    match i64::try_from(within.as_millis()) {
+        Ok(ms) if ms >= HORIZON_MS_MIN => Ok(ms),
+        _ => Err(format!("hold-expiries-within must be {}s at least", HORIZON_MS_MIN / 1000)),
+    }
+}
+
 fn within(key: &str, n: usize, bounds: &std::ops::RangeInclusive<usize>) -> Result<(), String> {
     match bounds.contains(&n) {
         true => Ok(()),
@@ -192,6 +222,17 @@ impl Control {
     pub(super) fn begin(&self, batch_bytes: usize, window_bytes: usize) {
         self.batch_bytes.store(batch_bytes, Ordering::Relaxed);
         self.window_bytes.store(window_bytes, Ordering::Relaxed);
+    }
+
+    /// The same for a job that follows the source.
+    pub(super) fn begin_following(&self, hold_within: Duration) {
+        self.follows.store(true, Ordering::Relaxed);
+        // Its bounds were looked at when the settings were read.
+        let _ = self.set_hold_within(hold_within);
+    }
+
+    pub(super) fn hold_within_ms(&self) -> i64 {
+        self.hold_within_ms.load(Ordering::Relaxed)
     }
 
     /// Bytes of a batch and of a window, as they are now.

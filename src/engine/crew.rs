@@ -20,6 +20,7 @@ use super::spool::{DiskShare, SpoolStart};
 use super::target::{self, OWN_PREFIX};
 use super::wire::Connected;
 use super::worker;
+use crate::convert::names::Name;
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId};
 use crate::redis::Capabilities;
@@ -157,7 +158,7 @@ impl Crew {
             settled_tx,
             summaries: Vec::new(),
             confirmed,
-            hold: Arc::new(HoldState::new(flows_count)),
+            hold: Arc::new(HoldState::new(flows_count, settings.control.clone())),
             owner: owner.clone(),
             barriers: Vec::new(),
             barrier_workers: 0,
@@ -374,6 +375,14 @@ impl Crew {
             if let Some(waker) = &member.waker {
                 waker.wake();
             }
+        }
+    }
+
+    /// Shares out names of expiries that were found held at the target.
+    pub fn tell_found(&self, names: Vec<Name>) {
+        let share = names.len().div_ceil(self.members.len().max(1)).max(1);
+        for (worker, names) in names.chunks(share).enumerate() {
+            self.tell(worker, WorkerCommand::Found(names.to_vec()));
         }
     }
 

@@ -64,6 +64,7 @@ impl Worker {
                 backlog_bytes: flow.backlog.bytes(slab),
             })
             .collect();
+        self.stats.expiries_held = self.flows.iter().map(|flow| flow.handler.held_names_count() as u64).sum();
         self.stats.strays_dropped = self.flows.iter().map(|flow| flow.handler.counts.strays_dropped).sum();
         self.stats.keys = self.stats.flows.iter().map(|flow| flow.keys).sum();
     }
@@ -101,6 +102,7 @@ impl Worker {
             summary.owner_unknown += handler.counts.owner_unknown;
             summary.existing_skipped += handler.counts.existing_skipped;
             summary.expiries.held += handler.held.held_count;
+            summary.expiries.held_at_end += handler.held_names_count() as u64;
             summary.expiries.not_named += handler.held.overflow_count;
             let ms = |ms: i64| ms.unsigned_abs();
             summary.expiries.held_ms_max = summary.expiries.held_ms_max.max(ms(handler.held.held_ms_max));

@@ -20,6 +20,7 @@ use super::messages::{Barrier, WorkerCommand, WorkerEvent};
 use super::migrate::PROGRESS_EVERY;
 use super::phase::Phase;
 use super::righting::Rightings;
+use super::settings::AtStop;
 use super::source::{PartialWay, Source};
 use super::target::{self, Target, TargetLink};
 use crate::convert::journal::GlobalCommand;
@@ -119,7 +120,9 @@ impl Job<'_> {
                     }
                 }
                 swept = rightings.ended() => {
-                    self.report.expiries.put_right_by_sweep += swept?.put_right;
+                    let swept = swept?;
+                    self.report.expiries.put_right_by_sweep += swept.put_right;
+                    crew.tell_found(swept.names);
                 }
                 _ = confirmations.tick(), if !checkpoint.stable => {}
                 _ = offsets.tick(), if joining.is_done() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
@@ -186,9 +189,11 @@ impl Job<'_> {
             if watch.drained == crew.workers() && matches!(self.phase, Phase::Stopping | Phase::HandingOver) {
                 // Behind a fence nothing is missing: that was proven.
                 let handing_over = self.phase == Phase::HandingOver;
-                if !handing_over && !watch.caught_up(&crew.confirmed()) {
+                let keeps = self.settings.follow.as_ref().is_some_and(|of| of.expiries_at_stop == AtStop::Hold);
+                if !handing_over && (keeps || !watch.caught_up(&crew.confirmed())) {
                     if checkpoint.held {
-                        tracing::info!("stopped behind the source: near expiries stay held until the job goes on");
+                        let why = if keeps { "as told" } else { "behind the source" };
+                        tracing::info!(why, "stopped: near expiries stay held until the job goes on");
                     }
                     return Err(EngineError::Interrupted);
                 }

@@ -14,8 +14,9 @@ use super::hooks;
 use super::job::Job;
 use super::phase::Phase;
 use super::source::Source;
-use super::sweep::sweep;
+use super::sweep::{FAST, sweep};
 use super::target::{self, Target};
+use crate::convert::hold::ALL;
 use crate::ids::DbIndex;
 use crate::report::cutover::{CutoverOutcome, CutoverReport};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, unbounded_channel};
@@ -90,6 +91,7 @@ impl Job<'_> {
             sync_id: source.registered().map(|registration| registration.sync_id.clone()).unwrap_or_default(),
             session: self.sessions,
             cluster: crew.is_cluster(),
+            hold: crew.hold().clone(),
             markers: crew.markers().to_vec(),
         };
         let task = tokio_uring::spawn(handover::run(handover, asked));
@@ -149,7 +151,7 @@ impl Job<'_> {
 
     async fn put_expiries_right(&mut self, probed: &Target) -> Result<(), EngineError> {
         let mut link = self.control_again(probed).await?;
-        let swept = sweep(&mut link, &probed.capabilities, || (i64::MIN, i64::MIN)).await?;
+        let swept = sweep(&mut link, &probed.capabilities, || ALL, || FAST).await?;
         self.report.expiries.put_right_by_sweep += swept.put_right;
         Ok(())
     }

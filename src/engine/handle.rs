@@ -9,7 +9,7 @@ use super::doubt::Doubts;
 use super::error::EngineError;
 use super::rows;
 use super::scoped::Names;
-use crate::convert::hold::{Due, Held};
+use crate::convert::hold::{Due, HORIZON_MS_MIN, Held};
 use crate::convert::journal::{
     self, Doubt, GlobalCommand, JournalTranslator, NotCarriedKind, NoteKind, Outcome, Suspects,
 };
@@ -64,8 +64,11 @@ const SUSPECTS_BYTES_MAX: usize = 64 << 20;
 /// Memory for the keys of journal records that the report lists, until they are taken (once a second).
 const NOTES_BYTES_MAX: usize = 16 << 20;
 
-/// Memory for the names of one flow's held expiries.
+/// Memory for the names of one flow's held expiries, and of all flows.
 const HELD_BYTES_MAX: usize = 8 << 20;
+const HELD_BYTES_MAX_ALL: usize = 32 << 20;
+/// A name is near if its expiry was within the horizon so long ago.
+const NEAR_SLACK_MS: i64 = 1_000;
 
 /// Counts that belong to no type of value.
 #[derive(Clone, Debug, Default)]
@@ -100,6 +103,8 @@ pub struct FlowHandler {
     pub doubts: Doubts,
     /// Held expiries that are being given back.
     releasing: Vec<Due>,
+    /// The target has PEXPIRETIME.
+    tells_expiry: bool,
     owner: Arc<OwnerRule>,
     existing: Arc<Existing>,
     observe_left: u32,
@@ -114,10 +119,10 @@ pub struct FlowHandler {
 
 impl FlowHandler {
     pub fn new(flow: FlowId, plan: Arc<Plan>, owner: Arc<OwnerRule>, existing: Arc<Existing>) -> Self {
-        let held = if plan.capabilities.import_mode || !plan.capabilities.has_command("EVAL") {
+        let held = if !plan.capabilities.holds_expiries() {
             Held::nothing(plan.capabilities.import_mode)
         } else {
-            Held::new(HELD_BYTES_MAX)
+            Held::new(HELD_BYTES_MAX.min(HELD_BYTES_MAX_ALL / owner.flows().max(1) as usize))
         };
         let mut this = Self {
             flow,
@@ -134,6 +139,7 @@ impl FlowHandler {
             held,
             doubts: Doubts::default(),
             releasing: Vec::new(),
+            tells_expiry: plan.capabilities.has_command("PEXPIRETIME"),
             owner,
             existing,
             observe_left: OBSERVED_KEYS,
@@ -146,13 +152,24 @@ impl FlowHandler {
         this
     }
 
-    /// A new turn: how far behind the flow is decides which expiries are held back (see [`Held::turn`]).
-    pub fn turn(&mut self, now_ms: i64, applied_until_ms: i64) {
-        self.held.turn(now_ms, applied_until_ms);
+    /// A new turn: how far behind the flow is decides which expiries are held back (see [`Held::turn`]), and how far behind
+    /// any flow is which are given back.
+    pub fn turn(&mut self, now_ms: i64, applied_until_ms: i64, applied_until_ms_min: i64, horizon_ms: i64) {
+        self.held.turn(now_ms, applied_until_ms, horizon_ms);
         self.set_near();
         if self.releasing.is_empty() {
-            self.releasing = self.held.take_due(now_ms, applied_until_ms);
+            self.releasing = self.held.take_due(now_ms, applied_until_ms_min);
         }
+    }
+
+    /// Whether nothing is held that expires later than the least horizon.
+    pub fn holds_only_near(&self, now_ms: i64) -> bool {
+        self.releasing.is_empty() && self.held.is_all_before(now_ms + HORIZON_MS_MIN + NEAR_SLACK_MS)
+    }
+
+    /// Names of expiries that are held.
+    pub fn held_names_count(&self) -> usize {
+        self.held.names_count() + self.releasing.len()
     }
 
     fn set_near(&mut self) {
@@ -182,7 +199,7 @@ impl FlowHandler {
             Event::Whole { meta, body } if self.concerns_expiry(meta) => {
                 let meta = self.hold(meta);
                 let outcome = self.converter.event(&Event::Whole { meta, body }, now_ms, out);
-                self.held.unnamed(self.converter.take_shifted_fields());
+                self.held.unnamed_fields(self.converter.take_shifted_fields());
                 return outcome.map_err(EngineError::from);
             }
             Event::Begin { object, meta, .. } => {
@@ -206,7 +223,7 @@ impl FlowHandler {
             _ => {}
         }
         let outcome = self.converter.event(event, now_ms, out).map_err(EngineError::from);
-        self.held.unnamed(self.converter.take_shifted_fields());
+        self.held.unnamed_fields(self.converter.take_shifted_fields());
         outcome
     }
 
@@ -241,11 +258,11 @@ impl FlowHandler {
     /// Gives one held expiry back.
     pub fn release(&mut self, now_ms: i64, out: &mut impl Out) {
         let Some(due) = self.releasing.pop() else { return };
-        if due.at_ms <= now_ms {
+        if due.name.at_ms <= now_ms {
             self.counts.expired_at_release += 1;
         }
-        out.begin(CommandMeta { slot: slot(&due.key), db: due.db, class: Class::Blind, all_nodes: false });
-        out.put_owned(due.command().into());
+        out.begin(CommandMeta { slot: slot(&due.name.key), db: due.name.db, class: Class::Blind, all_nodes: false });
+        out.put_owned(due.command(self.tells_expiry).into());
         out.end();
     }
 
@@ -476,7 +493,7 @@ impl FlowHandler {
 
     /// Remembers the names of what the record had shifted.
     fn note_held(&mut self, db: DbIndex, args: &[&[u8]]) {
-        self.held.unnamed(self.restorer.take_shifted_fields());
+        self.held.unnamed_fields(self.restorer.take_shifted_fields());
         let Some(at_ms) = self.translator.take_shifted_ms() else { return };
         let [name, key, more @ ..] = args else { return };
         let of_fields = ["HEXPIRE", "HSETEX", "HGETEX", "FIELDEXPIRE"];

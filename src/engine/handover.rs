@@ -7,7 +7,9 @@
 
 use super::control::{Control, CutoverAsked};
 use super::cutover::{Action, Cutover, HookEvent, Input, Now, Plan, Verify};
+use super::easing;
 use super::fence::{self, FenceLink, Keyspace, RELEASE_SETTLES};
+use super::hold::HoldState;
 use super::hooks::{self, HookFacts};
 use super::settings::MigrateSettings;
 use super::target::{OWN_PREFIX, TargetLink};
@@ -42,6 +44,8 @@ pub struct Handover {
     pub session: u64,
     /// The target is a cluster.
     pub cluster: bool,
+    /// Expiries held back in the session.
+    pub hold: Arc<HoldState>,
     /// Markers of the session.
     pub markers: Vec<Vec<u8>>,
 }
@@ -124,7 +128,18 @@ impl Run {
     }
 
     async fn execute(&mut self) {
+        let wait = Duration::from_millis(self.plan.wait_ms);
+        // In step, too, is a matter of so long a wait.
+        let eased = match easing::ease(&self.handover.hold, wait, || self.gone()).await {
+            Ok(eased) => eased,
+            Err(why) => {
+                self.report.outcome = CutoverOutcome::NotDone;
+                self.report.message = Some(format!("{why}. Nothing was fenced"));
+                return;
+            }
+        };
         let cutover = self.round().await;
+        drop(eased);
         self.report.outcome = match cutover.is_handed_over() {
             true => CutoverOutcome::HandedOver,
             false => CutoverOutcome::NotDone,

@@ -144,6 +144,9 @@ impl<'o> Job<'o> {
         report.kernel = uring::probe::kernel_release();
         report.source.address = format!("{}:{}", settings.source.host, settings.source.port);
         settings.control.begin(settings.batch_bytes, settings.window_bytes);
+        if let Some(follow) = &settings.follow {
+            settings.control.begin_following(follow.hold_expiries_within);
+        }
         let desk = Desk::new(settings.control.take_cutovers());
         let job = Self {
             settings: Arc::new(settings),
@@ -245,6 +248,7 @@ impl<'o> Job<'o> {
         }
         let expiries = &mut self.report.expiries;
         expiries.held += summary.expiries.held;
+        expiries.held_at_end += summary.expiries.held_at_end;
         expiries.not_named += summary.expiries.not_named;
         expiries.passed_at_release += summary.expiries.passed_at_release;
         expiries.flows_at_risk += summary.expiries.flows_at_risk;

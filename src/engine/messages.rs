@@ -14,6 +14,7 @@ use super::spool::SpoolStart;
 use super::units::Unit;
 use super::wire::Connected;
 use crate::convert::journal::GlobalCommand;
+use crate::convert::names::Name;
 use crate::convert::{Plan, Tally};
 use crate::dragonfly::owner::OwnerRule;
 use crate::ids::{DbIndex, FlowId, Lsn};
@@ -231,6 +232,8 @@ pub enum WorkerCommand {
     Settle(u64),
     /// Decoding has stopped, and nothing more is to come: give all held expiries back; another `Drained` follows.
     ReleaseHeld,
+    /// Keys and fields that were found at the target with a shifted expiry.
+    Found(Vec<Name>),
     /// A key that an earlier session could not fetch again.
     Doubt(Lost),
     /// What the source said of a lost key, or why it cannot be had.

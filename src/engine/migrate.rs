@@ -14,8 +14,9 @@ use super::phase::Phase;
 use super::router::Resumed;
 use super::settings::OnExisting;
 use super::source::{Source, session_error};
-use super::sweep;
+use super::sweep::{self, FAST};
 use super::target::{self, Target, TargetLink};
+use crate::convert::hold::{ALL, Overflow};
 use crate::dragonfly::session::{Action, Session, Signal};
 use crate::report::counters::Totals;
 use crate::report::document::ServerInfo;
@@ -133,7 +134,7 @@ impl Job<'_> {
         let mut target = self.target_again(&probed.run_id).await?;
         if self.sweep_needed {
             // Nothing follows: all are given back.
-            let swept = sweep::sweep(&mut target, &probed.capabilities, || (i64::MIN, i64::MIN)).await?;
+            let swept = sweep::sweep(&mut target, &probed.capabilities, || ALL, || FAST).await?;
             self.report.expiries.put_right_by_sweep += swept.put_right;
             self.sweep_needed = false;
         }
@@ -219,7 +220,7 @@ impl Job<'_> {
         let result = self.sync_to_drain(source, &mut session, &mut crew, signals).await;
         let (summaries, ended) = crew.stop().await;
         self.client_ids = crew.client_ids().to_vec();
-        self.sweep_needed = crew.hold().is_unnamed();
+        self.sweep_needed = crew.hold().unnamed() != Overflow::default();
         match graver(result, ended) {
             Ok(()) => Ok(summaries),
             Err(error) => {

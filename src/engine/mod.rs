@@ -28,6 +28,7 @@ mod crew;
 pub mod cutover;
 mod doubt;
 mod draining;
+mod easing;
 pub mod error;
 mod errors;
 mod fence;

@@ -17,6 +17,7 @@ use super::phase::Phase;
 use super::settings::{OnExisting, OnLostPosition};
 use super::source::Source;
 use super::target::{self, Target, TargetLink};
+use crate::convert::hold::Overflow;
 use crate::dragonfly::session::{Directive, Session};
 use crate::ids::FlowId;
 use crate::report::counters::Totals;
@@ -85,9 +86,10 @@ impl Job<'_> {
         }
         probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
         self.report.expiries.import_mode = probed.capabilities.import_mode;
-        if !probed.capabilities.import_mode && !probed.capabilities.has_command("EVAL") {
+        if !probed.capabilities.import_mode && !probed.capabilities.holds_expiries() {
             tracing::warn!(
-                "the target's user may not run scripts (+eval), so near expiries cannot be held back: keys that the source \
+                "the target's user may not run scripts, or not what they ask (+eval +pttl +pexpiretime +time +type +hlen +hkeys \
+                 +hscan, and +hpexpiretime where fields expire), so near expiries cannot be held back: keys that the source \
                  renews while the target is behind may vanish"
             );
         }
@@ -295,7 +297,7 @@ impl Job<'_> {
         let mut source = self.connect_source().await?;
         self.check_databases(&source, probed)?;
         let mut session = Session::new();
-        let held = !probed.capabilities.import_mode && probed.capabilities.has_command("EVAL");
+        let held = probed.capabilities.holds_expiries();
         let begin = match begin {
             Begin::Again => {
                 // Perhaps it is still loading; perhaps it lost all, and what was read of it is all that is left.
@@ -324,7 +326,7 @@ impl Job<'_> {
             Begin::Resume(mut checkpoint) => {
                 let crew = self.open_partial(&mut source, &checkpoint, plan).await?;
                 if checkpoint.held {
-                    crew.hold().set_unnamed();
+                    crew.hold().add_unnamed(Overflow { keys: true, fields: probed.capabilities.field_expiry });
                 }
                 checkpoint.held |= held;
                 checkpoint::set_held(target, checkpoint.held).await?;
@@ -338,6 +340,8 @@ impl Job<'_> {
         self.settings.control.forget_positions();
         self.view.forget();
         let (summaries, ended) = crew.stop().await;
+        // The names of an earlier session went with it.
+        self.report.expiries.held_at_end = 0;
         for summary in summaries {
             self.add_summary(summary);
         }

@@ -72,7 +72,7 @@ impl FlowHandler {
                 _ => return Ok(()),
             };
             let outcome = self.converter.event(&event, now_ms, out).map_err(EngineError::from);
-            self.held.unnamed(self.converter.take_shifted_fields());
+            self.held.unnamed_fields(self.converter.take_shifted_fields());
             outcome
         });
         self.names.key = key;

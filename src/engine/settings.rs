@@ -77,6 +77,19 @@ pub enum OnLostPosition {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Follow {
     pub on_lost_position: OnLostPosition,
+    /// Expiries nearer than this are held back while the target is in step.
+    pub hold_expiries_within: Duration,
+    pub expiries_at_stop: AtStop,
+}
+
+/// What becomes of held expiries when `replicate` is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AtStop {
+    /// The target is left as the source is.
+    PutRight,
+    /// They stay held, for the job that goes on.
+    Hold,
 }
 
 /// `--spool-max` where nothing else is said.

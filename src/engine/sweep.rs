@@ -1,14 +1,17 @@
 //! Looks at every key of the target for expiries that were written later than they are, and puts them right (wire 6.34).
 //!
 //! Needed where names are not at hand: after a process that died, and when more expiries were held than memory has room for.
-//! In: bounds between which an expiry stays held. Out: how many were put right, how many are still held. It goes through the
-//! keys by SCAN, a few hundred at a time, and rests as long as each step took, so that the target keeps half of its time.
-//! What it does to a key is one step at the target, so it needs no order with what the workers write.
+//! In: bounds between which an expiry stays held. Out: how many were put right, how many are still held, and the names of
+//! those, as far as memory has room. It goes through the keys by SCAN, a few hundred at a time, and rests a multiple of the
+//! time that each step took, so that most of the target's time is left to others. What it does to a key is one step at the
+//! target, so it needs no order with what the workers write.
 
 use super::error::EngineError;
 use super::errors::is_rejection;
 use super::target::TargetLink;
-use crate::convert::near::{SHIFT_MS, SHIFTED_MS_END};
+use crate::convert::hold::{Bounds, Overflow, script_numbers};
+use crate::convert::names::{NAME_OVERHEAD_BYTES, Name};
+use crate::ids::DbIndex;
 use crate::redis::Capabilities;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
@@ -16,27 +19,46 @@ use crate::uring;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// Puts right, or counts and names, one expiry: name of a Lua function of time and what tells the name.
+macro_rules! due {
+    () => {
+        "local shift,stop,ahead,past=tonumber(ARGV[1]),tonumber(ARGV[2]),tonumber(ARGV[3]),tonumber(ARGV[4]) \
+local r={0,0,0,{},{},{}} local room=1000 \
+local function due(e,n,t,a,b) if e<shift or e>=stop then return nil end local at=e-shift \
+if at>ahead or at<=past then r[1]=r[1]+1 return string.format('%.0f',at<1 and 1 or at) end r[n]=r[n]+1 \
+if room>0 then room=room-1 t[#t+1]=a if b then t[#t+1]=b end t[#t+1]=at end return nil end "
+    };
+}
+
 /// KEYS: keys; ARGV: shift, end of the shifted range, expiries after this are put right, and those up to this, "1" to look
 /// at hash fields as well, "1" where PEXPIRETIME exists, most fields of a hash that is gone through at once.
-/// Returns: put right, still held, then positions of hashes with more fields.
-const KEYS_SCRIPT: &str = "local shift,stop,ahead,past=tonumber(ARGV[1]),tonumber(ARGV[2]),tonumber(ARGV[3]),tonumber(ARGV[4]) \
-local r={0,0} local now=0 if ARGV[6]~='1' then local t=redis.call('TIME') now=t[1]*1000+math.floor(t[2]/1000) end \
-local function due(e) if e<shift or e>=stop then return nil end local at=e-shift \
-if at>ahead or at<=past then r[1]=r[1]+1 return string.format('%.0f',at<1 and 1 or at) end r[2]=r[2]+1 return nil end \
+/// Returns: put right, keys and fields still held, positions of hashes with more fields, then of what is still held: key's
+/// position and time, key's position, field and time.
+const KEYS_SCRIPT: &str = concat!(
+    due!(),
+    "local now=0 if ARGV[6]~='1' then local t=redis.call('TIME') now=t[1]*1000+math.floor(t[2]/1000) end \
 for i,k in ipairs(KEYS) do local e \
 if ARGV[6]=='1' then e=redis.call('PEXPIRETIME',k) else e=redis.call('PTTL',k) if e>0 then e=e+now end end \
-local at=due(e) if at then redis.call('PEXPIREAT',k,at) end \
+local at=due(e,2,r[5],i) if at then redis.call('PEXPIREAT',k,at) end \
 if ARGV[5]=='1' and redis.call('TYPE',k).ok=='hash' then \
-if redis.call('HLEN',k)>tonumber(ARGV[7]) then r[#r+1]=i else \
+if redis.call('HLEN',k)>tonumber(ARGV[7]) then r[4][#r[4]+1]=i else \
 for _,f in ipairs(redis.call('HKEYS',k)) do local x=redis.call('HPEXPIRETIME',k,'FIELDS',1,f) \
-local fat=x and x[1] and due(x[1]) if fat then redis.call('HPEXPIREAT',k,fat,'FIELDS',1,f) end end end end end return r";
+local fat=x and x[1] and due(x[1],3,r[6],i,f) if fat then redis.call('HPEXPIREAT',k,fat,'FIELDS',1,f) end end end end end return r"
+);
 
 /// The same for the fields ARGV[5...] of one hash.
-const FIELDS_SCRIPT: &str = "local k=KEYS[1] \
-local shift,stop,ahead,past=tonumber(ARGV[1]),tonumber(ARGV[2]),tonumber(ARGV[3]),tonumber(ARGV[4]) \
-local r={0,0} for i=5,#ARGV do local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[i]) local e=x and x[1] or -2 \
-if e>=shift and e<stop then local at=e-shift if at>ahead or at<=past then r[1]=r[1]+1 \
-redis.call('HPEXPIREAT',k,string.format('%.0f',at<1 and 1 or at),'FIELDS',1,ARGV[i]) else r[2]=r[2]+1 end end end return r";
+const FIELDS_SCRIPT: &str = concat!(
+    due!(),
+    "local k=KEYS[1] for i=5,#ARGV do local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[i]) local e=x and x[1] or -2 \
+local fat=due(e,3,r[6],1,ARGV[i]) if fat then redis.call('HPEXPIREAT',k,fat,'FIELDS',1,ARGV[i]) end end return r"
+);
+
+/// After each step a sweep rests so many times as long as the step took: the target keeps half of its time, or nine tenths.
+pub const FAST: u32 = 1;
+pub const GENTLE: u32 = 9;
+
+/// Memory for the names of what is still held.
+const NAMES_BYTES_MAX: usize = 8 << 20;
 
 /// Keys asked for in one step, and fields.
 const STEP_KEYS: &[u8] = b"300";
@@ -48,26 +70,31 @@ const CLUSTER_TRIES_MAX: u32 = 8;
 const CLUSTER_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a sweep did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     pub keys: u64,
     pub put_right: u64,
     /// Still held: they may be renewed.
     pub left: u64,
+    /// Their names, and whether some are missing.
+    pub names: Vec<Name>,
+    names_bytes: usize,
+    pub unnamed: Overflow,
     /// Steps that a node of a cluster did not do, because the keys had moved.
     pub redirected: u64,
 }
 
 /// Goes through every key of every database once. `bounds`: asked before each step; expiries after the first and up to the
-/// second are put right.
+/// second are put right. `rests`: after each step, so many times as long as it took.
 pub async fn sweep(
     link: &mut TargetLink,
     capabilities: &Capabilities,
-    bounds: impl Fn() -> (i64, i64),
+    bounds: impl Fn() -> Bounds,
+    rests: impl Fn() -> u32,
 ) -> Result<Swept, EngineError> {
     let mut swept = Swept::default();
     let Some(cluster) = link.cluster() else {
-        sweep_server(link, capabilities, &bounds, &mut swept).await?;
+        sweep_server(link, capabilities, &bounds, &rests, &mut swept).await?;
         return Ok(swept);
     };
     // A key that moves from a node not looked at to one that was would be missed.
@@ -77,7 +104,7 @@ pub async fn sweep(
         for id in cluster.primary_ids() {
             let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
             let mut node = TargetLink::connect(&endpoint, cluster.settings().connect_timeout).await?;
-            sweep_server(&mut node, capabilities, &bounds, &mut this).await?;
+            sweep_server(&mut node, capabilities, &bounds, &rests, &mut this).await?;
         }
         let after = cluster.owners_at_rest().await?;
         swept = this;
@@ -97,7 +124,8 @@ pub async fn sweep(
 async fn sweep_server(
     link: &mut TargetLink,
     capabilities: &Capabilities,
-    bounds: &impl Fn() -> (i64, i64),
+    bounds: &impl Fn() -> Bounds,
+    rests: &impl Fn() -> u32,
     swept: &mut Swept,
 ) -> Result<(), EngineError> {
     for db in super::target::databases(link).await? {
@@ -114,28 +142,30 @@ async fn sweep_server(
                 groups.entry(of).or_default().push(key);
             }
             for keys in groups.values() {
-                step(link, capabilities, keys, bounds(), swept).await?;
+                step(link, capabilities, db, keys, bounds(), swept).await?;
             }
             if next == b"0" {
                 break;
             }
             cursor = next;
             let took_ns = uring::clock::monotonic_ns().saturating_sub(begun_ns);
-            tokio::time::sleep(Duration::from_nanos(took_ns)).await;
+            tokio::time::sleep(Duration::from_nanos(took_ns) * rests()).await;
         }
     }
-    Ok(())
+    // Where the caller's next command belongs.
+    link.call(&[b"SELECT", b"0"]).await.map(drop)
 }
 
 async fn step(
     link: &mut TargetLink,
     capabilities: &Capabilities,
+    db: DbIndex,
     keys: &[Vec<u8>],
-    bounds: (i64, i64),
+    bounds: Bounds,
     swept: &mut Swept,
 ) -> Result<(), EngineError> {
     let flag = |is: bool| if is { b"1" } else { b"0" };
-    let numbers = numbers(bounds);
+    let numbers = script_numbers(bounds);
     let count = keys.len().to_string();
     let mut args: Vec<&[u8]> = vec![b"EVAL", KEYS_SCRIPT.as_bytes(), count.as_bytes()];
     args.extend(keys.iter().map(Vec::as_slice));
@@ -145,12 +175,12 @@ async fn step(
     args.push(HASH_FIELDS_MAX);
     let reply = link.call_raw("EVAL", &args).await?;
     let large = match script_reply(reply, capabilities, swept)? {
-        Some(reply) => add(swept, reply)?,
+        Some(reply) => add(swept, reply, db, keys)?,
         None => return Ok(()),
     };
     for position in large {
         let Some(key) = usize::try_from(position - 1).ok().and_then(|at| keys.get(at)) else { continue };
-        fields(link, capabilities, key, bounds, swept).await?;
+        fields(link, capabilities, db, key, bounds, swept).await?;
     }
     Ok(())
 }
@@ -159,11 +189,12 @@ async fn step(
 async fn fields(
     link: &mut TargetLink,
     capabilities: &Capabilities,
-    key: &[u8],
-    bounds: (i64, i64),
+    db: DbIndex,
+    key: &Vec<u8>,
+    bounds: Bounds,
     swept: &mut Swept,
 ) -> Result<(), EngineError> {
-    let numbers = numbers(bounds);
+    let numbers = script_numbers(bounds);
     let mut cursor = b"0".to_vec();
     loop {
         // The hash may be gone, or another type, by now.
@@ -178,7 +209,7 @@ async fn fields(
         args.extend(pairs.iter().step_by(2).map(Vec::as_slice));
         let reply = link.call_raw("EVAL", &args).await?;
         match script_reply(reply, capabilities, swept)? {
-            Some(reply) => drop(add(swept, reply)?),
+            Some(reply) => drop(add(swept, reply, db, std::slice::from_ref(key))?),
             None => return Ok(()),
         }
         if next == b"0" {
@@ -203,22 +234,79 @@ fn script_reply(reply: Value, capabilities: &Capabilities, swept: &mut Swept) ->
     }
 }
 
-fn numbers((ahead_ms, past_ms): (i64, i64)) -> [String; 4] {
-    [SHIFT_MS, SHIFTED_MS_END, ahead_ms, past_ms].map(|number| number.to_string())
+/// Counts and remembers what a script says; positions of hashes that it left out are returned.
+fn add(swept: &mut Swept, reply: Value, db: DbIndex, keys: &[Vec<u8>]) -> Result<Vec<i64>, EngineError> {
+    let known = match &reply {
+        Value::Array(parts) => parts_of(parts),
+        _ => None,
+    };
+    let Some(Parts { put_right, keys_left, fields_left, large, key_names, field_names }) = known else {
+        return Err(EngineError::Target(format!("the target answered a script that looks at expiries with {reply:?}")));
+    };
+    swept.put_right += put_right;
+    swept.left += keys_left + fields_left;
+    let key_at = |position: &Value| match position {
+        Value::Integer(position @ 1..) => keys.get(*position as usize - 1).map(|key| key.as_slice().into()),
+        _ => None,
+    };
+    let (mut keys_named, mut fields_named) = (0, 0);
+    for pair in key_names.chunks_exact(2) {
+        if let [position, Value::Integer(at_ms)] = pair
+            && let Some(key) = key_at(position)
+            && swept.remember(Name { db, key, field: None, at_ms: *at_ms })
+        {
+            keys_named += 1;
+        }
+    }
+    for triple in field_names.chunks_exact(3) {
+        if let [position, Value::Bulk(field), Value::Integer(at_ms)] = triple
+            && let Some(key) = key_at(position)
+            && swept.remember(Name { db, key, field: Some(field.as_slice().into()), at_ms: *at_ms })
+        {
+            fields_named += 1;
+        }
+    }
+    swept.unnamed.keys |= keys_named < keys_left;
+    swept.unnamed.fields |= fields_named < fields_left;
+    Ok(large.iter().filter_map(|position| if let Value::Integer(n) = position { Some(*n) } else { None }).collect())
 }
 
-/// Counts what a script says; what it says beyond is returned.
-fn add(swept: &mut Swept, reply: Value) -> Result<Vec<i64>, EngineError> {
-    let numbers: Option<Vec<i64>> = reply
-        .array()
-        .map(|values| values.iter().filter_map(|v| if let Value::Integer(n) = v { Some(*n) } else { None }).collect());
-    match numbers.as_deref() {
-        Some([put_right, left, more @ ..]) => {
-            swept.put_right += put_right.unsigned_abs();
-            swept.left += left.unsigned_abs();
-            Ok(more.to_vec())
+/// What a script says.
+struct Parts<'a> {
+    put_right: u64,
+    keys_left: u64,
+    fields_left: u64,
+    large: &'a [Value],
+    key_names: &'a [Value],
+    field_names: &'a [Value],
+}
+
+fn parts_of(parts: &[Value]) -> Option<Parts<'_>> {
+    let [Value::Integer(put_right), Value::Integer(keys), Value::Integer(fields), large, key_names, field_names] =
+        parts
+    else {
+        return None;
+    };
+    Some(Parts {
+        put_right: put_right.unsigned_abs(),
+        keys_left: keys.unsigned_abs(),
+        fields_left: fields.unsigned_abs(),
+        large: large.array()?,
+        key_names: key_names.array()?,
+        field_names: field_names.array()?,
+    })
+}
+
+impl Swept {
+    /// Keeps a name, if there is room for it.
+    fn remember(&mut self, name: Name) -> bool {
+        let bytes = name.key.len() + name.field.as_ref().map_or(0, |field| field.len()) + NAME_OVERHEAD_BYTES;
+        if self.names_bytes + bytes > NAMES_BYTES_MAX {
+            return false;
         }
-        _ => Err(EngineError::Target(format!("the target answered a script that looks at expiries with {reply:?}"))),
+        self.names_bytes += bytes;
+        self.names.push(name);
+        true
     }
 }
 

@@ -199,6 +199,21 @@ pub async fn cpu(link: &mut TargetLink) -> Option<crate::report::counters::CpuSa
     crate::report::counters::CpuSample::from_info(&info)
 }
 
+/// A script that asks all that scripts about held expiries ask, of a key that there is not.
+fn asking(capabilities: &Capabilities) -> [&'static [u8]; 4] {
+    const ASKS: &str = "redis.call('PTTL',KEYS[1]) redis.call('TIME') redis.call('TYPE',KEYS[1])";
+    const ASKS_TIME: &str =
+        "redis.call('PTTL',KEYS[1]) redis.call('TIME') redis.call('TYPE',KEYS[1]) redis.call('PEXPIRETIME',KEYS[1])";
+    const ASKS_FIELDS: &str = "redis.call('PEXPIRETIME',KEYS[1]) redis.call('TYPE',KEYS[1]) redis.call('HLEN',KEYS[1]) \
+        redis.call('HKEYS',KEYS[1]) redis.call('HPEXPIRETIME',KEYS[1],'FIELDS',1,'f')";
+    let script = match (capabilities.field_expiry, capabilities.has_command("PEXPIRETIME")) {
+        (true, _) => ASKS_FIELDS,
+        (false, true) => ASKS_TIME,
+        (false, false) => ASKS,
+    };
+    [b"EVAL", script.as_bytes(), b"1", b"df2redis:probe"]
+}
+
 /// Learns what the target is and can do. Writes nothing.
 pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let text = link.info("everything").await?;
@@ -216,6 +231,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     if matches!(link.call_raw("EVAL", &[b"EVAL", b"return 1", b"0"]).await?, Value::Error(_)) {
         capabilities.commands.remove("EVAL");
     }
+    capabilities.scripts_ask = !matches!(link.call_raw("EVAL", &asking(&capabilities)).await?, Value::Error(_));
     // Each node would have to be told, also those that take over later: expiries are held back instead.
     capabilities.import_mode &= !capabilities.cluster;
     if info.get("role") == Some("slave") && !capabilities.cluster {

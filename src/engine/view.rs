@@ -141,6 +141,7 @@ impl Job<'_> {
             commands: sum.commands,
             unacked_bytes: sum.unacked_bytes,
             reconnects: sum.reconnects,
+            expiries_held: sum.expiries_held,
             rates: self.view.rates(),
             lag,
             apply_lag: self.view.latencies.percentiles(Latency::ApplyLag).map(|[ns_p50, ns_p99, ns_max]| Percentiles {

@@ -293,6 +293,15 @@ impl Worker {
                         flow.handler.doubts.answered(lost.db, &lost.key, answer);
                     }
                 }
+                Ok(WorkerCommand::Found(names)) => {
+                    // Any flow may keep them: what it knows of the others is how far the last of them is applied.
+                    let count = self.flows.len().max(1);
+                    for (i, name) in names.iter().enumerate() {
+                        if let Some(flow) = self.flows.get_mut(i % count) {
+                            flow.handler.held.found(name);
+                        }
+                    }
+                }
                 Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
                 Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys)?,
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
@@ -305,11 +314,13 @@ impl Worker {
     fn pump(&mut self, now_ns: u64) -> Result<bool, EngineError> {
         let now_ms = uring::clock::realtime_ms() as i64;
         let count = self.flows.len();
+        let easing = self.hold.easing();
+        let (until_ms_min, horizon_ms) = (self.hold.applied_until_ms_min(), self.hold.horizon_ms());
         let mut more = false;
         for step in 0..count {
             let position = (self.first_flow + step) % count;
             let flow = &mut self.flows[position];
-            flow.handler.turn(now_ms, self.hold.applied_until_ms(flow.id));
+            flow.handler.turn(now_ms, self.hold.applied_until_ms(flow.id), until_ms_min, horizon_ms);
             let lane = flow.lane;
             if !flow.handler.doubts.is_empty() && self.router.is_none() {
                 let slab = self.ring.slab_mut();
@@ -322,8 +333,10 @@ impl Worker {
             let outlet = &mut outlet;
             let pumped =
                 flow.pump(self.ring.slab_mut(), outlet, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
-            if flow.handler.held.take_overflow() {
-                self.hold.set_unnamed();
+            self.hold.add_unnamed(flow.handler.held.take_overflow());
+            if easing > 0 {
+                let given_back = flow.handler.holds_only_near(now_ms);
+                self.hold.set_given_back(flow.id, if given_back { easing } else { 0 });
             }
             match pumped {
                 Pumped::Budget => more = true,

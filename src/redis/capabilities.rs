@@ -39,6 +39,8 @@ pub struct Capabilities {
     pub field_expiry: bool,
     /// `CLIENT IMPORT-SOURCE` and `import-mode` exist (Valkey >= 8.1).
     pub import_mode: bool,
+    /// Scripts may run what asks for expiries.
+    pub scripts_ask: bool,
     /// `proto-max-bulk-len` in bytes; 512 MiB where CONFIG GET is not allowed.
     pub bulk_bytes_max: u64,
     /// `maxmemory` is set, or not told: the server may refuse writes for want of memory.
@@ -97,6 +99,7 @@ impl Capabilities {
             json: commands.contains("JSON.SET"),
             field_expiry: by_version && (commands.is_empty() || commands.contains("HPEXPIREAT")),
             import_mode: make == Make::Valkey && version >= Version::new(8, 1, 0),
+            scripts_ask: true,
             bulk_bytes_max: bulk_bytes_max.unwrap_or(BULK_BYTES_MAX_DEFAULT),
             memory_limited: info.get("maxmemory") != Some("0"),
             commands,
@@ -116,10 +119,16 @@ impl Capabilities {
                 Make::Valkey => version >= Version::new(9, 0, 0),
             },
             import_mode: make == Make::Valkey && version >= Version::new(8, 1, 0),
+            scripts_ask: true,
             bulk_bytes_max: BULK_BYTES_MAX_DEFAULT,
             memory_limited: false,
             commands: HashSet::new(),
         }
+    }
+
+    /// Whether expiries can be held back: scripts put them right.
+    pub fn holds_expiries(&self) -> bool {
+        !self.import_mode && self.scripts_ask && self.has_command("EVAL")
     }
 
     /// Whether RESTORE takes a payload of this RDB type (wire 3.1; 22 and 24 as in 3.8).

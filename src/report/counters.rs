@@ -83,6 +83,8 @@ worker_stats! {
         windows_full,
         /// CPU time of the worker's thread.
         cpu_ns,
+        /// Names of expiries held back, now.
+        expiries_held,
         /// Bytes that went to the spool and came back, and those in it now.
         spool_bytes_written,
         spool_bytes_read,

@@ -153,20 +153,22 @@ pub struct Suspects {
     pub removed: u64,
 }
 
-/// Expiries held back while the target lagged, so that it expires nothing that the source renews meanwhile.
+/// Expiries held back, so that the target expires nothing that the source renews meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Expiries {
     /// The target was in Valkey's import mode, in which it expires nothing by itself: nothing was held.
     pub import_mode: bool,
     /// Held back.
     pub held: u64,
+    /// Still held, by name, when the run ended: for the run that goes on.
+    pub held_at_end: u64,
     /// Longest time for which one was held.
     pub held_ms_max: u64,
     /// Longest time, of all flows, in which a flow was behind, so that near expiries were held.
     pub lagged_ms_max: u64,
     /// Of those held: had passed when they were given back, so that the target removed the key.
     pub passed_at_release: u64,
-    /// Held without their name being remembered: every key of the target was looked at for them.
+    /// Held without their name being remembered: every key of the target is looked at for them, at the latest in the end.
     pub not_named: u64,
     /// Put right when every key was looked at, in this run or after an earlier one.
     pub put_right_by_sweep: u64,

@@ -36,6 +36,9 @@ pub struct Status {
     pub unacked_bytes: u64,
     /// Connections to the target that were made again.
     pub reconnects: u64,
+    /// Expiries that are held back now and whose names are known: they stand at the target later than they are.
+    #[serde(default)]
+    pub expiries_held: u64,
     pub rates: StatusRates,
     /// Known from the first answer to `DFLY REPLICAOFFSET` on.
     pub lag: Option<Lag>,

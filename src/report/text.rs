@@ -167,9 +167,9 @@ fn left_behind(out: &mut String, report: &RunReport) {
         line(
             out,
             &format!(
-                "Expiries held back while the target was behind: {held}, for {} at the most; {passed} had passed when they were \
-                 given back",
-                duration(Duration::from_millis(expiries.held_ms_max))
+                "Expiries held back: {held}, for {} at the most; {passed} had passed when they were given back, {} are still held",
+                duration(Duration::from_millis(expiries.held_ms_max)),
+                count(expiries.held_at_end)
             ),
         );
     }

@@ -9,10 +9,12 @@ use super::syntax;
 use super::table::{self, Setting};
 use super::tls;
 use crate::convert::{Policy, Scope, ScopeSpec};
+use crate::engine::control::horizon_ms;
 use crate::engine::cutover::{Plan, Verify};
 use crate::engine::hooks::Hooks;
 use crate::engine::settings::{
-    Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret, SpoolSettings,
+    AtStop, Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret,
+    SpoolSettings,
 };
 use crate::engine::verify::{Mode, Rate, Repair, SampleSize, VerifySettings};
 use crate::operator::control::socket;
@@ -98,8 +100,15 @@ pub fn replicate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
         _ => OnLostPosition::Stop,
     };
     let hooks = hooks(values)?;
+    let hold_expiries_within = values.time(&table::HOLD_EXPIRIES_WITHIN)?;
+    horizon_ms(hold_expiries_within).map_err(|why| values.wrong(&table::HOLD_EXPIRIES_WITHIN, &why))?;
+    let expiries_at_stop = match values.text(&table::EXPIRIES_AT_STOP)? {
+        "hold" => AtStop::Hold,
+        _ => AtStop::PutRight,
+    };
     let settings = MigrateSettings { hooks, ..migrate(values)? };
-    Ok(MigrateSettings { follow: Some(Follow { on_lost_position }), ..settings })
+    let follow = Follow { on_lost_position, hold_expiries_within, expiries_at_stop };
+    Ok(MigrateSettings { follow: Some(follow), ..settings })
 }
 
 fn hooks(values: &Values) -> Result<Hooks, UsageError> {

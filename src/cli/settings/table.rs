@@ -204,6 +204,11 @@ settings! {
     ON_LOST_POSITION: POLICY, REPLICATE, "on-lost-position", "", Choice(&["stop", "resync"]), Value("stop"), Everywhere,
         "When the source cannot go on from the target's checkpoint: stop and say how far; or empty the target and take a full sync again";
 
+    HOLD_EXPIRIES_WITHIN: POLICY, REPLICATE, "hold-expiries-within", "TIME", Time, Value("1h"), Everywhere,
+        "Tell the target of expiries nearer than this only when no renewal of them can follow any more, so that a key that the source renews never vanishes while the target is late or this tool away; 10s at least";
+    EXPIRIES_AT_STOP: POLICY, REPLICATE, "expiries-at-stop", "", Choice(&["put-right", "hold"]), Value("put-right"), Everywhere,
+        "When told to stop: put held expiries right, so that the target is as the source is; or keep them held, for a restart of this job soon after";
+
     INCLUDE_KEY: FILTERS, BETWEEN, "include-key", "GLOB", Texts, Unset, Everywhere,
         "Carry only keys that match, as in user:* (glob as in SCAN MATCH) or begin with an --include-prefix; may be repeated, as all filters may";
     EXCLUDE_KEY: FILTERS, BETWEEN, "exclude-key", "GLOB", Texts, Unset, Everywhere,

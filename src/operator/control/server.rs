@@ -220,19 +220,23 @@ fn set(control: &Control, key: &str, value: &str) -> Result<(), String> {
         "off" => Ok(None),
         _ => number().and_then(|n| if n > 0 { Ok(Some(n)) } else { Err(format!("{key} = 0: use pause, or off")) }),
     };
+    let time = || {
+        let ms = value.strip_suffix("ms").unwrap_or(value).parse();
+        ms.map(Duration::from_millis).map_err(|_| format!("{key} needs milliseconds, not {value:?}"))
+    };
     match key {
         "batch-bytes" => control.set_batch_bytes(size()?),
         "window-bytes" => control.set_window_bytes(size()?),
         "rate-bytes" => limit().map(|limit| control.throttle.set_bytes_per_s(limit)),
         "rate-entries" => limit().map(|limit| control.throttle.set_entries_per_s(limit)),
+        "hold-expiries-within" => control.set_hold_within(time()?),
         "log" => logging::set_filter(value),
         "progress-interval" => {
-            let ms = value.strip_suffix("ms").unwrap_or(value);
-            let ms: u64 = ms.parse().map_err(|_| format!("{key} needs milliseconds, not {value:?}"))?;
-            if !PROGRESS_MS.contains(&ms) {
+            let every = time()?;
+            if !PROGRESS_MS.contains(&(every.as_millis() as u64)) {
                 return Err(format!("{key} must lie between {}ms and {}ms", PROGRESS_MS.start(), PROGRESS_MS.end()));
             }
-            progress::set_line_every(Duration::from_millis(ms));
+            progress::set_line_every(every);
             Ok(())
         }
         _ => {
@@ -269,6 +273,8 @@ mod tests {
         ] {
             assert_eq!(set(&control, key, value).is_ok(), good, "{key}={value}");
         }
+        // Only a job that follows holds anything while it is in step.
+        assert!(set(&control, "hold-expiries-within", "60000ms").is_err());
         assert!(set(&control, "memory", "1").unwrap_err().contains("rate-entries"));
         let answer = act(&control, Request::Throttle { bytes_per_s: Some(0), entries_per_s: None });
         assert!(!answer.ok);

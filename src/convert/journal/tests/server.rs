@@ -132,6 +132,7 @@ impl Server {
             json: commands.contains("JSON.SET"),
             field_expiry,
             import_mode: false,
+            scripts_ask: true,
             bulk_bytes_max: 512 << 20,
             memory_limited: false,
             commands,

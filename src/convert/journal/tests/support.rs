@@ -36,6 +36,7 @@ pub fn capabilities(target: &str) -> Capabilities {
             Make::Valkey => version.major >= 9,
         },
         import_mode: make == Make::Valkey,
+        scripts_ask: true,
         bulk_bytes_max: 64 << 20,
         memory_limited: false,
         commands,
