@@ -26,7 +26,7 @@ use crate::ids::{DbIndex, FlowId};
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,6 +72,8 @@ pub struct Crew {
     plan: CrewPlan,
     members: Vec<Member>,
     events: UnboundedReceiver<WorkerEvent>,
+    /// What workers said while others still set up, such as a lost connection.
+    early: VecDeque<WorkerEvent>,
     features: Option<Box<Features>>,
     reconnected: UnboundedReceiver<Reconnected>,
     reconnected_tx: UnboundedSender<Reconnected>,
@@ -151,6 +153,7 @@ impl Crew {
             plan,
             members: Vec::new(),
             events,
+            early: VecDeque::new(),
             features: None,
             reconnected,
             reconnected_tx,
@@ -252,7 +255,7 @@ impl Crew {
                 }
                 Ok(Some(WorkerEvent::Failed { error, .. })) => return Err(error),
                 Ok(Some(WorkerEvent::SourceGone { why })) => return Err(EngineError::Source(why)),
-                Ok(Some(_)) => {}
+                Ok(Some(event)) => self.early.push_back(event),
                 Ok(None) => return Err(EngineError::Internal("a worker ended without a word".into())),
                 Err(_) => {
                     return Err(EngineError::System(format!(
@@ -333,7 +336,7 @@ impl Crew {
     pub async fn event(&mut self) -> Result<WorkerEvent, EngineError> {
         loop {
             tokio::select! {
-                event = self.events.recv() => match event {
+                event = next(&mut self.early, &mut self.events) => match event {
                     Some(WorkerEvent::Failed { worker, error }) => {
                         tracing::debug!(worker, %error, "worker failed");
                         return Err(error);
@@ -444,6 +447,14 @@ impl Crew {
             }
         }
         (std::mem::take(&mut self.summaries), outcome)
+    }
+}
+
+/// The next event, those from the start first. May be dropped at any time.
+async fn next(early: &mut VecDeque<WorkerEvent>, events: &mut UnboundedReceiver<WorkerEvent>) -> Option<WorkerEvent> {
+    match early.pop_front() {
+        Some(event) => Some(event),
+        None => events.recv().await,
     }
 }
 
