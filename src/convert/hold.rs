@@ -214,8 +214,8 @@ impl Held {
         }
     }
 
-    /// Follows a record, before its own expiry is held, that gives a held key another name or an end. What is not followed
-    /// (SET, GETSET ...) leaves a stale name behind, which does no harm.
+    /// Follows a record, before its own expiry is held, that gives a held key another name, another expiry or an end. What
+    /// is not followed (SET, GETSET ...) leaves a stale name behind, which does no harm.
     #[inline]
     pub fn record(&mut self, db: DbIndex, args: &[&[u8]]) {
         if self.is_empty() {
@@ -227,6 +227,8 @@ impl Held {
             3 if is("DEL") => keys_of(args).for_each(|key| self.remove(db, key)),
             6 if is("UNLINK") => keys_of(args).for_each(|key| self.remove(db, key)),
             7 if is("PERSIST") => self.remove(db, key),
+            // A new expiry is held, or not, after this.
+            9 if is("PEXPIREAT") => self.remove(db, key),
             6 if is("RENAME") => self.rename(db, key, more.first().map(|to| (db, *to)), true),
             // It may have failed where the new name was taken.
             8 if is("RENAMENX") => self.rename(db, key, more.first().map(|to| (db, *to)), false),
