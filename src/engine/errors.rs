@@ -3,10 +3,14 @@
 use super::batch::Batch;
 use super::error::EngineError;
 use super::lane::{Fault, Verdict};
-use super::refusal;
+use super::{refusal, rows};
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
 use crate::redis::request;
+use crate::report::document::NotCarried;
 use crate::uring::Slab;
+
+/// So much of a script's command is copied to name it.
+const SCRIPT_SHOWN_MAX: usize = 160;
 
 /// Looks at the error reply `text` to command `index` of `batch`. `Ok` where the reply is no sign of divergence.
 /// `resent`: the lane was connected again, so a command may have been applied already.
@@ -23,6 +27,9 @@ pub fn judge(
     let name = head.name;
     let key = head.first_key.unwrap_or_default();
     let meaning = error_meaning(&name, text, resent);
+    if meaning == ErrorMeaning::ScriptRefused {
+        return Ok(Verdict::ScriptRefused);
+    }
     if meaning != ErrorMeaning::Unexpected {
         tracing::debug!(node, command = %name.escape_ascii(), key = %key.escape_ascii(),
             reply = %text.escape_ascii(), ?meaning, "expected error reply");
@@ -82,6 +89,30 @@ pub fn judge_in_cluster(
 pub fn is_rejection(text: &[u8]) -> bool {
     let code = text.split(|b| *b == b' ').next().unwrap_or(text);
     matches!(code, b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CLUSTERDOWN" | b"READONLY" | b"LOADING" | b"MASTERDOWN")
+}
+
+/// The row of the report for a script that the target cannot compile: the beginning of `SCRIPT LOAD <text>`, command `index`.
+pub fn refused_script(batch: &Batch, slab: &Slab, index: u32, text: &[u8]) -> NotCarried {
+    let at = request::offset_of(batch.slices(slab), u64::from(index)).unwrap_or_default();
+    let head: Vec<u8> = batch
+        .slices(slab)
+        .flatten()
+        .copied()
+        .skip(usize::try_from(at).unwrap_or(usize::MAX))
+        .take(SCRIPT_SHOWN_MAX)
+        .collect();
+    rows::refused_script(third_argument(&head).to_vec(), &String::from_utf8_lossy(text))
+}
+
+/// The third argument of an encoded command, as far as it is there.
+fn third_argument(command: &[u8]) -> &[u8] {
+    // The count, and length and text of two arguments stand before its length.
+    let mut lines = memchr::memchr_iter(b'\n', command).skip(4);
+    let (Some(before), Some(end)) = (lines.next(), lines.next()) else { return &[] };
+    let digits = command.get(before + 2..end).unwrap_or_default().trim_ascii();
+    let len = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let rest = command.get(end + 1..).unwrap_or_default();
+    rest.get(..len).unwrap_or(rest)
 }
 
 /// The key of command `index` of `batch`. `None`: its name is too long to be known.

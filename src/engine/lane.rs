@@ -88,6 +88,8 @@ pub struct Lane {
 pub enum Verdict {
     /// Nothing is to be done.
     Done,
+    /// A script that the target cannot compile: listed, else as `Done`.
+    ScriptRefused,
     /// The command was not executed, and is to be executed elsewhere, or later.
     Rejected,
     /// Not executed because of the server's state: the lane holds and tries again (`refusal`).
@@ -356,7 +358,7 @@ impl Lane {
         let mut judged = |batch: &mut Batch, fault: Fault, text: &[u8]| {
             let verdict = failed(batch, fault, text)?;
             match verdict {
-                Verdict::Done => {}
+                Verdict::Done | Verdict::ScriptRefused => {}
                 Verdict::Rejected => batch.rejected.push(fault.command),
                 Verdict::Refused => {
                     batch.aborted |= batch.guard.is_some_and(|guard| fault.command >= guard.first_command);

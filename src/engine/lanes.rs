@@ -182,12 +182,16 @@ impl Worker {
         let mut refusal = None;
         let cluster = lane.in_cluster;
         let mut rejected = false;
+        let mut refused_scripts = Vec::new();
         let outcome = lane.replies(
             &view,
             |batch| acked.push(batch),
             |batch, fault, text| {
                 if !cluster {
                     let verdict = super::errors::judge(batch, slab, fault.command, node, text, resent)?;
+                    if verdict == Verdict::ScriptRefused {
+                        refused_scripts.push(super::errors::refused_script(batch, slab, fault.command, text));
+                    }
                     if verdict == Verdict::Refused && refusal.is_none() {
                         let described = super::errors::describe_refusal(batch, slab, fault.command, node, text);
                         refusal = Some((described, refusal::refuses_access(text)));
@@ -196,11 +200,19 @@ impl Worker {
                 }
                 let verdict = super::errors::judge_in_cluster(batch, slab, fault, node, text, resent)?;
                 rejected |= verdict == Verdict::Rejected;
+                if verdict == Verdict::ScriptRefused && node == 0 {
+                    // Each node refuses it: it is listed once.
+                    refused_scripts.push(super::errors::refused_script(batch, slab, fault.command, text));
+                }
                 Ok(verdict)
             },
             |batch, watched| lost.push((watched, super::errors::key_of(batch, slab, watched.command))),
         );
         drop(view);
+        for row in refused_scripts {
+            tracing::warn!(script = %row.key.escape_ascii(), reason = row.reason, "a script is not carried over");
+            self.held.doubtful.push(row);
+        }
         if let (None, Some((text, wants_login))) = (&lane.hold, refusal) {
             lane.hold = Some(Hold::new(text, wants_login, now_ns));
             self.stats.holds += 1;

@@ -84,6 +84,17 @@ pub fn vanished(lost: Lost) -> NotCarried {
     }
 }
 
+/// A script whose text begins so, and which the target refused.
+pub fn refused_script(text: Vec<u8>, error: &str) -> NotCarried {
+    NotCarried {
+        db: 0,
+        key: text,
+        kind: "script".to_string(),
+        action: "skip".to_string(),
+        reason: format!("the target cannot compile it ({error}); Dragonfly runs Lua 5.4, the targets 5.1"),
+    }
+}
+
 /// A thing of the journal that was not carried over, or is to be verified.
 pub fn journal_note(note: Note) -> NotCarried {
     let (kind, action, reason) = match note.kind {

@@ -43,6 +43,8 @@ const PARTIAL_WITHOUT_SYNC: (u32, u32) = (1, 35);
 /// From this release on every record that counts is in the blobs of a partial sync; before, EXEC was left out (wire 2.7), so
 /// that no position could be counted.
 const PARTIAL_COUNTABLE: (u32, u32) = (1, 24);
+/// Protocol version that only releases from 1.37 on announce (wire 1.4).
+const PROTOCOL_OF_NEW: u32 = 5;
 
 /// How a release begins a partial sync (wire 1.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,9 +116,9 @@ impl Source {
         self.keyspace.as_deref().unwrap_or_default()
     }
 
-    /// It told what it is, and that it holds no key at all.
+    /// It told what it is, and that it holds no key at all. A real Dragonfly lists database 0 even then, with `keys=0`.
     pub fn is_empty(&self) -> bool {
-        self.keyspace.is_none() && !self.version.is_empty()
+        !self.version.is_empty() && self.keyspace().iter().all(|(_, keys)| *keys == 0)
     }
 
     /// Registers as a replica, on the connection that asked what the source is.
@@ -216,12 +218,7 @@ impl Source {
 
     /// How a partial sync begins; `None`: the release is not known, or its positions cannot be counted on the way.
     pub fn partial_way(&self) -> Option<PartialWay> {
-        let release = Release::parse(&self.version)?;
-        match (release.major, release.minor) {
-            release if release >= PARTIAL_WITHOUT_SYNC => Some(PartialWay::AtOnce),
-            release if release >= PARTIAL_COUNTABLE => Some(PartialWay::BySync),
-            _ => None,
-        }
+        partial_way(&self.version, self.registration.as_ref().map_or(0, |registration| registration.version))
     }
 
     /// Asks for the blobs of a partial sync of flows that were all granted one.
@@ -248,7 +245,9 @@ impl Source {
         let Reply::Array(Some(parts)) = ask(self.link()?, "TIME", resp::command(&[b"TIME"])).await? else {
             return Ok(None);
         };
+        // Dragonfly answers with integers, Redis with texts.
         let number = |at: usize| match parts.get(at) {
+            Some(Reply::Integer(number)) => Some(*number),
             Some(Reply::Bulk(Some(text))) => std::str::from_utf8(text).ok()?.parse::<i64>().ok(),
             _ => None,
         };
@@ -293,6 +292,18 @@ impl Source {
     }
 }
 
+/// By the release as INFO tells it, or, for a build without a tag (`dev`, or a bare commit), by the protocol announced.
+fn partial_way(version: &str, protocol: u32) -> Option<PartialWay> {
+    let Some(release) = Release::parse(version) else {
+        return (protocol >= PROTOCOL_OF_NEW).then_some(PartialWay::AtOnce);
+    };
+    match (release.major, release.minor) {
+        release if release >= PARTIAL_WITHOUT_SYNC => Some(PartialWay::AtOnce),
+        release if release >= PARTIAL_COUNTABLE => Some(PartialWay::BySync),
+        _ => None,
+    }
+}
+
 fn in_use() -> EngineError {
     EngineError::Internal("the control connection is in use".into())
 }
@@ -320,5 +331,48 @@ async fn expect_ok(link: &mut Link, what: &'static str, request: &Request<'_>) -
     match ask(link, what, encoded(request)).await? {
         Reply::Simple(text) if text == b"OK" => Ok(()),
         other => Err(session_error(SessionError::of_reply(what, &other))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_lists_a_database_of_no_keys_is_empty() {
+        let source = |version: &str, keyspace: Option<Vec<(DbIndex, u64)>>| Source {
+            endpoint: Endpoint {
+                host: String::new(),
+                port: 0,
+                tls: None,
+                user: Default::default(),
+                password: Default::default(),
+            },
+            timeout: Duration::ZERO,
+            link: None,
+            version: version.to_string(),
+            keyspace,
+            registration: None,
+        };
+        assert!(source("df-v1.40.1", Some(vec![(DbIndex(0), 0)])).is_empty());
+        assert!(source("df-v1.40.1", None).is_empty());
+        assert!(!source("df-v1.40.1", Some(vec![(DbIndex(0), 0), (DbIndex(3), 1)])).is_empty());
+        // INFO was not allowed: nothing is known.
+        assert!(!source("", None).is_empty());
+    }
+
+    #[test]
+    fn a_build_without_a_tag_is_known_by_its_protocol() {
+        for (version, protocol, way) in [
+            ("df-v1.40.1", 5, Some(PartialWay::AtOnce)),
+            ("df-v1.34.0", 4, Some(PartialWay::BySync)),
+            ("df-v1.23.0", 3, None),
+            ("df-dev", 5, Some(PartialWay::AtOnce)),
+            ("f8eca6d0b", 5, Some(PartialWay::AtOnce)),
+            // 4 is what 1.16 to 1.21 and 1.30 to 1.36 say.
+            ("df-dev", 4, None),
+        ] {
+            assert_eq!(partial_way(version, protocol), way, "{version} {protocol}");
+        }
     }
 }

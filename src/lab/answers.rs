@@ -230,7 +230,7 @@ impl Answers {
             ("CLIENT", "LIST" | "INFO" | "GETNAME") => bulk(b"", out),
             ("MODULE", "LIST") => array(0, out),
             ("ROLE", _) => out.extend_from_slice(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"),
-            ("TIME", _) => out.extend_from_slice(&super::time_reply()),
+            ("TIME", _) => out.extend_from_slice(&super::target_time_reply()),
             ("SCAN", _) => out.extend_from_slice(b"*2\r\n$1\r\n0\r\n*0\r\n"),
             ("CLUSTER", "SHARDS") if self.identity.cluster.is_some() => self.shards(out),
             ("CLUSTER", "INFO") if self.identity.cluster.is_some() => {

@@ -44,9 +44,19 @@ pub mod walk;
 
 pub use error::LabError;
 
-/// The answer to TIME, by this machine's clock.
-fn time_reply() -> Vec<u8> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+/// The answer of a source to TIME, by this machine's clock: Dragonfly gives integers.
+fn source_time_reply() -> Vec<u8> {
+    let now = unix_time();
+    format!("*2\r\n:{}\r\n:{}\r\n", now.as_secs(), now.subsec_micros()).into_bytes()
+}
+
+/// The answer of a target: Redis gives texts.
+fn target_time_reply() -> Vec<u8> {
+    let now = unix_time();
     let (seconds, micros) = (now.as_secs().to_string(), now.subsec_micros().to_string());
     format!("*2\r\n${}\r\n{seconds}\r\n${}\r\n{micros}\r\n", seconds.len(), micros.len()).into_bytes()
+}
+
+fn unix_time() -> std::time::Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }

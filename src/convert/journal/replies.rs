@@ -19,6 +19,9 @@ pub enum ErrorMeaning {
     MemberExpiry,
     /// FT.*: another flow, or an earlier run, has done it.
     AlreadyDone,
+    /// SCRIPT LOAD of a text that the target cannot compile: Dragonfly runs Lua 5.4 and has flags of its own, the targets run
+    /// 5.1. To be listed; no data depends on it.
+    ScriptRefused,
 }
 
 /// `name`: the command as the target was told it; `error`: the reply line without `-`; `sent_again`: the command may have
@@ -35,6 +38,9 @@ pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeanin
         && (says("already exists") || says("nknown index") || says("no such index"))
     {
         return ErrorMeaning::AlreadyDone;
+    }
+    if is(name, "SCRIPT") && (says("compiling script") || says("script shebang") || says("flag")) {
+        return ErrorMeaning::ScriptRefused;
     }
     let repeated_xadd = is(name, "XADD") && says("equal or smaller");
     let repeated_lset = is(name, "LSET") && (says("no such key") || says("out of range"));
@@ -67,6 +73,9 @@ mod tests {
         assert_eq!(meaning("RENAME", "ERR no such key", false), ErrorMeaning::KeyMissing);
         assert_eq!(meaning("HPEXPIREAT", "WRONGTYPE Operation", false), ErrorMeaning::MemberExpiry);
         assert_eq!(meaning("FT.CREATE", "Index already exists", false), ErrorMeaning::AlreadyDone);
+        let script = "ERR Error compiling script (new function): user_script:1: unexpected symbol near '/'";
+        assert_eq!(meaning("SCRIPT", script, false), ErrorMeaning::ScriptRefused);
+        assert_eq!(meaning("SCRIPT", "ERR unknown command 'SCRIPT'", false), ErrorMeaning::Unexpected);
         let xadd = "ERR The ID specified in XADD is equal or smaller than the target stream top item";
         assert_eq!(meaning("XADD", xadd, true), ErrorMeaning::AppliedBefore);
         assert_eq!(meaning("XADD", xadd, false), ErrorMeaning::Unexpected);

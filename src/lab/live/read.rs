@@ -36,10 +36,8 @@ impl<'a> Reader<'a> {
         let bulks = |parts: Vec<Vec<u8>>| Reply::Array(parts.into_iter().map(Reply::Bulk).collect());
         let reply: Outcome = match name {
             "DBSIZE" => int(self.data.len(self.db)),
-            "TIME" => Ok(bulks(vec![
-                (self.now_ms / 1000).to_string().into_bytes(),
-                (self.now_ms % 1000 * 1000).to_string().into_bytes(),
-            ])),
+            // Integers, unlike Redis.
+            "TIME" => Ok(Reply::Array(vec![Reply::Int(self.now_ms / 1000), Reply::Int(self.now_ms % 1000 * 1000)])),
             "EXISTS" => int(args[1..].iter().filter(|key| self.object(key).is_some()).count()),
             "TYPE" => {
                 let object = self.object(arg(args, 1)?);

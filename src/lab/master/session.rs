@@ -123,7 +123,7 @@ impl Session<'_> {
             ["QUIT"] => Answer::Close,
             ["REPLCONF", rest @ ..] => self.replconf(rest),
             ["DFLY", rest @ ..] => self.dfly(rest, request),
-            ["TIME"] => Answer::Reply(crate::lab::time_reply()),
+            ["TIME"] => Answer::Reply(crate::lab::source_time_reply()),
             ["INFO", ..] => bulk(self.info().as_bytes()),
             ["SELECT", index] => match index.parse() {
                 Ok(db) if db < 16 => {
@@ -369,7 +369,8 @@ impl Session<'_> {
         info.push_str(&format!("master_replid:{}\r\n\r\n# Keyspace\r\n", self.shared.identity.master_id));
         for db in 0..16 {
             let (count, expires) = (self.shared.feed.keys_count(db), self.shared.feed.expiring_count(db));
-            if count > 0 {
+            // Database 0 is always told.
+            if count > 0 || db == 0 {
                 info.push_str(&format!("db{db}:keys={count},expires={expires},avg_ttl=-1\r\n"));
             }
         }
