@@ -7,8 +7,8 @@ use df2redis::lab::generate::Spec;
 use df2redis::lab::journal;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
-use df2redis::lab::proxy::{Faulty, Proxy};
-use df2redis::lab::recordings::recording;
+use df2redis::lab::proxy::{Faulty, Leg, Proxy};
+use df2redis::lab::recordings::{Recording, recording};
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Stage, Tool, compare, wait_for};
@@ -31,6 +31,10 @@ fn record(line: &str) -> Vec<String> {
 /// A stage whose first flow goes on with these records at the end of its journal, which takes `stable_ms`. `None`: no such
 /// server here.
 fn stage_on(kind: ServerKind, records: &Records, stable_ms: u64) -> Option<Stage> {
+    stage_of(recording("follow-plain").unwrap(), kind, records, stable_ms)
+}
+
+fn stage_of(mut recording: Recording, kind: ServerKind, records: &Records, stable_ms: u64) -> Option<Stage> {
     let server = match Server::start_kind(kind, ServerOptions::default()) {
         Ok(server) => Arc::new(server),
         Err(error) => {
@@ -38,7 +42,6 @@ fn stage_on(kind: ServerKind, records: &Records, stable_ms: u64) -> Option<Stage
             return None;
         }
     };
-    let mut recording = recording("follow-plain").unwrap();
     for record in records {
         let args: Vec<&str> = record.iter().map(String::as_str).collect();
         recording.flows[0].extend_from_slice(&journal::command(&args));
@@ -247,11 +250,42 @@ fn import_mode_is_used_and_ended() {
 /// A stage whose target loses keys that the source still has: the records of the first flow end with a DEL that the source
 /// did not do, and what it did afterwards.
 fn stage_of_losses(keys: &[&str], later: i64) -> Option<Stage> {
+    stage_on(ServerKind::Redis7, &losses(keys, later), 500)
+}
+
+fn losses(keys: &[&str], later: i64) -> Records {
     let lose = |key: &&str| {
         let lines = [format!("DEL {key}"), format!("PEXPIREAT {key} {later}"), format!("PERSIST {key}")];
         lines.map(|line| record(&line))
     };
-    stage_on(ServerKind::Redis7, &keys.iter().flat_map(lose).collect(), 500)
+    keys.iter().flat_map(lose).collect()
+}
+
+/// Seeds 80 and 181 of `cutover_generated` found it: the loss was told while another flow was still in the full sync, and
+/// nobody fetched the key (nor did a cutover ever come to its end).
+#[test]
+fn regression_a_key_lost_while_another_flow_is_in_the_full_sync_is_fetched_again() {
+    const REPLY_TO_FLOW_BYTES: u64 = "*2\r\n+FULL\r\n+\r\n".len() as u64 + 40;
+    // Nothing but our records follows the snapshot.
+    let mut recording = recording("follow-plain").unwrap();
+    for flow in 0..2 {
+        let end = recording.snapshot_bytes(flow);
+        recording.flows[flow].truncate(end);
+        recording.meta.replica_offset_at_end[flow] = 1;
+    }
+    let snapshot = recording.snapshot_bytes(1) as u64;
+    let records = losses(&["x:none"], now_ms() + 9_000_000);
+    let Some(stage) = stage_of(recording, ServerKind::Redis7, &records, 100) else { return };
+    // The fourth connection is that of the second flow; its last bytes are on their way for long.
+    let pause =
+        Leg { pause_after: Some((REPLY_TO_FLOW_BYTES + snapshot - 20, Duration::from_secs(2))), ..Leg::default() };
+    let plan = move |n| if n == 3 { Faulty { to_client: pause, ..Faulty::default() } } else { Faulty::default() };
+    let proxy = Proxy::start(stage.master.port(), plan).unwrap();
+    let (dir, binary) = (stage.dir.join("report"), Path::new(env!("CARGO_BIN_EXE_df2redis")));
+    let more = ["--report", dir.to_str().unwrap()];
+    let mut tool = Tool::start(binary, proxy.port(), stage.server.port(), &stage.dir.join("tool.log"), &more).unwrap();
+    let expiries = end(&stage, &mut tool);
+    assert!(expiries["fetched_again"].as_u64() >= Some(1), "{expiries}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::handle::Existing;
 use super::hold::HoldState;
 use super::import;
 use super::job::{graver, plan_of};
+use super::messages;
 use super::messages::{
     Barrier, FlowStart, Held, LaneStart, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
 };
@@ -86,6 +87,8 @@ pub struct Crew {
     owner: Arc<OwnerRule>,
     /// Flows that stand before a global command, and workers that are drained before one.
     barriers: Vec<Barrier>,
+    /// Keys that flows lost before the session follows the journal: they are fetched then.
+    lost_early: Vec<messages::Lost>,
     barrier_workers: usize,
     /// Ids, at the target, of all connections that workers had.
     client_ids: Vec<i64>,
@@ -164,6 +167,7 @@ impl Crew {
             hold: Arc::new(HoldState::new(flows_count, settings.control.clone())),
             owner: owner.clone(),
             barriers: Vec::new(),
+            lost_early: Vec::new(),
             barrier_workers: 0,
             client_ids: Vec::new(),
             markers: Vec::new(),
@@ -369,6 +373,15 @@ impl Crew {
                 }
             }
         }
+    }
+
+    /// A flow that is ahead of the others, which are still in the full sync, lost a key.
+    pub fn keep_lost(&mut self, lost: messages::Lost) {
+        self.lost_early.push(lost);
+    }
+
+    pub fn take_lost(&mut self) -> Vec<messages::Lost> {
+        std::mem::take(&mut self.lost_early)
     }
 
     pub fn tell(&self, worker: usize, command: WorkerCommand) {

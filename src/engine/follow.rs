@@ -73,6 +73,7 @@ impl Job<'_> {
         for lost in std::mem::take(&mut self.lost) {
             crew.tell_flow(lost.flow, WorkerCommand::Doubt(lost));
         }
+        crew.take_lost().into_iter().for_each(|lost| fetcher.want(lost));
         let mut rightings = Rightings::new(&self.settings, &probed.capabilities, crew.hold().clone());
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         let mut offsets = tokio::time::interval(OFFSETS_EVERY);

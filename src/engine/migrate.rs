@@ -325,6 +325,11 @@ impl Job<'_> {
                     // Flows are in stable sync already, but not all of them: the sync is void.
                     WorkerEvent::SourceGone { why } => return Err(EngineError::Source(why)),
                     WorkerEvent::LetGo { why } => return Err(EngineError::Target(why)),
+                    // A flow may be in the journal already while others are still here.
+                    WorkerEvent::Lost(lost) => {
+                        crew.keep_lost(lost);
+                        Ok(None)
+                    }
                     event => {
                         self.watch(event);
                         Ok(None)

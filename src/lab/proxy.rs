@@ -23,6 +23,8 @@ pub struct Leg {
     pub rate: Option<u64>,
     /// Largest piece passed on at once.
     pub piece_bytes: Option<usize>,
+    /// Once so many bytes went this way, nothing does for a while.
+    pub pause_after: Option<(u64, Duration)>,
 }
 
 /// Faults of one connection.
@@ -181,6 +183,13 @@ fn carry(shared: &Shared, mut from: &TcpStream, mut to: &TcpStream, leg: Leg) {
                 return;
             }
             room = room.min((cut - carried).min(1 << 20) as usize);
+        }
+        if let Some((bytes, time)) = leg.pause_after {
+            match bytes.checked_sub(carried) {
+                Some(0) => std::thread::sleep(time),
+                Some(left) => room = room.min(left.min(1 << 20) as usize),
+                None => {}
+            }
         }
         let Ok(count @ 1..) = from.read(&mut buffer[..room]) else { return };
         while shared.paused.load(Ordering::Acquire) && !shared.stopping.load(Ordering::Acquire) {
