@@ -141,7 +141,12 @@ impl Done {
 
     #[track_caller]
     fn not_done(&self, why: &str) {
-        assert_eq!((self.code, &self.report["outcome"]), (9, &"not-done".into()), "{}", self.said);
+        self.not_done_with(9, why);
+    }
+
+    #[track_caller]
+    fn not_done_with(&self, code: i32, why: &str) {
+        assert_eq!((self.code, &self.report["outcome"]), (code, &"not-done".into()), "{}", self.said);
         let message = self.report["message"].as_str().unwrap_or_default();
         assert!(message.contains(why), "no {why:?} in {message:?}\n{}", self.said);
     }
@@ -246,7 +251,7 @@ fn a_difference_in_counts_is_rolled_back() {
     for i in 0..5000 {
         client.run(&format!("SET extra:{i} 1")).unwrap();
     }
-    scene.cutover(&["--execute", "--budget", "20s"]).not_done("database 0 has");
+    scene.cutover(&["--execute", "--budget", "20s"]).not_done_with(10, "database 0 has");
     for i in 0..5000 {
         client.run(&format!("DEL extra:{i}")).unwrap();
     }

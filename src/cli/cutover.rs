@@ -68,11 +68,15 @@ fn ask(path: &Path, plan: Plan, console: &Console, screen: &Screen) -> Result<Ex
         }
         match answer.cutover {
             Some(CutoverEvent::Step(step)) if console.output == OutputForm::Text => print_out(&line(&step)),
+            Some(CutoverEvent::Difference(difference)) if console.output == OutputForm::Text => {
+                print_out(&format!("{difference}\n"));
+            }
             Some(CutoverEvent::Ended(report)) => {
                 if console.output == OutputForm::Text {
                     print_out(&end(&report));
                 }
                 return Ok(match report.outcome {
+                    CutoverOutcome::NotDone if report.differs => ExitClass::Differs,
                     CutoverOutcome::NotDone => ExitClass::CutoverNotReached,
                     _ => ExitClass::Done,
                 });

@@ -5,74 +5,9 @@
 //! switched only at positions that the source said twice and the target has confirmed; nothing is called handed over once
 //! the fence's budget has run out on either clock, nor if the source wrote anything after the proof.
 
-use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+mod plan;
 
-/// How the target is compared before the traffic is switched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verify {
-    None,
-    /// Keys of each database.
-    #[default]
-    Count,
-}
-
-/// What was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Plan {
-    /// Do it; else only the steps are listed.
-    #[serde(default)]
-    pub execute: bool,
-    /// Longest time for which writes at the source are held.
-    pub budget_ms: u64,
-    #[serde(default)]
-    pub verify: Verify,
-    /// Switches the traffic.
-    #[serde(default)]
-    pub hook: Option<PathBuf>,
-    /// Longest time for the hook; also bounded by what is left of the budget.
-    pub hook_timeout_ms: u64,
-    /// Let the source stop itself (`DFLY TAKEOVER`) instead of fencing it.
-    #[serde(default)]
-    pub takeover: bool,
-    /// Fence, drain and release so often, and hand nothing over; 0: no rehearsal.
-    #[serde(default)]
-    pub rehearse: u32,
-    /// Do not fence while the target is farther behind.
-    pub lag_entries_max: u64,
-    /// How long to wait for the target to come as near as that.
-    pub wait_ms: u64,
-}
-
-/// Bounds of the budget: less cannot be kept, more is an outage.
-const BUDGET_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
-const REHEARSE_MAX: u32 = 10_000;
-
-impl Plan {
-    /// Whether it can be done at all. `Err`: why not.
-    pub fn check(&self) -> Result<(), String> {
-        if !BUDGET_MS.contains(&self.budget_ms) {
-            return Err(format!("the budget must lie between {}ms and {}ms", BUDGET_MS.start(), BUDGET_MS.end()));
-        }
-        if self.rehearse > REHEARSE_MAX {
-            return Err(format!("at most {REHEARSE_MAX} rehearsals"));
-        }
-        if self.takeover && self.rehearse > 0 {
-            return Err("a takeover stops the source and cannot be rehearsed".into());
-        }
-        if self.takeover && self.verify != Verify::None {
-            return Err("after a takeover there is no source to compare with: say --verify none".into());
-        }
-        if let Some(hook) = &self.hook
-            && !hook.is_absolute()
-        {
-            return Err("the hook must be an absolute path".into());
-        }
-        Ok(())
-    }
-}
+pub use plan::{Plan, Verify};
 
 /// The time on two clocks: one stands still while the machine sleeps, the other may not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,13 +68,23 @@ pub enum Input {
     Waited,
     /// The workers have nothing left to send or to be answered.
     Settled,
-    Verified(Result<String, String>),
+    /// What was compared, or why that proves nothing.
+    Verified(Result<String, Unproven>),
     TakenOver(Result<(), String>),
     /// The job has ended well: markers are removed.
     JobEnded(Result<(), String>),
     Released(Result<(), String>),
     /// The session, the job or whoever asked is gone, or a deadline passed.
     Lost(String),
+}
+
+/// Why a comparison proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// Source and target are not the same.
+    Differs(String),
+    /// It could not be done, or not in time.
+    NotDone(String),
 }
 
 /// What to do next.
@@ -157,8 +102,13 @@ pub enum Action {
     Fence {
         ms: u64,
     },
-    Settle,
-    Verify,
+    /// Have every worker say when nothing is left to be sent or answered; `release`: give held expiries back first.
+    Settle {
+        release: bool,
+    },
+    Verify {
+        within_ns: u64,
+    },
     Takeover {
         seconds: u64,
     },
@@ -179,6 +129,8 @@ enum State {
     Settling,
     Drained,
     Verifying,
+    /// Held expiries are given back: only now is it likely that no renewal of them follows.
+    PuttingRight,
     TakingOver,
     Switching,
     Confirming,
@@ -210,6 +162,8 @@ pub struct Cutover {
     /// Positions at which source and target were proven equal.
     pub proven: Option<Vec<u64>>,
     pub verified: Option<String>,
+    /// The comparison found a difference.
+    pub differs: bool,
     pub switched: bool,
     /// How long writes were held.
     pub held_ns: Option<u64>,
@@ -236,6 +190,7 @@ impl Cutover {
             looks: 0,
             proven: None,
             verified: None,
+            differs: false,
             switched: false,
             held_ns: None,
             drained_ns: None,
@@ -284,7 +239,8 @@ impl Cutover {
         }
         if self.is_fenced() && self.left_ns(now) == 0 {
             return self.too_late(match &input {
-                Input::Hook(Err(why)) | Input::Verified(Err(why)) | Input::Fenced(Err(why)) => Some(why),
+                Input::Hook(Err(why)) | Input::Fenced(Err(why)) => Some(why),
+                Input::Verified(Err(Unproven::Differs(why) | Unproven::NotDone(why))) => Some(why),
                 _ => None,
             });
         }
@@ -313,15 +269,20 @@ impl Cutover {
                     false => self.hook(State::Drained, HookEvent::Drained, now),
                 }
             }
-            (State::Drained, Input::Hook(Ok(()))) if self.plan.verify == Verify::None => self.switch(now),
-            (State::Drained, Input::Hook(Ok(()))) => self.go(State::Verifying, Action::Verify),
+            (State::Drained, Input::Hook(Ok(()))) if self.plan.verify == Verify::None => self.put_right(),
+            (State::Drained, Input::Hook(Ok(()))) => self.verify(now),
             (State::Verifying, Input::Verified(Ok(said))) => {
                 self.verified = Some(said);
-                self.switch(now)
+                self.put_right()
             }
-            (State::Verifying, Input::Verified(Err(why))) => {
+            (State::Verifying, Input::Verified(Err(Unproven::Differs(why)))) => {
+                self.differs = true;
                 self.give_up(format!("source and target are not the same: {why}"))
             }
+            (State::Verifying, Input::Verified(Err(Unproven::NotDone(why)))) => {
+                self.give_up(format!("nothing is proven about source and target: {why}"))
+            }
+            (State::PuttingRight, Input::Settled) => self.switch(now),
             (State::TakingOver, Input::TakenOver(Ok(()))) => self.switch(now),
             (State::TakingOver, Input::TakenOver(Err(why))) => self.give_up(format!("DFLY TAKEOVER failed: {why}")),
             (State::Switching, Input::Hook(Ok(()))) => match self.plan.takeover {
@@ -367,8 +328,19 @@ impl Cutover {
     /// Whether the fence must still stand for what is being done.
     fn is_fenced(&self) -> bool {
         use State::*;
-        matches!(self.state, Fencing | AfterFence | Draining | Settling | Drained | Verifying | Switching | Confirming)
-            && self.fenced.is_some()
+        self.fenced.is_some()
+            && matches!(
+                self.state,
+                Fencing
+                    | AfterFence
+                    | Draining
+                    | Settling
+                    | Drained
+                    | Verifying
+                    | PuttingRight
+                    | Switching
+                    | Confirming
+            )
     }
 
     fn hook(&mut self, state: State, event: HookEvent, now: Now) -> Action {
@@ -416,13 +388,31 @@ impl Cutover {
         let equal = source.iter().zip(applied).all(|(source, applied)| source == applied || *source == 0);
         if equal && self.last.as_ref() == Some(&source) {
             self.proven = Some(source);
-            return self.go(State::Settling, Action::Settle);
+            return self.go(State::Settling, Action::Settle { release: false });
         }
         self.last = Some(source);
         match self.looks <= DRAIN_LOOKS_AT_ONCE {
             true => Action::AskPositions,
             false => Action::Wait { ns: DRAIN_EVERY_NS.min(self.left_ns(now)) },
         }
+    }
+
+    /// What is left of the budget, except for what the hook that switches must find.
+    fn verify(&mut self, now: Now) -> Action {
+        let reserve_ns = self.plan.hook_reserve_ms().saturating_mul(1_000_000).saturating_add(2 * MARGIN_NS);
+        let within_ns = self.left_ns(now).saturating_sub(reserve_ns);
+        if within_ns == 0 {
+            let reserve_ms = reserve_ns / 1_000_000;
+            return self.give_up(format!(
+                "no time is left to compare: {reserve_ms} ms of the budget of {} ms are kept for the switch",
+                self.plan.budget_ms
+            ));
+        }
+        self.go(State::Verifying, Action::Verify { within_ns })
+    }
+
+    fn put_right(&mut self) -> Action {
+        self.go(State::PuttingRight, Action::Settle { release: true })
     }
 
     fn switch(&mut self, now: Now) -> Action {
@@ -448,7 +438,7 @@ impl Cutover {
         let done = match self.state {
             State::Fencing => "the source did not answer",
             State::AfterFence => "the after-fence hook did not end",
-            State::Draining | State::Settling => "the target did not reach the source",
+            State::Draining | State::Settling | State::PuttingRight => "the target did not reach the source",
             State::Drained => "the drained hook did not end",
             State::Verifying => "the verification did not end",
             State::Switching => "the hook did not end",

@@ -138,10 +138,10 @@ impl Job<'_> {
                     self.settings.control.cancel_cutover("the job was told to stop");
                 }
                 event = self.desk.next() => match event {
-                    DeskEvent::Asked(asked) => self.begin_cutover(asked, source, crew),
-                    DeskEvent::Order(Order::Settle(answer)) => {
-                        let number = watch.settle(answer);
-                        crew.tell_all(|| WorkerCommand::Settle(number));
+                    DeskEvent::Asked(asked) => self.begin_cutover(asked, source, crew, checkpoint.owned),
+                    DeskEvent::Order(Order::Settle { release, done }) => {
+                        let number = watch.settle(done);
+                        crew.tell_all(|| WorkerCommand::Settle { number, release });
                     }
                     DeskEvent::Order(Order::End { keys, done }) => {
                         self.begin_end(keys, done);

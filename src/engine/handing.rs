@@ -82,7 +82,8 @@ impl Desk {
 }
 
 impl Job<'_> {
-    pub(super) fn begin_cutover(&mut self, asked: CutoverAsked, source: &Source, crew: &Crew) {
+    /// `owned`: the target held nothing else when the job began.
+    pub(super) fn begin_cutover(&mut self, asked: CutoverAsked, source: &Source, crew: &Crew, owned: bool) {
         let (orders_tx, orders) = unbounded_channel();
         let handover = Handover {
             settings: self.settings.clone(),
@@ -92,6 +93,7 @@ impl Job<'_> {
             session: self.sessions,
             cluster: crew.is_cluster(),
             hold: crew.hold().clone(),
+            owned,
             markers: crew.markers().to_vec(),
         };
         let task = tokio_uring::spawn(handover::run(handover, asked));
@@ -134,7 +136,7 @@ impl Job<'_> {
                     return true;
                 }
                 // Whoever asked hears that nobody answers any more.
-                DeskEvent::Order(Order::Settle(_)) | DeskEvent::Asked(_) => {}
+                DeskEvent::Order(Order::Settle { .. }) | DeskEvent::Asked(_) => {}
                 DeskEvent::Ended(report) => self.cutover_ended(report),
             }
         }

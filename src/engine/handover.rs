@@ -6,15 +6,14 @@
 //! released, here or by its own timer.
 
 use super::control::{Control, CutoverAsked};
-use super::cutover::{Action, Cutover, HookEvent, Input, Now, Plan, Verify};
+use super::cutover::{Action, Cutover, HookEvent, Input, Now, Plan, Unproven, Verify};
 use super::easing;
-use super::fence::{self, FenceLink, Keyspace, RELEASE_SETTLES};
+use super::fence::{FenceLink, RELEASE_SETTLES};
 use super::hold::HoldState;
 use super::hooks::{self, HookFacts};
 use super::settings::MigrateSettings;
-use super::target::{OWN_PREFIX, TargetLink};
+use super::verify::fenced::Fenced;
 use crate::ids::DbIndex;
-use crate::redis::value::Value;
 use crate::report::cutover::{CutoverEvent, CutoverOutcome, CutoverReport, CutoverStep, Rehearsal, Spread};
 use crate::uring;
 use hdrhistogram::Histogram;
@@ -23,13 +22,17 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+mod compare;
+mod list;
+mod own;
+
 /// Keys of this tool at the target.
 pub type OwnKeys = Vec<(DbIndex, Vec<u8>)>;
 
 /// What the job must do for a cutover.
 pub enum Order {
-    /// Answer when no worker has anything left to send or to be answered.
-    Settle(oneshot::Sender<()>),
+    /// Answer when no worker has anything left to send or to be answered; `release`: held expiries are given back before.
+    Settle { release: bool, done: oneshot::Sender<()> },
     /// Stop and remove what is the tool's own at the target; `keys` may be left from earlier runs.
     End { keys: OwnKeys, done: oneshot::Sender<Result<(), String>> },
 }
@@ -46,6 +49,8 @@ pub struct Handover {
     pub cluster: bool,
     /// Expiries held back in the session.
     pub hold: Arc<HoldState>,
+    /// The target held nothing else when the job began: what only it has is a difference.
+    pub owned: bool,
     /// Markers of the session.
     pub markers: Vec<Vec<u8>>,
 }
@@ -66,6 +71,7 @@ pub async fn run(handover: Handover, asked: CutoverAsked) -> CutoverReport {
         begun: now(),
         source: None,
         own: OwnKeys::new(),
+        comparison: None,
         report: CutoverReport { budget_ms: plan.budget_ms, ..CutoverReport::default() },
         plan,
         handover,
@@ -91,6 +97,8 @@ struct Run {
     source: Option<FenceLink>,
     /// The tool's keys at the target, found before the fence.
     own: OwnKeys,
+    /// The comparison, made ready before the fence.
+    comparison: Option<Fenced>,
     report: CutoverReport,
 }
 
@@ -115,14 +123,15 @@ impl Run {
             return Err("the job is paused: resume it first".into());
         }
         self.source = Some(FenceLink::connect(&self.handover.settings).await.map_err(|error| error.to_string())?);
-        if self.handover.cluster && self.plan.verify == Verify::Count && self.plan.rehearse == 0 {
-            return Err(
-                "keys are not counted in a cluster yet: say --verify none, and compare with df2redis verify".into()
-            );
+        if self.plan.rehearse == 0 {
+            self.may_compare()?;
         }
         // In a cluster, those that killed runs left behind stay.
         if self.plan.rehearse == 0 && !self.handover.cluster {
             self.own = self.find_own().await?;
+        }
+        if self.plan.execute && self.plan.verify.reads_values() {
+            self.prepare_comparison().await?;
         }
         Ok(())
     }
@@ -144,6 +153,7 @@ impl Run {
             true => CutoverOutcome::HandedOver,
             false => CutoverOutcome::NotDone,
         };
+        self.report.differs = cutover.differs;
         self.report.message = cutover.why.or(cutover.note);
         self.report.held_us = cutover.held_ns.map(|ns| ns / 1000);
         self.report.positions = cutover.proven;
@@ -240,9 +250,9 @@ impl Run {
                     Err(_) => self.no_answer("CLIENT PAUSE"),
                 }
             }
-            Action::Settle => {
-                let (settled, answer) = oneshot::channel();
-                let _ = self.handover.orders.send(Order::Settle(settled));
+            Action::Settle { release } => {
+                let (done, answer) = oneshot::channel();
+                let _ = self.handover.orders.send(Order::Settle { release: *release, done });
                 let timeout = if fenced { left } else { SETTLE_MAX };
                 match tokio::time::timeout(timeout, answer).await {
                     Ok(Ok(())) => Input::Settled,
@@ -250,10 +260,7 @@ impl Run {
                     Err(_) => Input::Lost("the target did not answer everything within the budget".into()),
                 }
             }
-            Action::Verify => match tokio::time::timeout(left, self.verify()).await {
-                Ok(result) => Input::Verified(result),
-                Err(_) => self.no_answer("the verification"),
-            },
+            Action::Verify { within_ns } => self.compare(Duration::from_nanos(*within_ns)).await,
             Action::Takeover { seconds } => {
                 let Some(source) = &mut self.source else { return lost() };
                 source.set_timeout(Duration::from_secs(seconds.saturating_mul(2).saturating_add(5)));
@@ -340,7 +347,8 @@ impl Run {
                 let behind = super::cutover::behind(source, applied);
                 format!("{behind} entries behind")
             }
-            Input::Hook(Err(why)) | Input::Fenced(Err(why)) | Input::Verified(Err(why)) => why.clone(),
+            Input::Hook(Err(why)) | Input::Fenced(Err(why)) => why.clone(),
+            Input::Verified(Err(Unproven::Differs(why) | Unproven::NotDone(why))) => why.clone(),
             Input::TakenOver(Err(why)) | Input::JobEnded(Err(why)) | Input::Released(Err(why)) => why.clone(),
             Input::Verified(Ok(said)) => said.clone(),
             Input::Lost(why) | Input::NotReady(why) => why.clone(),
@@ -352,8 +360,9 @@ impl Run {
             Action::Hook { event, .. } if self.has_hook(*event) => event.name(),
             Action::Hook { .. } => return,
             Action::Fence { .. } => "fence",
-            Action::Settle => "proven equal",
-            Action::Verify => "verify",
+            Action::Settle { release: false } => "proven equal",
+            Action::Settle { release: true } => "expiries",
+            Action::Verify { .. } => "verify",
             Action::Takeover { .. } => "takeover",
             Action::EndJob => "end of the job",
             Action::Release => "release",
@@ -364,7 +373,11 @@ impl Run {
         if self.report.steps.last().is_some_and(|last| (&last.name, &last.detail) == (&step.name, &step.detail)) {
             return;
         }
-        tracing::info!(step = %step.name, held_us, detail = %step.detail, "cutover");
+        self.tell_step(step);
+    }
+
+    fn tell_step(&mut self, step: CutoverStep) {
+        tracing::info!(step = %step.name, step.held_us, detail = %step.detail, "cutover");
         let _ = self.events.send(CutoverEvent::Step(step.clone()));
         if self.report.steps.len() < STEPS_KEPT_MAX {
             self.report.steps.push(step);
@@ -378,118 +391,6 @@ impl Run {
                 event => self.handover.settings.hooks.of(event).is_some(),
             }
     }
-
-    /// The keys of this tool at the target, also those that killed runs left behind.
-    async fn find_own(&self) -> Result<OwnKeys, String> {
-        let mut link = self.target().await?;
-        let mut own = OwnKeys::new();
-        for db in target_keyspace(&mut link).await?.into_keys().map(DbIndex) {
-            own.extend(own_of(&mut link, db).await?.into_iter().map(|key| (db, key)));
-            own.extend(self.handover.markers.iter().map(|marker| (db, marker.clone())));
-        }
-        own.sort();
-        own.dedup();
-        Ok(own)
-    }
-
-    async fn target(&self) -> Result<TargetLink, String> {
-        let settings = &self.handover.settings;
-        let mut link = TargetLink::open(settings).await.map_err(|error| error.to_string())?;
-        match link.cluster() {
-            Some(_) => Err(
-                "a cutover into a cluster is not supported yet; stop the writers, wait until the target is in step, \
-                            and switch by hand"
-                    .into(),
-            ),
-            None => Ok(link),
-        }
-    }
-
-    async fn verify(&mut self) -> Result<String, String> {
-        match self.plan.verify {
-            Verify::None => return Ok(String::new()),
-            Verify::Count => {}
-        }
-        let mut link = self.target().await?;
-        let Some(source) = &mut self.source else { return Err("no connection to the source".into()) };
-        let wanted = source.keyspace().await?;
-        let mut own = Keyspace::new();
-        let mut current = None;
-        for (db, key) in &self.own {
-            if current != Some(*db) {
-                link.call(&[b"SELECT", db.to_string().as_bytes()]).await.map_err(|error| error.to_string())?;
-                current = Some(*db);
-            }
-            // A hash answers WRONGTYPE, and is there.
-            if link.call_raw("GET", &[b"GET", key]).await.map_err(|error| error.to_string())? != Value::Null {
-                own.entry(db.0).or_default().0 += 1;
-            }
-        }
-        fence::compare_counts(&wanted, &target_keyspace(&mut link).await?, &own)
-    }
-
-    /// What would be done, with today's numbers.
-    async fn list(&mut self) {
-        let (budget_ms, hook) = (self.plan.budget_ms, self.plan.hook.clone());
-        let begun = now();
-        let Input::Positions { source, applied } = self.positions(self.handover.settings.connect_timeout).await else {
-            self.report.outcome = CutoverOutcome::NotDone;
-            self.report.message = Some("the source does not tell its positions".into());
-            return;
-        };
-        let trip_us = now().since_ns(begun) / 1000;
-        let behind = super::cutover::behind(&source, &applied);
-        let status = self.handover.control.status();
-        let ready = if self.handover.control.is_ready() { "in step" } else { "not in step yet: it would wait" };
-        let near = if behind <= self.plan.lag_entries_max { "near enough" } else { "too far: it would wait" };
-        let mut lines = vec![
-            ("positions", format!("{ready}; {behind} entries behind in {} flows: {near}", source.len())),
-            ("before-fence", self.hook_words(HookEvent::BeforeFence, "may veto")),
-        ];
-        if self.plan.takeover {
-            lines.push((
-                "takeover",
-                format!(
-                    "DFLY TAKEOVER {}: the source waits for every acknowledgement and ends",
-                    budget_ms.div_ceil(1000)
-                ),
-            ));
-        } else {
-            let fence =
-                format!("CLIENT PAUSE {budget_ms} WRITE at {}: ends by itself after {budget_ms} ms", status.source);
-            let rate = status.rates.commands_per_s;
-            let drain = match rate > 0.0 {
-                true => format!("about {:.0} ms at today's {rate:.0} entries/s", behind as f64 * 1000.0 / rate),
-                false => "at once: nothing is being written now".into(),
-            };
-            lines.push(("fence", fence));
-            lines.push(("after-fence", self.hook_words(HookEvent::AfterFence, "may stop it")));
-            lines.push(("proven equal", format!("positions equal, twice, {trip_us} us a look; {drain}")));
-            lines.push(("verify", verify_words(self.plan.verify, &self.verify().await)));
-        }
-        let switch = match &hook {
-            Some(path) => format!("{}, at most {} ms", path.display(), self.plan.hook_timeout_ms.min(budget_ms)),
-            None => "no hook: whoever waits for this command's end switches the traffic".into(),
-        };
-        lines.push(("switch", switch));
-        lines.push((
-            "end of the job",
-            format!("{} keys of this tool are removed from the target, exit code 0", self.own.len()),
-        ));
-        lines.push(("on any miss", "CLIENT UNPAUSE, the job follows on, exit code 9".into()));
-        for (name, detail) in lines {
-            let step = CutoverStep { name: name.into(), detail, ..CutoverStep::default() };
-            let _ = self.events.send(CutoverEvent::Step(step.clone()));
-            self.report.steps.push(step);
-        }
-    }
-
-    fn hook_words(&self, event: HookEvent, may: &str) -> String {
-        match self.handover.settings.hooks.of(event) {
-            Some(path) => format!("{} is called and {may}", path.display()),
-            None => "no hook".into(),
-        }
-    }
 }
 
 /// Steps kept in a report; a rehearsal of thousands says the same over and over.
@@ -502,43 +403,6 @@ fn lost() -> Input {
 /// The way back is gone to its end, whatever is lost meanwhile.
 fn may_be_lost(action: &Action) -> bool {
     !matches!(action, Action::Release | Action::Hook { event: HookEvent::Aborted | HookEvent::HandedOver, .. })
-}
-
-fn verify_words(verify: Verify, said: &Result<String, String>) -> String {
-    match (verify, said) {
-        (Verify::None, _) => "nothing is compared".into(),
-        (Verify::Count, Ok(said)) => format!("keys of each database; now, unfenced: {said}"),
-        (Verify::Count, Err(why)) => format!("keys of each database; now, unfenced: {why}"),
-    }
-}
-
-/// The tool's keys in one database.
-async fn own_of(link: &mut TargetLink, db: DbIndex) -> Result<Vec<Vec<u8>>, String> {
-    let text = |error: super::error::EngineError| error.to_string();
-    link.call(&[b"SELECT", db.to_string().as_bytes()]).await.map_err(text)?;
-    let pattern = format!("{OWN_PREFIX}*");
-    let (mut cursor, mut found) = (b"0".to_vec(), Vec::new());
-    loop {
-        let scan: &[&[u8]] = &[b"SCAN", &cursor, b"MATCH", pattern.as_bytes(), b"COUNT", b"10000"];
-        let Value::Array(reply) = link.call(scan).await.map_err(text)? else {
-            return Err("the target answered SCAN with no array".into());
-        };
-        let (Some(Value::Bulk(next)), Some(Value::Array(keys))) = (reply.first(), reply.get(1)) else {
-            return Err("the target answered SCAN with an unknown shape".into());
-        };
-        found.extend(keys.iter().filter_map(Value::bytes).map(<[u8]>::to_vec));
-        if next.as_slice() == b"0" {
-            return Ok(found);
-        }
-        cursor = next.clone();
-    }
-}
-
-async fn target_keyspace(link: &mut TargetLink) -> Result<Keyspace, String> {
-    match link.call(&[b"INFO", b"keyspace"]).await.map_err(|error| error.to_string())? {
-        Value::Bulk(text) => Ok(fence::keyspace(&String::from_utf8_lossy(&text))),
-        other => Err(format!("the target answered INFO with {other:?}")),
-    }
 }
 
 /// What every hook of a job is told.

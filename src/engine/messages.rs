@@ -228,8 +228,11 @@ pub enum WorkerCommand {
     LeaveSource {
         read_on: bool,
     },
-    /// Say when nothing is left to be sent or answered.
-    Settle(u64),
+    /// Say when nothing is left to be sent or answered; `release`: give held expiries back before.
+    Settle {
+        number: u64,
+        release: bool,
+    },
     /// Decoding has stopped, and nothing more is to come: give all held expiries back; another `Drained` follows.
     ReleaseHeld,
     /// Keys and fields that were found at the target with a shifted expiry.

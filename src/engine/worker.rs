@@ -271,11 +271,13 @@ impl Worker {
                 }
                 Ok(WorkerCommand::LeaveSource { read_on }) => self.leave_source(read_on, now_ns),
                 Ok(WorkerCommand::Drain) => self.draining = true,
-                Ok(WorkerCommand::Settle(number)) => {
+                Ok(WorkerCommand::Settle { number, release }) => {
                     self.settling = Some(number);
-                    // The source is fenced and everything of it is applied: no renewal can follow.
-                    let now_ms = uring::clock::realtime_ms() as i64;
-                    self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
+                    if release {
+                        // The source is fenced and everything of it is applied: no renewal follows, unless all is rolled back.
+                        let now_ms = uring::clock::realtime_ms() as i64;
+                        self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
+                    }
                 }
                 Ok(WorkerCommand::ReleaseHeld) => {
                     let now_ms = uring::clock::realtime_ms() as i64;

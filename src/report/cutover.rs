@@ -76,6 +76,12 @@ pub struct CutoverReport {
     pub positions: Option<Vec<u64>>,
     /// What the verification said.
     pub verified: Option<String>,
+    /// The verification found a difference.
+    #[serde(default)]
+    pub differs: bool,
+    /// The first of the keys that differ, each as `df2redis verify` tells it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<serde_json::Value>,
     /// The hook that switches the traffic ended well (also where the cutover did not end so).
     pub switched: bool,
     pub rehearsal: Option<Rehearsal>,
@@ -86,5 +92,7 @@ pub struct CutoverReport {
 #[serde(rename_all = "kebab-case")]
 pub enum CutoverEvent {
     Step(CutoverStep),
+    /// A key that differs, as `df2redis verify` tells it.
+    Difference(serde_json::Value),
     Ended(Box<CutoverReport>),
 }

@@ -141,8 +141,13 @@ pub fn cutover(values: &Values, execute: bool, rehearse: u32, takeover: bool) ->
             "none" => Verify::None,
             // After a takeover there is nothing to compare with.
             _ if takeover && !values.is_given(&table::CUTOVER_VERIFY) => Verify::None,
+            "sample" => Verify::Sample,
+            "full" => Verify::Full,
             _ => Verify::Count,
         },
+        sample: values.parsed(&table::SAMPLE, sample_size)?,
+        sample_seed: values.number(&table::SAMPLE_SEED)?,
+        verify_rate: values.parsed(&table::VERIFY_RATE, rate)?,
         hook,
         hook_timeout_ms: ms(&table::HOOK_TIMEOUT)?,
         takeover,

@@ -290,9 +290,9 @@ settings! {
 
     MODE: COMPARISON, VERIFY, "mode", "", Choice(&["count", "sample", "full"]), Value("full"), Everywhere,
         "Compare the number of keys, the values of a sample of the keys, or all keys and values";
-    SAMPLE: COMPARISON, VERIFY, "sample", "N|P%", Text, Value("1%"), Everywhere,
-        "Size of the sample of --mode sample: about so many keys, or so much of every hundred";
-    SAMPLE_SEED: COMPARISON, VERIFY, "sample-seed", "N", Count { min: 0, max: u64::MAX }, Value("1"), Everywhere,
+    SAMPLE: COMPARISON, VERIFY | CUTOVER, "sample", "N|P%", Text, Value("1%"), Everywhere,
+        "Size of a sample: about so many keys, or so much of every hundred";
+    SAMPLE_SEED: COMPARISON, VERIFY | CUTOVER, "sample-seed", "N", Count { min: 0, max: u64::MAX }, Value("1"), Everywhere,
         "The same seed chooses the same keys";
     RATE: COMPARISON, VERIFY, "rate", "N|SIZE", Text, Value("20000"), Everywhere,
         "Most keys (20000), or bytes (50MiB), read from the source in a second; off: no limit";
@@ -313,8 +313,10 @@ settings! {
 
     BUDGET: SWITCHING, CUTOVER, "budget", "TIME", Time, Value("5s"), Everywhere,
         "Longest time for which writes at the source are held; everything must be done within it, or it is rolled back";
-    CUTOVER_VERIFY: SWITCHING, CUTOVER, "verify", "", Choice(&["none", "count"]), Value("count"), Everywhere,
-        "Compare before the traffic is switched: nothing, or the number of keys of each database";
+    CUTOVER_VERIFY: SWITCHING, CUTOVER, "verify", "", Choice(&["none", "count", "sample", "full"]), Value("count"), Everywhere,
+        "Compare before the traffic is switched: nothing; the number of keys of each database; the values of a sample that is chosen before the fence; all keys and values";
+    VERIFY_RATE: SWITCHING, CUTOVER, "verify-rate", "N|SIZE", Text, Value("off"), Everywhere,
+        "Most keys (20000), or bytes (50MiB), that --verify reads from the fenced source in a second; off: no limit";
     HOOK: SWITCHING, CUTOVER, "hook", "PATH", Path, Unset, Everywhere,
         "Program that switches the traffic, called when source and target are proven equal";
     LAG_ENTRIES_MAX: SWITCHING, CUTOVER, "lag-entries-max", "N", Count { min: 0, max: u64::MAX }, Value("10000"), Everywhere,

@@ -1,6 +1,7 @@
 //! The machine under made-up events: every order of them ends released or proven, never switched too late.
 
 use super::*;
+use crate::engine::verify::{Rate, SampleSize};
 use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;
@@ -10,6 +11,9 @@ fn plan() -> Plan {
         execute: true,
         budget_ms: 1000,
         verify: Verify::Count,
+        sample: SampleSize::Percent(1.0),
+        sample_seed: 1,
+        verify_rate: Rate::Unlimited,
         hook: Some("/bin/true".into()),
         hook_timeout_ms: 500,
         takeover: false,
@@ -40,7 +44,7 @@ fn drained(plan: Plan) -> Cutover {
     assert_eq!(cutover.on(Input::Fenced(Ok(())), at(1)), hook(HookEvent::AfterFence, 979));
     assert_eq!(cutover.on(Input::Hook(Ok(())), at(2)), Action::AskPositions);
     assert_eq!(cutover.on(positions(&[6, 9], &[6, 8]), at(3)), Action::AskPositions);
-    assert_eq!(cutover.on(positions(&[6, 9], &[6, 9]), at(4)), Action::Settle);
+    assert_eq!(cutover.on(positions(&[6, 9], &[6, 9]), at(4)), Action::Settle { release: false });
     cutover
 }
 
@@ -48,8 +52,11 @@ fn drained(plan: Plan) -> Cutover {
 fn a_cutover_that_nothing_disturbs() {
     let mut cutover = drained(plan());
     assert_eq!(cutover.on(Input::Settled, at(10)), hook(HookEvent::Drained, 970));
-    assert_eq!(cutover.on(Input::Hook(Ok(())), at(11)), Action::Verify);
-    assert_eq!(cutover.on(Input::Verified(Ok("same".into())), at(12)), hook(HookEvent::Switch, 500));
+    // A quarter of the budget is kept for the hook, and twice the margin.
+    assert_eq!(cutover.on(Input::Hook(Ok(())), at(11)), Action::Verify { within_ns: (989 - 250 - 40) * MS });
+    assert_eq!(cutover.on(Input::Verified(Ok("same".into())), at(12)), Action::Settle { release: true });
+    assert!(!cutover.is_committed());
+    assert_eq!(cutover.on(Input::Settled, at(12)), hook(HookEvent::Switch, 500));
     assert!(cutover.is_committed());
     assert_eq!(cutover.on(Input::Hook(Ok(())), at(100)), Action::AskPositions);
     assert_eq!(cutover.on(positions(&[6, 9], &[6, 9]), at(101)), Action::EndJob);
@@ -70,7 +77,7 @@ fn a_position_said_once_is_no_proof() {
     assert_eq!(cutover.on(positions(&[7], &[7]), at(1)), Action::AskPositions);
     // More applied than the source has written is no equality either.
     assert_eq!(cutover.on(positions(&[7], &[8]), at(1)), Action::AskPositions);
-    assert_eq!(cutover.on(positions(&[7], &[7]), at(1)), Action::Settle);
+    assert_eq!(cutover.on(positions(&[7], &[7]), at(1)), Action::Settle { release: false });
 }
 
 #[test]
@@ -95,6 +102,7 @@ fn a_hook_that_ended_too_late_is_no_handing_over_and_is_told() {
     cutover.on(Input::Settled, at(10));
     cutover.on(Input::Hook(Ok(())), at(11));
     cutover.on(Input::Verified(Ok("same".into())), at(12));
+    cutover.on(Input::Settled, at(12));
     assert_eq!(cutover.on(Input::Hook(Ok(())), at(1000)), Action::Release);
     assert!(cutover.switched && cutover.why.as_ref().unwrap().contains("switch it back"));
 }
@@ -105,6 +113,7 @@ fn a_write_behind_the_proof_is_no_handing_over() {
     cutover.on(Input::Settled, at(10));
     cutover.on(Input::Hook(Ok(())), at(11));
     cutover.on(Input::Verified(Ok("same".into())), at(12));
+    cutover.on(Input::Settled, at(12));
     cutover.on(Input::Hook(Ok(())), at(20));
     assert_eq!(cutover.on(positions(&[6, 10], &[6, 10]), at(21)), Action::Release);
     assert!(cutover.why.as_ref().unwrap().contains("not tight"));
@@ -190,9 +199,10 @@ fn answers(action: &Action, choice: u8, lsn: u64) -> Input {
         (Action::Hook { .. }, _) => Input::Hook(refused()),
         (Action::Fence { .. }, 0..=5) => Input::Fenced(Ok(())),
         (Action::Fence { .. }, _) => Input::Fenced(refused()),
-        (Action::Settle, _) => Input::Settled,
-        (Action::Verify, 0..=5) => Input::Verified(Ok("same".into())),
-        (Action::Verify, _) => Input::Verified(Err("no".into())),
+        (Action::Settle { .. }, _) => Input::Settled,
+        (Action::Verify { .. }, 0..=5) => Input::Verified(Ok("same".into())),
+        (Action::Verify { .. }, 6) => Input::Verified(Err(Unproven::NotDone("no".into()))),
+        (Action::Verify { .. }, _) => Input::Verified(Err(Unproven::Differs("no".into()))),
         (Action::Takeover { .. }, 0..=4) => Input::TakenOver(Ok(())),
         (Action::Takeover { .. }, _) => Input::TakenOver(refused()),
         (Action::EndJob, 0..=5) => Input::JobEnded(Ok(())),

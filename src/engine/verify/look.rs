@@ -221,6 +221,8 @@ impl Looker {
         let (source, target) = match (source, target) {
             (None, None) => return Some(Verdict::Gone),
             (Some(source), None) if self.is_left_out(&source.type_name) => return Some(Verdict::NotCarried),
+            // A Dragonfly whose writes are paused expires nothing, but shows what has expired.
+            (Some(source), None) if self.has_expired(source) => return Some(Verdict::Gone),
             (Some(source), None) => {
                 let mut found = Found::new(&source.type_name, vec![Item::new(Kind::Missing)]);
                 found.source.expire_at_ms = source.expire_at_ms;
@@ -250,6 +252,11 @@ impl Looker {
             });
         }
         None
+    }
+
+    fn has_expired(&self, source: &Meta) -> bool {
+        let now_ms = self.source.server_now_ms().saturating_add(self.tolerance_ms);
+        source.expire_at_ms.is_some_and(|at_ms| at_ms <= now_ms)
     }
 
     /// The job was told to leave values of this type out.
@@ -436,7 +443,8 @@ fn metas_of(peer: &Peer, replies: &[Value]) -> Result<Vec<Option<Meta>>, EngineE
                 return Ok(None);
             }
             let expire_at_ms = match expiry {
-                ..0 => None,
+                // A time left below zero is that of a key that has expired and is still shown.
+                -1 => None,
                 at if peer.traits.expire_time => Some(at),
                 left => Some(now_ms.saturating_add(left)),
             };

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! run       the walk over both sides' keys, rounds over suspects, state file, summary
+//!   fenced    the same, made ready before a cutover's fence and done behind it
 //!   look      one look at a few keys: type, expiry, value          image, fields, paged, stream, hll
 //!   suspects  what differed, looked at again until lag cannot explain it
 //!   repair    copies a key again, whole
@@ -14,6 +15,7 @@
 //! within the rate; nothing is written, unless by `--repair` at the target.
 
 pub mod difference;
+pub mod fenced;
 mod fields;
 mod hll;
 mod image;

@@ -11,7 +11,7 @@ use super::paged;
 use super::peer::{AskError, Peer, Side, unix_ms};
 use super::rate::Bucket;
 use super::repair::{self, CopyError, Repairer};
-use super::settings::{Mode, Repair, VerifySettings};
+use super::settings::{Mode, Rate, Repair, VerifySettings};
 use super::state::{self, Counts, Identity, Position, Saved};
 use super::suspects::{Ruling, Suspect, Suspects};
 use super::walk::{self, Choice};
@@ -19,6 +19,7 @@ use crate::engine::error::EngineError;
 use crate::engine::job::{Signals, check_ring, exit_class};
 use crate::report::document::{ExitClass, Outcome};
 use crate::uring::RingSettings;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -63,7 +64,7 @@ pub fn run(settings: VerifySettings, observer: &mut dyn Observer) -> Summary {
     summary
 }
 
-struct Job<'a> {
+pub(super) struct Job<'a> {
     settings: &'a VerifySettings,
     observer: &'a mut dyn Observer,
     summary: &'a mut Summary,
@@ -71,13 +72,17 @@ struct Job<'a> {
     repairer: Option<Repairer>,
     identity: Identity,
     databases: Vec<u32>,
-    position: Position,
-    counts: Counts,
+    pub(super) position: Position,
+    pub(super) counts: Counts,
     suspects: Suspects,
     /// Suspects that are being looked at: they are in the state file, too.
     in_hand: Vec<(u32, Vec<u8>)>,
+    /// Keys that were chosen before: they are compared first.
+    pub(super) chosen: VecDeque<(u32, Vec<u8>)>,
     choice: Choice,
-    keys_expected: u64,
+    /// The last pass of the walk.
+    pub(super) pass_last: u32,
+    pub(super) keys_expected: u64,
     progress_due: Duration,
     save_due: Duration,
 }
@@ -101,7 +106,7 @@ impl<'a> Job<'a> {
         job.end(result)
     }
 
-    async fn begin(
+    pub(super) async fn begin(
         settings: &'a VerifySettings,
         observer: &'a mut dyn Observer,
         summary: &'a mut Summary,
@@ -130,13 +135,7 @@ impl<'a> Job<'a> {
             bytes_paced: 0,
             elements_unpaid: 0,
         };
-        let at_source = looker.source.keyspace().await?;
-        let at_target = looker.target.keyspace().await?;
-        let mut databases: Vec<u32> = at_source.iter().chain(&at_target).map(|(db, _)| *db).collect();
-        databases.sort_unstable();
-        databases.dedup();
-        let (source_keys, target_keys) =
-            [&at_source, &at_target].map(|dbs| dbs.iter().map(|(_, n)| n).sum::<u64>()).into();
+        let (databases, [source_keys, target_keys]) = keyspaces(&mut looker).await?;
         let choice = Choice::new(settings.mode, source_keys);
         let identity = Identity {
             source: settings.source_address(),
@@ -157,13 +156,26 @@ impl<'a> Job<'a> {
             counts: Counts::default(),
             suspects: Suspects::new(settings.memory_bytes / SUSPECTS_SHARE),
             in_hand: Vec::new(),
+            chosen: VecDeque::new(),
             choice,
+            pass_last: walk::PASS_LAST,
             keys_expected: source_keys + target_keys,
             progress_due: Duration::ZERO,
             save_due: SAVE_EVERY,
         };
         job.take_up()?;
         Ok(job)
+    }
+
+    /// A database may have come since the comparison began.
+    pub(super) async fn refresh_databases(&mut self) -> Result<(), EngineError> {
+        let (databases, keys) = keyspaces(&mut self.looker).await?;
+        (self.databases, self.keys_expected) = (databases, keys.iter().sum());
+        Ok(())
+    }
+
+    pub(super) fn set_rate(&mut self, rate: Rate) {
+        self.looker.bucket = Bucket::new(rate, self.now());
     }
 
     /// Goes on from the state file, if there is one.
@@ -182,18 +194,20 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    async fn work(&mut self) -> Result<(), EngineError> {
+    pub(super) async fn work(&mut self) -> Result<(), EngineError> {
         if self.settings.mode == Mode::Count {
             return self.count().await;
         }
         self.look_at_saved().await?;
         loop {
             self.tick()?;
-            let walked = self.position.pass > walk::PASS_LAST;
+            let walked = self.position.pass > self.pass_last;
             let now = self.now();
             let due = self.suspects.next_due();
             if due.is_some_and(|due| due <= now) {
                 self.look_again().await?;
+            } else if !self.chosen.is_empty() && !self.suspects.is_full() {
+                self.look_at_chosen().await?;
             } else if !walked && !self.suspects.is_full() {
                 self.walk().await?;
             } else {
@@ -203,7 +217,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn end(&mut self, result: Result<(), EngineError>) -> Result<(), EngineError> {
+    pub(super) fn end(&mut self, result: Result<(), EngineError>) -> Result<(), EngineError> {
         self.show_progress();
         self.summary.databases = self.databases.clone();
         self.summary.counts = self.counts.clone();
@@ -221,7 +235,7 @@ impl<'a> Job<'a> {
         self.looker.started.elapsed()
     }
 
-    fn tick(&mut self) -> Result<(), EngineError> {
+    pub(super) fn tick(&mut self) -> Result<(), EngineError> {
         let now = self.now();
         if now >= self.progress_due {
             self.progress_due = now + PROGRESS_EVERY;
@@ -279,32 +293,66 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// One batch of keys further.
-    async fn walk(&mut self) -> Result<(), EngineError> {
+    /// One batch of the chosen keys, which are in order.
+    async fn look_at_chosen(&mut self) -> Result<(), EngineError> {
+        let Some((db, _)) = self.chosen.front() else { return Ok(()) };
+        let db = *db;
+        let count = self.chosen.iter().take(BATCH_KEYS).take_while(|(of, _)| *of == db).count();
+        let keys: Vec<Vec<u8>> = self.chosen.drain(..count).map(|(_, key)| key).collect();
+        let verdicts = self.looker.look(db, &keys).await?;
+        for (key, verdict) in keys.into_iter().zip(verdicts) {
+            self.first_verdict(db, key, verdict);
+        }
+        self.counts.keys_walked += count as u64;
+        self.counts.keys_compared += count as u64;
+        Ok(())
+    }
+
+    /// The next keys of the walk, by the source's names, with the database there. None: the walk went on to another
+    /// database or pass.
+    pub(super) async fn next_batch(&mut self) -> Result<Option<(u32, walk::Batch)>, EngineError> {
         let Some(db) = self.databases.get(self.position.database).copied() else {
             self.position = walk::next_pass(&self.position);
-            return Ok(());
+            return Ok(None);
         };
         let of_source = self.position.pass == walk::PASS_SOURCE;
         let names = self.looker.names.clone();
         let origin = if of_source { Some(db).filter(|db| names.admits_db(*db)) } else { names.source_db(db) };
         let Some(origin) = origin else {
             self.position = walk::next_database(&self.position);
-            return Ok(());
+            return Ok(None);
         };
         let peer = if of_source { &mut self.looker.source } else { &mut self.looker.target };
         let batch = walk::batch(peer, db, &self.position, (&self.choice, &names), BATCH_KEYS).await?;
-        let count = batch.keys.len() as u64;
+        Ok(Some((origin, batch)))
+    }
+
+    /// One batch of keys is done with.
+    pub(super) async fn walked(&mut self, batch: walk::Batch, count: u64) {
+        let of_source = self.position.pass == walk::PASS_SOURCE;
+        self.counts.keys_walked += batch.seen;
+        self.position = batch.next;
         if of_source {
-            let verdicts = self.looker.look(origin, &batch.keys).await?;
-            for (key, verdict) in batch.keys.into_iter().zip(verdicts) {
+            // Passing over a key costs the source something, too.
+            self.looker.pace(batch.seen.saturating_sub(count) / walk::PASSED_OVER_A_KEY).await;
+        }
+    }
+
+    /// One batch of keys further.
+    async fn walk(&mut self) -> Result<(), EngineError> {
+        let Some((origin, mut batch)) = self.next_batch().await? else { return Ok(()) };
+        let keys = std::mem::take(&mut batch.keys);
+        let count = keys.len() as u64;
+        if self.position.pass == walk::PASS_SOURCE {
+            let verdicts = self.looker.look(origin, &keys).await?;
+            for (key, verdict) in keys.into_iter().zip(verdicts) {
                 self.first_verdict(origin, key, verdict);
             }
             self.counts.keys_compared += count;
         } else {
-            let exist = self.looker.exist_at_source(origin, &batch.keys).await?;
+            let exist = self.looker.exist_at_source(origin, &keys).await?;
             let now = self.now();
-            for (key, exists) in batch.keys.into_iter().zip(exist) {
+            for (key, exists) in keys.into_iter().zip(exist) {
                 if !exists {
                     let mut found = *Found::new("", vec![Item::new(Kind::Extra)]);
                     found.source = State { print: Some(ABSENT), expire_at_ms: None };
@@ -313,12 +361,7 @@ impl<'a> Job<'a> {
             }
             self.counts.keys_looked_for += count;
         }
-        self.counts.keys_walked += batch.seen;
-        self.position = batch.next;
-        if of_source {
-            // Passing over a key costs the source something, too.
-            self.looker.pace(batch.seen.saturating_sub(count) / walk::PASSED_OVER_A_KEY).await;
-        }
+        self.walked(batch, count).await;
         Ok(())
     }
 
@@ -512,4 +555,13 @@ impl<'a> Job<'a> {
         }
         Ok(())
     }
+}
+
+/// The databases in which either side has keys, and how many keys the source and the target have.
+async fn keyspaces(looker: &mut Looker) -> Result<(Vec<u32>, [u64; 2]), EngineError> {
+    let (at_source, at_target) = (looker.source.keyspace().await?, looker.target.keyspace().await?);
+    let mut databases: Vec<u32> = at_source.iter().chain(&at_target).map(|(db, _)| *db).collect();
+    databases.sort_unstable();
+    databases.dedup();
+    Ok((databases, [&at_source, &at_target].map(|dbs| dbs.iter().map(|(_, n)| n).sum())))
 }

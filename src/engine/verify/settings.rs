@@ -50,7 +50,7 @@ pub enum Mode {
     Full,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SampleSize {
     /// About so many keys.
@@ -60,7 +60,7 @@ pub enum SampleSize {
 }
 
 /// Most that is read in a second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rate {
     Unlimited,

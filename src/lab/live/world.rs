@@ -216,6 +216,10 @@ impl World {
 
     /// Keys whose time has come are deleted, with a record each.
     fn expire_due(&self, state: &mut State, now_ms: i64) {
+        // A master that is paused expires nothing.
+        if matches!(state.gate, Gate::Paused(until, _) if Instant::now() < until) {
+            return;
+        }
         while let Some((db, key)) = state.data.due(now_ms) {
             let flow = owner(&key, self.flows_count);
             for tap in state.taps.iter_mut().filter(|tap| tap.flow == flow) {
