@@ -56,6 +56,8 @@ enum BenchCommand {
     Load(BenchArgs),
     /// A journal beside a full sync of the same keys; counters, lag, and what an idle follower costs
     Journal(BenchArgs),
+    /// Rehearsed cutovers: for how long writes are held
+    Cutover(BenchArgs),
 }
 
 #[derive(Args)]
@@ -153,6 +155,9 @@ struct JournalArgs {
     /// Each flow waits up to so many milliseconds before it sends what it has
     #[arg(long)]
     jitter_ms: Option<u64>,
+    /// Records that fill no segment are sent after so many milliseconds (a real master: 10)
+    #[arg(long)]
+    dispatch_after_ms: Option<u64>,
     /// Records of each flow from which a partial sync may go on; all, unless given
     #[arg(long)]
     backlog_records: Option<u64>,
@@ -262,6 +267,10 @@ fn main() -> anyhow::Result<()> {
             anyhow::ensure!(bench::run_journal(&args)?, "a figure was not reached");
             Ok(())
         }
+        Command::Bench { what: BenchCommand::Cutover(args) } => {
+            anyhow::ensure!(bench::run_cutover(&args)?, "a figure was not reached");
+            Ok(())
+        }
         Command::Recordings => {
             for name in df2redis::lab::recordings::recording_names()? {
                 println!("{name}");
@@ -328,6 +337,7 @@ fn live(spec: Spec, args: &JournalArgs, options: MasterOptions, truth: Option<Pa
     let live_options = LiveOptions {
         snapshot_bytes_per_s: args.snapshot_bytes_per_s,
         jitter_max: args.jitter_ms.map(Duration::from_millis),
+        dispatch_after: args.dispatch_after_ms.map(Duration::from_millis),
         ..LiveOptions::default()
     };
     let live = Live::start(spec, live_options, options)?;

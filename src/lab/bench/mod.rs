@@ -1,4 +1,4 @@
-//! `tools/bench load` and `tools/bench journal`: the tool beside a plain relay, and beside `redis-cli --pipe` and a blind writer, in one run.
+//! `tools/bench load`, `journal` and `cutover`: the tool beside a plain relay, and beside `redis-cli --pipe` and a blind writer, in one run.
 //!
 //! In: a [`Generator`] as the source, a [`Sink`](super::sink::Sink) or a real redis-server as the target. Out: a table, a JSON document. What is
 //! compared runs in turns within each round, so that a noisy machine hits all alike; what is reported is the median of the
@@ -6,6 +6,7 @@
 //! whole process, from start to end; that of the relay is its thread's. Only ratios taken in one run mean anything.
 
 mod cluster;
+mod cutover;
 mod direct;
 mod floor;
 mod follow;
@@ -25,7 +26,7 @@ use std::path::PathBuf;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which parts. Of load: sink, redis, memory (these unless given), tls, cluster, nodes; of journal: rate, lag, idle (all unless given)
+    /// Which parts. Of load: sink, redis, memory (these unless given), tls, cluster, nodes; of journal: rate, lag, idle; of cutover: idle, writers (all unless given)
     #[arg(long, value_delimiter = ',')]
     pub parts: Vec<String>,
     /// Only cases whose name contains this
@@ -121,6 +122,11 @@ pub fn run_journal(args: &BenchArgs) -> Result<bool, LabError> {
         "lag" => journal.lag(results),
         _ => journal.idle(results),
     })
+}
+
+/// The same for `cutover`.
+pub fn run_cutover(args: &BenchArgs) -> Result<bool, LabError> {
+    run_parts(args, &["idle", "writers"], &[], |part, results| cutover::run(args, part == "writers", results))
 }
 
 fn run_parts(

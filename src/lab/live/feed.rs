@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes of the journal taken at once, and of the snapshot.
 const BLOCK_BYTES: usize = 64 << 10;
+/// So many bytes of records are sent at once.
+const DISPATCH_BYTES: usize = 1500;
 /// A flow looks this often whether it was cancelled.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// A marker follows the first record, and then one that comes so long after the last marker (wire 4.3).
@@ -281,9 +283,16 @@ impl FlowFeed for LiveFlow {
             }
             let block = if marked.is_none() { 1 } else { BLOCK_BYTES };
             let taken = self.world.take(self.flow, self.next_lsn, block, PATIENCE);
-            let taken = taken.ok_or_else(|| self.journal_lost())?;
+            let mut taken = taken.ok_or_else(|| self.journal_lost())?;
             if taken.bytes.is_empty() {
                 continue;
+            }
+            if let Some(time) = self.options.dispatch_after
+                && taken.bytes.len() < DISPATCH_BYTES
+            {
+                std::thread::sleep(time);
+                let more = self.world.take(self.flow, self.next_lsn, block, Duration::ZERO);
+                taken = more.ok_or_else(|| self.journal_lost())?;
             }
             if let Some(max) = self.options.jitter_max {
                 std::thread::sleep(Duration::from_micros(self.rng.below(max.as_micros() as u64 + 1)));

@@ -45,6 +45,8 @@ pub struct LiveOptions {
     pub snapshot_bytes_per_s: Option<u64>,
     /// Each flow sends what it has after a seeded pause of at most this: so that barriers come in any order.
     pub jitter_max: Option<Duration>,
+    /// Records of less than a segment are sent after this time, as a real master keeps them for 10 ms (wire 4.2).
+    pub dispatch_after: Option<Duration>,
     /// Partial syncs go through DFLY SYNC and blobs, as from 1.24 to 1.34.
     pub partial_by_sync: bool,
     /// The first record of such blobs is left out, as releases before 1.24 left some records out.

@@ -132,6 +132,7 @@ impl LiveStage {
             // A full sync takes some tenths of a second: kills meet it too.
             snapshot_bytes_per_s: Some(200_000 + rng.below(1_000_000)),
             jitter_max: rng.chance(0.5).then(|| Duration::from_millis(rng.below(30))),
+            dispatch_after: None,
             partial_by_sync: options.partial_by_sync,
             blob_left_out: options.blob_left_out,
         };
