@@ -105,6 +105,8 @@ fn a_paused_job_sends_nothing_and_loses_nothing() {
         let flows = status["flows"].as_array().unwrap().clone();
         flows.iter().map(|flow| flow["applied_lsn"].as_u64().unwrap_or(0)).collect::<Vec<_>>()
     };
+    // The first sample of the workers tells the flows.
+    wait_for(|| status(&path).filter(|status| !status["flows"].as_array().unwrap().is_empty())).unwrap();
     // What was decoded before the pause is still answered.
     std::thread::sleep(Duration::from_millis(300));
     let before = applied();

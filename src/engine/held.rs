@@ -163,10 +163,12 @@ impl Worker {
 
     /// Makes a cut, and writes the positions that are confirmed.
     pub(super) fn note_positions(&mut self, now_ns: u64) {
-        let Some(router) = &mut self.router else { return };
-        if self.held.stage == Stage::Told {
+        // A batch counts as answered although a node sent some of its commands elsewhere: no position may pass those before
+        // they have been executed there.
+        if self.is_held() {
             return;
         }
+        let Some(router) = &mut self.router else { return };
         let positions = positions(&self.flows);
         if !positions.is_empty() {
             router.cut(&self.lanes, positions);

@@ -398,6 +398,10 @@ impl Lane {
                                  --on-existing flush",
                                 text.escape_ascii()
                             ))),
+                            Err(EngineError::Target(why)) => Err(EngineError::Torn(format!(
+                                "{why}. The rest of its transaction was executed, and the position with it, so nothing goes on \
+                                 from there: run again with --on-existing flush"
+                            ))),
                             judged => judged.map(drop),
                         };
                     }

@@ -323,7 +323,8 @@ impl Flow {
         now_ms: i64,
         events: &UnboundedSender<WorkerEvent>,
     ) {
-        let Some(next_lsn) = self.stable.as_ref().map(|stable| stable.next_lsn) else { return };
+        // In front of a global command that was read but not executed, for the position goes with what is written.
+        let Some(next_lsn) = self.given_lsn() else { return };
         while has_room(slab, lane, settings.window_bytes) {
             let (db, key, fetched) = match self.handler.doubts.settle(next_lsn) {
                 None => return,
