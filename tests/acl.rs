@@ -3,6 +3,7 @@
 
 use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::{Generator, Spec, verify::verify};
+use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::recordings::recording;
 use df2redis::lab::replay::Replay;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// README.md has the same line.
 const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous +restore +sort +select +info +command|list \
-    +multi +exec +eval +script|load +get +client|id +client|kill";
+    +multi +exec +eval +script|load +get +hget +client|id +client|kill";
 /// Only for some settings.
 const TARGET_ACL_FLUSH: &str = "ACL SETUSER df2redis +flushall";
 const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
@@ -191,5 +192,51 @@ fn going_on_after_a_lost_connection_needs_client_kill() {
             }
             Some(_) => assert!(stderr(&output).contains("permission") || stderr(&output).contains("NOPERM")),
         }
+    }
+}
+
+/// With them a script adds as the source does; without, the target adds by itself.
+#[test]
+fn sums_of_floats_need_eval_and_hget() {
+    for (missing, sum) in [(None, "0.30000000000000004"), (Some("hget"), "0.3"), (Some("eval"), "0.3")] {
+        // Its own: what a killed job had sent may still arrive.
+        let Some(server) = server() else { return };
+        let mut admin = server.client().unwrap();
+        for line in [TARGET_ACL, TARGET_ACL_REPLICATE] {
+            admin.run(line).unwrap();
+        }
+        if let Some(name) = missing {
+            admin.run(&format!("ACL SETUSER df2redis -{name}")).unwrap();
+        }
+        // One flow: its records are applied in their order, the last one last.
+        let spec = Spec { flows_count: 1, ..Spec::of("string:1B=1").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        let words = |line: &str| line.split(' ').map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>();
+        live.world().run(0, &words("SET begin v"));
+        let mut child = start_job("replicate", live.port(), &server, &[]);
+        let until = Instant::now() + Duration::from_secs(60);
+        // The full sync runs, so what is new from here on comes as records, not as values.
+        while admin.run("EXISTS begin").unwrap().int() != Some(1) {
+            assert!(
+                Instant::now() < until && child.try_wait().unwrap().is_none(),
+                "without {missing:?}: it does not follow"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for line in ["INCRBYFLOAT k 0.1", "HINCRBYFLOAT h f 0.1"].repeat(3).into_iter().chain(["SET end v"]) {
+            live.world().run(0, &words(line));
+        }
+        while admin.run("EXISTS end").unwrap().int() != Some(1) {
+            assert!(
+                Instant::now() < until && child.try_wait().unwrap().is_none(),
+                "without {missing:?}: it does not apply"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for question in ["GET k", "HGET h f"] {
+            assert_eq!(admin.run(question).unwrap().text().as_deref(), Some(sum), "{question} without {missing:?}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

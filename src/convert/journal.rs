@@ -15,6 +15,7 @@
 //! [`replies`]), map databases.
 
 mod error;
+mod floats;
 mod hashes;
 mod keys;
 mod modules;
@@ -246,6 +247,7 @@ impl JournalTranslator {
             How::PExpireAt => self.pexpire_at(record, out),
             How::Expire(unit_ms, relative) => self.expire(record, unit_ms, relative, out),
             How::Prepend => self.prepend(record, out),
+            How::AddFloat => self.add_float(record, out),
             How::DelEx => self.del_ex(record, out),
             How::BitField => self.bit_field(record, out),
             How::ZAdd => self.flagged_add(record, &["NX", "XX", "GT", "LT", "INCR"], 2, out),
@@ -259,6 +261,7 @@ impl JournalTranslator {
             How::FieldExpire => self.field_expire(record, out),
             How::HSetEx => self.hset_ex(record, out),
             How::HGetEx => self.hget_ex(record, out),
+            How::AddFieldFloat => self.add_field_float(record, out),
             How::SAddEx => self.sadd_ex(record, out),
             How::XAdd => self.xadd(record, out),
             How::XClaim => self.xclaim(record, out),

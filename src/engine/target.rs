@@ -214,6 +214,15 @@ fn asking(capabilities: &Capabilities) -> [&'static [u8]; 4] {
     [b"EVAL", script.as_bytes(), b"1", b"df2redis:probe"]
 }
 
+/// A script that reads what those that add floats read, of a key that there is not.
+fn adding(capabilities: &Capabilities) -> [&'static [u8]; 4] {
+    const READS: &str = "redis.call('GET',KEYS[1]) redis.call('HGET',KEYS[1],'f')";
+    const READS_FIELDS: &str = "redis.call('GET',KEYS[1]) redis.call('HGET',KEYS[1],'f') \
+        redis.call('HPEXPIRETIME',KEYS[1],'FIELDS',1,'f')";
+    let script = if capabilities.field_expiry { READS_FIELDS } else { READS };
+    [b"EVAL", script.as_bytes(), b"1", b"df2redis:probe"]
+}
+
 /// Learns what the target is and can do. Writes nothing.
 pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let text = link.info("everything").await?;
@@ -232,6 +241,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
         capabilities.commands.remove("EVAL");
     }
     capabilities.scripts_ask = !matches!(link.call_raw("EVAL", &asking(&capabilities)).await?, Value::Error(_));
+    capabilities.scripts_add = !matches!(link.call_raw("EVAL", &adding(&capabilities)).await?, Value::Error(_));
     // Each node would have to be told, also those that take over later: expiries are held back instead.
     capabilities.import_mode &= !capabilities.cluster;
     if info.get("role") == Some("slave") && !capabilities.cluster {

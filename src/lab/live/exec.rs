@@ -299,7 +299,21 @@ pub fn bulk(value: Option<Vec<u8>>) -> Outcome {
     Ok(value.map_or(Reply::Nil, Reply::Bulk))
 }
 
-/// Short decimal text of a float, as INCRBYFLOAT leaves it.
+/// What INCRBYFLOAT and HINCRBYFLOAT come to: doubles, added.
+pub fn sum(old: f64, by: f64) -> Result<f64, String> {
+    let sum = old + by;
+    if sum.is_finite() { Ok(sum) } else { Err("ERR increment would produce NaN or Infinity".into()) }
+}
+
+/// A float as Dragonfly writes it: the shortest digits that read back equal, without an exponent from 1e-6 to below 1e21.
 pub fn float_text(value: f64) -> Vec<u8> {
-    format!("{value}").into_bytes()
+    if value == 0.0 {
+        return b"0".to_vec();
+    }
+    let short = format!("{value:e}");
+    match short.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
+        Some((digits, Ok(exponent))) if !(-6..21).contains(&exponent) => format!("{digits}e{exponent:+}").into_bytes(),
+        // Rust writes all others without an exponent, and infinity as "inf".
+        _ => format!("{value}").into_bytes(),
+    }
 }

@@ -73,7 +73,7 @@ fn strings_on_every_target() {
             ("decr k", "G DECR k"),
             ("INCRBY k 3", "G INCRBY k 3"),
             ("DECRBY k 3", "G DECRBY k 3"),
-            ("INCRBYFLOAT k 3.5", "G INCRBYFLOAT k 3.5"),
+            ("INCRBYFLOAT k 3.5", "G EVAL <script> 1 k 3.5"),
             ("APPEND k v", "G APPEND k v"),
             ("PREPEND k v", "G EVAL <script> 1 k v"),
             ("SETRANGE k 5 v", "B SETRANGE k 5 v"),
@@ -199,13 +199,13 @@ fn hashes_by_target() {
             ("HSETNX k f v", "G HSETNX k f v"),
             ("HDEL k f", "G HDEL k f"),
             ("HINCRBY k f 1", "G HINCRBY k f 1"),
-            ("HINCRBYFLOAT k f 1.5", "G HINCRBYFLOAT k f 1.5"),
             ("HGETEX k FIELDS 1 f", "<Read>"),
         ],
     );
     check(
         &["7.4", "8.0", "v9.0"],
         &[
+            ("HINCRBYFLOAT k f 1.5", "G EVAL <script> 1 k 1.5 f KEEP"),
             ("HEXPIRE k 10 FIELDS 2 f g", "G HPEXPIREAT k 1800000010000 FIELDS 2 f g"),
             ("HEXPIRE k 10 nx fields 1 f", "G HPEXPIREAT k 1800000010000 nx FIELDS 1 f"),
             ("HEXPIRE k 0 FIELDS 1 f", "G HPEXPIREAT k 1800000000000 FIELDS 1 f"),
@@ -225,6 +225,7 @@ fn hashes_by_target() {
     check(
         &["6.2", "7.0", "v8.1"],
         &[
+            ("HINCRBYFLOAT k f 1.5", "G EVAL <script> 1 k 1.5 f"),
             ("HEXPIRE k 10 FIELDS 1 f", "<refused FieldExpiry>"),
             ("HSETEX k 10 f v", "<refused FieldExpiry>"),
             ("HEXPIRE k 0 FIELDS 2 f g", "G HDEL k f g"),

@@ -133,6 +133,7 @@ impl Server {
             field_expiry,
             import_mode: false,
             scripts_ask: true,
+            scripts_add: true,
             bulk_bytes_max: 512 << 20,
             memory_limited: false,
             commands,

@@ -1,6 +1,6 @@
 //! Hashes.
 
-use super::{Args, Outcome, Reply, Run, SYNTAX, arg, bulk, float, float_text, int, integer, ok, word};
+use super::{Args, Outcome, Reply, Run, SYNTAX, arg, bulk, float, float_text, int, integer, ok, sum, word};
 use crate::lab::live::value::Field;
 
 impl Run<'_> {
@@ -46,7 +46,7 @@ impl Run<'_> {
                 let (field, by) = (arg(args, 2)?, float(arg(args, 3)?)?);
                 let old = self.field(key, field)?;
                 let old = old.map_or(Ok(0.0), |value| float(&value)).map_err(|_| "ERR hash value is not a float")?;
-                let text = float_text(old + by);
+                let text = float_text(sum(old, by)?);
                 self.set_field(key, field, text.clone())?;
                 bulk(Some(text))
             }

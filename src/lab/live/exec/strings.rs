@@ -1,12 +1,10 @@
 //! Strings and numbers.
 
-use super::{Args, Outcome, Reply, Run, SYNTAX, arg, bulk, float, float_text, int, integer, ok, word};
+use super::{Args, Outcome, Reply, Run, SYNTAX, arg, bulk, float, float_text, int, integer, ok, sum, word};
 use crate::lab::live::value::{Object, Value};
 
 /// Longest string that SETRANGE and SETBIT may make.
 const STRING_BYTES_MAX: usize = 1 << 26;
-/// Up to here a sum with a short fraction is exact, in a double and in a long double.
-const EXACT_MAX: f64 = (1u64 << 40) as f64;
 
 impl Run<'_> {
     pub(super) fn string_command(&mut self, name: &str, args: &Args) -> Outcome {
@@ -86,10 +84,7 @@ impl Run<'_> {
             "INCRBYFLOAT" => {
                 let by = float(arg(args, 2)?)?;
                 let old = self.string_at(key, false)?.map_or(Ok(0.0), |value| float(value))?;
-                if old.abs() > EXACT_MAX {
-                    return Err("ERR this simulation adds fractions to small numbers only: servers round large ones differently".into());
-                }
-                let text = float_text(old + by);
+                let text = float_text(sum(old, by)?);
                 if let Some(value) = self.string_at(key, true)? {
                     value.clone_from(&text);
                 }

@@ -27,8 +27,19 @@ const STRING: &[&str] = &[
     "MSETNX k v k v",
     "COPY k k REPLACE",
 ];
-const INT: &[&str] =
-    &["INCR k", "INCR k", "INCRBY k s", "DECR k", "DECRBY k s", "INCRBYFLOAT k 0.5", "SET k s", "INCR k", "INCRBY k s"];
+const INT: &[&str] = &[
+    "INCR k",
+    "INCR k",
+    "INCRBY k s",
+    "DECR k",
+    "DECRBY k s",
+    "INCRBYFLOAT k 0.5",
+    "INCRBYFLOAT k 0.1",
+    "SET k s",
+    "SET k s",
+    "INCR k",
+    "INCRBY k s",
+];
 const LIST: &[&str] = &[
     "LPUSH k v",
     "RPUSH k v v",
@@ -70,6 +81,8 @@ const HASH: &[&str] = &[
     "HDEL k e f",
     "HINCRBY k n s",
     "HINCRBYFLOAT k n2 1.5",
+    "HINCRBYFLOAT k n2 0.1",
+    "HINCRBYFLOAT k n3 -1e-7",
     "HSET k f v",
 ];
 const ZSET: &[&str] = &[
