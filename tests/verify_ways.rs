@@ -12,7 +12,7 @@ use df2redis::lab::LabError;
 use df2redis::lab::client::{Address, Client, Reply};
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::generate::Spec;
-use df2redis::lab::live::{Live, LiveOptions, Workload, WorkloadOptions};
+use df2redis::lab::live::{Live, LiveOptions, Object, Value as Data, Workload, WorkloadOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Tool, wait_for};
@@ -288,6 +288,47 @@ fn a_followed_dragonfly_is_compared_and_repaired() {
     assert_eq!((run.code(), found(&run).len()), (0, wanted.len()), "{:#?}\n{}", lines(&run), run.stderr);
     expect_found(&compare(&[]), &[]);
     expect_found(&compare(&["--mode", "count"]), &[]);
+}
+
+/// A source and a target, both empty.
+fn empty_pair() -> Option<(Live, Server)> {
+    let target = server(ServerKind::Redis8).or_else(|| server(ServerKind::Valkey9))?;
+    let live = Live::start(Spec::of("string:1B=1").unwrap(), LiveOptions::default(), MasterOptions::default()).unwrap();
+    run_all(&mut client_of(&live), &["FLUSHALL"]);
+    Some((live, target))
+}
+
+/// A Dragonfly tells field expiries in milliseconds, and keeps whole seconds: what a client set is up to a second later.
+#[test]
+fn a_dragonflys_field_expiries_are_whole_seconds() {
+    let Some((live, target)) = empty_pair() else { return };
+    let (mut at_source, mut at_target) = (client_of(&live), target.client().unwrap());
+    run_all(&mut at_source, &["HSET near f 1", "HSET far f 1", "HEXPIRE near 5000 FIELDS 1 f", "HEXPIRE far 5000 FIELDS 1 f"]);
+    let at = at_source.run("HPEXPIRETIME near FIELDS 1 f").unwrap().array().unwrap()[0].int().unwrap();
+    assert_eq!(at % 1000, 0);
+    let lines = [format!("HPEXPIREAT near {} FIELDS 1 f", at + 900), format!("HPEXPIREAT far {} FIELDS 1 f", at + 2900)];
+    run_all(&mut at_target, &["HSET near f 1", "HSET far f 1", &lines[0], &lines[1]]);
+    let (source_url, target_url) = urls(live.port(), target.port());
+    let run = verify(&source_url, &target_url, &strings(&["--expiry-tolerance", "1ms"]));
+    expect_found(&run, &["far field_expiry"]);
+}
+
+/// A Dragonfly goes on showing a hash or set whose members have all expired; the target rightly has none.
+#[test]
+fn collections_whose_members_all_expired_are_not_missing() {
+    let Some((live, target)) = empty_pair() else { return };
+    let mut at_source = client_of(&live);
+    let lines = ["HSET gone:hash f 1 g 2", "HEXPIRE gone:hash 1 FIELDS 2 f g"];
+    run_all(&mut at_source, &lines);
+    run_all(&mut at_source, &["HSET some:hash f 1 g 2", "HEXPIRE some:hash 1 FIELDS 1 f", "SADD some:set a"]);
+    live.world().begin_with(0, b"gone:set", Object::new(Data::Set(BTreeSet::new())));
+    let expired = wait_for(|| (at_source.run("HGETALL gone:hash").unwrap() == Reply::Array(Vec::new())).then_some(()));
+    assert!(expired.is_some());
+    for (key, type_name) in [("gone:hash", "hash"), ("gone:set", "set")] {
+        assert_eq!(at_source.run(&format!("TYPE {key}")).unwrap().text().as_deref(), Some(type_name));
+    }
+    let (source_url, target_url) = urls(live.port(), target.port());
+    expect_found(&verify(&source_url, &target_url, &[]), &["some:hash missing", "some:set missing"]);
 }
 
 /// Three primaries are compared as one target, while the job writes to them.

@@ -1,6 +1,6 @@
 //! Expiry of fields and members: HEXPIRE, HSETEX (both forms), HGETEX, FIELDEXPIRE, SADDEX.
 //!
-//! Dragonfly counts in seconds from the moment of execution; the target is told absolute milliseconds. Targets without
+//! Dragonfly counts in whole seconds from the second of execution; the target is told absolute milliseconds. Targets without
 //! field expiry follow `--on-unsupported field-expiry=...`; no target has expiry of set members (`member-expiry`).
 
 use super::error::TranslateError;
@@ -42,7 +42,7 @@ struct HSetEx<'r> {
 impl JournalTranslator {
     /// `HEXPIRE k sec [NX|XX|GT|LT] FIELDS n f...`
     pub(super) fn hexpire<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        let at_ms = record.relative_ms(2, 1000)?;
+        let at_ms = record.field_relative_ms(2, 1000)?;
         let conditional = ["NX", "XX", "GT", "LT"].iter().any(|condition| record.is(3, condition));
         let fields_at = 3 + usize::from(conditional);
         let fields = record.fields(fields_at, 1)?;
@@ -52,7 +52,7 @@ impl JournalTranslator {
 
     /// `FIELDEXPIRE k sec f...`: the record does not say whether k is a hash or a set. On a set HPEXPIREAT answers WRONGTYPE.
     pub(super) fn field_expire<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        let at_ms = record.relative_ms(2, 1000)?;
+        let at_ms = record.field_relative_ms(2, 1000)?;
         self.expire_fields(record, at_ms, &[], record.from(3), out)
     }
 
@@ -74,7 +74,7 @@ impl JournalTranslator {
             request.close();
             return Ok(Outcome::Written { commands: 1 });
         }
-        let at_ms = record.expiry_option(2)?.ok_or_else(|| record.unknown_option(2))?;
+        let at_ms = record.field_expiry_option(2)?.ok_or_else(|| record.unknown_option(2))?;
         let fields = record.fields(4, 1)?;
         self.expire_fields(record, at_ms, &[], fields, out)
     }
@@ -235,12 +235,12 @@ fn parse_hset_ex<'r>(record: &Record<'r>) -> Result<HSetEx<'r>, TranslateError> 
         } else if is(option, "FIELDS") {
             parsed.pairs = record.fields(position, 2)?;
             return Ok(parsed);
-        } else if let Some(at_ms) = record.expiry_option(position)? {
+        } else if let Some(at_ms) = record.field_expiry_option(position)? {
             parsed.expire_at_ms = Some(at_ms);
             position += 1;
         } else {
             // Dragonfly's own form: the first string that is no option is the number of seconds.
-            parsed.expire_at_ms = Some(record.relative_ms(position, 1000)?);
+            parsed.expire_at_ms = Some(record.field_relative_ms(position, 1000)?);
             parsed.pairs = record.grouped(position + 1, 2)?;
             return Ok(parsed);
         }

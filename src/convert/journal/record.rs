@@ -5,6 +5,8 @@ use super::error::{TranslateError, TranslateReason, shown};
 use super::table::Row;
 use crate::ids::{DbIndex, FlowId};
 
+const SECOND_MS: i64 = 1000;
+
 /// A record and what is known of it. `args.len() >= row.args_min`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<'r> {
@@ -50,6 +52,16 @@ impl<'r> Record<'r> {
         self.time_ms(position, unit_ms, self.now_ms)
     }
 
+    /// The same for hash fields: Dragonfly counts whole seconds, rounded up, from the second that it is in.
+    pub fn field_relative_ms(&self, position: usize, unit_ms: i64) -> Result<i64, TranslateError> {
+        let left_ms = self.time_ms(position, unit_ms, 0)?;
+        let seconds = left_ms.saturating_add(SECOND_MS - 1).div_euclid(SECOND_MS);
+        let second = self.now_ms.div_euclid(SECOND_MS);
+        let given = self.int(position)?;
+        let at_ms = second.checked_add(seconds).and_then(|at| at.checked_mul(SECOND_MS));
+        at_ms.ok_or_else(|| self.error(TranslateReason::TimeOutOfRange { position, given }))
+    }
+
     /// String `position` is a Unix time in units of `unit_ms`: in milliseconds.
     pub fn absolute_ms(&self, position: usize, unit_ms: i64) -> Result<i64, TranslateError> {
         self.time_ms(position, unit_ms, 0)
@@ -77,6 +89,17 @@ impl<'r> Record<'r> {
             self.absolute_ms(position + 1, 1000).map(Some)
         } else {
             Ok(None)
+        }
+    }
+
+    /// The same for hash fields.
+    pub fn field_expiry_option(&self, position: usize) -> Result<Option<i64>, TranslateError> {
+        if self.is(position, "PX") {
+            self.field_relative_ms(position + 1, 1).map(Some)
+        } else if self.is(position, "EX") {
+            self.field_relative_ms(position + 1, SECOND_MS).map(Some)
+        } else {
+            self.expiry_option(position)
         }
     }
 

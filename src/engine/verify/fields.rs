@@ -1,7 +1,7 @@
 //! Expiries of hash fields: read and compared, for fields of several hashes in one exchange.
 //!
-//! Redis 7.4 and Valkey 9 tell them in milliseconds (`HPEXPIRETIME`), Dragonfly in seconds left (`FIELDTTL`), which costs
-//! a command a field and is exact to a second.
+//! Redis 7.4 and Valkey 9 tell them in milliseconds (`HPEXPIRETIME`). So does a newer Dragonfly, but it knows whole seconds
+//! only; an older one tells seconds left (`FIELDTTL`), which costs a command a field.
 
 use super::difference::{Element, Item, Kind, brief};
 use super::image::print_of;
@@ -34,8 +34,9 @@ pub async fn compare(
     let (at_source, at_target) = (commands(&looker.source, hashes), commands(&looker.target, hashes));
     let (source, target) = looker.each(db, &at_source, &at_target).await?;
     let (mut source, mut target) = (source.into_iter(), target.into_iter());
-    let whole_seconds =
-        [&looker.source, &looker.target].iter().any(|peer| peer.traits.field_expiry == FieldExpiry::SecondsLeft);
+    let whole_seconds = [&looker.source, &looker.target]
+        .iter()
+        .any(|peer| peer.traits.dragonfly || peer.traits.field_expiry == FieldExpiry::SecondsLeft);
     let tolerance_ms = looker.tolerance_ms + if whole_seconds { SECOND_MS } else { 0 };
     let mut results = Vec::with_capacity(hashes.len());
     for (_, fields) in hashes {

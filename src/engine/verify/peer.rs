@@ -34,9 +34,9 @@ impl Side {
 pub enum FieldExpiry {
     /// Not at all: it has none.
     None,
-    /// `FIELDTTL key field`, in seconds left (Dragonfly).
+    /// `FIELDTTL key field`, in seconds left (older Dragonfly).
     SecondsLeft,
-    /// `HPEXPIRETIME`.
+    /// `HPEXPIRETIME`; a Dragonfly answers whole seconds.
     Exact,
 }
 

@@ -162,6 +162,9 @@ impl Feed for LiveFeed {
             }
             (["CLIENT", "SETNAME" | "SETINFO", ..], None) => ok(),
             (["CLIENT", "ID"], None) => Reply::Int(1),
+            (["HPEXPIRETIME", ..], None) if self.spec.release == Release::Old || self.options.partial_by_sync => {
+                Reply::Error("ERR unknown command 'hpexpiretime'".into())
+            }
             (_, None) => self.world.run(client.db, request),
         };
         let mut out = Vec::new();

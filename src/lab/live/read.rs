@@ -5,7 +5,7 @@ use super::dump;
 use super::exec::{
     Args, Outcome, SYNTAX, WRONG_TYPE, arg, border, bulk, index, int, integer, score_text, slice, sorted, word,
 };
-use super::value::{Group, Object, Stream, StreamId, Value, id_text};
+use super::value::{Field, Group, Object, Stream, StreamId, Value, id_text};
 use crate::lab::client::Reply;
 
 /// The answer, or `None` for a command that this simulation does not know. `name` in upper case.
@@ -113,6 +113,17 @@ impl<'a> Reader<'a> {
                 let field = fields.get(arg(args, 2)?);
                 let left = field.map(|f| f.expire_at_s.map_or(-1, |at| (at - self.now_ms / 1000).max(0)));
                 Ok(Reply::Int(left.unwrap_or(-3)))
+            }
+            // As newer releases tell it: Unix milliseconds, whole seconds all the same.
+            "HPEXPIRETIME" => {
+                let names = args.get(4..).unwrap_or_default();
+                if word(args, 2) != "FIELDS" || integer(arg(args, 3)?)? != names.len() as i64 {
+                    return Err(SYNTAX.into());
+                }
+                let fields = value_of!(self, arg(args, 1)?, Hash, Reply::Array(vec![Reply::Int(-2); names.len()]));
+                let told = |f: &Field| f.expire_at_s.map_or(-1, |at| at * 1000);
+                let get = |name: &Vec<u8>| Reply::Int(fields.get(name).map_or(-2, told));
+                Ok(Reply::Array(names.iter().map(get).collect()))
             }
             "ZCARD" => int(value_of!(self, arg(args, 1)?, Zset, Reply::Int(0)).len()),
             "ZSCORE" => {

@@ -214,7 +214,7 @@ fn hashes_by_target() {
             ("HGETEX k PXAT 77 FIELDS 1 f", "G HPEXPIREAT k 77 FIELDS 1 f"),
             ("HGETEX k PERSIST FIELDS 1 f", "G HPERSIST k FIELDS 1 f"),
             ("HSETEX k 10 f v g w", "B HSET k f v g w | G HPEXPIREAT k 1800000010000 FIELDS 2 f g"),
-            ("HSETEX k PX 10 FIELDS 1 f v", "B HSET k f v | G HPEXPIREAT k 1800000000010 FIELDS 1 f"),
+            ("HSETEX k PX 10 FIELDS 1 f v", "B HSET k f v | G HPEXPIREAT k 1800000001000 FIELDS 1 f"),
             ("HSETEX k FIELDS 1 f v", "B HSET k f v"),
             ("HSETEX k NX 10 f v", "G EVAL <script> 1 k NX '' 1800000010000 f v"),
             ("HSETEX k nx KEEPTTL 10 f v", "G EVAL <script> 1 k NX KEEP 1800000010000 f v"),
@@ -521,4 +521,31 @@ fn notes_and_counts_tell_what_happened() {
 fn errors_name_flow_db_command_key_reason_and_remedy() {
     let error = run(&mut translator("7.0", Policy::default()), 0, &split("JSON.SET doc\u{1} $ 1")).0.unwrap_err();
     insta::assert_snapshot!(error, @r#"flow 0, db 0: recorded command JSON.SET on key "doc\x01": the target cannot hold it (JSON documents, which need the JSON module); remedy: --on-unsupported json=skip or --on-unsupported json=string, or a target that has it"#);
+}
+
+/// Dragonfly keeps a field's expiry in whole seconds, counted from the second that it is in, and rounds what is left up.
+#[test]
+fn fields_expire_at_whole_seconds() {
+    let mut translator = translator("8.0", Policy::default());
+    for (line, at) in [
+        ("HEXPIRE k 10 FIELDS 1 f", "1800000010000"),
+        ("FIELDEXPIRE k 10 f", "1800000010000"),
+        ("HSETEX k 10 f v", "1800000010000"),
+        ("HSETEX k EX 10 FIELDS 1 f v", "1800000010000"),
+        ("HSETEX k PX 1 FIELDS 1 f v", "1800000001000"),
+        ("HGETEX k EX 10 FIELDS 1 f", "1800000010000"),
+        ("HGETEX k PX 1001 FIELDS 1 f", "1800000002000"),
+        ("HGETEX k PX 1000 FIELDS 1 f", "1800000001000"),
+        ("HGETEX k PXAT 1800000000077 FIELDS 1 f", "1800000000077"),
+        ("HEXPIRE k 0 FIELDS 1 f", "1800000000000"),
+    ] {
+        let mut sent = Sent::default();
+        translator.command(DbIndex(0), 0, &split(line), NOW_MS + 999, &mut Shown, &mut sent).unwrap();
+        let last = sent.lines().pop().unwrap();
+        assert_eq!(last, format!("G HPEXPIREAT k {at} FIELDS 1 f"), "{line}");
+    }
+    // Keys count in milliseconds.
+    let mut sent = Sent::default();
+    translator.command(DbIndex(0), 0, &split("GETEX k EX 10"), NOW_MS + 999, &mut Shown, &mut sent).unwrap();
+    assert_eq!(sent.lines(), ["G PEXPIREAT k 1800000010999"]);
 }
