@@ -303,10 +303,14 @@ fn empty_pair() -> Option<(Live, Server)> {
 fn a_dragonflys_field_expiries_are_whole_seconds() {
     let Some((live, target)) = empty_pair() else { return };
     let (mut at_source, mut at_target) = (client_of(&live), target.client().unwrap());
-    run_all(&mut at_source, &["HSET near f 1", "HSET far f 1", "HEXPIRE near 5000 FIELDS 1 f", "HEXPIRE far 5000 FIELDS 1 f"]);
+    run_all(
+        &mut at_source,
+        &["HSET near f 1", "HSET far f 1", "HEXPIRE near 5000 FIELDS 1 f", "HEXPIRE far 5000 FIELDS 1 f"],
+    );
     let at = at_source.run("HPEXPIRETIME near FIELDS 1 f").unwrap().array().unwrap()[0].int().unwrap();
     assert_eq!(at % 1000, 0);
-    let lines = [format!("HPEXPIREAT near {} FIELDS 1 f", at + 900), format!("HPEXPIREAT far {} FIELDS 1 f", at + 2900)];
+    let lines =
+        [format!("HPEXPIREAT near {} FIELDS 1 f", at + 900), format!("HPEXPIREAT far {} FIELDS 1 f", at + 2900)];
     run_all(&mut at_target, &["HSET near f 1", "HSET far f 1", &lines[0], &lines[1]]);
     let (source_url, target_url) = urls(live.port(), target.port());
     let run = verify(&source_url, &target_url, &strings(&["--expiry-tolerance", "1ms"]));

@@ -119,6 +119,7 @@ impl Looker {
             }
             verdicts.push(verdict);
         }
+        super::hollow::settle(self, db, keys, &mut verdicts).await?;
         self.sizes(db, keys, &mut open).await?;
         let (small, large): (Vec<Open>, Vec<Open>) = open.into_iter().partition(is_small);
         let mut found = Vec::new();

@@ -3,7 +3,7 @@
 //! ```text
 //! run       the walk over both sides' keys, rounds over suspects, state file, summary
 //!   fenced    the same, made ready before a cutover's fence and done behind it
-//!   look      one look at a few keys: type, expiry, value          image, fields, paged, stream, hll
+//!   look      one look at a few keys: type, expiry, value          image, fields, paged, stream, hll, hollow
 //!   suspects  what differed, looked at again until lag cannot explain it
 //!   repair    copies a key again, whole
 //!   names     which keys are compared, and where a key stands at the other side
@@ -18,6 +18,7 @@ pub mod difference;
 pub mod fenced;
 mod fields;
 mod hll;
+mod hollow;
 mod image;
 mod json;
 mod look;

@@ -7,6 +7,7 @@ use super::exec::{
 };
 use super::value::{Field, Group, Object, Stream, StreamId, Value, id_text};
 use crate::lab::client::Reply;
+use std::collections::BTreeMap;
 
 /// The answer, or `None` for a command that this simulation does not know. `name` in upper case.
 pub fn read(data: &Data, db: u32, now_ms: i64, name: &str, args: &Args) -> Option<Outcome> {
@@ -84,25 +85,31 @@ impl<'a> Reader<'a> {
                 let members = value_of!(self, arg(args, 1)?, Set, cursor_reply(0, Vec::new()));
                 self.scan_members(args, members.iter(), |member| vec![member.to_vec()])
             }
+            // Counts what has expired as well, as Dragonfly does.
             "HLEN" => int(value_of!(self, arg(args, 1)?, Hash, Reply::Int(0)).len()),
             "HGET" => {
                 let fields = value_of!(self, arg(args, 1)?, Hash, Reply::Nil);
-                bulk(fields.get(arg(args, 2)?).map(|field| field.value.clone()))
+                bulk(fields.get(arg(args, 2)?).filter(|f| self.lives(f)).map(|field| field.value.clone()))
             }
             "HMGET" => {
                 let none = Reply::Array(vec![Reply::Nil; args.len().saturating_sub(2)]);
                 let fields = value_of!(self, arg(args, 1)?, Hash, none);
-                let get = |name: &Vec<u8>| fields.get(name).map_or(Reply::Nil, |f| Reply::Bulk(f.value.clone()));
+                let living = |name: &Vec<u8>| fields.get(name).filter(|f| self.lives(f));
+                let get = |name: &Vec<u8>| living(name).map_or(Reply::Nil, |f| Reply::Bulk(f.value.clone()));
                 Ok(Reply::Array(args[2..].iter().map(get).collect()))
             }
-            "HKEYS" => Ok(bulks(value_of!(self, arg(args, 1)?, Hash, empty()).keys().cloned().collect())),
+            "HKEYS" => {
+                let fields = value_of!(self, arg(args, 1)?, Hash, empty());
+                Ok(bulks(self.living(fields).map(|(name, _)| name.clone()).collect()))
+            }
             "HGETALL" => {
                 let fields = value_of!(self, arg(args, 1)?, Hash, empty());
-                Ok(bulks(fields.iter().flat_map(|(name, field)| [name.clone(), field.value.clone()]).collect()))
+                Ok(bulks(self.living(fields).flat_map(|(name, field)| [name.clone(), field.value.clone()]).collect()))
             }
             "HSCAN" => {
                 let fields = value_of!(self, arg(args, 1)?, Hash, cursor_reply(0, Vec::new()));
-                self.scan_members(args, fields.keys(), |name| vec![name.to_vec(), fields[name].value.clone()])
+                let names = self.living(fields).map(|(name, _)| name);
+                self.scan_members(args, names, |name| vec![name.to_vec(), fields[name].value.clone()])
             }
             // Seconds that a field has left; of members nothing is known here.
             "FIELDTTL" => {
@@ -110,7 +117,7 @@ impl<'a> Reader<'a> {
                     Some(Value::Hash(fields)) => fields,
                     _ => return Ok(Some(Reply::Int(-2))),
                 };
-                let field = fields.get(arg(args, 2)?);
+                let field = fields.get(arg(args, 2)?).filter(|f| self.lives(f));
                 let left = field.map(|f| f.expire_at_s.map_or(-1, |at| (at - self.now_ms / 1000).max(0)));
                 Ok(Reply::Int(left.unwrap_or(-3)))
             }
@@ -122,7 +129,7 @@ impl<'a> Reader<'a> {
                 }
                 let fields = value_of!(self, arg(args, 1)?, Hash, Reply::Array(vec![Reply::Int(-2); names.len()]));
                 let told = |f: &Field| f.expire_at_s.map_or(-1, |at| at * 1000);
-                let get = |name: &Vec<u8>| Reply::Int(fields.get(name).map_or(-2, told));
+                let get = |name: &Vec<u8>| Reply::Int(fields.get(name).filter(|f| self.lives(f)).map_or(-2, told));
                 Ok(Reply::Array(names.iter().map(get).collect()))
             }
             "ZCARD" => int(value_of!(self, arg(args, 1)?, Zset, Reply::Int(0)).len()),
@@ -169,6 +176,15 @@ impl<'a> Reader<'a> {
 
     fn object(&self, key: &[u8]) -> Option<&'a Object> {
         self.data.get(self.db, key)
+    }
+
+    /// A field that has expired is not seen, but its key is, be it the last one: TYPE, SCAN and DBSIZE do not look inside.
+    fn lives(&self, field: &Field) -> bool {
+        field.expire_at_s.is_none_or(|at| at > self.now_ms / 1000)
+    }
+
+    fn living(&self, fields: &'a BTreeMap<Vec<u8>, Field>) -> impl Iterator<Item = (&'a Vec<u8>, &'a Field)> {
+        fields.iter().filter(|(_, field)| self.lives(field))
     }
 
     fn time_left(&self, name: &str, key: &[u8]) -> i64 {
