@@ -8,7 +8,7 @@ use super::backlog::Backlog;
 use super::error::EngineError;
 use super::handle::FlowHandler;
 use super::input::{Cursor, HeapBudget, Room, Window};
-use super::lane::Lane;
+use super::lane::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, Lane, USER_TIMEOUT};
 use super::messages::{Apart, FlowStart, WorkerEvent};
 use super::outlet::Outlet;
 use super::reading::Reading;
@@ -151,9 +151,13 @@ impl Flow {
                 early.len()
             )));
         }
+        // An idle source says nothing for hours (wire 1.9), and in a full sync nothing is said to it: only the kernel can
+        // notice that its machine is gone.
+        let wire = Wire::new(socket, Class::Rx);
+        wire.watch_life(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIMEOUT);
         Ok(Self {
             id,
-            wire: Wire::new(socket, Class::Rx),
+            wire,
             lane,
             state: if resume_at.is_some() && !in_blobs { FlowState::Stable } else { FlowState::Snapshot },
             stable: resume_at.map(|lsn| {

@@ -268,7 +268,7 @@ impl Job<'_> {
         if keys.is_empty() {
             return Ok(());
         }
-        let mut asking = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
+        let mut asking = self.ask_again(keys.len()).await?;
         let mut absent = Vec::new();
         for (flow, db, key) in keys {
             self.report.suspects.asked += 1;

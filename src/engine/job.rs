@@ -113,6 +113,8 @@ pub(super) struct Job<'o> {
     pub(super) report: RunInputs,
     pub(super) totals: Totals,
     pub(super) keys_expected: Option<u64>,
+    /// The process of the source that is copied; empty if it does not tell.
+    pub(super) source_process: String,
     /// Something was written to the target.
     pub(super) touched: bool,
     /// The target's checkpoint is good: a restart goes on from it.
@@ -157,6 +159,7 @@ impl<'o> Job<'o> {
             report,
             totals: Totals::new(),
             keys_expected: None,
+            source_process: String::new(),
             touched: false,
             resumable: false,
             transfer_since: None,

@@ -99,12 +99,12 @@ pub enum Verdict {
 /// A connection lost so often without one batch acknowledged in between will not get better.
 const LOSSES_IN_A_ROW_MAX: u32 = 20;
 
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEPALIVE_PROBES: u32 = 4;
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const KEEPALIVE_PROBES: u32 = 4;
 /// Bytes that the peer's machine does not take for so long end the connection. A server that only is slow takes none either
 /// while its buffer is full, so this is not short.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Most segment lists kept for reuse.
 const SPARE_SEGMENTS_MAX: usize = 64;

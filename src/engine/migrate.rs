@@ -200,6 +200,7 @@ impl Job<'_> {
     pub(super) async fn connect_source(&mut self) -> Result<Source, EngineError> {
         let source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
         self.keys_expected = source.keys();
+        self.source_process = source.process().to_string();
         self.report.source.make = "dragonfly".into();
         self.report.source.version = source.version().to_string();
         Ok(source)
@@ -364,6 +365,19 @@ impl Job<'_> {
         }
     }
 
+    /// A connection that asks the source which of `count` keys it has. What another process does not hold, the one that was
+    /// copied may have held: nothing may be deleted on its word.
+    pub(super) async fn ask_again(&self, count: usize) -> Result<Source, EngineError> {
+        let source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
+        if source.is_other_than(&self.source_process) {
+            return Err(EngineError::Source(format!(
+                "it was restarted, or failed over, before it was asked for {count} keys that it may have deleted without \
+                 recording it (wire 2.10): the target may hold some of them too many. Run again"
+            )));
+        }
+        Ok(source)
+    }
+
     /// Keys that an omitted DEL of the source may have left behind (wire 2.10).
     async fn ask_suspects(&mut self, target: &mut TargetLink, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
         self.report.suspects.asked = 0;
@@ -371,7 +385,7 @@ impl Job<'_> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let mut source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
+        let mut source = self.ask_again(suspects.len()).await?;
         for (db, key) in suspects {
             self.report.suspects.asked += 1;
             if !source.exists(*db, key).await? {

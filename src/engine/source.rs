@@ -26,6 +26,8 @@ pub struct Source {
     version: String,
     /// Keys by database at the time of connecting, where INFO told.
     keyspace: Option<Vec<(DbIndex, u64)>>,
+    /// `master_replid`, new with each process; empty where INFO did not tell.
+    process: String,
     registration: Option<Registration>,
 }
 
@@ -77,7 +79,7 @@ impl Source {
         if let Some(credentials) = credentials(endpoint) {
             expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
         }
-        let (mut version, mut keyspace) = (String::new(), None);
+        let (mut version, mut keyspace, mut process) = (String::new(), None, String::new());
         // Replication needs no INFO; without it only the report and the progress know less.
         match ask(&mut link, "INFO", resp::command(&[b"INFO"])).await? {
             Reply::Bulk(Some(text)) => {
@@ -90,6 +92,7 @@ impl Source {
                         endpoint.host, endpoint.port
                     )));
                 }
+                process = info.get("master_replid").unwrap_or_default().to_string();
                 let by_db = info.keys_by_db();
                 if !by_db.is_empty() {
                     keyspace = Some(by_db.into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect());
@@ -98,7 +101,15 @@ impl Source {
             Reply::Error(text) if text.starts_with(b"NOPERM") => {}
             other => return Err(session_error(SessionError::of_reply("INFO", &other))),
         }
-        Ok(Self { endpoint: endpoint.clone(), timeout, link: Some(link), version, keyspace, registration: None })
+        Ok(Self {
+            endpoint: endpoint.clone(),
+            timeout,
+            link: Some(link),
+            version,
+            keyspace,
+            process,
+            registration: None,
+        })
     }
 
     /// As `df-v1.40.1`; empty if the source does not tell.
@@ -114,6 +125,16 @@ impl Source {
     /// Keys by database at the time of connecting; none where INFO did not tell.
     pub fn keyspace(&self) -> &[(DbIndex, u64)] {
         self.keyspace.as_deref().unwrap_or_default()
+    }
+
+    /// Which process answered; empty if it does not tell.
+    pub fn process(&self) -> &str {
+        &self.process
+    }
+
+    /// It is surely another process than `process`, so it may not hold what that one held.
+    pub fn is_other_than(&self, process: &str) -> bool {
+        !process.is_empty() && !self.process.is_empty() && self.process != process
     }
 
     /// It told what it is, and that it holds no key at all. A real Dragonfly lists database 0 even then, with `keys=0`.
@@ -352,11 +373,15 @@ mod tests {
             link: None,
             version: version.to_string(),
             keyspace,
+            process: "a".to_string(),
             registration: None,
         };
         assert!(source("df-v1.40.1", Some(vec![(DbIndex(0), 0)])).is_empty());
         assert!(source("df-v1.40.1", None).is_empty());
         assert!(!source("df-v1.40.1", Some(vec![(DbIndex(0), 0), (DbIndex(3), 1)])).is_empty());
+        // Keys are deleted on the word of the process that was copied, or of one that does not tell which it is.
+        assert!(source("df-v1.40.1", None).is_other_than("b") && !source("df-v1.40.1", None).is_other_than("a"));
+        assert!(!source("df-v1.40.1", None).is_other_than(""));
         // INFO was not allowed: nothing is known.
         assert!(!source("", None).is_empty());
     }
