@@ -298,6 +298,6 @@ fn a_garbled_token_is_refused() {
     let at = recording.flows[0].len() as u64 - 10;
     let master = replay(recording, Faults::default().garble(0, at, 0x01));
     let run = migrate(master.address().port(), server.port(), &["--on-unsupported", "skip"]);
-    assert_eq!(run.code(), 4, "{}", run.stderr());
+    assert_eq!(run.code(), 6, "{}", run.stderr());
     assert!(run.stderr().contains("token"), "{}", run.stderr());
 }
