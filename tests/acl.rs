@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// README.md has the same line.
 const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous +restore +sort +select +info +command|list \
-    +multi +exec +eval +script|load +get +hget +client|id +client|kill";
+    +multi +exec +eval +script|load +get +hget +hexists +client|id +client|kill";
 /// Only for some settings.
 const TARGET_ACL_FLUSH: &str = "ACL SETUSER df2redis +flushall";
 const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
