@@ -7,7 +7,7 @@
 //! behind blind ones), `scope` (the job's filters). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Patience, Trouble};
 use super::error::EngineError;
 use super::target::TargetLink;
 use super::writer::LSN_FIELD_PREFIX;
@@ -80,17 +80,36 @@ async fn execute_on_cluster(
     }
     cluster.call(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
     cluster.refresh_patiently().await?;
+    let request = resp::command(command);
+    // Nothing else is under way, so the command may be executed again where its answer was lost: a node that stands still
+    // for a while is waited for, as it is everywhere else.
+    let mut patience = Patience::new();
+    loop {
+        match execute_everywhere(cluster, &request, set).await {
+            Ok(()) => return Ok(()),
+            Err(Trouble::Broken(error)) => {
+                patience.wait(&error.to_string()).await?;
+                cluster.refresh_patiently().await?;
+            }
+            Err(Trouble::Final(error)) => return Err(error),
+        }
+    }
+}
+
+/// On every primary, on the checkpoint's own last and together with the positions.
+async fn execute_everywhere(cluster: &mut Cluster, request: &[u8], set: &[&[u8]]) -> Result<(), Trouble> {
     let own = slot(CHECKPOINT_KEY.as_bytes());
     let owner = cluster.topology().owner(own).map(|node| node.id.clone());
-    let request = resp::command(command);
-    let failed = |text: String| EngineError::Target(format!("the cluster answered a global command with \"{text}\""));
+    let failed = |text: String| {
+        Trouble::Final(EngineError::Target(format!("the cluster answered a global command with \"{text}\"")))
+    };
     for id in cluster.primary_ids().into_iter().filter(|id| Some(id) != owner.as_ref()) {
-        if let Some(text) = cluster.send(&id, false, &request, 1).await?.first().and_then(Value::error_text) {
+        if let Some(text) = cluster.send(&id, false, request, 1).await?.first().and_then(Value::error_text) {
             return Err(failed(text));
         }
     }
     let mut group = resp::command(&[b"MULTI"]);
-    group.extend_from_slice(&request);
+    group.extend_from_slice(request);
     resp::push_command(&mut group, set);
     resp::push_command(&mut group, &[b"EXEC"]);
     let values = cluster.execute(own, &group, 4).await?;
