@@ -8,6 +8,7 @@
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::uring::{ChunkId, Segment, Slab};
 use bytes::Bytes;
+use std::ops::Range;
 
 /// The commands that must not be applied twice: everything from `first_command` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,9 @@ pub struct Batch {
     pub aborted: bool,
     /// Commands that a cluster's node sent elsewhere, or cannot execute yet.
     pub rejected: Vec<u32>,
+    /// Commands that may have been applied before: sent on a connection that was lost, or by a process that is gone. None of a
+    /// guard group, which is never executed twice.
+    in_doubt: Vec<Range<u32>>,
     /// The SELECT with which a new connection begins: it belongs to that connection alone.
     pub preamble: bool,
 }
@@ -79,6 +83,7 @@ impl Batch {
             refused: Vec::new(),
             aborted: false,
             rejected: Vec::new(),
+            in_doubt: Vec::new(),
             preamble: false,
         }
     }
@@ -102,6 +107,21 @@ impl Batch {
     pub fn first_refused(&self) -> Option<u32> {
         let group = self.guard.filter(|_| self.aborted).map(|guard| guard.first_command);
         self.refused.first().copied().into_iter().chain(group).min()
+    }
+
+    /// These commands may have been applied before.
+    pub fn put_in_doubt(&mut self, commands: Range<u32>) {
+        let end = self.guard.map_or(commands.end, |guard| commands.end.min(guard.first_command));
+        match self.in_doubt.last_mut() {
+            _ if commands.start >= end => {}
+            Some(last) if last.end == commands.start => last.end = end,
+            _ => self.in_doubt.push(commands.start..end),
+        }
+    }
+
+    /// Whether a command may have been applied before.
+    pub fn is_in_doubt(&self, command: u32) -> bool {
+        self.in_doubt.iter().any(|range| range.contains(&command))
     }
 
     /// Keeps only the first `commands` commands, which end at byte `end`, and not the group behind them.

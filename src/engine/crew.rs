@@ -23,7 +23,7 @@ use super::wire::Connected;
 use super::worker;
 use crate::convert::names::Name;
 use crate::dragonfly::owner::OwnerRule;
-use crate::ids::{DbIndex, FlowId};
+use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
@@ -56,6 +56,8 @@ pub struct ClusterPlan {
     pub journal_tag: String,
     /// Markers found at the beginning.
     pub resumed: Arc<Resumed>,
+    /// By flow: what stands before this LSN may have been sent by an earlier session, though no position says so.
+    pub sent_before: Arc<[Lsn]>,
 }
 
 /// Part of a source process's id that tells its positions from another's.
@@ -174,13 +176,12 @@ impl Crew {
         };
         for (index, share) in shares.into_iter().enumerate() {
             let mut lanes = Vec::new();
-            let resumes = share.iter().any(|flow| flow.resume_at.is_some());
             let router = match crew.plan.cluster.clone() {
                 Some(plan) => {
                     let mut cluster = plan.cluster.lock().await;
                     let mut places = HashMap::new();
                     for id in cluster.primary_ids() {
-                        let lane = cluster.connect_lane(&id, resumes).await?;
+                        let lane = cluster.connect_lane(&id).await?;
                         places.insert(id, lanes.len());
                         lanes.push(lane);
                     }
@@ -189,6 +190,7 @@ impl Crew {
                         journal_tag: plan.journal_tag,
                         snapshot_tag: job.clone(),
                         resumed: plan.resumed,
+                        sent_before: plan.sent_before,
                     })
                 }
                 None => None,
@@ -209,7 +211,6 @@ impl Crew {
                     socket: link.hand_over()?,
                     marker,
                     checkpoint: CHECKPOINT_KEY.to_string(),
-                    resumes,
                     in_cluster: false,
                 });
             }

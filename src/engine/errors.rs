@@ -13,20 +13,20 @@ use crate::uring::Slab;
 const SCRIPT_SHOWN_MAX: usize = 160;
 
 /// Looks at the error reply `text` to command `index` of `batch`. `Ok` where the reply is no sign of divergence.
-/// `resent`: the lane was connected again, so a command may have been applied already.
+/// `again`: the command may have been applied before.
 pub fn judge(
     batch: &Batch,
     slab: &Slab,
     index: u32,
     node: u16,
     text: &[u8],
-    resent: bool,
+    again: bool,
 ) -> Result<Verdict, EngineError> {
     let head = request::nth_command(batch.slices(slab), u64::from(index))
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again after an error reply: {e}")))?;
     let name = head.name;
     let key = head.first_key.unwrap_or_default();
-    let meaning = error_meaning(&name, text, resent);
+    let meaning = error_meaning(&name, text, again);
     if meaning == ErrorMeaning::ScriptRefused {
         return Ok(Verdict::ScriptRefused);
     }
@@ -66,20 +66,21 @@ pub fn judge_in_cluster(
     fault: Fault,
     node: u16,
     text: &[u8],
-    resent: bool,
 ) -> Result<Verdict, EngineError> {
     if is_rejection(text) {
         tracing::debug!(node, reply = %text.escape_ascii(), "rejected");
         return Ok(Verdict::Rejected);
     }
     let units = super::units::units_of(batch, slab)?;
-    let group = units.iter().map(|(range, _)| range.clone()).find(|range| range.contains(&fault.command));
-    let first = group.map_or(fault.command, |range| range.start);
+    let unit = units.iter().find(|(range, _)| range.contains(&fault.command));
+    let first = unit.map_or(fault.command, |(range, _)| range.start);
     if text.starts_with(b"EXECABORT") && batch.rejected.iter().any(|rejected| *rejected > first) {
         return Ok(Verdict::Rejected);
     }
     let command = fault.element.map_or(fault.command, |element| first.saturating_add(1).saturating_add(element));
-    match judge(batch, slab, command, node, text, resent)? {
+    // A group is not executed again where its marker stands.
+    let again = batch.is_in_doubt(fault.command) && unit.is_none_or(|(_, unit)| unit.marker.is_none());
+    match judge(batch, slab, command, node, text, again)? {
         Verdict::Refused => Err(EngineError::Target(describe_refusal(batch, slab, command, node, text))),
         verdict => Ok(verdict),
     }

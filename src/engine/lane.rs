@@ -67,9 +67,6 @@ pub struct Lane {
     pub reply_chunk: Option<ChunkId>,
     pub reading: bool,
     pub reconnects: u64,
-    /// What this lane sends may have been applied before: by an earlier process, behind its last position, or on an earlier
-    /// connection.
-    pub sends_again: bool,
     /// Connections lost since the last batch was acknowledged.
     losses_in_a_row: u32,
     /// One of a cluster's: no markers and positions of its own (see `router`).
@@ -111,7 +108,7 @@ const SPARE_SEGMENTS_MAX: usize = 64;
 
 impl Lane {
     pub fn new(index: usize, start: LaneStart) -> Self {
-        let LaneStart { node, socket, marker, client_id, checkpoint, resumes, in_cluster } = start;
+        let LaneStart { node, socket, marker, client_id, checkpoint, in_cluster } = start;
         Self {
             index,
             node,
@@ -139,7 +136,6 @@ impl Lane {
             reply_chunk: None,
             reading: false,
             reconnects: 0,
-            sends_again: resumes,
             losses_in_a_row: 0,
             in_cluster,
             queued_batches: 0,
@@ -513,7 +509,9 @@ impl Lane {
         self.reading = false;
         self.scanner = ReplyScanner::new();
         self.losses_in_a_row += 1;
-        while let Some(batch) = self.sent.pop_back() {
+        while let Some(mut batch) = self.sent.pop_back() {
+            // How much of it the kernel took is not known while it is there.
+            batch.sent_bytes = batch.bytes;
             self.ready.push_front(batch);
         }
         if let Some(hold) = &mut self.hold {
@@ -574,7 +572,6 @@ impl Lane {
     ) -> Result<(), EngineError> {
         self.link = up(socket);
         self.reconnects += 1;
-        self.sends_again = true;
         // The preamble of a connection that was lost before it was answered: this one gets its own.
         while self.ready.front().is_some_and(|batch| batch.preamble) {
             if let Some(batch) = self.ready.pop_front() {
@@ -598,6 +595,10 @@ impl Lane {
                 self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
                 acked(batch);
             }
+        }
+        for batch in &mut self.ready {
+            let sent = sent_commands(batch, slab)?;
+            batch.put_in_doubt(batch.replied..sent);
         }
         let mut db = None;
         if let Some(batch) = self.ready.front_mut() {
@@ -685,6 +686,23 @@ pub fn position_of(batch: &Batch, slab: &Slab, index: u32) -> Result<(usize, DbI
     let offset = request::offset_of(batch.slices(slab), u64::from(index))
         .map_err(|e| EngineError::Internal(format!("a batch cannot be read again: {e}")))?;
     Ok((offset as usize, db))
+}
+
+/// Commands of which at least one byte was sent.
+fn sent_commands(batch: &Batch, slab: &Slab) -> Result<u32, EngineError> {
+    if batch.sent_bytes == 0 || batch.sent_bytes == batch.bytes {
+        return Ok(if batch.sent_bytes == 0 { 0 } else { batch.commands });
+    }
+    let (mut low, mut high) = (0, batch.commands);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if position_of(batch, slab, middle)?.0 < batch.sent_bytes {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
 }
 
 #[cfg(test)]

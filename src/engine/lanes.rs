@@ -178,7 +178,6 @@ impl Worker {
         let view = self.ring.slab().view(chunk);
         let slab = self.ring.slab();
         let node = lane.node;
-        let resent = lane.sends_again;
         let mut refusal = None;
         let cluster = lane.in_cluster;
         let mut rejected = false;
@@ -188,7 +187,8 @@ impl Worker {
             |batch| acked.push(batch),
             |batch, fault, text| {
                 if !cluster {
-                    let verdict = super::errors::judge(batch, slab, fault.command, node, text, resent)?;
+                    let verdict =
+                        super::errors::judge(batch, slab, fault.command, node, text, batch.is_in_doubt(fault.command))?;
                     if verdict == Verdict::ScriptRefused {
                         refused_scripts.push(super::errors::refused_script(batch, slab, fault.command, text));
                     }
@@ -198,7 +198,7 @@ impl Worker {
                     }
                     return Ok(verdict);
                 }
-                let verdict = super::errors::judge_in_cluster(batch, slab, fault, node, text, resent)?;
+                let verdict = super::errors::judge_in_cluster(batch, slab, fault, node, text)?;
                 rejected |= verdict == Verdict::Rejected;
                 if verdict == Verdict::ScriptRefused && node == 0 {
                     // Each node refuses it: it is listed once.

@@ -60,8 +60,6 @@ pub struct LaneStart {
     pub checkpoint: String,
     /// `CLIENT ID` of the connection at the target (0: unknown).
     pub client_id: i64,
-    /// Its flows go on from a checkpoint.
-    pub resumes: bool,
     /// To one of a cluster's nodes.
     pub in_cluster: bool,
 }

@@ -194,7 +194,12 @@ impl Job<'_> {
         for id in cluster.primary_ids() {
             cluster.number(&id);
         }
-        Ok(Some(ClusterPlan { cluster: Rc::new(Mutex::new(cluster)), journal_tag: tag, resumed: Arc::new(resumed) }))
+        Ok(Some(ClusterPlan {
+            cluster: Rc::new(Mutex::new(cluster)),
+            journal_tag: tag,
+            resumed: Arc::new(resumed),
+            sent_before: Arc::new([]),
+        }))
     }
 
     pub(super) async fn connect_source(&mut self) -> Result<Source, EngineError> {

@@ -153,6 +153,8 @@ pub fn settle(lane: &mut Lane, slab: &mut Slab) -> Result<Vec<Batch>, EngineErro
         let (offset, _) = position_of(&batch, slab, from)?;
         batch.replied = from;
         batch.sent_bytes = offset;
+        // Those behind the refused one were executed.
+        batch.put_in_doubt(from..batch.commands);
         again.push(batch);
     }
     // What waits was closed for a connection on which all of this had been executed.

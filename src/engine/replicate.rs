@@ -353,7 +353,7 @@ impl Job<'_> {
         &mut self,
         source: &mut Source,
         checkpoint: &Checkpoint,
-        plan: CrewPlan,
+        mut plan: CrewPlan,
     ) -> Result<Crew, EngineError> {
         self.enter(Phase::Flows);
         let lost = |why: String| {
@@ -398,6 +398,9 @@ impl Job<'_> {
                 "the source's backlog does not reach back to the checkpoint ({})",
                 behind.join("; ")
             )));
+        }
+        if let Some(cluster) = &mut plan.cluster {
+            cluster.sent_before = source.replica_offsets().await?.into();
         }
         let crew = Crew::start(plan, flows.into_iter().map(|flow| flow.start).collect()).await?;
         self.report.ring_features = crew.features();

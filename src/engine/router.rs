@@ -40,6 +40,8 @@ pub struct RouterStart {
     /// What numbers of the full sync are numbers of: this process.
     pub snapshot_tag: String,
     pub resumed: Arc<Resumed>,
+    /// By flow: what stands before this LSN may have been sent by an earlier session.
+    pub sent_before: Arc<[Lsn]>,
 }
 
 /// Key of the marker of a flow in a slot.
@@ -87,6 +89,7 @@ pub struct Router {
     journal_tag: String,
     snapshot_tag: String,
     resumed: Arc<Resumed>,
+    sent_before: Arc<[Lsn]>,
     /// By flow: the last LSN of `resumed`.
     resumed_to: BTreeMap<FlowId, Lsn>,
     /// Number of the last guarded command of the full sync.
@@ -121,6 +124,7 @@ impl Router {
             snapshot_tag: start.snapshot_tag,
             marked: start.resumed.keys().copied().collect(),
             resumed: start.resumed,
+            sent_before: start.sent_before,
             resumed_to,
             sequence: 0,
             open: SmallVec::new(),
@@ -268,8 +272,10 @@ pub struct ClusterWriter<'a> {
     flow: FlowId,
     /// LSN behind the record that is written; `None` in the full sync, whose records have none.
     record: Option<Lsn>,
-    /// The record may have been applied before.
+    /// Some slot's marker may cover the record.
     resuming: bool,
+    /// The record may have been sent before.
+    again: bool,
     borrow_bytes_min: usize,
     batch_bytes: usize,
     read_ns: u64,
@@ -302,9 +308,11 @@ impl<'a> ClusterWriter<'a> {
         settings: WriteSettings,
     ) -> Self {
         let resuming = record.is_some_and(|lsn| router.resumed_to.get(&flow).is_some_and(|to| lsn <= *to));
+        let sent_before = router.sent_before.get(flow.0 as usize).copied().unwrap_or_default();
+        let again = record.is_some_and(|lsn| lsn <= sent_before);
         let WriteSettings { borrow_bytes_min, batch_bytes, read_ns } = settings;
         let aim = Aim::Nowhere;
-        Self { router, lanes, slab, source, flow, record, resuming, borrow_bytes_min, batch_bytes, read_ns, aim }
+        Self { router, lanes, slab, source, flow, record, resuming, again, borrow_bytes_min, batch_bytes, read_ns, aim }
     }
 
     /// The record is complete: its groups end with their markers.
@@ -471,7 +479,11 @@ impl Out for ClusterWriter<'_> {
             Aim::All => self.copy_to_all(),
             Aim::Lane(at) => {
                 if let Some(lane) = self.lanes.get_mut(at) {
-                    lane.encoder.batch.commands += 1;
+                    let batch = &mut lane.encoder.batch;
+                    batch.commands += 1;
+                    if self.again {
+                        batch.put_in_doubt(batch.commands - 1..batch.commands);
+                    }
                 }
                 if !self.router.open.iter().any(|group| group.lane == at) {
                     self.close_if_full(at);

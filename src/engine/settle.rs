@@ -110,7 +110,7 @@ impl Cluster {
                 if places.contains_key(id) {
                     continue;
                 }
-                match self.connect_lane(id, true).await {
+                match self.connect_lane(id).await {
                     Ok(start) => {
                         let place = free.pop().unwrap_or_else(|| {
                             next += 1;
@@ -138,7 +138,7 @@ impl Cluster {
     }
 
     /// A connection for a worker.
-    pub async fn connect_lane(&mut self, id: &str, resumes: bool) -> Result<LaneStart, Trouble> {
+    pub async fn connect_lane(&mut self, id: &str) -> Result<LaneStart, Trouble> {
         // The control connection first: it ends what a worker lost there.
         self.link(id).await?;
         let gone = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
@@ -150,7 +150,7 @@ impl Cluster {
         let node = self.number(id);
         let socket = link.hand_over().map_err(Trouble::Broken)?;
         let checkpoint = CHECKPOINT_KEY.to_string();
-        Ok(LaneStart { node, socket, marker: Vec::new(), checkpoint, client_id, resumes, in_cluster: true })
+        Ok(LaneStart { node, socket, marker: Vec::new(), checkpoint, client_id, in_cluster: true })
     }
 
     /// The markers of an earlier process of this job: up to where each flow was applied in each slot.
@@ -210,6 +210,8 @@ fn judge(unit: &Unit, values: &[Value], again: bool) -> Result<(), EngineError> 
         _ => &[],
     };
     for text in values.iter().chain(inner).filter_map(Value::error_text) {
+        // A group is not executed again where its marker stands.
+        let again = again && unit.marker.is_none();
         if error_meaning(&unit.name, text.as_bytes(), again) == ErrorMeaning::Unexpected {
             return Err(EngineError::Target(format!(
                 "the cluster answered \"{text}\" to {} {}; the run stops here, because going on would leave a wrong value \
@@ -220,4 +222,27 @@ fn judge(unit: &Unit, values: &[Value], again: bool) -> Result<(), EngineError> 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_has_no_marker_may_have_been_executed_before() {
+        let unit = |marker| Unit {
+            bytes: Vec::new(),
+            replies: 1,
+            name: b"HSET".to_vec(),
+            key: b"k".to_vec(),
+            keys: vec![b"k".to_vec()],
+            slot: Some(Slot(1)),
+            marker,
+            unknown: true,
+        };
+        let values = [Value::Error(b"WRONGTYPE Operation".to_vec())];
+        assert!(judge(&unit(None), &values, true).is_ok());
+        assert!(judge(&unit(None), &values, false).is_err());
+        assert!(judge(&unit(Some((b"m".to_vec(), b"j:1".to_vec()))), &values, true).is_err());
+    }
 }

@@ -24,7 +24,6 @@ impl World {
             marker: b"m".to_vec(),
             checkpoint: "c".into(),
             client_id: 1,
-            resumes: false,
             in_cluster: false,
         };
         let slab = Slab::unregistered(layout).unwrap();
@@ -127,6 +126,38 @@ fn a_guarded_group_is_sent_again_whole_or_not_at_all() {
         assert_eq!(world.lose_and_resume(applied), known);
         assert_eq!(world.unsent(), text, "applied {applied}");
     }
+}
+
+/// Only what was sent and not answered may have been applied before; a guard group is never executed twice.
+#[test]
+fn what_was_on_its_way_at_the_cut_is_known() {
+    let mut world = World::new();
+    for key in [b"a", b"b", b"c"] {
+        world.write(0, Class::Blind, &[b"XADD", key, b"1-1", b"f", b"v"]);
+    }
+    world.write(0, Class::Guarded, &[b"INCR", b"n"]);
+    world.close();
+    world.send();
+    for key in [b"d", b"e", b"f"] {
+        world.write(0, Class::Blind, &[b"XADD", key, b"1-1", b"f", b"v"]);
+    }
+    world.close();
+    // The kernel took the first of these three, and a part of the second.
+    world.lane.ready[0].sent_bytes = world.lane.ready[0].bytes / 2;
+    world.lane.cut_short = true;
+    world.write(0, Class::Blind, &[b"XADD", b"g", b"1-1", b"f", b"v"]);
+    world.close();
+    assert_eq!(world.reply(b"$3\r\n1-1\r\n").unwrap(), 0);
+    let expected = ["-++----", "++-", "-"];
+    // Lost twice: what was not sent in between is as before.
+    for _ in 0..2 {
+        assert_eq!(world.lose_and_resume(0), 0);
+        let shown = |batch: &Batch| -> String {
+            (0..batch.commands).map(|command| if batch.is_in_doubt(command) { '+' } else { '-' }).collect()
+        };
+        assert_eq!(world.lane.ready.iter().map(shown).collect::<Vec<_>>(), expected);
+    }
+    assert!(!world.unsent().starts_with("XADD a"), "{}", world.unsent());
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //! kept of a batch that was partly rejected. Without a ring: batches are moved by hand as the kernel would.
 
 use super::*;
+use crate::engine::errors::judge_in_cluster;
 use crate::engine::held::HeldState;
-use crate::engine::lane::{Link, Verdict};
+use crate::engine::lane::{Fault, Link, Verdict};
 use crate::engine::messages::LaneStart;
 use crate::engine::outlet::Outlet;
 use crate::redis::resp;
@@ -13,6 +14,8 @@ use std::net::TcpStream;
 
 const FLOW: FlowId = FlowId(3);
 const READ_NS: u64 = 77;
+/// What an earlier session may have sent ends here.
+const SENT_BEFORE: Lsn = Lsn(20);
 
 struct World {
     router: Router,
@@ -29,6 +32,7 @@ fn world(resumed: Resumed) -> World {
         journal_tag: "j".into(),
         snapshot_tag: "s".into(),
         resumed: Arc::new(resumed),
+        sent_before: Arc::new([Lsn(0), Lsn(0), Lsn(0), SENT_BEFORE]),
     };
     let mut peers = Vec::new();
     let lanes = (0..2)
@@ -42,7 +46,6 @@ fn world(resumed: Resumed) -> World {
                 marker: Vec::new(),
                 checkpoint,
                 client_id: 1,
-                resumes: false,
                 in_cluster: true,
             };
             Lane::new(usize::from(node), start)
@@ -147,6 +150,27 @@ fn what_the_markers_cover_is_skipped_after_a_restart() {
     let mut other = self::world(Resumed::from([((FlowId(0), slot(a.as_bytes())), Lsn(10))]));
     other.record(Some(9), &[(Blind, &["SET", &a, "1"])]).unwrap();
     assert_eq!(other.open(0), format!("SET {a} 1"));
+}
+
+/// Until the place where the source stood when the session began, and never in a group, whose marker tells.
+#[test]
+fn what_an_earlier_session_may_have_sent_is_known() {
+    let [a, b, _] = keys();
+    let mut world = world(Resumed::new());
+    let xadd = ["XADD", &a, "5-1", "f", "v"];
+    world.record(Some(20), &[(Blind, &xadd)]).unwrap();
+    world.record(Some(20), &[(Guarded, &["INCR", &a]), (Guarded, &["INCR", &b])]).unwrap();
+    world.record(Some(21), &[(Blind, &xadd)]).unwrap();
+    world.record(None, &[(Blind, &xadd)]).unwrap();
+    let batch = &world.lanes[0].encoder.batch;
+    let judged = |command, element, text: &str| {
+        judge_in_cluster(batch, &world.slab, Fault { command, element }, 0, text.as_bytes()).map_err(|e| e.to_string())
+    };
+    let repeated = "ERR The ID specified in XADD is equal or smaller than the target stream top item";
+    assert_eq!(judged(0, None, repeated), Ok(Verdict::Done));
+    // Behind it stand MULTI, INCR, the marker and EXEC.
+    assert!(judged(5, None, repeated).is_err() && judged(6, None, repeated).is_err());
+    assert!(judged(4, Some(0), "WRONGTYPE Operation").unwrap_err().contains("INCR"));
 }
 
 #[test]
