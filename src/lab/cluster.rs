@@ -23,6 +23,8 @@ const READY_TIME_MAX: Duration = Duration::from_secs(100);
 const TURN_SLOTS: usize = 2048;
 /// Keys of one MIGRATE.
 const MIGRATE_KEYS: &str = "64";
+/// The same where a slot is moved slowly.
+const MIGRATE_KEYS_SLOWLY: &str = "1";
 
 /// A running cluster. Dropping it kills every node.
 pub struct Cluster {
@@ -130,12 +132,29 @@ impl Cluster {
 
     /// Moves one slot with all its keys from one primary to another.
     pub fn move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), LabError> {
+        self.move_keys_and_slot(slot, from, to, MIGRATE_KEYS, Duration::ZERO)
+    }
+
+    /// Moves it key by key, with a pause behind each step: for that time it is half here and half there.
+    pub fn move_slot_slowly(&self, slot: u16, from: usize, to: usize, pause: Duration) -> Result<(), LabError> {
+        self.move_keys_and_slot(slot, from, to, MIGRATE_KEYS_SLOWLY, pause)
+    }
+
+    fn move_keys_and_slot(
+        &self,
+        slot: u16,
+        from: usize,
+        to: usize,
+        keys_at_once: &str,
+        pause: Duration,
+    ) -> Result<(), LabError> {
         let (mut source, mut target) = (self.nodes[from].client()?, self.nodes[to].client()?);
         insist(&mut target, &["CLUSTER", "SETSLOT", &slot.to_string(), "IMPORTING", self.id(from)])?;
         insist(&mut source, &["CLUSTER", "SETSLOT", &slot.to_string(), "MIGRATING", self.id(to)])?;
         let port = self.nodes[to].port().to_string();
         loop {
-            let keys = source.run(&format!("CLUSTER GETKEYSINSLOT {slot} {MIGRATE_KEYS}"))?;
+            std::thread::sleep(pause);
+            let keys = source.run(&format!("CLUSTER GETKEYSINSLOT {slot} {keys_at_once}"))?;
             let keys: Vec<Vec<u8>> =
                 keys.array().unwrap_or_default().iter().filter_map(|k| k.bytes().map(<[u8]>::to_vec)).collect();
             if keys.is_empty() {
@@ -146,6 +165,7 @@ impl Cluster {
             insist(&mut source, &args)?;
         }
         for node in [&mut target, &mut source] {
+            std::thread::sleep(pause);
             insist(node, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", self.id(to)])?;
         }
         Ok(())

@@ -6,7 +6,7 @@
 //! can be restarted under another id. Nothing of the tool's own code is used to make it.
 //!
 //! - [`world`]: the state; [`exec`]: commands on [`data`]; [`read`]: commands that change nothing.
-//! - [`stage`]: a run of the tool against it, with faults.
+//! - [`stage`]: a run of the tool against it, with faults; [`target`]: what it writes to.
 //! - [`dump`]: values on the wire; [`feed`]: flows and connections; [`rows`]: the truth.
 
 pub mod data;
@@ -16,6 +16,7 @@ mod feed;
 mod read;
 mod rows;
 pub mod stage;
+pub mod target;
 pub mod value;
 pub mod workload;
 pub mod world;

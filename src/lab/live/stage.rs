@@ -4,13 +4,14 @@
 //! source holds, else what differs and what the tool said. The writers go on through every fault; in the end they stop,
 //! the tool is left alone until every record is acknowledged, and truth.py compares.
 
+use super::target::{Mover, Target};
 use super::{Live, LiveOptions, Mix, Workload, WorkloadOptions};
 use crate::lab::LabError;
 use crate::lab::generate::{Compression, Spec};
 use crate::lab::master::MasterOptions;
 use crate::lab::rng::Rng;
 use crate::lab::servers::{Server, ServerKind};
-use crate::lab::torture::{Tool, compare, is_stable, wait_for};
+use crate::lab::torture::{Tool, wait_for};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub enum Fault {
     StallTarget,
     /// The source's process is killed and comes back with another id.
     RestartSource,
+    /// The replica of some primary takes over (in a cluster that has replicas).
+    FailOver,
 }
 
 impl Fault {
@@ -60,6 +63,8 @@ pub struct StageOptions {
     pub blob_left_out: bool,
     pub workload_rate: u64,
     pub tool_args: Vec<String>,
+    /// Slots of a cluster move to and fro, key by key, all the time.
+    pub slots_move: bool,
 }
 
 impl StageOptions {
@@ -74,6 +79,7 @@ impl StageOptions {
             blob_left_out: false,
             workload_rate: 3000,
             tool_args: Vec::new(),
+            slots_move: false,
         }
     }
 }
@@ -86,6 +92,7 @@ pub struct RunSummary {
     pub partial_syncs: u64,
     pub registrations: u64,
     pub commands: u64,
+    pub slots_moved: u64,
 }
 
 /// A source, its writers, and a target.
@@ -93,7 +100,10 @@ pub struct LiveStage {
     pub live: Live,
     pub workload: Workload,
     flushes: Option<Workload>,
+    /// The target, or the server that a cluster is gathered into in the end.
     pub server: Arc<Server>,
+    pub target: Target,
+    mover: Option<Mover>,
     kind: ServerKind,
     binary: PathBuf,
     options: StageOptions,
@@ -102,8 +112,13 @@ pub struct LiveStage {
 }
 
 /// Runs once. `Err`: what was wrong.
-pub fn run(binary: &Path, server: Arc<Server>, kind: ServerKind, options: StageOptions) -> Result<RunSummary, String> {
-    let mut stage = LiveStage::new(binary, server, kind, options).map_err(|error| error.to_string())?;
+pub fn run(
+    binary: &Path,
+    target: impl Into<Target>,
+    kind: ServerKind,
+    options: StageOptions,
+) -> Result<RunSummary, String> {
+    let mut stage = LiveStage::new(binary, target, kind, options).map_err(|error| error.to_string())?;
     let mut tool = stage.start()?;
     if stage.options.flush_every > 0 {
         stage.begin_flushes(&mut tool)?;
@@ -116,15 +131,21 @@ pub fn run(binary: &Path, server: Arc<Server>, kind: ServerKind, options: StageO
 
 impl LiveStage {
     /// The target is emptied; the writers write from now on.
-    pub fn new(binary: &Path, server: Arc<Server>, kind: ServerKind, options: StageOptions) -> Result<Self, LabError> {
-        server.client()?.run("FLUSHALL")?;
+    pub fn new(
+        binary: &Path,
+        target: impl Into<Target>,
+        kind: ServerKind,
+        options: StageOptions,
+    ) -> Result<Self, LabError> {
+        let target = target.into();
+        target.empty()?;
         let mut rng = Rng::new(options.seed ^ 0x57a6);
         let compressions = [Compression::None, Compression::Lzf, Compression::Zstd, Compression::Lz4];
         let spec = Spec {
             seed: options.seed,
             flows_count: 1 + rng.below(4) as usize,
             compression: compressions[rng.below(4) as usize],
-            databases: if rng.chance(0.5) { vec![0, 2] } else { vec![0] },
+            databases: if rng.chance(0.5) && !target.is_cluster() { vec![0, 2] } else { vec![0] },
             expire_fraction: 0.2,
             ..Spec::of(MIX)?
         };
@@ -139,18 +160,27 @@ impl LiveStage {
         let never_partial = options.never_partial.iter().map(|flow| flow % spec.flows_count).collect();
         let master_options = MasterOptions { never_partial, ..MasterOptions::default() };
         let live = Live::start(spec, live_options, master_options)?;
-        let workload =
-            WorkloadOptions { seed: options.seed, rate: Some(options.workload_rate), ..WorkloadOptions::default() };
+        let workload = WorkloadOptions {
+            seed: options.seed,
+            rate: Some(options.workload_rate),
+            new_keys_tags: if target.is_cluster() { 12 } else { 0 },
+            ..WorkloadOptions::default()
+        };
         let workload = Workload::start(live.world(), live.spec(), workload);
         let (binary, summary) = (binary.to_owned(), RunSummary::default());
-        Ok(Self { live, workload, flushes: None, server, kind, binary, options, rng, summary })
+        let mover = match &target {
+            Target::Cluster { cluster, .. } if options.slots_move => Some(Mover::start(cluster.clone(), options.seed)),
+            _ => None,
+        };
+        let server = target.server().clone();
+        Ok(Self { live, workload, flushes: None, server, target, mover, kind, binary, options, rng, summary })
     }
 
     /// Starts the tool, always with the same arguments.
     pub fn start(&self) -> Result<Tool, String> {
         let log = self.server.dir().join(format!("tool-{}.log", self.options.seed));
         let more: Vec<&str> = self.options.tool_args.iter().map(String::as_str).collect();
-        Tool::start(&self.binary, self.live.port(), self.server.port(), &log, &more).map_err(|error| error.to_string())
+        Tool::start(&self.binary, self.live.port(), self.target.port(), &log, &more).map_err(|error| error.to_string())
     }
 
     /// Flushes come from now on; one in the full sync would void it.
@@ -169,7 +199,7 @@ impl LiveStage {
     /// Waits until the target's checkpoint is good.
     pub fn wait_stable(&self, tool: &mut Tool) -> Result<(), String> {
         let ended = |tool: &mut Tool| self.has_ended(tool).map(|ended| ended.map(Some)).transpose();
-        match wait_for(|| ended(tool).or_else(|| is_stable(&self.server).then_some(Ok(None)))) {
+        match wait_for(|| ended(tool).or_else(|| self.target.is_stable().then_some(Ok(None)))) {
             Some(Err(error)) => Err(error),
             Some(Ok(None)) => Ok(()),
             Some(Ok(Some(code))) => Err(format!("the tool ended with {code}:\n{}", tool.said())),
@@ -182,7 +212,7 @@ impl LiveStage {
     fn has_ended(&self, tool: &mut Tool) -> Result<Option<i32>, String> {
         const SOURCE_LOST: i32 = 4;
         let ended = tool.ended();
-        if ended == Some(SOURCE_LOST) && !is_stable(&self.server) {
+        if ended == Some(SOURCE_LOST) && !self.target.is_stable() {
             *tool = self.start()?;
             return Ok(None);
         }
@@ -205,7 +235,7 @@ impl LiveStage {
 
     pub fn do_fault(&mut self, fault: Fault, tool: &mut Tool) -> Result<(), String> {
         let text = |error: LabError| error.to_string();
-        let stable = is_stable(&self.server);
+        let stable = self.target.is_stable();
         let flow = self.rng.below(self.live.spec().flows_count as u64) as usize;
         let time = Duration::from_millis(50 + self.rng.below(400));
         let master = self.live.master();
@@ -218,19 +248,9 @@ impl LiveStage {
             Fault::CutFlow => master.iter().for_each(|master| master.cut_flow(flow)),
             Fault::CutAll => master.iter().for_each(|master| master.cut_all()),
             Fault::StallFlow => master.iter().for_each(|master| master.stall_flow(flow, time)),
-            Fault::KillLanes => {
-                let mut client = self.server.client().map_err(text)?;
-                let list = client.run("CLIENT LIST").map_err(text)?.text().unwrap_or_default();
-                for line in list.lines().filter(|line| line.contains("name=df2redis-lane")) {
-                    let id = line.split(' ').find_map(|field| field.strip_prefix("id=")).unwrap_or_default();
-                    // It may be gone already.
-                    client.ask(&["CLIENT", "KILL", "ID", id]).map_err(text)?;
-                }
-            }
-            Fault::StallTarget => {
-                let mut client = self.server.client().map_err(text)?;
-                client.run(&format!("CLIENT PAUSE {} ALL", time.as_millis())).map_err(text)?;
-            }
+            Fault::KillLanes => self.target.kill_lanes().map(drop).map_err(text)?,
+            Fault::StallTarget => self.target.stall(time, &mut self.rng).map_err(text)?,
+            Fault::FailOver => self.target.fail_over(&mut self.rng).map_err(text)?,
             Fault::RestartSource => self.live.restart().map_err(text)?,
         }
         Ok(())
@@ -243,6 +263,9 @@ impl LiveStage {
         std::thread::sleep(Duration::from_millis(100));
         self.workload.stop();
         self.flushes = None;
+        if let Some(mover) = self.mover.take() {
+            self.summary.slots_moved = mover.stop().map_err(|error| error.to_string())?;
+        }
         let ended = |tool: &mut Tool| self.has_ended(tool).map(|ended| ended.map(Some)).transpose();
         match wait_for(|| ended(&mut tool).or_else(|| self.live.is_acknowledged().then_some(Ok(None)))) {
             Some(Err(error)) => return Err(error),
@@ -266,7 +289,7 @@ impl LiveStage {
         }
         let truth_file = self.server.dir().join(format!("truth-{}.jsonl", self.options.seed));
         self.live.write_truth(&truth_file).map_err(|error| error.to_string())?;
-        compare(&self.server, self.kind, &truth_file).map_err(|text| format!("{text}\n{}", tool.said()))?;
+        self.target.compare(self.kind, &truth_file).map_err(|text| format!("{text}\n{}", tool.said()))?;
         self.summary.partial_syncs = self.live.partial_count();
         self.summary.registrations = self.live.registrations_count();
         self.summary.commands = self.workload.done();

@@ -46,6 +46,8 @@ pub struct WorkloadOptions {
     pub expire_in: Option<Duration>,
     /// Keys of each kind besides those of the spec.
     pub new_keys: u64,
+    /// Their names carry one of so many hash tags, so that several lie in one slot; 0: no tags.
+    pub new_keys_tags: u64,
 }
 
 impl Default for WorkloadOptions {
@@ -59,6 +61,7 @@ impl Default for WorkloadOptions {
             flush_every: 0,
             expire_in: None,
             new_keys: 50,
+            new_keys_tags: 0,
         }
     }
 }

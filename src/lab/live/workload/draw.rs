@@ -250,7 +250,11 @@ impl Draw {
                 }
             }
         }
-        format!("new-{}:{}", KINDS[kind].0, self.rng.below(self.options.new_keys.max(1))).into_bytes()
+        let (name, number) = (KINDS[kind].0, self.rng.below(self.options.new_keys.max(1)));
+        match self.options.new_keys_tags {
+            0 => format!("new-{name}:{number}").into_bytes(),
+            tags => format!("new-{name}:{{{}}}:{number}", number % tags).into_bytes(),
+        }
     }
 }
 

@@ -1,0 +1,67 @@
+//! Seeded runs of `replicate` into a real cluster from a source that is written to all the time, with faults, and with slots that
+//! move key by key meanwhile: the cluster ends equal to the source's own data. The writers use every kind of command, most
+//! of them not to be applied twice, on keys of which several lie in one slot. `DF2REDIS_SEEDS=100` runs more seeds than the
+//! few that fit into CI.
+
+use df2redis::lab::cluster::Cluster;
+use df2redis::lab::live::stage::{self, Fault, StageOptions};
+use df2redis::lab::live::target::Target;
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use std::path::Path;
+use std::sync::Arc;
+
+fn binary() -> &'static Path {
+    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    // Another binary shows whether a test finds an old bug.
+    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
+}
+
+/// Seeds of a test: `few`, or as many as the environment asks for, from DF2REDIS_SEED on.
+fn seeds(few: u64) -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("DF2REDIS_SEED").unwrap_or(1);
+    first..first + number("DF2REDIS_SEEDS").unwrap_or(few)
+}
+
+fn runs(kind: ServerKind, replicas: bool, few: u64, options: impl Fn(u64) -> StageOptions) {
+    let started = Cluster::start_kind(kind, 3, replicas).and_then(|cluster| {
+        let judge = Arc::new(Server::start_kind(kind, ServerOptions::default())?);
+        Ok(Target::Cluster { cluster: Arc::new(cluster), judge })
+    });
+    let target = match started {
+        Ok(target) => target,
+        Err(df2redis::lab::LabError::NoServer { what, .. }) => return eprintln!("skipped: no {what} here"),
+        Err(error) => panic!("{error}"),
+    };
+    for seed in seeds(few) {
+        match stage::run(binary(), target.clone(), kind, options(seed)) {
+            Ok(summary) => eprintln!("seed {seed}: {summary:?}"),
+            Err(reason) => panic!("seed {seed} into {kind:?}: {reason}"),
+        }
+    }
+}
+
+fn options(seed: u64, faults: &[Fault]) -> StageOptions {
+    // An unoptimized tool on a busy machine follows a cluster slowly: records over several slots hold the flow.
+    StageOptions { faults: faults.to_vec(), workload_rate: 1000, ..StageOptions::new(seed) }
+}
+
+#[test]
+fn faults_lose_and_double_nothing() {
+    runs(ServerKind::Redis7, false, 2, |seed| StageOptions { flush_every: 3000, ..options(seed, &Fault::HARMLESS) });
+}
+
+#[test]
+fn kills_while_slots_move_lose_and_double_nothing() {
+    runs(ServerKind::Redis7, false, 2, |seed| StageOptions { slots_move: true, ..options(seed, &[Fault::Kill]) });
+}
+
+#[test]
+fn faults_while_slots_move_lose_and_double_nothing() {
+    runs(ServerKind::Valkey9, false, 2, |seed| StageOptions { slots_move: true, ..options(seed, &Fault::HARMLESS) });
+}
+
+#[test]
+fn replicas_that_take_over_lose_and_double_nothing() {
+    runs(ServerKind::Redis7, true, 2, |seed| options(seed, &[Fault::FailOver, Fault::Kill]));
+}
