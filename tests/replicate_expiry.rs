@@ -2,21 +2,22 @@
 //! put right, also by the process after a killed one; Valkey's import mode; vanished keys fetched again.
 
 use df2redis::convert::near::SHIFT_MS;
-use df2redis::lab::client::{Address, Client};
-use df2redis::lab::generate::Spec;
+use df2redis::lab::client::Client;
 use df2redis::lab::journal;
-use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::proxy::{Faulty, Leg, Proxy};
 use df2redis::lab::recordings::{Recording, recording};
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Stage, Tool, compare, wait_for};
+use df2redis::lab::torture::{Stage, Tool, wait_for};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+mod in_step;
+
+use in_step::InStep;
 
 fn now_ms() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
@@ -356,97 +357,6 @@ fn an_evicting_target_is_not_put_into_import_mode() {
     client.run("CONFIG SET maxmemory 1gb maxmemory-policy allkeys-lru").unwrap();
     assert_eq!(run(&stage)["import_mode"], false);
     assert_late_records(&mut client, later);
-}
-
-const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
-
-/// A live source, with a target behind a proxy that is in step with it.
-struct InStep {
-    live: Live,
-    server: Server,
-    kind: ServerKind,
-    proxy: Proxy,
-    tool: Tool,
-    dir: tempfile::TempDir,
-}
-
-impl InStep {
-    /// `None`: no such server here.
-    fn with(kind: ServerKind, more: &[&str]) -> Option<Self> {
-        let server = match Server::start_kind(kind, ServerOptions::default()) {
-            Ok(server) => server,
-            Err(error) => {
-                eprintln!("skipped: {error}");
-                return None;
-            }
-        };
-        let spec = Spec::of("string:10B=20").unwrap();
-        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
-        let proxy = Proxy::start(server.port(), |_| Faulty::default()).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let tool = start(&live, &proxy, dir.path(), more);
-        let mut this = Self { live, server, kind, proxy, tool, dir };
-        this.wait(|status| status["in_step"] == true);
-        Some(this)
-    }
-
-    fn again(&mut self, more: &[&str]) {
-        self.tool = start(&self.live, &self.proxy, self.dir.path(), more);
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("job.sock")
-    }
-
-    fn ask(&self, args: &[&str]) -> Output {
-        let socket = self.socket();
-        Command::new(TOOL).args(args).args(["--output", "json", "--control"]).arg(socket).output().unwrap()
-    }
-
-    fn wait(&mut self, is: impl Fn(&Value) -> bool) {
-        let reached = wait_for(|| {
-            assert_eq!(self.tool.ended(), None, "{}", self.tool.said());
-            let answer: Value = serde_json::from_slice(&self.ask(&["status"]).stdout).ok()?;
-            is(&answer["status"]).then_some(())
-        });
-        assert!(reached.is_some(), "{}", self.tool.said());
-    }
-
-    fn source(&self) -> Client {
-        Client::connect(&Address::Tcp("127.0.0.1".into(), self.live.port())).unwrap()
-    }
-
-    fn target(&self) -> Client {
-        self.server.client().unwrap()
-    }
-
-    fn wait_acknowledged(&mut self) {
-        let reached = wait_for(|| {
-            assert_eq!(self.tool.ended(), None, "{}", self.tool.said());
-            self.live.is_acknowledged().then_some(())
-        });
-        assert!(reached.is_some(), "{}", self.tool.said());
-    }
-
-    /// Stops the tool: the target is as the source is, expiries of keys and fields included.
-    fn stops_equal(&mut self) {
-        self.wait_acknowledged();
-        self.tool.signal("INT");
-        assert_eq!(self.tool.wait(), Some(130), "{}", self.tool.said());
-        self.assert_equal();
-    }
-
-    fn assert_equal(&self) {
-        let truth = self.dir.path().join("truth.jsonl");
-        self.live.write_truth(&truth).unwrap();
-        compare(&self.server, self.kind, &truth).unwrap_or_else(|why| panic!("{why}\n{}", self.tool.said()));
-    }
-}
-
-fn start(live: &Live, proxy: &Proxy, dir: &Path, more: &[&str]) -> Tool {
-    let socket = dir.join("job.sock");
-    let args = [&["--control", socket.to_str().unwrap(), "--log", "info"], more].concat();
-    Tool::start(Path::new(TOOL), live.port(), proxy.port(), &dir.join("tool.log"), &args).unwrap()
 }
 
 /// Why the target does not hear of a renewal in time.

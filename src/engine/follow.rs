@@ -143,6 +143,11 @@ impl Job<'_> {
                         let number = watch.settle(done);
                         crew.tell_all(|| WorkerCommand::Settle { number, release });
                     }
+                    DeskEvent::Order(Order::Seal { done }) => {
+                        let number = watch.settle(done);
+                        crew.tell_all(|| WorkerCommand::Seal { number });
+                    }
+                    DeskEvent::Order(Order::GoOn) => crew.tell_all(|| WorkerCommand::GoOn),
                     DeskEvent::Order(Order::End { keys, done }) => {
                         self.begin_end(keys, done);
                         crew.tell_all(|| WorkerCommand::Drain);

@@ -15,6 +15,7 @@ use super::messages::{Apart, Barrier, Lost, WorkerEvent};
 use super::outlet::Outlet;
 use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
+use super::witness::is_clients;
 use super::worker::has_room;
 use super::writer::{Source, Writer};
 use crate::convert::Out;
@@ -35,6 +36,8 @@ pub struct Stable {
     pub decoder: JournalDecoder,
     /// LSN of the next record to be read; everything before it was given to the lane.
     pub next_lsn: Lsn,
+    /// LSN behind the last record that a client wrote; 0: none was read.
+    pub wrote_lsn: Lsn,
     /// LSN of the next record that the target has not confirmed.
     pub acked_lsn: Lsn,
     /// What the last ACK said, and when it was sent.
@@ -55,6 +58,7 @@ impl Stable {
         Self {
             decoder,
             next_lsn,
+            wrote_lsn: Lsn(0),
             acked_lsn: next_lsn,
             ack_sent: None,
             ack_sent_ns: 0,
@@ -212,6 +216,9 @@ impl Flow {
                 && !handler.doubts.is_empty()
             {
                 handler.touch(command, stable.next_lsn);
+            }
+            if is_clients(&event) {
+                stable.wrote_lsn = after;
             }
             let position_of_record = (*id, event.counts().then_some(after));
             let applied = match lane {

@@ -24,6 +24,7 @@ use super::sizes::Sizes;
 use super::spool::{ChunkPool, SpoolFile};
 use super::throttle::Gate;
 use super::upstream::Gone;
+use super::witness::Witness;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::WorkerStats;
@@ -85,6 +86,7 @@ pub struct Worker {
     /// Asked to say when nothing is left to be sent or answered.
     settling: Option<u64>,
     pub(super) confirmed: Arc<Vec<AtomicU64>>,
+    witness: Arc<Witness>,
     hold: Arc<HoldState>,
     /// Reads that needed no kernel (see `wire`), to be handled with this turn's completions.
     pub(super) here: Vec<Completion>,
@@ -126,6 +128,7 @@ impl Worker {
             events,
             commands,
             confirmed,
+            witness,
             router,
             hold,
             spool,
@@ -184,6 +187,7 @@ impl Worker {
             releases: 0,
             settling: None,
             confirmed,
+            witness,
             hold,
             here: Vec::new(),
             first_flow: 0,
@@ -279,6 +283,11 @@ impl Worker {
                         self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
                     }
                 }
+                Ok(WorkerCommand::Seal { number }) => {
+                    self.settling = Some(number);
+                    self.flows.iter_mut().for_each(|flow| flow.seal(true));
+                }
+                Ok(WorkerCommand::GoOn) => self.flows.iter_mut().for_each(|flow| flow.seal(false)),
                 Ok(WorkerCommand::ReleaseHeld) => {
                     let now_ms = uring::clock::realtime_ms() as i64;
                     self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
@@ -336,6 +345,9 @@ impl Worker {
             let pumped =
                 flow.pump(self.ring.slab_mut(), outlet, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
             self.hold.add_unnamed(flow.handler.held.take_overflow());
+            if let Some(ahead) = flow.witnessed() {
+                self.witness.publish(flow.id, ahead.read, ahead.wrote);
+            }
             if easing > 0 {
                 let given_back = flow.handler.holds_only_near(now_ms);
                 self.hold.set_given_back(flow.id, if given_back { easing } else { 0 });
