@@ -16,7 +16,7 @@ use super::handover::Order;
 use super::hold::Watermarks;
 use super::job::{Job, Signals};
 use super::joining::Joining;
-use super::messages::{Barrier, WorkerCommand, WorkerEvent};
+use super::messages::{Barrier, Lost, WorkerCommand, WorkerEvent};
 use super::migrate::PROGRESS_EVERY;
 use super::phase::Phase;
 use super::righting::Rightings;
@@ -309,15 +309,25 @@ impl Job<'_> {
                 first.command
             )));
         }
+        let lost = match target.cluster() {
+            Some(_) => Vec::new(),
+            None => checkpoint::read(target).await?.map_or(Vec::new(), |found| found.lost),
+        };
+        let is_kept = |lost: &Lost| match &first.command {
+            GlobalCommand::FlushAll => false,
+            GlobalCommand::FlushDb(db) => lost.db != *db,
+            GlobalCommand::FlushSlots(_) => true,
+        };
+        let lost: Vec<Lost> = lost.into_iter().filter(is_kept).collect();
         let scope = &self.settings.scope;
         tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
         match &first.command {
             GlobalCommand::FlushAll => {
-                checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns, &lost).await?;
                 self.mark_import_mode(target).await?;
             }
             GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &lost).await?;
             }
             GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
                 return Err(EngineError::Refused(format!(
@@ -327,7 +337,7 @@ impl Job<'_> {
             }
             GlobalCommand::FlushDb(db) => {
                 let db = scope.target_db(*db)?;
-                checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns).await?;
+                checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns, &lost).await?;
             }
             GlobalCommand::FlushSlots(_) if scope.rewrites() => {
                 return Err(EngineError::Refused(
@@ -338,7 +348,7 @@ impl Job<'_> {
             }
             GlobalCommand::FlushSlots(ranges) => {
                 target::delete_slots(target, ranges).await?;
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &lost).await?;
             }
         }
         crew.tell_all(|| WorkerCommand::ReleaseBarrier);

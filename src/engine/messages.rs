@@ -128,7 +128,7 @@ pub struct WorkerStart {
 }
 
 /// A key that vanished at the target.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
     pub flow: FlowId,
     pub db: DbIndex,

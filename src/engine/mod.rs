@@ -51,6 +51,7 @@ mod lag;
 mod lane;
 mod lanes;
 mod link;
+mod lost;
 mod messages;
 mod migrate;
 mod outlet;

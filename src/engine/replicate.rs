@@ -319,11 +319,24 @@ impl Job<'_> {
                 let (master_id, flows) =
                     session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
                 let scope = self.settings.scope.fingerprint();
-                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, held, lsns: Vec::new(), scope };
+                let checkpoint = Checkpoint {
+                    master_id,
+                    flows,
+                    stable: false,
+                    owned,
+                    held,
+                    lsns: Vec::new(),
+                    scope,
+                    lost: Vec::new(),
+                };
                 checkpoint::begin(target, &checkpoint).await?;
                 (crew, checkpoint)
             }
             Begin::Resume(mut checkpoint) => {
+                checkpoint::keep_lost(target, &checkpoint).await?;
+                let known = std::mem::take(&mut checkpoint.lost);
+                let known = known.into_iter().filter(|lost| !self.lost.contains(lost)).collect::<Vec<_>>();
+                self.lost.extend(known);
                 let crew = self.open_partial(&mut source, &checkpoint, plan).await?;
                 if checkpoint.held {
                     crew.hold().add_unnamed(Overflow { keys: true, fields: probed.capabilities.field_expiry });

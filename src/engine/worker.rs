@@ -224,6 +224,7 @@ impl Worker {
             self.lose_silent_lanes(now_ns)?;
             self.tell_when_held()?;
             if now_ns >= self.next_sample_ns {
+                self.forget_watched();
                 self.sample(now_ns);
             }
             let wait = match gate {
@@ -295,7 +296,8 @@ impl Worker {
                 }
                 Ok(WorkerCommand::Doubt(Lost { flow, db, key, .. })) => {
                     if let Some(flow) = self.flows.iter_mut().find(|of| of.id == flow) {
-                        flow.lost(db, Some(key), &self.events);
+                        // It stands in the checkpoint already.
+                        let _ = flow.lost(db, Some(key), &self.events);
                     }
                 }
                 Ok(WorkerCommand::Fetched(answer)) => {
@@ -492,6 +494,9 @@ impl Worker {
     }
 
     fn tell_when_drained(&mut self) {
+        if self.draining || self.settling.is_some() {
+            self.forget_watched();
+        }
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
         let busy = |flow: &Flow| flow.handler.is_releasing() || flow.handler.doubts.is_waiting();
         let at_rest = !self.flows.iter().any(busy);

@@ -5,13 +5,16 @@ use df2redis::lab::client::{Address, Client};
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
-use df2redis::lab::proxy::{Faulty, Proxy};
+use df2redis::lab::proxy::{Faulty, Leg, Proxy};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Tool, compare, wait_for};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 pub const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
 
@@ -21,6 +24,9 @@ pub struct InStep {
     pub server: Server,
     pub kind: ServerKind,
     pub proxy: Proxy,
+    pub source_proxy: Proxy,
+    /// New connections of the tool to the source get no answer.
+    pub source_stalls: Arc<AtomicBool>,
     pub tool: Tool,
     pub dir: tempfile::TempDir,
 }
@@ -38,15 +44,23 @@ impl InStep {
         let spec = Spec::of("string:10B=20").unwrap();
         let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
         let proxy = Proxy::start(server.port(), |_| Faulty::default()).unwrap();
+        let source_stalls = Arc::new(AtomicBool::new(false));
+        let stalls = source_stalls.clone();
+        let silence = Leg { pause_after: Some((0, Duration::from_secs(3600))), ..Leg::default() };
+        let plan = move |_| match stalls.load(Ordering::Acquire) {
+            true => Faulty { to_client: silence, ..Faulty::default() },
+            false => Faulty::default(),
+        };
+        let source_proxy = Proxy::start(live.port(), plan).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let tool = start(&live, &proxy, dir.path(), more);
-        let mut this = Self { live, server, kind, proxy, tool, dir };
+        let tool = start(&source_proxy, &proxy, dir.path(), more);
+        let mut this = Self { live, server, kind, proxy, source_proxy, source_stalls, tool, dir };
         this.wait(|status| status["in_step"] == true);
         Some(this)
     }
 
     pub fn again(&mut self, more: &[&str]) {
-        self.tool = start(&self.live, &self.proxy, self.dir.path(), more);
+        self.tool = start(&self.source_proxy, &self.proxy, self.dir.path(), more);
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -123,10 +137,10 @@ impl InStep {
     }
 }
 
-fn start(live: &Live, proxy: &Proxy, dir: &Path, more: &[&str]) -> Tool {
+fn start(source: &Proxy, proxy: &Proxy, dir: &Path, more: &[&str]) -> Tool {
     let socket = dir.join("job.sock");
     let args = [&["--control", socket.to_str().unwrap(), "--log", "info"], more].concat();
-    Tool::start(Path::new(TOOL), live.port(), proxy.port(), &dir.join("tool.log"), &args).unwrap()
+    Tool::start(Path::new(TOOL), source.port(), proxy.port(), &dir.join("tool.log"), &args).unwrap()
 }
 
 /// See [`InStep::hook`]; before there is one.
