@@ -250,6 +250,27 @@ fn import_mode_is_used_and_ended() {
     }
 }
 
+/// What empties the target takes the mark with it, which says whose the mode is; a killed job's next process must know.
+#[test]
+fn import_mode_is_ended_though_the_target_was_emptied() {
+    for empties in ["FLUSHDB", "FLUSHALL", "--on-existing"] {
+        let Some(mut scene) = InStep::with(ServerKind::Valkey9, &[]) else { return };
+        let mut target = scene.target();
+        if !empties.starts_with('-') {
+            scene.source().run(empties).unwrap();
+            scene.wait_acknowledged();
+            assert_eq!(int(&mut target, "EXISTS df2redis:import-mode"), 1, "{empties}");
+        }
+        scene.tool.kill();
+        scene.again(if empties.starts_with('-') { &["--on-existing", "flush"] } else { &[] });
+        scene.wait(|status| status["in_step"] == true);
+        scene.stops_equal();
+        let mode = target.run("CONFIG GET import-mode").unwrap().array().unwrap()[1].text();
+        assert_eq!(mode.as_deref(), Some("no"), "{empties}");
+        assert_eq!(int(&mut target, "EXISTS df2redis:import-mode"), 0, "{empties}");
+    }
+}
+
 /// A stage whose target loses keys that the source still has: the records of the first flow end with a DEL that the source
 /// did not do, and what it did afterwards.
 fn stage_of_losses(keys: &[&str], later: i64) -> Option<Stage> {
@@ -504,6 +525,33 @@ fn a_lost_key_is_not_forgotten(unheard: Unheard) {
     let names =
         |pair: &&[String]| pair[0].starts_with("lost:") || pair[0].starts_with("watched:") && !pair[1].is_empty();
     assert_eq!(fields.chunks(2).filter(names).count(), 0, "{fields:?}");
+}
+
+/// The names of lost keys lie in database 0, whatever theirs is.
+#[test]
+fn lost_keys_of_other_databases_outlive_a_flush() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    source.run("SELECT 1").unwrap();
+    target.run("SELECT 1").unwrap();
+    source.run("SET x:text v").unwrap();
+    scene.wait_acknowledged();
+    target.run("DEL x:text").unwrap();
+    target.run("SELECT 0").unwrap();
+    scene.source_stalls.store(true, Ordering::Release);
+    source.run("PEXPIRE x:text 5000000").unwrap();
+    let mut remembers = || {
+        let fields = target.run("HKEYS df2redis:checkpoint").unwrap();
+        fields.array().unwrap().iter().any(|field| field.text().unwrap().ends_with(":1:x:text"))
+    };
+    let told = wait_for(|| remembers().then_some(()));
+    assert!(told.is_some(), "{}", scene.tool.said());
+    for (db, remembered) in [(0, true), (1, false)] {
+        source.run(&format!("SELECT {db}")).unwrap();
+        source.run("FLUSHDB").unwrap();
+        scene.wait_acknowledged();
+        assert_eq!(remembers(), remembered, "{db}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 use super::cluster::{Cluster, Patience, Trouble};
 use super::error::EngineError;
+use super::import;
 use super::lost;
 use super::messages::Lost;
 use super::target::TargetLink;
@@ -183,15 +184,23 @@ fn flag(is: bool) -> &'static [u8] {
     if is { b"1" } else { b"0" }
 }
 
+/// What must outlive a global command, beside the checkpoint.
+pub struct Kept {
+    /// Keys that are still to be fetched.
+    pub lost: Vec<Lost>,
+    /// The mark of an import mode that this job turned on.
+    pub import_mark: bool,
+}
+
 /// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either
-/// both are there after a crash, or neither. `lost`: the keys that are still to be fetched.
+/// both are there after a crash, or neither.
 pub async fn execute_global(
     link: &mut TargetLink,
     checkpoint: &Checkpoint,
     db: u32,
     command: &[&[u8]],
     lsns: &[(u32, Lsn)],
-    lost: &[Lost],
+    kept: &Kept,
 ) -> Result<(), EngineError> {
     let flows = checkpoint.flows.to_string();
     let db = db.to_string();
@@ -203,7 +212,7 @@ pub async fn execute_global(
     let mut set = self::fields(checkpoint, flows.as_bytes(), b"stable");
     set.extend(fields.iter().map(String::as_bytes));
     // Names of keys that are flushed go, those of others stay, also where a FLUSHDB of database 0 deletes the checkpoint.
-    let lost: Vec<Vec<u8>> = lost.iter().map(lost::lost_field).collect();
+    let lost: Vec<Vec<u8>> = kept.lost.iter().map(lost::lost_field).collect();
     set.extend(lost.iter().flat_map(|field| [&field[..], b""]));
     if let Some(cluster) = link.cluster() {
         return execute_on_cluster(cluster, command, &set, lsns).await;
@@ -214,6 +223,9 @@ pub async fn execute_global(
     link.call(&[b"SELECT", b"0"]).await?;
     link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await?;
     link.call(&set).await?;
+    if kept.import_mark {
+        link.call(import::SET_MARK).await?;
+    }
     match link.call(&[b"EXEC"]).await? {
         Value::Array(replies) => match replies.iter().find_map(Value::error_text) {
             Some(error) => Err(EngineError::Target(format!("the target answered a global command with \"{error}\""))),

@@ -214,11 +214,6 @@ impl Job<'_> {
         Ok(checkpoint)
     }
 
-    /// After the target was emptied.
-    pub(super) async fn mark_import_mode(&self, target: &mut TargetLink) -> Result<(), EngineError> {
-        if self.import_mode == ImportMode::Ours { import::mark(target).await } else { Ok(()) }
-    }
-
     /// A fresh control connection to the same server process.
     pub(super) async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
         let mut link = target::connect_control(&self.settings).await?;
@@ -267,11 +262,10 @@ impl Job<'_> {
     async fn full_again(&mut self, target: &mut TargetLink) -> Result<Begin, EngineError> {
         self.touched = true;
         self.resumable = false;
-        target.call(&[b"FLUSHALL"]).await?;
+        import::flush_all(target, &[b"FLUSHALL"]).await?;
         self.lost.clear();
         self.totals = Totals::new();
         self.report.not_carried = Default::default();
-        self.mark_import_mode(target).await?;
         Ok(Begin::Full { owned: true })
     }
 
