@@ -1,6 +1,7 @@
 //! What happens behind a fence that no client breaks: positions move because the source records things by itself. Nothing of
 //! that rolls a cutover back, and nothing of it touches the target once its clients write there.
 
+use df2redis::convert::near::SHIFT_MS;
 use df2redis::lab::client::Client;
 use df2redis::lab::servers::ServerKind;
 use df2redis::lab::torture::wait_for;
@@ -141,4 +142,69 @@ fn a_client_that_writes_behind_the_fence_rolls_back() {
         let _ = ["drained.called", "drained.go-on"].map(|name| std::fs::remove_file(dir.path().join(name)));
     }
     scene.stops_equal();
+}
+
+fn expires_at(client: &mut Client, key: &str) -> i64 {
+    client.run(&format!("PEXPIRETIME {key}")).unwrap().int().unwrap()
+}
+
+fn field_expires_at(client: &mut Client, key: &str) -> i64 {
+    let reply = client.run(&format!("HPEXPIRETIME {key} FIELDS 1 f")).unwrap();
+    reply.array().and_then(|times| times.first().and_then(|time| time.int())).unwrap()
+}
+
+/// What was given back before the fence and behind it is held again when the hook has failed, and what the target has lost
+/// meanwhile is fetched again.
+#[test]
+fn regression_a_rollback_holds_again_what_was_given_back() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis8, &[]) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    for line in [
+        "SET x:far v PX 600000",
+        "SET x:near v PX 120000",
+        "HSET x:hash f 1 g 2",
+        "HEXPIRE x:hash 300 FIELDS 1 f",
+        "SET x:lost v PX 100000",
+        "SET x:deleted v PX 110000",
+        "SET x:renewed v PX 130000",
+    ] {
+        source.run(line).unwrap();
+    }
+    scene.wait_acknowledged();
+    let keys = ["x:far", "x:near", "x:lost"];
+    let true_times = keys.map(|key| expires_at(&mut source, key));
+    let true_field = field_expires_at(&mut source, "x:hash");
+    let is_held = |at: i64| at >= SHIFT_MS;
+    assert!(
+        keys.iter().all(|key| is_held(expires_at(&mut target, key)))
+            && is_held(field_expires_at(&mut target, "x:hash"))
+    );
+    let switch = scene.hook("switch", 1);
+    let args = ["cutover", "--execute", "--budget", "300s", "--hook", &switch, "--hook-timeout", "100s"];
+    let cutover = scene.begin(&args);
+    scene.wait_called("switch");
+    // Behind the fence all is as it is at the source.
+    assert_eq!(keys.map(|key| expires_at(&mut target, key)), true_times, "{}", scene.tool.said());
+    assert_eq!(field_expires_at(&mut target, "x:hash"), true_field);
+    // As if it had expired by a clock that is ahead.
+    target.run("DEL x:lost").unwrap();
+    target.run("PERSIST x:renewed").unwrap();
+    scene.let_go_on("switch");
+    let done = cutover.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(9), "{done:?}");
+    let held_again = wait_for(|| {
+        let held = keys.iter().all(|key| is_held(expires_at(&mut target, key)));
+        (held && is_held(field_expires_at(&mut target, "x:hash"))).then_some(())
+    });
+    assert!(held_again.is_some(), "{:?}\n{}", keys.map(|key| expires_at(&mut target, key)), scene.tool.said());
+    assert_eq!(keys.map(|key| expires_at(&mut target, key) - SHIFT_MS), true_times);
+    assert_eq!(field_expires_at(&mut target, "x:hash") - SHIFT_MS, true_field);
+    assert_eq!(target.run("GET x:lost").unwrap().text().as_deref(), Some("v"), "fetched again");
+    assert_eq!(expires_at(&mut target, "x:renewed"), -1, "only what is still as it was given back");
+    // And they are given back once more.
+    scene.source().run("PERSIST x:renewed").unwrap();
+    scene.source().run("DEL x:deleted").unwrap();
+    scene.wait(|status| status["expiries_held"].as_u64() >= Some(4));
+    scene.stops_equal();
+    assert_eq!(keys.map(|key| expires_at(&mut target, key)), true_times);
 }

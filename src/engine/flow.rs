@@ -247,6 +247,12 @@ impl Flow {
                     return Ok(Pumped::Waiting);
                 }
             }
+            if self.handler.holds_again() {
+                self.hold_again(slab, lane, settings);
+                if self.handler.holds_again() {
+                    return Ok(Pumped::Waiting);
+                }
+            }
             if self.handler.has_deferred() && self.apart.is_none() {
                 self.go_on_with_blob(slab, lane, settings, now_ms)?;
             }

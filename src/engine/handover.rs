@@ -7,7 +7,7 @@
 
 use super::control::{Control, CutoverAsked};
 use super::cutover::{Action, Cutover, HookEvent, Input, Now, Plan, Positions, Unproven, Verify};
-use super::easing;
+use super::easing::{self, Eased};
 use super::fence::{FenceLink, RELEASE_SETTLES};
 use super::hold::HoldState;
 use super::hooks::{self, HookFacts};
@@ -79,6 +79,7 @@ pub async fn run(handover: Handover, asked: CutoverAsked) -> CutoverReport {
         source: None,
         own: OwnKeys::new(),
         comparison: None,
+        eased: None,
         report: CutoverReport { budget_ms: plan.budget_ms, ..CutoverReport::default() },
         plan,
         handover,
@@ -106,6 +107,8 @@ struct Run {
     own: OwnKeys,
     /// The comparison, made ready before the fence.
     comparison: Option<Fenced>,
+    /// What was held back is put right but for what is near, until this is dropped.
+    eased: Option<Eased>,
     report: CutoverReport,
 }
 
@@ -146,16 +149,20 @@ impl Run {
     async fn execute(&mut self) {
         let wait = Duration::from_millis(self.plan.wait_ms);
         // In step, too, is a matter of so long a wait.
-        let eased = match easing::ease(&self.handover.hold, wait, || self.gone()).await {
-            Ok(eased) => eased,
+        match easing::ease(&self.handover.hold, wait, || self.gone()).await {
+            Ok(eased) => self.eased = Some(eased),
             Err(why) => {
+                self.go_on();
                 self.report.outcome = CutoverOutcome::NotDone;
                 self.report.message = Some(format!("{why}. Nothing was fenced"));
                 return;
             }
         };
         let cutover = self.round().await;
-        drop(eased);
+        if !cutover.is_handed_over() {
+            self.go_on();
+        }
+        self.eased = None;
         self.report.outcome = match cutover.is_handed_over() {
             true => CutoverOutcome::HandedOver,
             false => CutoverOutcome::NotDone,
@@ -198,6 +205,12 @@ impl Run {
         let whole = rehearsal.missed == 0 && rehearsal.rounds == self.plan.rehearse;
         self.report.outcome = if whole { CutoverOutcome::Rehearsed } else { CutoverOutcome::NotDone };
         self.report.rehearsal = Some(rehearsal);
+    }
+
+    /// The job follows on: what was given back for the fence is held again, in front of what the source writes now.
+    fn go_on(&mut self) {
+        self.eased = None;
+        let _ = self.handover.orders.send(Order::GoOn);
     }
 
     /// One run of the machine, to its end.
@@ -319,7 +332,7 @@ impl Run {
     }
 
     async fn release(&mut self, cutover: &Cutover) -> Result<(), String> {
-        let _ = self.handover.orders.send(Order::GoOn);
+        self.go_on();
         let held_ns = cutover.held_for_ns(now()).unwrap_or(0);
         if held_ns > self.plan.budget_ms.saturating_mul(1_000_000).saturating_add(FENCE_GONE_NS) {
             // It ended by itself; asking would end somebody else's.

@@ -60,6 +60,7 @@ mod preflight;
 mod reading;
 mod refusal;
 mod replicate;
+mod returned;
 mod righting;
 mod router;
 mod rows;

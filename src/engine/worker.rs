@@ -288,7 +288,12 @@ impl Worker {
                     self.settling = Some(number);
                     self.flows.iter_mut().for_each(|flow| flow.seal(true));
                 }
-                Ok(WorkerCommand::GoOn) => self.flows.iter_mut().for_each(|flow| flow.seal(false)),
+                Ok(WorkerCommand::GoOn) => {
+                    for flow in &mut self.flows {
+                        flow.seal(false);
+                        flow.handler.begin_holding_again();
+                    }
+                }
                 Ok(WorkerCommand::ReleaseHeld) => {
                     let now_ms = uring::clock::realtime_ms() as i64;
                     self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
@@ -333,7 +338,8 @@ impl Worker {
         for step in 0..count {
             let position = (self.first_flow + step) % count;
             let flow = &mut self.flows[position];
-            flow.handler.turn(now_ms, self.hold.applied_until_ms(flow.id), until_ms_min, horizon_ms);
+            let until_ms = self.hold.applied_until_ms(flow.id);
+            flow.handler.turn(now_ms, until_ms, until_ms_min, horizon_ms, easing > 0);
             let lane = flow.lane;
             if !flow.handler.doubts.is_empty() && self.router.is_none() {
                 let slab = self.ring.slab_mut();
