@@ -180,6 +180,7 @@ impl Cluster {
             slot: Some(slot),
             marker: Some((marker, apart.marker.clone())),
             unknown: false,
+            again: false,
         };
         self.execute_unit(&unit).await
     }

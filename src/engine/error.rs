@@ -27,6 +27,9 @@ pub enum EngineError {
     Source(String),
     #[error("target: {0}")]
     Target(String),
+    /// The connection to the target could not be made, or broke: another one may help.
+    #[error("target: {0}")]
+    TargetLost(String),
     /// The target does not keep up: the source was let go, so that it does not wait for it.
     #[error("target: {0}")]
     LetGo(String),
@@ -108,7 +111,9 @@ impl EngineError {
         match self {
             Self::Refused(_) => Class::Refused,
             Self::Source(_) | Self::SyncVoided { .. } => Class::Source,
-            Self::Target(_) | Self::LetGo(_) | Self::Torn(_) | Self::TargetRestarted(_) => Class::Target,
+            Self::Target(_) | Self::TargetLost(_) | Self::LetGo(_) | Self::Torn(_) | Self::TargetRestarted(_) => {
+                Class::Target
+            }
             Self::Corrupt(_) | Self::CorruptValue(_) => Class::CorruptStream,
             Self::System(_) => Class::System,
             Self::Interrupted => Class::Interrupted,

@@ -65,6 +65,7 @@ impl HeldState {
                 if unit.marker.is_none() {
                     // It is executed again, so what follows on any of its keys must be too.
                     lane.rejected_keys.extend(unit.keys.iter().cloned());
+                    unit.again = true;
                     self.units.push(unit);
                 } else {
                     tracing::warn!(key = %unit.key.escape_ascii(), "executed before an earlier command on the same key");

@@ -8,7 +8,6 @@ use super::checkpoint::Checkpoint;
 use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
 use super::handle::Existing;
-use super::import;
 use super::job::{Job, Signals, graver};
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
@@ -109,7 +108,7 @@ impl Job<'_> {
                 target::end_client(&mut target, client_id).await?;
             }
         }
-        import::flush_all(&mut target, &[b"FLUSHALL", b"ASYNC"]).await?;
+        target.call(&[b"FLUSHALL", b"ASYNC"]).await?;
         self.touched = true;
         self.totals = Totals::new();
         self.report.not_carried = Default::default();
@@ -121,7 +120,9 @@ impl Job<'_> {
         let mut pause = SETTLE_PAUSE;
         for _ in 1..SETTLE_TRIES {
             match self.settle(probed, summaries).await {
-                Err(error @ EngineError::Target(_)) => tracing::warn!(%error, "trying again to settle"),
+                Err(error @ (EngineError::Target(_) | EngineError::TargetLost(_))) => {
+                    tracing::warn!(%error, "trying again to settle")
+                }
                 done => return done,
             }
             tokio::time::sleep(pause).await;

@@ -126,7 +126,7 @@ impl Job<'_> {
 
 /// How long an error of the first contact may be waited out.
 fn patience(error: &EngineError, retry_max: Duration, connect_timeout: Duration) -> Duration {
-    let EngineError::Target(text) = error else { return Duration::ZERO };
+    let (EngineError::Target(text) | EngineError::TargetLost(text)) = error else { return Duration::ZERO };
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if says(&["LOADING", "still loading", "\"BUSY ", "max number of clients"]) {
         retry_max

@@ -23,7 +23,7 @@ use crate::ids::FlowId;
 use crate::report::counters::Totals;
 use crate::uring;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(5);
@@ -95,6 +95,8 @@ impl Job<'_> {
         }
         let (mut attempt, mut pause) = (1, RETRY_FIRST);
         let mut losses = Losses::default();
+        // Since when no session has come to the journal because of the target.
+        let mut target_lost: Option<Instant> = None;
         loop {
             let error = match self.session(&mut target, &probed, begin, &mut signals).await {
                 Ok(()) => {
@@ -111,13 +113,18 @@ impl Job<'_> {
                 EngineError::Source(_) if self.phase == Phase::Stopping => EngineError::Interrupted,
                 error => error,
             };
-            if matches!(error, EngineError::Interrupted) {
+            let stopping = self.phase == Phase::Stopping;
+            if matches!(error, EngineError::Interrupted) || stopping && matches!(error, EngineError::TargetLost(_)) {
                 return Err(error);
             }
             // A fresh connection: the target may have closed one that was idle, and the cause of the end is worth more than
             // what is heard of a target that is gone.
             let mut restarted = matches!(error, EngineError::TargetRestarted(_));
-            target = match self.control_again(&probed).await {
+            let again = tokio::select! {
+                again = self.control_patiently(&probed, &error) => again,
+                () = signals.next() => return Err(EngineError::Interrupted),
+            };
+            target = match again {
                 Ok(target) => target,
                 Err(EngineError::TargetRestarted(_)) => {
                     restarted = true;
@@ -129,7 +136,7 @@ impl Job<'_> {
                     probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
                     target
                 }
-                Err(_) if matches!(error, EngineError::Target(_)) => return Err(error),
+                Err(_) if matches!(error, EngineError::Target(_) | EngineError::TargetLost(_)) => return Err(error),
                 Err(gone) => return Err(gone),
             };
             if matches!(error, EngineError::Torn(_)) {
@@ -156,6 +163,24 @@ impl Job<'_> {
                 {
                     tracing::warn!(%text, "position lost: taking a full sync again");
                     self.full_again(&mut target).await?
+                }
+                EngineError::TargetLost(text) => {
+                    let Some(checkpoint) = stable else { return Err(EngineError::TargetLost(text)) };
+                    let since = *target_lost.get_or_insert_with(Instant::now);
+                    if since.elapsed() > settings.retry_max {
+                        return Err(EngineError::TargetLost(format!(
+                            "{text} (tried again for {:?})",
+                            settings.retry_max
+                        )));
+                    }
+                    tracing::warn!(%text, ?pause, "lost a connection to the target: going on from the checkpoint");
+                    self.confirmed = checkpoint.lsns.iter().map(|lsn| lsn.0).collect();
+                    tokio::select! {
+                        () = tokio::time::sleep(pause + jitter(pause)) => {}
+                        () = signals.next() => return Err(EngineError::Interrupted),
+                    }
+                    pause = (pause * 2).min(RETRY_LAST);
+                    Begin::Resume(checkpoint)
                 }
                 EngineError::LetGo(text) if stable.is_none() => return Err(EngineError::Target(text)),
                 EngineError::Source(text) | EngineError::LetGo(text) => {
@@ -190,6 +215,7 @@ impl Job<'_> {
                 // A session that reached the journal starts the pauses anew.
                 if matches!(self.phase, Phase::CatchingUp | Phase::InStep | Phase::Draining) {
                     pause = RETRY_FIRST;
+                    target_lost = None;
                     if self.resumable {
                         losses = Losses::default();
                     }
@@ -214,6 +240,11 @@ impl Job<'_> {
         Ok(checkpoint)
     }
 
+    /// After the target was emptied.
+    pub(super) async fn mark_import_mode(&self, target: &mut TargetLink) -> Result<(), EngineError> {
+        if self.import_mode == ImportMode::Ours { import::mark(target).await } else { Ok(()) }
+    }
+
     /// A fresh control connection to the same server process.
     pub(super) async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
         let mut link = target::connect_control(&self.settings).await?;
@@ -224,6 +255,24 @@ impl Job<'_> {
             return Ok(link);
         }
         Err(EngineError::TargetRestarted(target::RESTARTED.into()))
+    }
+
+    /// The same, as long as `--retry-max` where the target can be waited for: not behind an error of its own.
+    async fn control_patiently(&self, probed: &Target, ended: &EngineError) -> Result<TargetLink, EngineError> {
+        let deadline = Instant::now() + self.settings.retry_max;
+        let mut pause = RETRY_FIRST;
+        loop {
+            match self.control_again(probed).await {
+                Err(EngineError::TargetLost(text))
+                    if !matches!(ended, EngineError::Target(_)) && Instant::now() + pause < deadline =>
+                {
+                    tracing::warn!(%text, ?pause, "the target cannot be reached: trying again");
+                    tokio::time::sleep(pause + jitter(pause)).await;
+                    pause = (pause * 2).min(RETRY_LAST);
+                }
+                done => return done,
+            }
+        }
     }
 
     /// What the target's checkpoint, or the lack of one, means for the first session.
@@ -262,10 +311,11 @@ impl Job<'_> {
     async fn full_again(&mut self, target: &mut TargetLink) -> Result<Begin, EngineError> {
         self.touched = true;
         self.resumable = false;
-        import::flush_all(target, &[b"FLUSHALL"]).await?;
+        target.call(&[b"FLUSHALL"]).await?;
         self.lost.clear();
         self.totals = Totals::new();
         self.report.not_carried = Default::default();
+        self.mark_import_mode(target).await?;
         Ok(Begin::Full { owned: true })
     }
 
@@ -313,24 +363,11 @@ impl Job<'_> {
                 let (master_id, flows) =
                     session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
                 let scope = self.settings.scope.fingerprint();
-                let checkpoint = Checkpoint {
-                    master_id,
-                    flows,
-                    stable: false,
-                    owned,
-                    held,
-                    lsns: Vec::new(),
-                    scope,
-                    lost: Vec::new(),
-                };
+                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, held, lsns: Vec::new(), scope };
                 checkpoint::begin(target, &checkpoint).await?;
                 (crew, checkpoint)
             }
             Begin::Resume(mut checkpoint) => {
-                checkpoint::keep_lost(target, &checkpoint).await?;
-                let known = std::mem::take(&mut checkpoint.lost);
-                let known = known.into_iter().filter(|lost| !self.lost.contains(lost)).collect::<Vec<_>>();
-                self.lost.extend(known);
                 let crew = self.open_partial(&mut source, &checkpoint, plan).await?;
                 if checkpoint.held {
                     crew.hold().add_unnamed(Overflow { keys: true, fields: probed.capabilities.field_expiry });

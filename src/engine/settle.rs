@@ -68,7 +68,7 @@ impl Cluster {
             return self.on_all(&unit.bytes).await.map(drop);
         };
         let mut patience = Patience::new();
-        let mut again = unit.unknown;
+        let mut again = unit.unknown || unit.again;
         loop {
             match self.execute(slot, &unit.bytes, unit.replies as usize).await {
                 Ok(values) => return judge(unit, &values, again),
@@ -239,6 +239,7 @@ mod tests {
             slot: Some(Slot(1)),
             marker,
             unknown: true,
+            again: false,
         };
         let values = [Value::Error(b"WRONGTYPE Operation".to_vec())];
         assert!(judge(&unit(None), &values, true).is_ok());

@@ -6,7 +6,6 @@
 use super::cluster::Cluster;
 use super::error::EngineError;
 use super::handle::Existing;
-use super::import;
 use super::link::{Link, LinkError};
 use super::settings::{Endpoint, MigrateSettings, OnExisting};
 use super::wire::Connected;
@@ -51,7 +50,14 @@ pub struct TargetLink {
 }
 
 fn target_error(e: LinkError) -> EngineError {
-    EngineError::Target(e.to_string())
+    match e {
+        LinkError::Connect { .. } | LinkError::Timeout { .. } | LinkError::Closed { .. } | LinkError::Io { .. } => {
+            EngineError::TargetLost(e.to_string())
+        }
+        LinkError::Resolve { .. } | LinkError::Tls { .. } | LinkError::Protocol { .. } => {
+            EngineError::Target(e.to_string())
+        }
+    }
 }
 
 impl TargetLink {
@@ -341,7 +347,7 @@ pub async fn prepare(
         }
         OnExisting::Replace => {}
         OnExisting::Flush => {
-            import::flush_all(link, &[b"FLUSHALL", b"ASYNC"]).await?;
+            link.call(&[b"FLUSHALL", b"ASYNC"]).await?;
         }
         OnExisting::Skip => {
             let keys_max = (settings.memory_bytes >> 20) * EXISTING_PER_MIB;

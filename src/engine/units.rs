@@ -31,6 +31,8 @@ pub struct Unit {
     pub marker: Option<(Vec<u8>, Vec<u8>)>,
     /// It may have been applied.
     pub unknown: bool,
+    /// It may have been applied at an earlier time: sent again after a restart or a lost connection.
+    pub again: bool,
 }
 
 /// The strings of one command and where it ends.
@@ -40,7 +42,11 @@ type Parsed<'a> = (Vec<&'a [u8]>, usize);
 pub fn units_of(batch: &Batch, slab: &Slab) -> Result<Vec<(Range<u32>, Unit)>, EngineError> {
     let mut bytes = Vec::with_capacity(batch.bytes);
     batch.slices(slab).for_each(|slice| bytes.extend_from_slice(slice));
-    split(&bytes).ok_or_else(|| EngineError::Internal("a batch cannot be read again".into()))
+    let mut units = split(&bytes).ok_or_else(|| EngineError::Internal("a batch cannot be read again".into()))?;
+    for (range, unit) in &mut units {
+        unit.again = range.clone().any(|command| batch.is_in_doubt(command));
+    }
+    Ok(units)
 }
 
 /// The units of encoded commands.
@@ -87,6 +93,7 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
             name,
             marker,
             unknown: false,
+            again: false,
         };
         units.push((first_index..index, unit));
         at = end;
