@@ -45,6 +45,31 @@ local at=e-ARGV[1] if at<0 or e>=tonumber(ARGV[2]) then return 0 end \
 if at>tonumber(ARGV[3]) or at<=tonumber(ARGV[4]) then \
 return redis.call('HPEXPIREAT',k,string.format('%.0f',at<1 and 1 or at),'FIELDS',1,ARGV[5])[1] end return 0";
 
+/// What was given back is held again, if it is still as it was. KEYS: the key; ARGV: shift, the expiry, "1" where PEXPIRETIME
+/// exists. Returns 0 where the key is gone, 1 where it is held again, else 2. Without PEXPIRETIME the time is told a
+/// millisecond or two off.
+const KEY_AGAIN_SCRIPT: &str = "local k=KEYS[1] local e \
+if ARGV[3]=='1' then e=redis.call('PEXPIRETIME',k) else e=redis.call('PTTL',k) \
+if e>=0 then local t=redis.call('TIME') e=e+t[1]*1000+math.floor(t[2]/1000) end end \
+if e==-2 then return 0 end if math.abs(e-ARGV[2])>2 then return 2 end \
+redis.call('PEXPIREAT',k,string.format('%.0f',e+ARGV[1])) return 1";
+/// The same of the field ARGV[3].
+const FIELD_AGAIN_SCRIPT: &str = "local k=KEYS[1] local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[3]) local e=x and x[1] or -2 \
+if e==-2 then return 0 end if math.abs(e-ARGV[2])>2 then return 2 end \
+redis.call('HPEXPIREAT',k,string.format('%.0f',e+ARGV[1]),'FIELDS',1,ARGV[3]) return 1";
+/// What [`hold_again`] answers where the key, or the field, is gone: it has expired, and the source may have renewed it.
+pub const GONE_AGAIN: i64 = 0;
+
+/// The command that holds back again what was given back. `tells_expiry`: the target has PEXPIRETIME.
+pub fn hold_again(name: &Name, tells_expiry: bool) -> Vec<u8> {
+    let (shift, at) = (SHIFT_MS.to_string(), name.at_ms.to_string());
+    let (script, last): (&str, &[u8]) = match &name.field {
+        None => (KEY_AGAIN_SCRIPT, if tells_expiry { b"1" } else { b"0" }),
+        Some(field) => (FIELD_AGAIN_SCRIPT, field),
+    };
+    resp::command(&[b"EVAL", script.as_bytes(), b"1", &name.key, shift.as_bytes(), at.as_bytes(), last])
+}
+
 /// Expiries after the first and up to the second are put right.
 pub type Bounds = (i64, i64);
 /// Nothing follows: all are.
@@ -63,6 +88,11 @@ pub struct Due {
 }
 
 impl Due {
+    /// It was not given back because everything that the source did before it is applied.
+    pub fn may_be_renewed(&self) -> bool {
+        self.name.at_ms > self.bounds.1
+    }
+
     /// The command that puts it right, if it is still shifted and may be. `tells_expiry`: the target has PEXPIRETIME.
     pub fn command(&self, tells_expiry: bool) -> Vec<u8> {
         let numbers = script_numbers(self.bounds);

@@ -4,14 +4,17 @@
 //! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `held` (1: expiries may
 //! stand there that are written later than they are), `lsn:<flow>` (LSN
 //! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
-//! behind blind ones), `scope` (the job's filters). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
+//! behind blind ones), `scope` (the job's filters), `watched:` and `lost:` (see `lost`). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
 use super::cluster::{Cluster, Patience, Trouble};
 use super::error::EngineError;
+use super::import;
+use super::lost;
+use super::messages::Lost;
 use super::target::TargetLink;
 use super::writer::LSN_FIELD_PREFIX;
-use crate::ids::Lsn;
+use crate::ids::{FlowId, Lsn};
 use crate::redis::resp;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
@@ -33,6 +36,8 @@ pub struct Checkpoint {
     pub lsns: Vec<Lsn>,
     /// The filters and names of the job (`Scope::fingerprint`).
     pub scope: String,
+    /// Keys that the target may have lost.
+    pub lost: Vec<Lost>,
 }
 
 /// Reads the checkpoint. None: no job has left one.
@@ -62,7 +67,10 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
         }
     }
     let held = field("held").as_deref() == Some("1");
-    Ok(Some(Checkpoint { master_id: need("master")?, flows, stable, owned: need("owned")? == "1", held, lsns, scope }))
+    let text = |value: &Value| -> Vec<u8> { value.bytes().map(<[u8]>::to_vec).unwrap_or_default() };
+    let lost = pairs.chunks_exact(2).flat_map(|pair| lost::parse(&text(&pair[0]), &text(&pair[1]))).collect();
+    let (master_id, owned) = (need("master")?, need("owned")? == "1");
+    Ok(Some(Checkpoint { master_id, flows, stable, owned, held, lsns, scope, lost }))
 }
 
 /// The same on every primary of a cluster. `set` writes the checkpoint with the positions behind the command.
@@ -152,6 +160,21 @@ pub async fn tear(link: &mut TargetLink) -> Result<(), EngineError> {
     link.call(&[b"HDEL", CHECKPOINT_KEY.as_bytes(), b"phase"]).await.map(drop)
 }
 
+/// The next transactions of the flows write other names where those of the last ones stand: these become lost keys.
+pub async fn keep_lost(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+    if checkpoint.lost.is_empty() {
+        return Ok(());
+    }
+    let fields: Vec<Vec<u8>> = checkpoint.lost.iter().map(lost::lost_field).collect();
+    let mut set: Vec<&[u8]> = vec![b"HSET", CHECKPOINT_KEY.as_bytes()];
+    set.extend(fields.iter().flat_map(|field| [&field[..], b""]));
+    link.call(&set).await?;
+    let fields: Vec<String> = (0..checkpoint.flows).map(|flow| lost::watched_field(FlowId(flow))).collect();
+    let mut unset: Vec<&[u8]> = vec![b"HDEL", CHECKPOINT_KEY.as_bytes()];
+    unset.extend(fields.iter().map(String::as_bytes));
+    link.call(&unset).await.map(drop)
+}
+
 /// Whether expiries may stand at the target that are written later than they are.
 pub async fn set_held(link: &mut TargetLink, held: bool) -> Result<(), EngineError> {
     link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"held", flag(held)]).await.map(drop)
@@ -159,6 +182,14 @@ pub async fn set_held(link: &mut TargetLink, held: bool) -> Result<(), EngineErr
 
 fn flag(is: bool) -> &'static [u8] {
     if is { b"1" } else { b"0" }
+}
+
+/// What must outlive a global command, beside the checkpoint.
+pub struct Kept {
+    /// Keys that are still to be fetched.
+    pub lost: Vec<Lost>,
+    /// The mark of an import mode that this job turned on.
+    pub import_mark: bool,
 }
 
 /// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either
@@ -169,6 +200,7 @@ pub async fn execute_global(
     db: u32,
     command: &[&[u8]],
     lsns: &[(u32, Lsn)],
+    kept: &Kept,
 ) -> Result<(), EngineError> {
     let flows = checkpoint.flows.to_string();
     let db = db.to_string();
@@ -179,6 +211,9 @@ pub async fn execute_global(
     }
     let mut set = self::fields(checkpoint, flows.as_bytes(), b"stable");
     set.extend(fields.iter().map(String::as_bytes));
+    // Names of keys that are flushed go, those of others stay, also where a FLUSHDB of database 0 deletes the checkpoint.
+    let lost: Vec<Vec<u8>> = kept.lost.iter().map(lost::lost_field).collect();
+    set.extend(lost.iter().flat_map(|field| [&field[..], b""]));
     if let Some(cluster) = link.cluster() {
         return execute_on_cluster(cluster, command, &set, lsns).await;
     }
@@ -186,7 +221,11 @@ pub async fn execute_global(
     link.call(&[b"SELECT", db.as_bytes()]).await?;
     link.call(command).await?;
     link.call(&[b"SELECT", b"0"]).await?;
+    link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await?;
     link.call(&set).await?;
+    if kept.import_mark {
+        link.call(import::SET_MARK).await?;
+    }
     match link.call(&[b"EXEC"]).await? {
         Value::Array(replies) => match replies.iter().find_map(Value::error_text) {
             Some(error) => Err(EngineError::Target(format!("the target answered a global command with \"{error}\""))),

@@ -20,6 +20,7 @@ use super::sizes::Sizes;
 use super::spool::{DiskShare, SpoolStart};
 use super::target::{self, OWN_PREFIX};
 use super::wire::Connected;
+use super::witness::Witness;
 use super::worker;
 use crate::convert::names::Name;
 use crate::dragonfly::owner::OwnerRule;
@@ -85,6 +86,7 @@ pub struct Crew {
     summaries: Vec<WorkerSummary>,
     /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
     confirmed: Arc<Vec<AtomicU64>>,
+    witness: Arc<Witness>,
     hold: Arc<HoldState>,
     owner: Arc<OwnerRule>,
     /// Flows that stand before a global command, and workers that are drained before one.
@@ -166,6 +168,7 @@ impl Crew {
             settled_tx,
             summaries: Vec::new(),
             confirmed,
+            witness: Arc::new(Witness::new(flows_count)),
             hold: Arc::new(HoldState::new(flows_count, settings.control.clone())),
             owner: owner.clone(),
             barriers: Vec::new(),
@@ -228,6 +231,7 @@ impl Crew {
                 events: events_tx.clone(),
                 commands: receiver,
                 confirmed: crew.confirmed.clone(),
+                witness: crew.witness.clone(),
                 router,
                 hold: crew.hold.clone(),
                 spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
@@ -289,6 +293,11 @@ impl Crew {
     /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is.
     pub fn confirmed(&self) -> Vec<u64> {
         self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
+    }
+
+    /// What was read of each flow, and who wrote it.
+    pub fn witness(&self) -> &Arc<Witness> {
+        &self.witness
     }
 
     /// How far the flows are applied as a time, and what is held.

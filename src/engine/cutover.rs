@@ -2,10 +2,13 @@
 //!
 //! In: what happened (an answer, positions, a hook's end, a loss) and the time. Out: the one thing to do next. No I/O and no
 //! clock. Invariants: the source is fenced before anything is proven and released on every way back; the traffic is
-//! switched only at positions that the source said twice and the target has confirmed; nothing is called handed over once
-//! the fence's budget has run out on either clock, nor if the source wrote anything after the proof.
+//! switched only at positions that the source said behind the fence and the target has confirmed, with no client's write
+//! since, and while it is being switched nothing more is applied; nothing is called handed over once the fence's budget has
+//! run out on either clock, nor if a client wrote anything at the source after the proof.
 
 mod plan;
+
+use super::witness::Seen;
 
 pub use plan::{Plan, Verify};
 
@@ -51,14 +54,35 @@ impl HookEvent {
     }
 }
 
+/// Positions by flow, each the LSN of the next record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Positions {
+    /// The source's.
+    pub source: Vec<u64>,
+    /// What the target had confirmed after that was heard.
+    pub applied: Vec<u64>,
+    /// What was read then, and behind the last record that a client wrote.
+    pub seen: Seen,
+}
+
+impl Positions {
+    /// Whether `reached` covers everything that the source had. A shard without a journal says 0.
+    fn is_covered(&self, reached: &[u64]) -> bool {
+        reached.len() == self.source.len()
+            && self.source.iter().zip(reached).all(|(source, reached)| source <= reached || *source == 0)
+    }
+
+    /// The first flow in which a client wrote behind these positions, and the LSN behind that.
+    fn written_behind(&self, positions: &[u64]) -> Option<(usize, u64)> {
+        let wrote = self.seen.wrote.iter().copied().zip(positions).enumerate();
+        wrote.into_iter().find(|(_, (wrote, position))| wrote > *position).map(|(flow, (wrote, _))| (flow, wrote))
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// The source's next LSN by flow, and what the target had confirmed after that was heard.
-    Positions {
-        source: Vec<u64>,
-        applied: Vec<u64>,
-    },
+    Positions(Positions),
     /// The job is not ready to be cut over: not in step yet.
     NotReady(String),
     /// `Err`: why not, for each of these.
@@ -109,6 +133,8 @@ pub enum Action {
     Verify {
         within_ns: u64,
     },
+    /// Have every worker apply nothing more, and say when nothing is left to be answered; what comes is only looked at.
+    Seal,
     Takeover {
         seconds: u64,
     },
@@ -131,6 +157,11 @@ enum State {
     Verifying,
     /// Held expiries are given back: only now is it likely that no renewal of them follows.
     PuttingRight,
+    /// What the source recorded since by itself is applied, too.
+    DrainingAgain,
+    Sealing,
+    /// A last look before the switch.
+    Sealed,
     TakingOver,
     Switching,
     Confirming,
@@ -157,7 +188,8 @@ pub struct Cutover {
     state: State,
     begun: Now,
     fenced: Option<Now>,
-    last: Option<Vec<u64>>,
+    /// Positions behind which no client has written; while draining, those of the look before.
+    quiet: Option<Vec<u64>>,
     looks: u32,
     /// Positions at which source and target were proven equal.
     pub proven: Option<Vec<u64>>,
@@ -186,7 +218,7 @@ impl Cutover {
             state: State::Checking,
             begun: now,
             fenced: None,
-            last: None,
+            quiet: None,
             looks: 0,
             proven: None,
             verified: None,
@@ -246,7 +278,7 @@ impl Cutover {
         }
         match (self.state, input) {
             (State::Checking, Input::Waited) => Action::AskPositions,
-            (State::Checking, Input::Positions { source, applied }) => self.check(&source, &applied, now),
+            (State::Checking, Input::Positions(at)) => self.check(&at, now),
             (State::Checking, Input::NotReady(why)) => match self.may_wait(now) {
                 true => Action::Wait { ns: CHECK_EVERY_NS },
                 false => self.give_up(format!("{why}: nothing was fenced")),
@@ -260,8 +292,10 @@ impl Cutover {
                 self.give_up(format!("the source could not be fenced: {why}"))
             }
             (State::AfterFence, Input::Hook(Ok(()))) => self.go(State::Draining, Action::AskPositions),
-            (State::Draining, Input::Waited) => Action::AskPositions,
-            (State::Draining, Input::Positions { source, applied }) => self.drain(source, &applied, now),
+            (State::Draining | State::DrainingAgain | State::Sealed | State::Confirming, Input::Waited) => {
+                Action::AskPositions
+            }
+            (State::Draining, Input::Positions(at)) => self.drain(at, now),
             (State::Settling, Input::Settled) => {
                 self.drained_ns = self.held_for_ns(now);
                 match self.is_rehearsal() {
@@ -282,27 +316,27 @@ impl Cutover {
             (State::Verifying, Input::Verified(Err(Unproven::NotDone(why)))) => {
                 self.give_up(format!("nothing is proven about source and target: {why}"))
             }
-            (State::PuttingRight, Input::Settled) => self.switch(now),
+            (State::PuttingRight, Input::Settled) => {
+                self.looks = 0;
+                self.go(State::DrainingAgain, Action::AskPositions)
+            }
+            (State::DrainingAgain | State::Sealed | State::Confirming, Input::Positions(at)) => self.look(at, now),
+            (State::Sealing, Input::Settled) => {
+                self.looks = 0;
+                self.go(State::Sealed, Action::AskPositions)
+            }
             (State::TakingOver, Input::TakenOver(Ok(()))) => self.switch(now),
             (State::TakingOver, Input::TakenOver(Err(why))) => self.give_up(format!("DFLY TAKEOVER failed: {why}")),
             (State::Switching, Input::Hook(Ok(()))) => match self.plan.takeover {
                 // There is no source to ask any more.
                 true => self.go(State::EndingJob, Action::EndJob),
-                false => self.go(State::Confirming, Action::AskPositions),
+                false => {
+                    self.looks = 0;
+                    self.go(State::Confirming, Action::AskPositions)
+                }
             },
             (State::Switching, Input::Hook(Err(why))) => {
                 self.give_up(format!("the hook did not switch the traffic: {why}"))
-            }
-            (State::Confirming, Input::Positions { source, .. }) => {
-                if self.proven.as_ref() != Some(&source) {
-                    return self.give_up(
-                        "the source has written something while the traffic was switched, so its fence was not tight \
-                         (writes on its admin port, or another CLIENT UNPAUSE)"
-                            .into(),
-                    );
-                }
-                self.held_ns = self.held_for_ns(now);
-                self.go(State::EndingJob, Action::EndJob)
             }
             (State::EndingJob, Input::JobEnded(result)) => self.job_ended(result, now),
             // It is handed over whatever this hook says.
@@ -338,6 +372,9 @@ impl Cutover {
                     | Drained
                     | Verifying
                     | PuttingRight
+                    | DrainingAgain
+                    | Sealing
+                    | Sealed
                     | Switching
                     | Confirming
             )
@@ -353,9 +390,9 @@ impl Cutover {
         Action::Hook { event, within_ns }
     }
 
-    fn check(&mut self, source: &[u64], applied: &[u64], now: Now) -> Action {
-        let behind = behind(source, applied);
-        if behind <= self.plan.lag_entries_max && source.len() == applied.len() {
+    fn check(&mut self, at: &Positions, now: Now) -> Action {
+        let behind = behind(&at.source, &at.applied);
+        if behind <= self.plan.lag_entries_max && at.source.len() == at.applied.len() {
             return self.hook(State::BeforeFence, HookEvent::BeforeFence, now);
         }
         if self.may_wait(now) {
@@ -380,17 +417,51 @@ impl Cutover {
         self.go(State::Fencing, Action::Fence { ms: self.plan.budget_ms })
     }
 
-    fn drain(&mut self, source: Vec<u64>, applied: &[u64], now: Now) -> Action {
-        if source.len() != applied.len() {
+    /// Proven once everything is applied that the source had, and no client has written since the look before.
+    fn drain(&mut self, at: Positions, now: Now) -> Action {
+        if at.source.len() != at.applied.len() {
             return self.give_up("the source answers with another number of flows".into());
         }
-        self.looks += 1;
-        let equal = source.iter().zip(applied).all(|(source, applied)| source == applied || *source == 0);
-        if equal && self.last.as_ref() == Some(&source) {
-            self.proven = Some(source);
+        let quiet = self.quiet.as_ref().is_some_and(|before| at.written_behind(before).is_none());
+        if quiet && at.is_covered(&at.applied) {
+            self.proven = Some(at.source);
             return self.go(State::Settling, Action::Settle { release: false });
         }
-        self.last = Some(source);
+        self.quiet = Some(at.source);
+        self.look_again(now)
+    }
+
+    /// A look behind the proof: no client may have written, and all that the source recorded by itself must be applied or,
+    /// once nothing is applied any more, at least be known for what it is.
+    fn look(&mut self, at: Positions, now: Now) -> Action {
+        if let Some((flow, lsn)) = at.written_behind(self.quiet.as_deref().unwrap_or_default()) {
+            let when = match self.state {
+                State::Confirming => "while the traffic was switched",
+                _ => "behind the proof",
+            };
+            return self.give_up(format!(
+                "the source has written something {when} (flow {flow}, LSN {}), so its fence was not tight (writes on its \
+                 admin port, or another CLIENT UNPAUSE)",
+                lsn.saturating_sub(1)
+            ));
+        }
+        let (applied, read) = (at.is_covered(&at.applied), at.is_covered(&at.seen.read));
+        match self.state {
+            State::DrainingAgain if applied => {
+                self.proven = Some(at.source);
+                self.go(State::Sealing, Action::Seal)
+            }
+            State::Sealed if read => self.switch(now),
+            State::Confirming if read => {
+                self.held_ns = self.held_for_ns(now);
+                self.go(State::EndingJob, Action::EndJob)
+            }
+            _ => self.look_again(now),
+        }
+    }
+
+    fn look_again(&mut self, now: Now) -> Action {
+        self.looks += 1;
         match self.looks <= DRAIN_LOOKS_AT_ONCE {
             true => Action::AskPositions,
             false => Action::Wait { ns: DRAIN_EVERY_NS.min(self.left_ns(now)) },
@@ -438,7 +509,10 @@ impl Cutover {
         let done = match self.state {
             State::Fencing => "the source did not answer",
             State::AfterFence => "the after-fence hook did not end",
-            State::Draining | State::Settling | State::PuttingRight => "the target did not reach the source",
+            State::Draining | State::Settling | State::PuttingRight | State::DrainingAgain | State::Sealing => {
+                "the target did not reach the source"
+            }
+            State::Sealed => "what the source recorded was not read",
             State::Drained => "the drained hook did not end",
             State::Verifying => "the verification did not end",
             State::Switching => "the hook did not end",

@@ -13,6 +13,7 @@ use super::messages::{Apart, FlowStart, WorkerEvent};
 use super::outlet::Outlet;
 use super::reading::Reading;
 use super::router::{ClusterWriter, WriteSettings};
+use super::sealed::Ahead;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::stable::Stable;
@@ -109,6 +110,8 @@ pub struct Flow {
     pub(super) read_ns: u64,
     /// A record over several slots of a cluster: nothing more is decoded until it was carried out.
     pub(super) apart: Option<Apart>,
+    /// Nothing more is applied; what was looked at meanwhile.
+    pub(super) sealed: Option<Ahead>,
 }
 
 /// Bytes of one flow decoded in one turn.
@@ -182,6 +185,7 @@ impl Flow {
             eof_token,
             next_lsn: None,
             apart: None,
+            sealed: None,
             read_ns: 0,
         })
     }
@@ -243,6 +247,12 @@ impl Flow {
                     return Ok(Pumped::Waiting);
                 }
             }
+            if self.handler.holds_again() {
+                self.hold_again(slab, lane, settings);
+                if self.handler.holds_again() {
+                    return Ok(Pumped::Waiting);
+                }
+            }
             if self.handler.has_deferred() && self.apart.is_none() {
                 self.go_on_with_blob(slab, lane, settings, now_ms)?;
             }
@@ -261,7 +271,9 @@ impl Flow {
             if !lane.has_room(slab, settings.window_bytes) {
                 return Ok(Pumped::Waiting);
             }
-            let stop = if !self.blob_records.is_empty() {
+            let stop = if self.sealed.is_some() {
+                self.look_ahead(slab, chunk_bytes)?
+            } else if !self.blob_records.is_empty() {
                 match self.decode_blob_records(slab, lane, settings, now_ms, events, &mut consumed_bytes)? {
                     Stop::Need(_) => continue,
                     stop => stop,
@@ -303,6 +315,9 @@ impl Flow {
                         return Ok(Pumped::Waiting);
                     }
                     if self.is_at_end(slab, need) {
+                        if self.sealed.is_some() {
+                            return Ok(Pumped::Waiting);
+                        }
                         self.end(slab);
                         return Ok(Pumped::Waiting);
                     }

@@ -6,7 +6,7 @@
 //! flow stands before it and everything before it is applied (wire 4.5); "in step" is what positions say; whatever is heard
 //! of the source's end, the session ends only when what was read is applied (`draining`).
 
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::{self, Checkpoint, Kept};
 use super::crew::Crew;
 use super::draining::Draining;
 use super::error::EngineError;
@@ -14,9 +14,10 @@ use super::fetch::Fetcher;
 use super::handing::DeskEvent;
 use super::handover::Order;
 use super::hold::Watermarks;
+use super::import::ImportMode;
 use super::job::{Job, Signals};
 use super::joining::Joining;
-use super::messages::{Barrier, WorkerCommand, WorkerEvent};
+use super::messages::{Barrier, Lost, WorkerCommand, WorkerEvent};
 use super::migrate::PROGRESS_EVERY;
 use super::phase::Phase;
 use super::righting::Rightings;
@@ -143,6 +144,11 @@ impl Job<'_> {
                         let number = watch.settle(done);
                         crew.tell_all(|| WorkerCommand::Settle { number, release });
                     }
+                    DeskEvent::Order(Order::Seal { done }) => {
+                        let number = watch.settle(done);
+                        crew.tell_all(|| WorkerCommand::Seal { number });
+                    }
+                    DeskEvent::Order(Order::GoOn) => crew.tell_all(|| WorkerCommand::GoOn),
                     DeskEvent::Order(Order::End { keys, done }) => {
                         self.begin_end(keys, done);
                         crew.tell_all(|| WorkerCommand::Drain);
@@ -304,15 +310,27 @@ impl Job<'_> {
                 first.command
             )));
         }
+        let lost = match target.cluster() {
+            Some(_) => Vec::new(),
+            None => checkpoint::read(target).await?.map_or(Vec::new(), |found| found.lost),
+        };
+        let is_kept = |lost: &Lost| match &first.command {
+            GlobalCommand::FlushAll => false,
+            GlobalCommand::FlushDb(db) => lost.db != *db,
+            GlobalCommand::FlushSlots(_) => true,
+        };
+        let kept = Kept {
+            lost: lost.into_iter().filter(is_kept).collect(),
+            import_mark: self.import_mode == ImportMode::Ours,
+        };
         let scope = &self.settings.scope;
         tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
         match &first.command {
             GlobalCommand::FlushAll => {
-                checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns).await?;
-                self.mark_import_mode(target).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns, &kept).await?;
             }
             GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
             }
             GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
                 return Err(EngineError::Refused(format!(
@@ -322,7 +340,7 @@ impl Job<'_> {
             }
             GlobalCommand::FlushDb(db) => {
                 let db = scope.target_db(*db)?;
-                checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns).await?;
+                checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns, &kept).await?;
             }
             GlobalCommand::FlushSlots(_) if scope.rewrites() => {
                 return Err(EngineError::Refused(
@@ -333,7 +351,7 @@ impl Job<'_> {
             }
             GlobalCommand::FlushSlots(ranges) => {
                 target::delete_slots(target, ranges).await?;
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
             }
         }
         crew.tell_all(|| WorkerCommand::ReleaseBarrier);

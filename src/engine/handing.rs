@@ -93,6 +93,7 @@ impl Job<'_> {
             session: self.sessions,
             cluster: crew.is_cluster(),
             hold: crew.hold().clone(),
+            witness: crew.witness().clone(),
             owned,
             markers: crew.markers().to_vec(),
         };
@@ -136,7 +137,7 @@ impl Job<'_> {
                     return true;
                 }
                 // Whoever asked hears that nobody answers any more.
-                DeskEvent::Order(Order::Settle { .. }) | DeskEvent::Asked(_) => {}
+                DeskEvent::Order(Order::Settle { .. } | Order::Seal { .. } | Order::GoOn) | DeskEvent::Asked(_) => {}
                 DeskEvent::Ended(report) => self.cutover_ended(report),
             }
         }

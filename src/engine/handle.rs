@@ -7,15 +7,17 @@
 
 use super::doubt::Doubts;
 use super::error::EngineError;
+use super::returned::Returned;
 use super::rows;
 use super::scoped::Names;
-use crate::convert::hold::{Due, HORIZON_MS_MIN, Held};
+use crate::convert::hold::{Due, HORIZON_MS_MIN, Held, hold_again};
 use crate::convert::journal::{
     self, Doubt, GlobalCommand, JournalTranslator, NotCarriedKind, NoteKind, Outcome, Suspects,
 };
+use crate::convert::names::Name;
 use crate::convert::{Class, CommandMeta, Converter, Out, Plan, Scope};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
-use crate::dragonfly::owner::{OwnerRule, Verdict};
+use crate::dragonfly::owner::{OwnerRule, Verdict, flow_of_key};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::slot::slot;
@@ -70,6 +72,11 @@ const HELD_BYTES_MAX_ALL: usize = 32 << 20;
 /// A name is near if its expiry was within the horizon so long ago.
 const NEAR_SLACK_MS: i64 = 1_000;
 
+/// Memory for the names of what one flow holds, and for those of what it has given back for a cutover.
+fn names_bytes_max(owner: &OwnerRule) -> usize {
+    HELD_BYTES_MAX.min(HELD_BYTES_MAX_ALL / owner.flows().max(1) as usize)
+}
+
 /// Counts that belong to no type of value.
 #[derive(Clone, Debug, Default)]
 pub struct FlowCounts {
@@ -103,6 +110,8 @@ pub struct FlowHandler {
     pub doubts: Doubts,
     /// Held expiries that are being given back.
     releasing: Vec<Due>,
+    /// What was given back for a cutover.
+    returned: Returned,
     /// The target has PEXPIRETIME.
     tells_expiry: bool,
     owner: Arc<OwnerRule>,
@@ -122,7 +131,7 @@ impl FlowHandler {
         let held = if !plan.capabilities.holds_expiries() {
             Held::nothing(plan.capabilities.import_mode)
         } else {
-            Held::new(HELD_BYTES_MAX.min(HELD_BYTES_MAX_ALL / owner.flows().max(1) as usize))
+            Held::new(names_bytes_max(&owner))
         };
         let mut this = Self {
             flow,
@@ -139,6 +148,7 @@ impl FlowHandler {
             held,
             doubts: Doubts::default(),
             releasing: Vec::new(),
+            returned: Returned::new(names_bytes_max(&owner)),
             tells_expiry: plan.capabilities.has_command("PEXPIRETIME"),
             owner,
             existing,
@@ -153,8 +163,16 @@ impl FlowHandler {
     }
 
     /// A new turn: how far behind the flow is decides which expiries are held back (see [`Held::turn`]), and how far behind
-    /// any flow is which are given back.
-    pub fn turn(&mut self, now_ms: i64, applied_until_ms: i64, applied_until_ms_min: i64, horizon_ms: i64) {
+    /// any flow is which are given back. `easing`: a cutover has them given back.
+    pub fn turn(
+        &mut self,
+        now_ms: i64,
+        applied_until_ms: i64,
+        applied_until_ms_min: i64,
+        horizon_ms: i64,
+        easing: bool,
+    ) {
+        self.returned.remember(easing);
         self.held.turn(now_ms, applied_until_ms, horizon_ms);
         self.set_near();
         if self.releasing.is_empty() {
@@ -264,6 +282,30 @@ impl FlowHandler {
         out.begin(CommandMeta { slot: slot(&due.name.key), db: due.name.db, class: Class::Blind, all_nodes: false });
         out.put_owned(due.command(self.tells_expiry).into());
         out.end();
+        if due.may_be_renewed() {
+            self.returned.add(due.name);
+        }
+    }
+
+    /// The cutover that had held expiries given back is rolled back: they are held again, by [`FlowHandler::hold_again`].
+    pub fn begin_holding_again(&mut self) {
+        self.returned.begin();
+    }
+
+    pub fn holds_again(&self) -> bool {
+        self.returned.is_begun()
+    }
+
+    /// Holds one again. Returns it if the answer tells whether the target has lost the key.
+    pub fn hold_again(&mut self, out: &mut impl Out) -> Option<Name> {
+        let name = self.returned.next()?;
+        out.begin(CommandMeta { slot: slot(&name.key), db: name.db, class: Class::Blind, all_nodes: false });
+        out.put_owned(hold_again(&name, self.tells_expiry).into());
+        out.end();
+        self.held.found(&name);
+        // A name that was found at the target may be another flow's: what is written again must be in order with its records.
+        let own = flow_of_key(&name.key, self.owner.flows()) == self.flow;
+        (own && self.scope().is_plain(name.db)).then_some(name)
     }
 
     /// Whether the object is to be written. Learns the owner rule on the way.

@@ -6,13 +6,14 @@
 //! released, here or by its own timer.
 
 use super::control::{Control, CutoverAsked};
-use super::cutover::{Action, Cutover, HookEvent, Input, Now, Plan, Unproven, Verify};
-use super::easing;
+use super::cutover::{Action, Cutover, HookEvent, Input, Now, Plan, Positions, Unproven, Verify};
+use super::easing::{self, Eased};
 use super::fence::{FenceLink, RELEASE_SETTLES};
 use super::hold::HoldState;
 use super::hooks::{self, HookFacts};
 use super::settings::MigrateSettings;
 use super::verify::fenced::Fenced;
+use super::witness::Witness;
 use crate::ids::DbIndex;
 use crate::report::cutover::{CutoverEvent, CutoverOutcome, CutoverReport, CutoverStep, Rehearsal, Spread};
 use crate::uring;
@@ -33,6 +34,10 @@ pub type OwnKeys = Vec<(DbIndex, Vec<u8>)>;
 pub enum Order {
     /// Answer when no worker has anything left to send or to be answered; `release`: held expiries are given back before.
     Settle { release: bool, done: oneshot::Sender<()> },
+    /// Apply nothing more, and answer when nothing is left to be answered.
+    Seal { done: oneshot::Sender<()> },
+    /// It is rolled back: apply again.
+    GoOn,
     /// Stop and remove what is the tool's own at the target; `keys` may be left from earlier runs.
     End { keys: OwnKeys, done: oneshot::Sender<Result<(), String>> },
 }
@@ -49,6 +54,8 @@ pub struct Handover {
     pub cluster: bool,
     /// Expiries held back in the session.
     pub hold: Arc<HoldState>,
+    /// What was read in the session, and who wrote it.
+    pub witness: Arc<Witness>,
     /// The target held nothing else when the job began: what only it has is a difference.
     pub owned: bool,
     /// Markers of the session.
@@ -72,6 +79,7 @@ pub async fn run(handover: Handover, asked: CutoverAsked) -> CutoverReport {
         source: None,
         own: OwnKeys::new(),
         comparison: None,
+        eased: None,
         report: CutoverReport { budget_ms: plan.budget_ms, ..CutoverReport::default() },
         plan,
         handover,
@@ -99,6 +107,8 @@ struct Run {
     own: OwnKeys,
     /// The comparison, made ready before the fence.
     comparison: Option<Fenced>,
+    /// What was held back is put right but for what is near, until this is dropped.
+    eased: Option<Eased>,
     report: CutoverReport,
 }
 
@@ -139,16 +149,20 @@ impl Run {
     async fn execute(&mut self) {
         let wait = Duration::from_millis(self.plan.wait_ms);
         // In step, too, is a matter of so long a wait.
-        let eased = match easing::ease(&self.handover.hold, wait, || self.gone()).await {
-            Ok(eased) => eased,
+        match easing::ease(&self.handover.hold, wait, || self.gone()).await {
+            Ok(eased) => self.eased = Some(eased),
             Err(why) => {
+                self.go_on();
                 self.report.outcome = CutoverOutcome::NotDone;
                 self.report.message = Some(format!("{why}. Nothing was fenced"));
                 return;
             }
         };
         let cutover = self.round().await;
-        drop(eased);
+        if !cutover.is_handed_over() {
+            self.go_on();
+        }
+        self.eased = None;
         self.report.outcome = match cutover.is_handed_over() {
             true => CutoverOutcome::HandedOver,
             false => CutoverOutcome::NotDone,
@@ -191,6 +205,12 @@ impl Run {
         let whole = rehearsal.missed == 0 && rehearsal.rounds == self.plan.rehearse;
         self.report.outcome = if whole { CutoverOutcome::Rehearsed } else { CutoverOutcome::NotDone };
         self.report.rehearsal = Some(rehearsal);
+    }
+
+    /// The job follows on: what was given back for the fence is held again, in front of what the source writes now.
+    fn go_on(&mut self) {
+        self.eased = None;
+        let _ = self.handover.orders.send(Order::GoOn);
     }
 
     /// One run of the machine, to its end.
@@ -252,13 +272,12 @@ impl Run {
             }
             Action::Settle { release } => {
                 let (done, answer) = oneshot::channel();
-                let _ = self.handover.orders.send(Order::Settle { release: *release, done });
-                let timeout = if fenced { left } else { SETTLE_MAX };
-                match tokio::time::timeout(timeout, answer).await {
-                    Ok(Ok(())) => Input::Settled,
-                    Ok(Err(_)) => Input::Lost("the job could not settle: its session ended".into()),
-                    Err(_) => Input::Lost("the target did not answer everything within the budget".into()),
-                }
+                self.settled(Order::Settle { release: *release, done }, answer, if fenced { left } else { SETTLE_MAX })
+                    .await
+            }
+            Action::Seal => {
+                let (done, answer) = oneshot::channel();
+                self.settled(Order::Seal { done }, answer, if fenced { left } else { SETTLE_MAX }).await
             }
             Action::Verify { within_ns } => self.compare(Duration::from_nanos(*within_ns)).await,
             Action::Takeover { seconds } => {
@@ -276,6 +295,15 @@ impl Run {
         }
     }
 
+    async fn settled(&self, order: Order, answer: oneshot::Receiver<()>, timeout: Duration) -> Input {
+        let _ = self.handover.orders.send(order);
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(())) => Input::Settled,
+            Ok(Err(_)) => Input::Lost("the job could not settle: its session ended".into()),
+            Err(_) => Input::Lost("the target did not answer everything within the budget".into()),
+        }
+    }
+
     /// A request was cut off in the middle: what comes next on that connection would be its answer.
     fn no_answer(&mut self, what: &str) -> Input {
         self.source = None;
@@ -290,7 +318,9 @@ impl Run {
         match tokio::time::timeout(timeout, source.positions(applied.len() as u32)).await {
             // Read only now: what the source said is older than this.
             Ok(Ok(positions)) => match self.handover.control.applied(self.handover.session) {
-                Some(applied) => Input::Positions { source: positions, applied },
+                Some(applied) => {
+                    Input::Positions(Positions { source: positions, applied, seen: self.handover.witness.seen() })
+                }
                 None => Input::Lost("the session with the source ended".into()),
             },
             Ok(Err(why)) => {
@@ -302,6 +332,7 @@ impl Run {
     }
 
     async fn release(&mut self, cutover: &Cutover) -> Result<(), String> {
+        self.go_on();
         let held_ns = cutover.held_for_ns(now()).unwrap_or(0);
         if held_ns > self.plan.budget_ms.saturating_mul(1_000_000).saturating_add(FENCE_GONE_NS) {
             // It ended by itself; asking would end somebody else's.
@@ -343,7 +374,7 @@ impl Run {
     /// Tells what was done, except of the many looks at positions those that changed nothing.
     fn step(&mut self, cutover: &Cutover, action: &Action, input: &Input, at: Now) {
         let detail = match input {
-            Input::Positions { source, applied } => {
+            Input::Positions(Positions { source, applied, .. }) => {
                 let behind = super::cutover::behind(source, applied);
                 format!("{behind} entries behind")
             }
@@ -362,6 +393,7 @@ impl Run {
             Action::Fence { .. } => "fence",
             Action::Settle { release: false } => "proven equal",
             Action::Settle { release: true } => "expiries",
+            Action::Seal => "sealed",
             Action::Verify { .. } => "verify",
             Action::Takeover { .. } => "takeover",
             Action::EndJob => "end of the job",

@@ -3,7 +3,7 @@
 //!
 //! In: the probed target. Out: whether the mode is on, and whether it was turned on here. Invariants: a mode that this job
 //! turned on, also in a process that died, is turned off at its clean end; one that was on before is left on. A mark at the
-//! target says whose it is; it is written before the mode is turned on.
+//! target says whose it is; it is written before the mode is turned on, and again in the transaction that empties the target.
 
 use super::error::EngineError;
 use super::target::TargetLink;
@@ -12,6 +12,8 @@ use crate::redis::value::Value;
 
 /// Set while the mode is on because of this job.
 const MARK_KEY: &str = "df2redis:import-mode";
+/// Sets it.
+pub const SET_MARK: &[&[u8]] = &[b"SET", MARK_KEY.as_bytes(), b"1"];
 
 /// What was found and done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub async fn begin(link: &mut TargetLink) -> Result<ImportMode, EngineError> {
         Some(Value::Array(pair)) => pair.get(1).and_then(Value::text).map(str::to_string),
         _ => None,
     };
-    let marked = matches!(link.call(&[b"EXISTS", MARK_KEY.as_bytes()]).await?, Value::Integer(1..));
+    let marked = is_marked(link).await?;
     let was_on = mode.as_deref() == Some("yes");
     let info = Info::parse(memory.text().unwrap_or_default());
     let evicts = info.get("maxmemory").is_some_and(|bytes| bytes != "0")
@@ -44,7 +46,7 @@ pub async fn begin(link: &mut TargetLink) -> Result<ImportMode, EngineError> {
         return Ok(ImportMode::Off);
     }
     if !was_on {
-        link.call(&[b"SET", MARK_KEY.as_bytes(), b"1"]).await?;
+        link.call(SET_MARK).await?;
         config(link, &[b"CONFIG", b"SET", b"import-mode", b"yes"]).await?;
     }
     // The answer to this is the proof: the user may lack CONFIG, yet the mode may be on.
@@ -76,9 +78,23 @@ pub async fn declare(link: &mut TargetLink) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// The target was emptied: the mark went with everything else.
-pub async fn mark(link: &mut TargetLink) -> Result<(), EngineError> {
-    link.call(&[b"SET", MARK_KEY.as_bytes(), b"1"]).await.map(drop)
+/// Empties the target with `command`, a FLUSHALL, except for the mark. Without it a mode that a job turned on would be on for ever if the job died now.
+pub async fn flush_all(link: &mut TargetLink, command: &[&[u8]]) -> Result<(), EngineError> {
+    let is_cluster = link.cluster().is_some();
+    if is_cluster || !is_marked(link).await? {
+        return link.call(command).await.map(drop);
+    }
+    link.call(&[b"MULTI"]).await?;
+    link.call(command).await?;
+    link.call(SET_MARK).await?;
+    match link.call(&[b"EXEC"]).await? {
+        Value::Array(replies) if replies.iter().all(|reply| reply.error_text().is_none()) => Ok(()),
+        other => Err(EngineError::Target(format!("the target answered FLUSHALL in a transaction with {other:?}"))),
+    }
+}
+
+async fn is_marked(link: &mut TargetLink) -> Result<bool, EngineError> {
+    Ok(!matches!(link.call(&[b"GET", MARK_KEY.as_bytes()]).await?, Value::Null))
 }
 
 /// Turns the mode off. From now on the target expires what is past, as the source does.

@@ -7,10 +7,11 @@
 
 use super::batch::{Batch, Watched};
 use super::error::EngineError;
-use super::messages::LaneStart;
+use super::lost::{self, WatchedNames};
+use super::messages::{LaneStart, Lost};
 use super::refusal::{self, Hold};
 use super::wire::{Connected, Wire};
-use super::writer::{Encoder, GuardState, Source, Writer};
+use super::writer::{CHECKPOINT_DB, Encoder, GuardState, Source, Writer};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::reply::{Reply, ReplyScanner};
@@ -116,7 +117,13 @@ impl Lane {
             client_id,
             generation: 0,
             encoder: Encoder::new(),
-            guard: GuardState { checkpoint, marker, sequence: 0, marked_dbs: Vec::new() },
+            guard: GuardState {
+                checkpoint,
+                marker,
+                sequence: 0,
+                marked_dbs: Vec::new(),
+                watched: WatchedNames::default(),
+            },
             ready: VecDeque::new(),
             sent: VecDeque::new(),
             in_kernel: 0,
@@ -195,6 +202,50 @@ impl Lane {
         let mut writer = self.plain_writer(slab, batch_bytes, 0);
         writer.begin(CommandMeta { slot: Slot(0), db, class: Class::Blind, all_nodes: false });
         writer.put(&crate::redis::resp::command(&[b"DEL", key]));
+        writer.end();
+        self.queue_closed();
+    }
+
+    /// Keeps the names of lost keys in the checkpoint, in front of everything that is not sent: the next transaction writes over
+    /// the names among which they are now.
+    pub fn remember_lost(&mut self, slab: &mut Slab, lost: &[Lost]) -> Result<(), EngineError> {
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let at = usize::from(self.cut_short);
+        let db = match self.ready.get(at) {
+            Some(next) => position_of(next, slab, next.replied)?.1,
+            None => self.encoder.batch.db_at_start,
+        };
+        let fields: Vec<Vec<u8>> = lost.iter().map(lost::lost_field).collect();
+        let mut args: Vec<&[u8]> = vec![b"HSET", self.guard.checkpoint.as_bytes()];
+        args.extend(fields.iter().flat_map(|field| [&field[..], b""]));
+        let mut encoder = Encoder::new();
+        (encoder.db, encoder.batch.db_at_start) = (db, db);
+        encoder.select(slab, CHECKPOINT_DB);
+        encoder.command(slab, &args);
+        encoder.select(slab, db);
+        let mut batch = encoder.take_batch(slab, Vec::new());
+        encoder.tail.finish(&mut batch, slab);
+        self.unacked_bytes += batch.bytes;
+        self.unacked_commands += u64::from(batch.commands);
+        self.ready.insert(at, batch);
+        Ok(())
+    }
+
+    /// Everything was answered: no name needs to be kept that the last transaction wrote.
+    pub fn forget_watched(&mut self, slab: &mut Slab, batch_bytes: usize) {
+        if !self.guard.watched.is_stored() || !self.is_idle() {
+            return;
+        }
+        let mut fields = Vec::new();
+        self.guard.watched.take(|_| true, |flow, _| fields.push(lost::watched_field(flow)));
+        let mut args: Vec<&[u8]> = vec![b"HDEL", self.guard.checkpoint.as_bytes()];
+        args.extend(fields.iter().map(String::as_bytes));
+        let command = crate::redis::resp::command(&args);
+        let mut writer = self.plain_writer(slab, batch_bytes, 0);
+        writer.begin(CommandMeta { slot: Slot(0), db: CHECKPOINT_DB, class: Class::Blind, all_nodes: false });
+        writer.put(&command);
         writer.end();
         self.queue_closed();
     }

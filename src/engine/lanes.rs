@@ -5,7 +5,7 @@
 //! forward behind what was acknowledged. Invariants: a position moves only with its acknowledged batch; what the target
 //! refused is sent again in its order; a connection that owes replies is never silent for ever.
 
-use super::batch::Batch;
+use super::batch::{Batch, Watched};
 use super::error::EngineError;
 use super::flow::Flow;
 use super::lane::{Lane, Link, Verdict};
@@ -25,26 +25,32 @@ const SILENCE_FACTOR: u32 = 3;
 impl Worker {
     pub(super) fn resume(
         &mut self,
-        lane: usize,
+        position: usize,
         generation: u16,
         socket: Connected,
         applied: u64,
         now_ns: u64,
     ) -> Result<(), EngineError> {
-        let Some(lane) = self.lanes.get_mut(lane) else { return Ok(()) };
+        let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
         if lane.generation != generation || !matches!(lane.link, Link::Down) {
             return Ok(());
         }
         let mut known = Vec::new();
         lane.resume(self.ring.slab_mut(), socket, applied, |batch| known.push(batch))?;
         let node = lane.node;
+        let mut unseen = Vec::new();
         for batch in known {
+            // What it was answered is not known.
+            let slab = self.ring.slab();
+            unseen.extend(
+                batch.watched.iter().map(|watched| (*watched, super::errors::key_of(&batch, slab, watched.command))),
+            );
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
             confirm(&mut self.flows, &self.confirmed, &batch);
             batch.release(self.ring.slab_mut());
         }
         self.stats.reconnects += 1;
-        Ok(())
+        self.put_in_doubt(position, unseen)
     }
 
     /// Looks after the lanes whose server refuses: what was answered is sorted, the next attempt begun when it is due.
@@ -234,12 +240,27 @@ impl Worker {
         if rejected {
             self.hold();
         }
+        self.put_in_doubt(position, lost)?;
+        outcome
+    }
+
+    /// The target may have lost these keys: they are fetched again, and remembered until then.
+    fn put_in_doubt(&mut self, lane: usize, lost: Vec<(Watched, Option<Vec<u8>>)>) -> Result<(), EngineError> {
+        let mut remembered = Vec::new();
         for (watched, key) in lost {
             if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == watched.flow) {
-                flow.lost(watched.db, key, &self.events);
+                remembered.extend(flow.lost(watched.db, key, &self.events));
             }
         }
-        outcome
+        let Some(lane) = self.lanes.get_mut(lane) else { return Ok(()) };
+        lane.remember_lost(self.ring.slab_mut(), &remembered)
+    }
+
+    /// Where everything was answered, the checkpoint need not name what was asked.
+    pub(super) fn forget_watched(&mut self) {
+        for lane in &mut self.lanes {
+            lane.forget_watched(self.ring.slab_mut(), self.settings.batch_bytes);
+        }
     }
 
     /// A cluster's lane has nothing more to do.

@@ -13,6 +13,7 @@ use super::sizes::Sizes;
 use super::spool::SpoolStart;
 use super::units::Unit;
 use super::wire::Connected;
+use super::witness::Witness;
 use crate::convert::journal::GlobalCommand;
 use crate::convert::names::Name;
 use crate::convert::{Plan, Tally};
@@ -117,6 +118,8 @@ pub struct WorkerStart {
     pub commands: mpsc::Receiver<WorkerCommand>,
     /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is confirmed.
     pub confirmed: Arc<Vec<AtomicU64>>,
+    /// What was read of each flow, and who wrote it.
+    pub witness: Arc<Witness>,
     /// The target is a cluster.
     pub router: Option<RouterStart>,
     pub hold: Arc<HoldState>,
@@ -125,7 +128,7 @@ pub struct WorkerStart {
 }
 
 /// A key that vanished at the target.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
     pub flow: FlowId,
     pub db: DbIndex,
@@ -231,6 +234,12 @@ pub enum WorkerCommand {
         number: u64,
         release: bool,
     },
+    /// Apply nothing more and look at what comes; say when nothing is left to be answered.
+    Seal {
+        number: u64,
+    },
+    /// The cutover is rolled back: apply again.
+    GoOn,
     /// Decoding has stopped, and nothing more is to come: give all held expiries back; another `Drained` follows.
     ReleaseHeld,
     /// Keys and fields that were found at the target with a shifted expiry.

@@ -8,6 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
 use super::handle::Existing;
+use super::import;
 use super::job::{Job, Signals, graver};
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
@@ -108,7 +109,7 @@ impl Job<'_> {
                 target::end_client(&mut target, client_id).await?;
             }
         }
-        target.call(&[b"FLUSHALL", b"ASYNC"]).await?;
+        import::flush_all(&mut target, &[b"FLUSHALL", b"ASYNC"]).await?;
         self.touched = true;
         self.totals = Totals::new();
         self.report.not_carried = Default::default();

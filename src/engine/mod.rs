@@ -11,6 +11,7 @@
 //!   lane    writer -> batches -> linked sends -> replies; lanes: all of a worker's, lost, refused, silent ones too
 //!   router  of a cluster: slots to lanes, markers, positions; held, units: between two slot maps
 //! cluster   who has which slot, routed commands; settle, apart: what a held worker left behind
+//! cutover   what comes after what; handover: with connections, hooks and a clock; witness, sealed: what speaks against the fence
 //! verify    source against target, through ordinary commands   control thread, tokio-uring
 //! ```
 //!
@@ -50,6 +51,7 @@ mod lag;
 mod lane;
 mod lanes;
 mod link;
+mod lost;
 mod messages;
 mod migrate;
 mod outlet;
@@ -58,10 +60,12 @@ mod preflight;
 mod reading;
 mod refusal;
 mod replicate;
+mod returned;
 mod righting;
 mod router;
 mod rows;
 mod scoped;
+mod sealed;
 pub mod settings;
 mod settle;
 mod sizes;
@@ -77,6 +81,7 @@ mod upstream;
 pub mod verify;
 mod view;
 mod wire;
+pub mod witness;
 mod worker;
 mod writer;
 

@@ -240,11 +240,6 @@ impl Job<'_> {
         Ok(checkpoint)
     }
 
-    /// After the target was emptied.
-    pub(super) async fn mark_import_mode(&self, target: &mut TargetLink) -> Result<(), EngineError> {
-        if self.import_mode == ImportMode::Ours { import::mark(target).await } else { Ok(()) }
-    }
-
     /// A fresh control connection to the same server process.
     pub(super) async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
         let mut link = target::connect_control(&self.settings).await?;
@@ -311,11 +306,10 @@ impl Job<'_> {
     async fn full_again(&mut self, target: &mut TargetLink) -> Result<Begin, EngineError> {
         self.touched = true;
         self.resumable = false;
-        target.call(&[b"FLUSHALL"]).await?;
+        import::flush_all(target, &[b"FLUSHALL"]).await?;
         self.lost.clear();
         self.totals = Totals::new();
         self.report.not_carried = Default::default();
-        self.mark_import_mode(target).await?;
         Ok(Begin::Full { owned: true })
     }
 
@@ -363,11 +357,24 @@ impl Job<'_> {
                 let (master_id, flows) =
                     session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
                 let scope = self.settings.scope.fingerprint();
-                let checkpoint = Checkpoint { master_id, flows, stable: false, owned, held, lsns: Vec::new(), scope };
+                let checkpoint = Checkpoint {
+                    master_id,
+                    flows,
+                    stable: false,
+                    owned,
+                    held,
+                    lsns: Vec::new(),
+                    scope,
+                    lost: Vec::new(),
+                };
                 checkpoint::begin(target, &checkpoint).await?;
                 (crew, checkpoint)
             }
             Begin::Resume(mut checkpoint) => {
+                checkpoint::keep_lost(target, &checkpoint).await?;
+                let known = std::mem::take(&mut checkpoint.lost);
+                let known = known.into_iter().filter(|lost| !self.lost.contains(lost)).collect::<Vec<_>>();
+                self.lost.extend(known);
                 let crew = self.open_partial(&mut source, &checkpoint, plan).await?;
                 if checkpoint.held {
                     crew.hold().add_unnamed(Overflow { keys: true, fields: probed.capabilities.field_expiry });

@@ -5,29 +5,33 @@
 //! must equal the LSN of the record before it, else something was lost or counted twice; a global command is not applied
 //! here: the flow stops before it until all flows have reached it and it was executed once (wire 4.5).
 
-use super::batch::Watched;
 use super::doubt::Settled;
 use super::error::EngineError;
 use super::flow::{Flow, FlowState, Stop};
 use super::handle::{Applied, FlowHandler};
 use super::lane::Lane;
+use super::lost;
 use super::messages::{Apart, Barrier, Lost, WorkerEvent};
 use super::outlet::Outlet;
 use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
+use super::witness::is_clients;
 use super::worker::has_room;
-use super::writer::{Source, Writer};
-use crate::convert::Out;
+use super::writer::{CHECKPOINT_DB, Source, Writer};
 use crate::convert::journal::GlobalCommand;
+use crate::convert::{Class, CommandMeta, Out};
 use crate::dragonfly::Reason;
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent, JournalProgress};
-use crate::ids::{DbIndex, Lsn};
+use crate::ids::{DbIndex, Lsn, Slot};
+use crate::redis::resp;
 use crate::uring::Slab;
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Records between two acknowledgements at the most (the native replica's figure).
 const ACK_RECORDS_MAX: u64 = 1024;
+/// Names of keys that could not be fetched again stay in the checkpoint for the next process, so many of a flow.
+const REMEMBERED_MAX: u64 = 1024;
 const ACK_EVERY_NS: u64 = 1_000_000_000;
 
 /// What a flow keeps in stable sync.
@@ -35,6 +39,8 @@ pub struct Stable {
     pub decoder: JournalDecoder,
     /// LSN of the next record to be read; everything before it was given to the lane.
     pub next_lsn: Lsn,
+    /// LSN behind the last record that a client wrote; 0: none was read.
+    pub wrote_lsn: Lsn,
     /// LSN of the next record that the target has not confirmed.
     pub acked_lsn: Lsn,
     /// What the last ACK said, and when it was sent.
@@ -55,6 +61,7 @@ impl Stable {
         Self {
             decoder,
             next_lsn,
+            wrote_lsn: Lsn(0),
             acked_lsn: next_lsn,
             ack_sent: None,
             ack_sent_ns: 0,
@@ -213,6 +220,9 @@ impl Flow {
             {
                 handler.touch(command, stable.next_lsn);
             }
+            if is_clients(&event) {
+                stable.wrote_lsn = after;
+            }
             let position_of_record = (*id, event.counts().then_some(after));
             let applied = match lane {
                 Outlet::One(lane) => {
@@ -236,9 +246,8 @@ impl Flow {
                         && writer.encoder.batch.commands > commands_before
                         && let Some(lost_if) = lost_answer(command)
                     {
-                        let batch = &mut writer.encoder.batch;
-                        let index = batch.commands.saturating_sub(1);
-                        batch.watched.push(Watched { command: index, flow: *id, db: command.db, lost_if });
+                        let key = command.args().nth(1).unwrap_or_default();
+                        writer.watch(*id, command.db, key, lost_if);
                     }
                     if matches!(applied, Applied::Done) && event.counts() {
                         writer.record_done(*id, after);
@@ -296,21 +305,36 @@ impl Flow {
         Ok(stop)
     }
 
-    /// An answer said that the target lost a key. `key`: `None` if it is too long to be told.
-    pub(super) fn lost(&mut self, db: DbIndex, key: Option<Vec<u8>>, events: &UnboundedSender<WorkerEvent>) {
+    /// The target lost a key, or may have. `key`: `None` if it is too long to be told. Returns it if it is to be fetched.
+    pub(super) fn lost(
+        &mut self,
+        db: DbIndex,
+        key: Option<Vec<u8>>,
+        events: &UnboundedSender<WorkerEvent>,
+    ) -> Option<Lost> {
         let scope = self.handler.scope();
         if !scope.is_plain(db) {
             // Of a type that is left out it was never there; else its name at the source is not known here.
             if !scope.filters_types() {
                 self.handler.give_up(db, key.as_deref().unwrap_or_default(), "filters, or other names at the target");
             }
-            return;
+            return None;
         }
-        let Some(key) = key else { return self.handler.give_up(db, b"", "its name is too long") };
+        let Some(key) = key else {
+            self.handler.give_up(db, b"", "its name is too long");
+            return None;
+        };
         match self.handler.doubts.lost(db, &key) {
-            Ok(true) => drop(events.send(WorkerEvent::Lost(Lost { flow: self.id, db, key }))),
-            Ok(false) => {}
-            Err(why) => self.handler.give_up(db, &key, &why),
+            Ok(true) => {
+                let lost = Lost { flow: self.id, db, key };
+                let _ = events.send(WorkerEvent::Lost(lost.clone()));
+                (self.handler.counts.not_fetched < REMEMBERED_MAX).then_some(lost)
+            }
+            Ok(false) => None,
+            Err(why) => {
+                self.handler.give_up(db, &key, &why);
+                None
+            }
         }
     }
 
@@ -334,14 +358,17 @@ impl Flow {
                     let _ = events.send(WorkerEvent::Lost(lost));
                     continue;
                 }
+                // Its name stays in the checkpoint: the next process tries again.
                 Some(Settled::GivenUp { db, key, why }) => {
                     self.handler.give_up(db, &key, &why);
                     continue;
                 }
             };
+            let field = lost::lost_field(&Lost { flow: self.id, db, key: key.to_vec() });
             let payload = fetched.payload.map(Bytes::from);
             let source = payload.clone().map_or(Source::None, Source::Heap);
             let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
+            let forget = resp::command(&[b"HDEL", guard.checkpoint.as_bytes(), &field]);
             let mut writer = Writer {
                 encoder,
                 slab: &mut *slab,
@@ -355,6 +382,9 @@ impl Flow {
                 read_ns: self.read_ns,
             };
             self.handler.put_back(db, &key, payload.as_deref(), fetched.expire_at_ms, now_ms, &mut writer);
+            writer.begin(CommandMeta { slot: Slot(0), db: CHECKPOINT_DB, class: Class::Guarded, all_nodes: false });
+            writer.put(&forget);
+            writer.end();
             writer.record_done(self.id, next_lsn);
             lane.queue_closed();
         }

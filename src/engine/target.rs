@@ -6,6 +6,7 @@
 use super::cluster::Cluster;
 use super::error::EngineError;
 use super::handle::Existing;
+use super::import;
 use super::link::{Link, LinkError};
 use super::settings::{Endpoint, MigrateSettings, OnExisting};
 use super::wire::Connected;
@@ -347,7 +348,7 @@ pub async fn prepare(
         }
         OnExisting::Replace => {}
         OnExisting::Flush => {
-            link.call(&[b"FLUSHALL", b"ASYNC"]).await?;
+            import::flush_all(link, &[b"FLUSHALL", b"ASYNC"]).await?;
         }
         OnExisting::Skip => {
             let keys_max = (settings.memory_bytes >> 20) * EXISTING_PER_MIB;

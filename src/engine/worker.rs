@@ -24,6 +24,7 @@ use super::sizes::Sizes;
 use super::spool::{ChunkPool, SpoolFile};
 use super::throttle::Gate;
 use super::upstream::Gone;
+use super::witness::Witness;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::WorkerStats;
@@ -85,6 +86,7 @@ pub struct Worker {
     /// Asked to say when nothing is left to be sent or answered.
     settling: Option<u64>,
     pub(super) confirmed: Arc<Vec<AtomicU64>>,
+    witness: Arc<Witness>,
     hold: Arc<HoldState>,
     /// Reads that needed no kernel (see `wire`), to be handled with this turn's completions.
     pub(super) here: Vec<Completion>,
@@ -126,6 +128,7 @@ impl Worker {
             events,
             commands,
             confirmed,
+            witness,
             router,
             hold,
             spool,
@@ -184,6 +187,7 @@ impl Worker {
             releases: 0,
             settling: None,
             confirmed,
+            witness,
             hold,
             here: Vec::new(),
             first_flow: 0,
@@ -220,6 +224,7 @@ impl Worker {
             self.lose_silent_lanes(now_ns)?;
             self.tell_when_held()?;
             if now_ns >= self.next_sample_ns {
+                self.forget_watched();
                 self.sample(now_ns);
             }
             let wait = match gate {
@@ -279,6 +284,16 @@ impl Worker {
                         self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
                     }
                 }
+                Ok(WorkerCommand::Seal { number }) => {
+                    self.settling = Some(number);
+                    self.flows.iter_mut().for_each(|flow| flow.seal(true));
+                }
+                Ok(WorkerCommand::GoOn) => {
+                    for flow in &mut self.flows {
+                        flow.seal(false);
+                        flow.handler.begin_holding_again();
+                    }
+                }
                 Ok(WorkerCommand::ReleaseHeld) => {
                     let now_ms = uring::clock::realtime_ms() as i64;
                     self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
@@ -286,7 +301,8 @@ impl Worker {
                 }
                 Ok(WorkerCommand::Doubt(Lost { flow, db, key, .. })) => {
                     if let Some(flow) = self.flows.iter_mut().find(|of| of.id == flow) {
-                        flow.lost(db, Some(key), &self.events);
+                        // It stands in the checkpoint already.
+                        let _ = flow.lost(db, Some(key), &self.events);
                     }
                 }
                 Ok(WorkerCommand::Fetched(answer)) => {
@@ -322,7 +338,8 @@ impl Worker {
         for step in 0..count {
             let position = (self.first_flow + step) % count;
             let flow = &mut self.flows[position];
-            flow.handler.turn(now_ms, self.hold.applied_until_ms(flow.id), until_ms_min, horizon_ms);
+            let until_ms = self.hold.applied_until_ms(flow.id);
+            flow.handler.turn(now_ms, until_ms, until_ms_min, horizon_ms, easing > 0);
             let lane = flow.lane;
             if !flow.handler.doubts.is_empty() && self.router.is_none() {
                 let slab = self.ring.slab_mut();
@@ -336,6 +353,9 @@ impl Worker {
             let pumped =
                 flow.pump(self.ring.slab_mut(), outlet, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
             self.hold.add_unnamed(flow.handler.held.take_overflow());
+            if let Some(ahead) = flow.witnessed() {
+                self.witness.publish(flow.id, ahead.read, ahead.wrote);
+            }
             if easing > 0 {
                 let given_back = flow.handler.holds_only_near(now_ms);
                 self.hold.set_given_back(flow.id, if given_back { easing } else { 0 });
@@ -480,6 +500,9 @@ impl Worker {
     }
 
     fn tell_when_drained(&mut self) {
+        if self.draining || self.settling.is_some() {
+            self.forget_watched();
+        }
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
         let busy = |flow: &Flow| flow.handler.is_releasing() || flow.handler.doubts.is_waiting();
         let at_rest = !self.flows.iter().any(busy);

@@ -5,7 +5,8 @@
 //! command stands in a MULTI that ends with its position (design.md, "Exactly once"). Writing never fails: when the slab
 //! has no send chunk left, bytes go to the heap (the worker stops decoding long before that).
 
-use super::batch::{Batch, Guard};
+use super::batch::{Batch, Guard, Watched};
+use super::lost::{WatchedNames, watched_field};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::uring::{ChunkId, Class as ChunkClass, Segment, Slab};
@@ -141,7 +142,8 @@ impl Encoder {
         self.batch.commands += 1;
     }
 
-    fn select(&mut self, slab: &mut Slab, db: DbIndex) {
+    /// Selects a database, where another one is selected.
+    pub fn select(&mut self, slab: &mut Slab, db: DbIndex) {
         if self.db != db {
             self.batch.selects.push((self.batch.commands, db));
             self.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
@@ -242,6 +244,8 @@ pub struct GuardState {
     pub sequence: u64,
     /// Databases in which the marker was written (it is written to the database current at the group's end).
     pub marked_dbs: Vec<DbIndex>,
+    /// What the checkpoint is told of commands whose answers may say that a key was lost.
+    pub watched: WatchedNames,
 }
 
 /// Fields of the checkpoint that hold the next LSN of each flow begin with this.
@@ -287,19 +291,33 @@ impl Writer<'_> {
         }
     }
 
+    /// The answer `lost_if` to the command written last says that the target lost `key`, by its name at the source.
+    pub fn watch(&mut self, flow: FlowId, db: DbIndex, key: &[u8], lost_if: i64) {
+        let command = self.encoder.batch.commands.saturating_sub(1);
+        self.encoder.batch.watched.push(Watched { command, flow, db, lost_if });
+        if let Some(state) = self.guard.as_deref_mut() {
+            state.watched.add(flow, db, key);
+        }
+    }
+
     /// Writes the positions of the batch into the checkpoint: with the guarded commands, or behind the blind ones.
     fn write_positions(&mut self) {
-        let Some(state) = self.guard.as_deref() else { return };
+        let Some(state) = self.guard.as_deref_mut() else { return };
         if self.encoder.batch.positions.is_empty() {
             return;
         }
-        let mut fields: SmallVec<[String; 8]> = SmallVec::new();
-        for (flow, lsn) in &self.encoder.batch.positions {
-            fields.push(format!("{LSN_FIELD_PREFIX}{flow}"));
-            fields.push(lsn.to_string());
+        let positions = &self.encoder.batch.positions;
+        let mut fields: SmallVec<[Vec<u8>; 8]> = SmallVec::new();
+        for (flow, lsn) in positions {
+            fields.push(format!("{LSN_FIELD_PREFIX}{flow}").into_bytes());
+            fields.push(lsn.to_string().into_bytes());
         }
+        state.watched.take(
+            |flow| positions.iter().any(|(id, _)| *id == flow),
+            |flow, names| fields.extend([watched_field(flow).into_bytes(), names.to_vec()]),
+        );
         let mut args: SmallVec<[&[u8]; 12]> = smallvec::smallvec![&b"HSET"[..], state.checkpoint.as_bytes()];
-        args.extend(fields.iter().map(String::as_bytes));
+        args.extend(fields.iter().map(Vec::as_slice));
         self.encoder.select(self.slab, CHECKPOINT_DB);
         self.encoder.command(self.slab, &args);
     }

@@ -66,6 +66,7 @@ struct Shared {
     plan: Plan,
     stopping: AtomicBool,
     paused: AtomicBool,
+    replies_paused: AtomicBool,
     accepted_count: AtomicU64,
     cuts_count: AtomicU64,
     streams: Mutex<Vec<TcpStream>>,
@@ -81,6 +82,7 @@ impl Proxy {
             plan: Box::new(plan),
             stopping: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            replies_paused: AtomicBool::new(false),
             accepted_count: AtomicU64::new(0),
             cuts_count: AtomicU64::new(0),
             streams: Mutex::default(),
@@ -107,6 +109,11 @@ impl Proxy {
     /// While paused nothing passes in either direction, and no connection is closed.
     pub fn set_paused(&self, paused: bool) {
         self.shared.paused.store(paused, Ordering::Release);
+    }
+
+    /// While paused requests pass, and no reply.
+    pub fn set_replies_paused(&self, paused: bool) {
+        self.shared.replies_paused.store(paused, Ordering::Release);
     }
 
     /// Closes every connection that is open now; new ones are served.
@@ -155,11 +162,13 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         };
         client.set_nodelay(true).ok();
         server.set_nodelay(true).ok();
-        for (from, to, leg) in [(&client, &server, faulty.to_server), (&server, &client, faulty.to_client)] {
+        for (from, to, leg, is_reply) in
+            [(&client, &server, faulty.to_server, false), (&server, &client, faulty.to_client, true)]
+        {
             let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };
             let shared = shared.clone();
             std::thread::spawn(move || {
-                carry(&shared, &from, &to, leg);
+                carry(&shared, &from, &to, leg, is_reply);
                 from.shutdown(Shutdown::Both).ok();
                 to.shutdown(Shutdown::Both).ok();
             });
@@ -169,7 +178,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 /// Until an end, an error or a cut.
-fn carry(shared: &Shared, mut from: &TcpStream, mut to: &TcpStream, leg: Leg) {
+fn carry(shared: &Shared, mut from: &TcpStream, mut to: &TcpStream, leg: Leg, is_reply: bool) {
     let mut buffer = vec![0u8; 64 << 10];
     let mut carried = 0u64;
     loop {
@@ -192,7 +201,9 @@ fn carry(shared: &Shared, mut from: &TcpStream, mut to: &TcpStream, leg: Leg) {
             }
         }
         let Ok(count @ 1..) = from.read(&mut buffer[..room]) else { return };
-        while shared.paused.load(Ordering::Acquire) && !shared.stopping.load(Ordering::Acquire) {
+        let is_paused =
+            || shared.paused.load(Ordering::Acquire) || is_reply && shared.replies_paused.load(Ordering::Acquire);
+        while is_paused() && !shared.stopping.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(5));
         }
         carried += count as u64;

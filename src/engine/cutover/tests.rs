@@ -27,8 +27,14 @@ fn at(ms: u64) -> Now {
     Now { monotonic_ns: ms * MS, boottime_ns: ms * MS }
 }
 
+/// Everything that was applied a client wrote.
 fn positions(source: &[u64], applied: &[u64]) -> Input {
-    Input::Positions { source: source.to_vec(), applied: applied.to_vec() }
+    witnessed(source, applied, applied, applied)
+}
+
+fn witnessed(source: &[u64], applied: &[u64], read: &[u64], wrote: &[u64]) -> Input {
+    let seen = Seen { read: read.to_vec(), wrote: wrote.to_vec() };
+    Input::Positions(Positions { source: source.to_vec(), applied: applied.to_vec(), seen })
 }
 
 fn hook(event: HookEvent, within_ms: u64) -> Action {
@@ -48,6 +54,15 @@ fn drained(plan: Plan) -> Cutover {
     cutover
 }
 
+/// From the proof that held expiries were given back to the switch.
+fn sealed(cutover: &mut Cutover) {
+    assert_eq!(cutover.on(Input::Settled, at(12)), Action::AskPositions);
+    assert_eq!(cutover.on(positions(&[6, 9], &[6, 9]), at(12)), Action::Seal);
+    assert_eq!(cutover.on(Input::Settled, at(12)), Action::AskPositions);
+    assert!(!cutover.is_committed());
+    assert_eq!(cutover.on(positions(&[6, 9], &[6, 9]), at(12)), hook(HookEvent::Switch, 500));
+}
+
 #[test]
 fn a_cutover_that_nothing_disturbs() {
     let mut cutover = drained(plan());
@@ -56,7 +71,7 @@ fn a_cutover_that_nothing_disturbs() {
     assert_eq!(cutover.on(Input::Hook(Ok(())), at(11)), Action::Verify { within_ns: (989 - 250 - 40) * MS });
     assert_eq!(cutover.on(Input::Verified(Ok("same".into())), at(12)), Action::Settle { release: true });
     assert!(!cutover.is_committed());
-    assert_eq!(cutover.on(Input::Settled, at(12)), hook(HookEvent::Switch, 500));
+    sealed(&mut cutover);
     assert!(cutover.is_committed());
     assert_eq!(cutover.on(Input::Hook(Ok(())), at(100)), Action::AskPositions);
     assert_eq!(cutover.on(positions(&[6, 9], &[6, 9]), at(101)), Action::EndJob);
@@ -102,7 +117,7 @@ fn a_hook_that_ended_too_late_is_no_handing_over_and_is_told() {
     cutover.on(Input::Settled, at(10));
     cutover.on(Input::Hook(Ok(())), at(11));
     cutover.on(Input::Verified(Ok("same".into())), at(12));
-    cutover.on(Input::Settled, at(12));
+    sealed(&mut cutover);
     assert_eq!(cutover.on(Input::Hook(Ok(())), at(1000)), Action::Release);
     assert!(cutover.switched && cutover.why.as_ref().unwrap().contains("switch it back"));
 }
@@ -113,10 +128,64 @@ fn a_write_behind_the_proof_is_no_handing_over() {
     cutover.on(Input::Settled, at(10));
     cutover.on(Input::Hook(Ok(())), at(11));
     cutover.on(Input::Verified(Ok("same".into())), at(12));
-    cutover.on(Input::Settled, at(12));
+    sealed(&mut cutover);
     cutover.on(Input::Hook(Ok(())), at(20));
-    assert_eq!(cutover.on(positions(&[6, 10], &[6, 10]), at(21)), Action::Release);
-    assert!(cutover.why.as_ref().unwrap().contains("not tight"));
+    // Not read yet, so nothing is known of it.
+    assert_eq!(cutover.on(witnessed(&[6, 10], &[6, 9], &[6, 9], &[6, 9]), at(21)), Action::AskPositions);
+    assert_eq!(cutover.on(witnessed(&[6, 10], &[6, 9], &[6, 10], &[6, 10]), at(21)), Action::Release);
+    let why = cutover.why.as_ref().unwrap();
+    assert!(why.contains("not tight") && why.contains("flow 1, LSN 9") && why.contains("switch it back"), "{why}");
+}
+
+/// Before the switch there is nothing to switch back.
+#[test]
+fn a_write_between_the_proof_and_the_switch_is_not_switched() {
+    for at_look in 0..2 {
+        let mut cutover = drained(plan());
+        cutover.on(Input::Settled, at(10));
+        cutover.on(Input::Hook(Ok(())), at(11));
+        cutover.on(Input::Verified(Ok("same".into())), at(12));
+        cutover.on(Input::Settled, at(12));
+        if at_look == 1 {
+            assert_eq!(cutover.on(positions(&[6, 9], &[6, 9]), at(12)), Action::Seal);
+            cutover.on(Input::Settled, at(12));
+        }
+        assert_eq!(cutover.on(positions(&[6, 10], &[6, 10]), at(13)), Action::Release);
+        assert!(!cutover.switched && cutover.why.as_ref().unwrap().contains("not tight"));
+    }
+}
+
+/// PINGs, scripts and what expires move the positions behind the fence, at every step, and nobody has written.
+#[test]
+fn regression_what_the_source_records_by_itself_speaks_against_no_fence() {
+    let (mut cutover, _) = Cutover::begin(plan(), MS, at(0));
+    cutover.on(positions(&[5, 9], &[5, 9]), at(0));
+    cutover.on(Input::Hook(Ok(())), at(0));
+    cutover.on(Input::Fenced(Ok(())), at(1));
+    let mut lsn = 9;
+    // Each answer lies further on than the one before, and the target is further than the source was.
+    let mut next = || {
+        lsn += 3;
+        witnessed(&[5, lsn], &[5, lsn + 1], &[5, lsn + 1], &[5, 9])
+    };
+    assert_eq!(cutover.on(Input::Hook(Ok(())), at(1)), Action::AskPositions);
+    assert_eq!(cutover.on(next(), at(1)), Action::AskPositions);
+    assert_eq!(cutover.on(next(), at(1)), Action::Settle { release: false });
+    assert_eq!(cutover.proven, Some(vec![5, 15]));
+    cutover.on(Input::Settled, at(2));
+    cutover.on(Input::Hook(Ok(())), at(2));
+    cutover.on(Input::Verified(Ok("same".into())), at(3));
+    assert_eq!(cutover.on(Input::Settled, at(3)), Action::AskPositions);
+    // What is not applied yet is waited for.
+    assert_eq!(cutover.on(witnessed(&[5, 20], &[5, 19], &[5, 20], &[5, 9]), at(3)), Action::AskPositions);
+    assert_eq!(cutover.on(next(), at(3)), Action::Seal);
+    assert_eq!(cutover.on(Input::Settled, at(3)), Action::AskPositions);
+    // From here on it is enough to know what it is.
+    assert_eq!(cutover.on(witnessed(&[5, 30], &[5, 22], &[5, 29], &[5, 9]), at(3)), Action::AskPositions);
+    let switch = cutover.on(witnessed(&[5, 30], &[5, 22], &[5, 30], &[5, 9]), at(3));
+    assert!(matches!(switch, Action::Hook { event: HookEvent::Switch, .. }), "{switch:?}");
+    cutover.on(Input::Hook(Ok(())), at(4));
+    assert_eq!(cutover.on(witnessed(&[5, 40], &[5, 22], &[5, 40], &[5, 9]), at(4)), Action::EndJob);
 }
 
 #[test]
@@ -199,7 +268,7 @@ fn answers(action: &Action, choice: u8, lsn: u64) -> Input {
         (Action::Hook { .. }, _) => Input::Hook(refused()),
         (Action::Fence { .. }, 0..=5) => Input::Fenced(Ok(())),
         (Action::Fence { .. }, _) => Input::Fenced(refused()),
-        (Action::Settle { .. }, _) => Input::Settled,
+        (Action::Settle { .. } | Action::Seal, _) => Input::Settled,
         (Action::Verify { .. }, 0..=5) => Input::Verified(Ok("same".into())),
         (Action::Verify { .. }, 6) => Input::Verified(Err(Unproven::NotDone("no".into()))),
         (Action::Verify { .. }, _) => Input::Verified(Err(Unproven::Differs("no".into()))),
@@ -232,7 +301,7 @@ proptest! {
             released |= action == Action::Release;
             ms += passes;
             let input = answers(&action, choice, lsn);
-            if let Input::Positions { source, applied } = &input
+            if let Input::Positions(Positions { source, applied, .. }) = &input
                 && source == applied
             {
                 last = Some(source.clone());

@@ -1,6 +1,6 @@
 //! A cutover that is not done: its steps, with today's numbers.
 
-use super::{HookEvent, Input, Run, now};
+use super::{HookEvent, Input, Positions, Run, now};
 use crate::engine::cutover;
 use crate::report::cutover::{CutoverOutcome, CutoverStep};
 
@@ -9,7 +9,9 @@ impl Run {
     pub(super) async fn list(&mut self) {
         let (budget_ms, hook) = (self.plan.budget_ms, self.plan.hook.clone());
         let begun = now();
-        let Input::Positions { source, applied } = self.positions(self.handover.settings.connect_timeout).await else {
+        let Input::Positions(Positions { source, applied, .. }) =
+            self.positions(self.handover.settings.connect_timeout).await
+        else {
             self.report.outcome = CutoverOutcome::NotDone;
             self.report.message = Some("the source does not tell its positions".into());
             return;

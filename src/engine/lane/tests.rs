@@ -160,6 +160,38 @@ fn what_was_on_its_way_at_the_cut_is_known() {
     assert!(!world.unsent().starts_with("XADD a"), "{}", world.unsent());
 }
 
+/// The names of lost keys go first, and what follows is written to its own database.
+#[test]
+fn lost_keys_are_remembered_before_anything_else() {
+    let lost = [Lost { flow: FlowId(1), db: DbIndex(3), key: b"k".to_vec() }];
+    let mut world = World::new();
+    world.lane.remember_lost(&mut world.slab, &lost).unwrap();
+    assert_eq!(world.unsent(), "HSET c lost:1:3:k");
+    world.send();
+    assert_eq!(world.reply(b":1\r\n").unwrap(), 1);
+    world.write(3, Class::Blind, &[b"SET", b"a", b"1"]);
+    world.close();
+    world.send();
+    assert_eq!(world.reply(b"+OK\r\n+OK\r\n").unwrap(), 1);
+    world.lane.remember_lost(&mut world.slab, &lost).unwrap();
+    assert_eq!(world.unsent(), "SELECT 0 HSET c lost:1:3:k  SELECT 3");
+    world.send();
+    assert_eq!(world.reply(b"+OK\r\n:0\r\n+OK\r\n").unwrap(), 1);
+    // The rest of a batch that began in database 3 goes on in 0.
+    world.write(3, Class::Blind, &[b"SET", b"a", b"2"]);
+    world.write(0, Class::Blind, &[b"SET", b"b", b"2"]);
+    world.close();
+    world.send();
+    assert_eq!(world.reply(b"+OK\r\n+OK\r\n").unwrap(), 0);
+    world.lose_and_resume(0);
+    world.lane.remember_lost(&mut world.slab, &lost).unwrap();
+    assert_eq!(world.unsent(), "HSET c lost:1:3:k  SET b 2");
+    world.send();
+    assert_eq!(world.reply(b":0\r\n+OK\r\n").unwrap(), 2);
+    assert!(world.lane.is_idle());
+    assert_eq!((world.lane.unacked_bytes, world.lane.unacked_commands), (0, 0));
+}
+
 #[test]
 fn a_watched_command_tells_what_the_target_lost() {
     let mut world = World::new();

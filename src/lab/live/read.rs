@@ -14,6 +14,11 @@ pub fn read(data: &Data, db: u32, now_ms: i64, name: &str, args: &Args) -> Optio
     Reader { data, db, now_ms }.answer(name, args).transpose()
 }
 
+/// Whether the command goes over the members of a collection, and finds out that they have expired.
+pub fn looks_into(name: &str) -> bool {
+    matches!(name, "HGET" | "HMGET" | "HKEYS" | "HGETALL" | "HSCAN" | "FIELDTTL")
+}
+
 struct Reader<'a> {
     data: &'a Data,
     db: u32,

@@ -77,6 +77,12 @@ pub struct Pending {
 }
 
 impl Value {
+    /// A hash whose fields have all expired.
+    pub fn is_hollow(&self, now_ms: i64) -> bool {
+        let gone = |field: &Field| field.expire_at_s.is_some_and(|at| at <= now_ms / 1000);
+        matches!(self, Self::Hash(fields) if !fields.is_empty() && fields.values().all(gone))
+    }
+
     fn of(entry: &Entry) -> Option<Self> {
         let count = entry.group.elements;
         let element = |j| {

@@ -148,17 +148,46 @@ impl World {
         let many = commands.len() > 1;
         let run = |(args, name): (&Vec<Vec<u8>>, &String)| match written_keys(name, args) {
             Some(_) => self.write(&mut state, db, now_ms, name, args, many.then_some(txid)),
-            None => match read::read(&state.data, db, now_ms, name, args) {
-                Some(outcome) => outcome.unwrap_or_else(Reply::Error),
-                None => Reply::Error(format!("ERR unknown command '{}'", name.to_lowercase())),
-            },
+            None => self.read(&mut state, db, now_ms, name, args),
         };
         let replies = commands.iter().zip(&names).map(run).collect();
         drop(state);
-        if writes {
-            self.changed.notify_all();
-        }
+        self.changed.notify_all();
         replies
+    }
+
+    /// What changes nothing that a client wrote; some of it is journaled all the same.
+    fn read(&self, state: &mut State, db: u32, now_ms: i64, name: &str, args: &[Vec<u8>]) -> Reply {
+        match name {
+            "SCRIPT" if super::exec::word(args, 1) == "LOAD" => {
+                let record = Record { db, args: args.to_vec(), global: false };
+                self.journal(state, &record, 0);
+                return Reply::Bulk(vec![b'5'; 40]);
+            }
+            // Each shard is told to say that it was reached.
+            "WAIT" => {
+                state.journals.iter_mut().for_each(|journal| journal.push(Box::new([13])));
+                return Reply::Int(1);
+            }
+            _ => {}
+        }
+        let reply = match read::read(&state.data, db, now_ms, name, args) {
+            Some(outcome) => outcome.unwrap_or_else(Reply::Error),
+            None => Reply::Error(format!("ERR unknown command '{}'", name.to_lowercase())),
+        };
+        // Whoever looks into a collection whose members have all expired deletes it, paused or not.
+        if let Some(key) = args.get(1).filter(|_| read::looks_into(name))
+            && state.data.get(db, key).is_some_and(|object| object.value.is_hollow(now_ms))
+        {
+            let flow = owner(key, self.flows_count);
+            for tap in state.taps.iter_mut().filter(|tap| tap.flow == flow) {
+                tap.side_save(&state.data, db, key, self.lzf);
+            }
+            state.data.remove(db, key);
+            let record = Record { db, args: vec![b"DEL".to_vec(), key.clone()], global: false };
+            self.journal(state, &record, 0);
+        }
+        reply
     }
 
     fn write(&self, state: &mut State, db: u32, now_ms: i64, name: &str, args: &[Vec<u8>], txid: Option<u64>) -> Reply {
@@ -191,6 +220,7 @@ impl World {
     fn journal(&self, state: &mut State, record: &Record, txid: u64) {
         let flows = match (record.global, record.args.get(1), record.args.get(2)) {
             (true, ..) => 0..self.flows_count,
+            _ if record.args[0].eq_ignore_ascii_case(b"SCRIPT") => 0..1,
             (_, _, Some(key)) if record.args[0] == b"XGROUP" => {
                 let flow = owner(key, self.flows_count);
                 flow..flow + 1

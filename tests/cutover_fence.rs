@@ -1,0 +1,210 @@
+//! What happens behind a fence that no client breaks: positions move because the source records things by itself. Nothing of
+//! that rolls a cutover back, and nothing of it touches the target once its clients write there.
+
+use df2redis::convert::near::SHIFT_MS;
+use df2redis::lab::client::Client;
+use df2redis::lab::servers::ServerKind;
+use df2redis::lab::torture::wait_for;
+
+mod in_step;
+
+use in_step::{InStep, report, write_hook};
+
+/// Hashes whose only field has expired, at the source as at the target.
+fn hollow(scene: &mut InStep, names: &[&str]) {
+    let (mut source, mut target) = (scene.source(), scene.target());
+    for name in names {
+        source.run(&format!("HSET {name} f 1")).unwrap();
+        source.run(&format!("HEXPIRE {name} 1 FIELDS 1 f")).unwrap();
+    }
+    scene.wait_acknowledged();
+    let gone = |client: &mut Client| {
+        let gone = |name: &&str| client.run(&format!("EXISTS {name}")).unwrap().int() == Some(0);
+        names.iter().all(gone).then_some(())
+    };
+    // The source does not look inside, so it shows them still.
+    assert!(wait_for(|| gone(&mut target)).is_some(), "{}", scene.tool.said());
+    assert!(names.iter().all(|name| source.run(&format!("EXISTS {name}")).unwrap().int() == Some(1)));
+}
+
+/// What moves the positions of a source that nobody writes to. Returns whether they moved.
+fn stir(scene: &InStep, hollow: &str) {
+    let mut source = scene.source();
+    let before = scene.live.world().next_lsns();
+    assert_eq!(source.run(&format!("HGETALL {hollow}")).unwrap().array().map(|fields| fields.len()), Some(0));
+    assert_eq!(source.run(&format!("EXISTS {hollow}")).unwrap().int(), Some(0), "whoever looks inside deletes it");
+    source.ask(&["SCRIPT", "LOAD", "return 1"]).unwrap();
+    source.run("WAIT 0 0").unwrap();
+    let after = scene.live.world().next_lsns();
+    let moved: u64 = before.iter().zip(&after).map(|(before, after)| after - before).sum();
+    assert_eq!(moved, 2 + after.len() as u64);
+}
+
+#[test]
+fn regression_what_the_source_records_by_itself_rolls_nothing_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let hooks = ["after", "drained"].map(|name| dir.path().join(name));
+    hooks.iter().for_each(|hook| write_hook(hook, 0));
+    let [after, drained] = hooks.each_ref().map(|hook| hook.to_str().unwrap());
+    let more = ["--hook-after-fence", after, "--hook-drained", drained, "--hook-timeout", "100s"];
+    let Some(mut scene) = InStep::with(ServerKind::Redis8, &more) else { return };
+    hollow(&mut scene, &["x:1", "x:2", "x:3"]);
+    let switch = scene.hook("switch", 0);
+    let args =
+        ["cutover", "--execute", "--budget", "300s", "--hook", &switch, "--hook-timeout", "100s", "--verify", "full"];
+    let cutover = scene.begin(&args);
+    for (name, key) in [("after", "x:1"), ("drained", "x:2")] {
+        let called = dir.path().join(format!("{name}.called"));
+        assert!(wait_for(|| called.exists().then_some(())).is_some(), "{}", scene.tool.said());
+        stir(&scene, key);
+        std::fs::write(dir.path().join(format!("{name}.go-on")), "").unwrap();
+    }
+    // The comparison has looked into x:3, too.
+    scene.wait_called("switch");
+    let mut source = scene.source();
+    assert_eq!(source.run("EXISTS x:3").unwrap().int(), Some(0));
+    source.run("WAIT 0 0").unwrap();
+    scene.let_go_on("switch");
+    let done = cutover.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(0), "{done:?}\n{}", scene.tool.said());
+    assert_eq!(report(&done)["outcome"], "handed-over");
+    assert_eq!(scene.tool.wait(), Some(0), "{}", scene.tool.said());
+}
+
+/// The DEL of a hollow key comes while the traffic is being switched. It waits, and is applied if it comes to nothing.
+#[test]
+fn what_came_during_the_switch_is_applied_after_a_rollback_and_only_then() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis8, &[]) else { return };
+    hollow(&mut scene, &["x:1"]);
+    let switch = scene.hook("switch", 1);
+    let args =
+        ["cutover", "--execute", "--budget", "300s", "--hook", &switch, "--hook-timeout", "100s", "--verify", "none"];
+    let cutover = scene.begin(&args);
+    scene.wait_called("switch");
+    let mut target = scene.target();
+    target.run("SET x:1 new").unwrap();
+    stir(&scene, "x:1");
+    // Everything has come to the job by now: a position that is asked for is answered behind it.
+    scene.wait(|status| status["flows"].as_array().is_some_and(|flows| flows.iter().any(|f| f["lag_entries"] != 0)));
+    assert_eq!(target.run("GET x:1").unwrap().text().as_deref(), Some("new"));
+    scene.let_go_on("switch");
+    let done = cutover.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(9), "{done:?}");
+    scene.source().run("SET x:2 later").unwrap();
+    scene.stops_equal();
+    assert_eq!(target.run("EXISTS x:1").unwrap().int(), Some(0), "the source has none");
+}
+
+/// A write that the fence does not hold is found before the switch, and behind it.
+#[test]
+fn a_client_that_writes_behind_the_fence_rolls_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let drained = dir.path().join("drained");
+    write_hook(&drained, 0);
+    let more = ["--hook-drained", drained.to_str().unwrap(), "--hook-timeout", "100s"];
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &more) else { return };
+    for at_switch in [false, true] {
+        let name = format!("switch-{at_switch}");
+        let switch = scene.hook(&name, 0);
+        let args = [
+            "cutover",
+            "--execute",
+            "--budget",
+            "300s",
+            "--hook",
+            &switch,
+            "--hook-timeout",
+            "100s",
+            "--verify",
+            "none",
+        ];
+        let cutover = scene.begin(&args);
+        assert!(wait_for(|| dir.path().join("drained.called").exists().then_some(())).is_some());
+        let write = |scene: &InStep| {
+            // As somebody else's CLIENT UNPAUSE.
+            scene.live.world().unpause();
+            scene.source().run("SET x:1 written").unwrap();
+        };
+        if at_switch {
+            std::fs::write(dir.path().join("drained.go-on"), "").unwrap();
+            scene.wait_called(&name);
+            write(&scene);
+            scene.let_go_on(&name);
+        } else {
+            write(&scene);
+            std::fs::write(dir.path().join("drained.go-on"), "").unwrap();
+        }
+        let done = cutover.wait_with_output().unwrap();
+        assert_eq!(done.status.code(), Some(9), "{done:?}");
+        let report = report(&done);
+        assert_eq!(report["switched"], at_switch, "{report}");
+        assert!(report["message"].as_str().unwrap().contains("not tight"), "{report}");
+        let _ = ["drained.called", "drained.go-on"].map(|name| std::fs::remove_file(dir.path().join(name)));
+    }
+    scene.stops_equal();
+}
+
+fn expires_at(client: &mut Client, key: &str) -> i64 {
+    client.run(&format!("PEXPIRETIME {key}")).unwrap().int().unwrap()
+}
+
+fn field_expires_at(client: &mut Client, key: &str) -> i64 {
+    let reply = client.run(&format!("HPEXPIRETIME {key} FIELDS 1 f")).unwrap();
+    reply.array().and_then(|times| times.first().and_then(|time| time.int())).unwrap()
+}
+
+/// What was given back before the fence and behind it is held again when the hook has failed, and what the target has lost
+/// meanwhile is fetched again.
+#[test]
+fn regression_a_rollback_holds_again_what_was_given_back() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis8, &[]) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    for line in [
+        "SET x:far v PX 600000",
+        "SET x:near v PX 120000",
+        "HSET x:hash f 1 g 2",
+        "HEXPIRE x:hash 300 FIELDS 1 f",
+        "SET x:lost v PX 100000",
+        "SET x:deleted v PX 110000",
+        "SET x:renewed v PX 130000",
+    ] {
+        source.run(line).unwrap();
+    }
+    scene.wait_acknowledged();
+    let keys = ["x:far", "x:near", "x:lost"];
+    let true_times = keys.map(|key| expires_at(&mut source, key));
+    let true_field = field_expires_at(&mut source, "x:hash");
+    let is_held = |at: i64| at >= SHIFT_MS;
+    assert!(
+        keys.iter().all(|key| is_held(expires_at(&mut target, key)))
+            && is_held(field_expires_at(&mut target, "x:hash"))
+    );
+    let switch = scene.hook("switch", 1);
+    let args = ["cutover", "--execute", "--budget", "300s", "--hook", &switch, "--hook-timeout", "100s"];
+    let cutover = scene.begin(&args);
+    scene.wait_called("switch");
+    // Behind the fence all is as it is at the source.
+    assert_eq!(keys.map(|key| expires_at(&mut target, key)), true_times, "{}", scene.tool.said());
+    assert_eq!(field_expires_at(&mut target, "x:hash"), true_field);
+    // As if it had expired by a clock that is ahead.
+    target.run("DEL x:lost").unwrap();
+    target.run("PERSIST x:renewed").unwrap();
+    scene.let_go_on("switch");
+    let done = cutover.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(9), "{done:?}");
+    let held_again = wait_for(|| {
+        let held = keys.iter().all(|key| is_held(expires_at(&mut target, key)));
+        (held && is_held(field_expires_at(&mut target, "x:hash"))).then_some(())
+    });
+    assert!(held_again.is_some(), "{:?}\n{}", keys.map(|key| expires_at(&mut target, key)), scene.tool.said());
+    assert_eq!(keys.map(|key| expires_at(&mut target, key) - SHIFT_MS), true_times);
+    assert_eq!(field_expires_at(&mut target, "x:hash") - SHIFT_MS, true_field);
+    assert_eq!(target.run("GET x:lost").unwrap().text().as_deref(), Some("v"), "fetched again");
+    assert_eq!(expires_at(&mut target, "x:renewed"), -1, "only what is still as it was given back");
+    // And they are given back once more.
+    scene.source().run("PERSIST x:renewed").unwrap();
+    scene.source().run("DEL x:deleted").unwrap();
+    scene.wait(|status| status["expiries_held"].as_u64() >= Some(4));
+    scene.stops_equal();
+    assert_eq!(keys.map(|key| expires_at(&mut target, key)), true_times);
+}
