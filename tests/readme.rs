@@ -64,8 +64,19 @@ fn help() -> String {
 #[test]
 fn flags_and_paths_exist() {
     let help = help();
-    let others =
-        ["help", "cluster", "scan", "pattern", "print-config", "security-opt", "ulimit", "release", "locked", "parts"];
+    let others = [
+        "help",
+        "cluster",
+        "scan",
+        "pattern",
+        "print-config",
+        "security-opt",
+        "ulimit",
+        "release",
+        "locked",
+        "parts",
+        "recordings",
+    ];
     for text in [README, LINUX_ONLY] {
         for flag in text.split("--").skip(1) {
             let name: &str = flag.split(|c: char| !c.is_ascii_lowercase() && c != '-').next().unwrap_or_default();

@@ -201,7 +201,7 @@ struct TortureArgs {
     kills: u64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Only these recordings
+    /// Only these: recordings, `generated` (a live source), `cluster` (the same into a cluster whose slots move)
     #[arg(long, value_delimiter = ',')]
     recordings: Vec<String>,
     /// The binary under test; else the one beside this program

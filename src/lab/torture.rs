@@ -6,7 +6,9 @@
 //! INCR, RPUSH and APPEND, so that a doubled or lost record shows.
 
 use super::LabError;
+use super::cluster::Cluster;
 use super::live::stage::{self, Fault, StageOptions};
+use super::live::target::Target;
 use super::master::{Master, MasterOptions};
 use super::recordings::{Recording, recording};
 use super::replay::Replay;
@@ -22,6 +24,8 @@ use std::time::{Duration, Instant};
 pub const RECORDINGS: [&str; 4] = ["follow-lz4", "follow-plain", "follow-flushall", "live-lz4"];
 /// In place of a recording: a live source with a mixed workload.
 pub const GENERATED: &str = "generated";
+/// The same into a cluster of three, whose slots move key by key meanwhile.
+pub const CLUSTER: &str = "cluster";
 
 /// How long a step may take before a run counts as hung. Debug builds on a busy machine are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,7 +37,7 @@ pub struct Options {
     pub tool: PathBuf,
     pub kills: u64,
     pub seed: u64,
-    /// Names of recordings, and [`GENERATED`]; one that is named twice is drawn twice as often.
+    /// Names of recordings, [`GENERATED`] and [`CLUSTER`]; one that is named twice is drawn twice as often.
     pub recordings: Vec<String>,
     pub kinds: Vec<ServerKind>,
     /// Most kills of one run.
@@ -276,11 +280,18 @@ pub fn run(options: &Options, mut log: impl FnMut(&str)) -> Result<Summary, LabE
     for kind in &options.kinds {
         servers.push((*kind, Arc::new(Server::start_kind(*kind, ServerOptions::default())?)));
     }
+    let cluster = match options.recordings.iter().any(|name| name == CLUSTER) {
+        true => Some(Target::Cluster {
+            cluster: Arc::new(Cluster::start_kind(ServerKind::Redis7, 3, false)?),
+            judge: Arc::new(Server::start_kind(ServerKind::Redis7, ServerOptions::default())?),
+        }),
+        false => None,
+    };
     let mut summary = Summary::default();
     while summary.kills < options.kills {
         let seed = options.seed.wrapping_add(summary.runs);
         let left = options.kills - summary.kills;
-        one_run(options, &servers, seed, left, &mut summary, &mut log)
+        one_run(options, &servers, cluster.as_ref(), seed, left, &mut summary, &mut log)
             .map_err(|reason| LabError::Bench(format!("seed {seed} ({} kills before): {reason}", summary.kills)))?;
     }
     Ok(summary)
@@ -289,6 +300,7 @@ pub fn run(options: &Options, mut log: impl FnMut(&str)) -> Result<Summary, LabE
 fn one_run(
     options: &Options,
     servers: &[(ServerKind, Arc<Server>)],
+    cluster: Option<&Target>,
     seed: u64,
     kills_left: u64,
     summary: &mut Summary,
@@ -298,17 +310,26 @@ fn one_run(
     let name = &options.recordings[rng.below(options.recordings.len() as u64) as usize];
     let (kind, server) = &servers[rng.below(servers.len() as u64) as usize];
     let kills = (1 + rng.below(options.kills_per_run_max)).min(kills_left);
-    if name == GENERATED {
-        let faults = vec![Fault::Kill];
+    let cluster = cluster.filter(|_| name == CLUSTER);
+    if name == GENERATED || cluster.is_some() {
         let flush_every = if rng.chance(0.3) { 3000 } else { 0 };
-        let run = StageOptions { faults, faults_count: kills, flush_every, ..StageOptions::new(seed) };
-        let run = stage::run(&options.tool, server.clone(), *kind, run)?;
+        let run =
+            StageOptions { faults: vec![Fault::Kill], faults_count: kills, flush_every, ..StageOptions::new(seed) };
+        let run = match cluster {
+            // Records over several slots hold the flow: it is written to at a pace that it can follow.
+            Some(cluster) => {
+                let run = StageOptions { slots_move: true, workload_rate: 1000, ..run };
+                stage::run(&options.tool, cluster.clone(), ServerKind::Redis7, run)?
+            }
+            None => stage::run(&options.tool, server.clone(), *kind, run)?,
+        };
         summary.runs += 1;
         summary.kills += kills;
         summary.kills_full_sync += run.kills_full_sync;
         summary.kills_stable += run.kills_stable;
         summary.partial_syncs += run.partial_syncs;
-        log(&format!("seed {seed}: generated into {kind:?}, {run:?}: equal"));
+        let into = if cluster.is_some() { "a cluster".to_owned() } else { format!("{kind:?}") };
+        log(&format!("seed {seed}: generated into {into}, {run:?}: equal"));
         return Ok(());
     }
     let snapshot_ms = 50 + rng.below(250);
