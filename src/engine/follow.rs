@@ -6,6 +6,7 @@
 //! flow stands before it and everything before it is applied (wire 4.5); "in step" is what positions say; whatever is heard
 //! of the source's end, the session ends only when what was read is applied (`draining`).
 
+use super::asking::{Asking, Positions};
 use super::checkpoint::{self, Checkpoint, Kept};
 use super::crew::Crew;
 use super::draining::Draining;
@@ -28,7 +29,6 @@ use crate::convert::journal::GlobalCommand;
 use crate::dragonfly::reply::Reply;
 use crate::dragonfly::session::Session;
 use crate::ids::{DbIndex, FlowId, Lsn};
-use crate::uring;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -80,6 +80,7 @@ impl Job<'_> {
         let mut offsets = tokio::time::interval(OFFSETS_EVERY);
         let mut confirmations = tokio::time::interval(CONFIRMED_EVERY);
         let mut draining: Option<Draining> = None;
+        let mut asking = Asking::default();
         loop {
             // Why the source is gone, if this turn has told.
             let mut gone = Ok(());
@@ -128,7 +129,15 @@ impl Job<'_> {
                 }
                 _ = confirmations.tick(), if !checkpoint.stable => {}
                 _ = offsets.tick(), if joining.is_done() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
-                    gone = self.compare_offsets(source, crew, checkpoint, &mut watch).await;
+                    gone = if checkpoint.stable { asking.ask(source) } else { Ok(()) };
+                    if asking.is_late() && self.phase == Phase::InStep {
+                        tracing::warn!("the source does not say where it stands: whether the target is in step is not known");
+                        self.view.unheard();
+                        self.enter(Phase::CatchingUp);
+                    }
+                }
+                positions = asking.answer(source) => {
+                    gone = positions.map(|positions| self.compare_offsets(positions, crew, &mut watch));
                 }
                 () = signals.next() => {
                     if self.phase == Phase::Stopping || watch.stops {
@@ -161,7 +170,7 @@ impl Job<'_> {
                 if !matches!(cause, EngineError::Source(_) | EngineError::LetGo(_)) {
                     return Err(cause);
                 }
-                joining = Joining::none();
+                (joining, asking) = (Joining::none(), Asking::default());
                 // A session that is being stopped, or ended, applies what was read anyway.
                 if draining.is_none() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) {
                     draining = Some(self.begin_draining(source, crew, cause));
@@ -177,7 +186,7 @@ impl Job<'_> {
             // A cutover that is under way is rolled back first.
             if watch.stops && !self.desk.is_running() && self.phase != Phase::Stopping {
                 self.enter(Phase::Stopping);
-                watch.stop_at = stop_positions(source).await;
+                watch.stop_at = stop_positions(source, &mut asking).await;
                 crew.tell_all(|| WorkerCommand::Drain);
             }
             if checkpoint.stable
@@ -225,19 +234,9 @@ impl Job<'_> {
         }
     }
 
-    /// Asks the source for its positions and compares: whenever every flow has applied what the source had, the target is in step.
-    async fn compare_offsets(
-        &mut self,
-        source: &mut Source,
-        crew: &Crew,
-        checkpoint: &Checkpoint,
-        watch: &mut Watch,
-    ) -> Result<(), EngineError> {
-        if !source.is_free() || !checkpoint.stable {
-            return Ok(());
-        }
-        let asked_ms = uring::clock::realtime_ms() as i64;
-        let offsets = source.replica_offsets().await?;
+    /// Compares the source's positions with the target's: whenever every flow has applied what the source had, the target is in step.
+    fn compare_offsets(&mut self, positions: Positions, crew: &Crew, watch: &mut Watch) {
+        let Positions { asked_ms, lsns: offsets } = positions;
         let confirmed = crew.confirmed();
         watch.marks.asked(asked_ms, offsets.clone());
         watch.marks.confirm(&confirmed, crew.hold());
@@ -261,7 +260,6 @@ impl Job<'_> {
         } else if behind > IN_STEP_RECORDS_MAX && self.phase == Phase::InStep {
             self.enter(Phase::CatchingUp);
         }
-        Ok(())
     }
 
     /// Suspects that the source does not have are deleted by the flow that owns them, in order with its journal.
@@ -409,11 +407,15 @@ impl Watch {
 }
 
 /// The source's positions now; none if it does not answer soon.
-async fn stop_positions(source: &mut Source) -> Vec<Lsn> {
-    if !source.is_free() {
-        return Vec::new();
-    }
-    match tokio::time::timeout(STOP_PATIENCE, source.replica_offsets()).await {
+async fn stop_positions(source: &mut Source, asking: &mut Asking) -> Vec<Lsn> {
+    let positions = async {
+        // The answer to an earlier question comes first.
+        if !source.is_free() {
+            asking.answer(source).await?;
+        }
+        source.replica_offsets().await
+    };
+    match tokio::time::timeout(STOP_PATIENCE, positions).await {
         Ok(Ok(offsets)) => offsets,
         _ => Vec::new(),
     }

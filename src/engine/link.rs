@@ -4,6 +4,7 @@
 //! socket, with its TLS session, and the bytes that were read too far, for a worker. Invariants: every wait is bounded by
 //! a timeout; where TLS was asked for, nothing is sent before the server's certificate was verified.
 
+use super::lane::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIMEOUT};
 use super::tls::{Session, TlsClient};
 use super::wire::Connected;
 use crate::uring;
@@ -87,6 +88,16 @@ impl Link {
     /// For requests that rightly take longer.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
+    }
+
+    /// Lets the kernel find out that the peer's machine is gone, also while a reply is waited for. Without the options (no
+    /// TCP) nothing is lost but that.
+    pub fn watch_life(&self) {
+        if let Ok(fd) = uring::duplicate_fd(&self.stream) {
+            let socket = uring::Socket::from(fd);
+            let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES);
+            let _ = socket.set_user_timeout(USER_TIMEOUT);
+        }
     }
 
     pub fn addr(&self) -> &str {

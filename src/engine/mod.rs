@@ -20,6 +20,7 @@
 //! nothing.
 
 mod apart;
+mod asking;
 mod backlog;
 mod batch;
 mod checkpoint;

@@ -40,6 +40,9 @@ pub struct OpenFlow {
 /// DFLY SYNC and STARTSTABLE are answered only after the flows were written to.
 const PHASE_PATIENCE: Duration = Duration::from_secs(600);
 
+/// A source that holds its commands answers when they go on; one that is gone is noticed by its connection.
+const OFFSETS_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
 /// From this release on a partial sync begins with STARTSTABLE, without DFLY SYNC (wire 1.7).
 const PARTIAL_WITHOUT_SYNC: (u32, u32) = (1, 35);
 /// From this release on every record that counts is in the blobs of a partial sync; before, EXEC was left out (wire 2.7), so
@@ -76,6 +79,7 @@ impl Source {
     /// Connects, authenticates and asks what the source is. Changes nothing at the source.
     pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, EngineError> {
         let mut link = connect(endpoint, timeout).await?;
+        link.watch_life();
         if let Some(credentials) = credentials(endpoint) {
             expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
         }
@@ -199,11 +203,15 @@ impl Source {
     /// Sends a phase command (`DFLY SYNC`, `DFLY STARTSTABLE`). The connection comes back with the reply; give it to
     /// [`Source::answered`].
     pub fn phase_command(&mut self, request: &Request<'_>) -> Result<PhaseAnswer, EngineError> {
+        self.question(request, PHASE_PATIENCE)
+    }
+
+    fn question(&mut self, request: &Request<'_>, patience: Duration) -> Result<PhaseAnswer, EngineError> {
         let request = encoded(request);
         let mut link = self.link.take().ok_or_else(in_use)?;
         Ok(Box::pin(async move {
-            link.set_timeout(PHASE_PATIENCE);
-            let reply = ask(&mut link, "a DFLY phase command", request).await?;
+            link.set_timeout(patience);
+            let reply = ask(&mut link, "a DFLY command", request).await?;
             Ok((link, reply))
         }))
     }
@@ -222,9 +230,18 @@ impl Source {
 
     /// LSN of the next record of each shard.
     pub async fn replica_offsets(&mut self) -> Result<Vec<Lsn>, EngineError> {
-        let flows = self.registered()?.flows;
         let reply = ask(self.link()?, "DFLY REPLICAOFFSET", encoded(&Request::ReplicaOffset)).await?;
-        session::replica_offsets(&reply, flows).map_err(session_error)
+        self.offsets_of(&reply)
+    }
+
+    /// The same without waiting: the connection comes back with the reply, as for [`Source::phase_command`].
+    pub fn ask_offsets(&mut self) -> Result<PhaseAnswer, EngineError> {
+        self.question(&Request::ReplicaOffset, OFFSETS_PATIENCE)
+    }
+
+    /// What the reply to that says.
+    pub fn offsets_of(&self, reply: &Reply) -> Result<Vec<Lsn>, EngineError> {
+        session::replica_offsets(reply, self.registered()?.flows).map_err(session_error)
     }
 
     /// The control connection is not waiting for a phase command.

@@ -55,6 +55,11 @@ impl View {
         self.applied = applied.to_vec();
     }
 
+    /// The source does not say where it stands: the lag is not known.
+    pub fn unheard(&mut self) {
+        self.source = None;
+    }
+
     /// The session's positions mean nothing to the next one.
     pub fn forget(&mut self) {
         (self.lag, self.source) = (LagClock::default(), None);

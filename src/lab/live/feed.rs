@@ -113,6 +113,7 @@ impl Feed for LiveFeed {
     }
 
     fn replica_offsets(&self) -> Vec<u64> {
+        self.world.wait_for_pause_of_all();
         self.world.next_lsns()
     }
 

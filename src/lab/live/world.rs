@@ -298,6 +298,16 @@ impl World {
         self.changed.notify_all();
     }
 
+    /// `CLIENT PAUSE ... ALL` holds every command of a client, DFLY too.
+    pub fn wait_for_pause_of_all(&self) {
+        let mut state = self.lock();
+        while let Gate::Paused(until, true) = state.gate
+            && let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        {
+            state = self.wait(state, left);
+        }
+    }
+
     /// Whether writes are held now.
     pub fn is_held(&self) -> bool {
         match self.lock().gate {
