@@ -1,7 +1,11 @@
 //! What keeps a session alive, and what ends it: a source that holds its commands for a while does not.
 
+use df2redis::lab::client::encode;
+use df2redis::lab::encode::owner;
+use df2redis::lab::master::AckSeen;
 use df2redis::lab::servers::ServerKind;
 use df2redis::lab::torture::wait_for;
+use std::time::Duration;
 
 mod in_step;
 
@@ -27,4 +31,63 @@ fn a_source_that_holds_its_commands_does_not_end_the_session() {
     let again = wait_for(|| (scene.live.registrations_count() == 2).then_some(()));
     assert!(again.is_some(), "{}", scene.tool.said());
     scene.stops_equal();
+}
+
+/// Each second on a flow that is idle, and each 1024 records on one that is busy; a replica that says nothing looks dead.
+#[test]
+fn acknowledgements_keep_their_cadence() {
+    let Some(scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    let master = scene.live.master().unwrap();
+    let of_flow = |flow: usize| -> Vec<AckSeen> {
+        master.acks_log().into_iter().filter(|ack| ack.flow == flow).collect::<Vec<_>>()
+    };
+    let begun = of_flow(0).len();
+    let repeated = wait_for(|| (of_flow(0).len() >= begun + 4).then_some(()));
+    assert!(repeated.is_some(), "{}", scene.tool.said());
+    let idle = of_flow(0);
+    let idle = &idle[begun..];
+    assert!(idle.iter().all(|ack| ack.lsn == idle[0].lsn), "{idle:?}");
+    let gaps: Vec<Duration> = idle.windows(2).map(|pair| pair[1].at - pair[0].at).collect();
+    // The source's network may hold one up and let the next through; together they are as far apart as they should be.
+    assert!(gaps.iter().sum::<Duration>() >= Duration::from_millis(900) * gaps.len() as u32, "too many: {gaps:?}");
+
+    // As many records as are written in next to no time.
+    const RECORDS: u64 = 20_000;
+    let mut source = scene.source();
+    let key = (0..).map(|i| format!("x:{i}")).find(|key| owner(key.as_bytes(), 2) == 0).unwrap();
+    let (first, before) = (idle[0].lsn, of_flow(0).len());
+    let mut pipelined = Vec::new();
+    (0..500).for_each(|_| encode(&["INCR", &key], &mut pipelined));
+    for _ in 0..RECORDS / 500 {
+        source.send(&pipelined).unwrap();
+        (0..500).for_each(|_| drop(source.reply().unwrap()));
+    }
+    let all = wait_for(|| (of_flow(0).last()?.lsn == first + RECORDS).then_some(()));
+    assert!(all.is_some(), "{}", scene.tool.said());
+    let busy = of_flow(0).split_off(before);
+    assert!(busy.windows(2).all(|pair| pair[0].lsn <= pair[1].lsn), "{busy:?}");
+    let took = busy.last().unwrap().at - busy[0].at;
+    let for_records =
+        busy.windows(2).filter(|pair| pair[1].at - pair[0].at < Duration::from_millis(900)).count() as u64;
+    // A batch that is confirmed may overshoot the border by its own records; a slow machine sends some each second.
+    let seconds = took.as_secs() + 1;
+    assert!(for_records + seconds >= RECORDS / 1024 / 3, "{} in {took:?}", busy.len());
+    assert!((busy.len() as u64) <= RECORDS / 1024 + seconds + 2, "{} in {took:?}", busy.len());
+}
+
+/// An idle source says nothing for hours: only the kernel can notice that its machine is gone, on every connection to it.
+#[test]
+fn connections_to_the_source_have_a_keep_alive() {
+    let Some(scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    let port = format!(":{:04X}", scene.source_proxy.port());
+    // Of each connection to that port its timer; 2 is that of the keep-alive, 1 that of bytes which are on their way.
+    let timers = || -> Vec<String> {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let to_source = rows.filter(|row| row.get(2).is_some_and(|remote| remote.ends_with(&port)) && row[3] == "01");
+        to_source.map(|row| row[5][..2].to_string()).collect()
+    };
+    // Two flows and the control connection.
+    let all = wait_for(|| (timers() == ["02"; 3]).then_some(()));
+    assert!(all.is_some(), "{:?}", timers());
 }

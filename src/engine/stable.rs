@@ -48,6 +48,8 @@ pub struct Stable {
     ack_sent_ns: u64,
     /// A PING record waits for its immediate ACK.
     ping: bool,
+    /// LSN behind the last PING that is not acknowledged itself: whoever sent it waits for that.
+    ping_lsn: Option<Lsn>,
     /// The global command that the flow stands before.
     pub barrier: Option<Barrier>,
     /// What the flow was in before it stood there.
@@ -66,6 +68,7 @@ impl Stable {
             ack_sent: None,
             ack_sent_ns: 0,
             ping: false,
+            ping_lsn: None,
             barrier: None,
             before_barrier: FlowState::Stable,
             in_blobs: false,
@@ -77,13 +80,16 @@ impl Stable {
         let due = match self.ack_sent {
             None => true,
             Some(sent) => {
-                self.ping || self.acked_lsn.0 >= sent.0 + ACK_RECORDS_MAX || now_ns >= self.ack_sent_ns + ACK_EVERY_NS
+                let nearer = self.ping_lsn.is_some() && self.acked_lsn > sent;
+                let many = self.acked_lsn.0 >= sent.0.saturating_add(ACK_RECORDS_MAX);
+                self.ping || nearer || many || now_ns >= self.ack_sent_ns + ACK_EVERY_NS
             }
         };
         if !due {
             return None;
         }
         self.ping = false;
+        self.ping_lsn = self.ping_lsn.filter(|lsn| *lsn > self.acked_lsn);
         self.ack_sent = Some(self.acked_lsn);
         self.ack_sent_ns = now_ns;
         Some(self.acked_lsn)
@@ -212,7 +218,7 @@ impl Flow {
                         )));
                     }
                 }
-                JournalEvent::Ping => stable.ping = true,
+                JournalEvent::Ping => (stable.ping, stable.ping_lsn) = (true, Some(after)),
                 JournalEvent::Exec | JournalEvent::Command(_) => {}
             }
             if let JournalEvent::Command(command) = &event
@@ -410,5 +416,59 @@ impl Flow {
         stable.acked_lsn = stable.acked_lsn.max(barrier.next_lsn);
         self.state = stable.before_barrier;
         Some(stable.acked_lsn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn stable() -> Stable {
+        let mut stable = Stable::new(JournalDecoder::new(crate::ids::FlowId(0), 1 << 20), Lsn(10));
+        assert_eq!(stable.ack_due(0), Some(Lsn(10)), "at once");
+        stable
+    }
+
+    #[test]
+    fn an_idle_flow_is_acknowledged_each_second() {
+        let mut stable = stable();
+        for second in 0..5 {
+            assert_eq!(stable.ack_due((second * 1000 + 999) * MS), None);
+            assert_eq!(stable.ack_due((second * 1000 + 1000) * MS), Some(Lsn(10)), "{second}");
+        }
+    }
+
+    #[test]
+    fn a_busy_flow_is_acknowledged_each_1024_records() {
+        let mut stable = stable();
+        for round in 1..5 {
+            stable.acked_lsn = Lsn(10 + round * 1024 - 1);
+            assert_eq!(stable.ack_due(MS), None);
+            stable.acked_lsn = Lsn(10 + round * 1024);
+            assert_eq!(stable.ack_due(MS), Some(stable.acked_lsn));
+        }
+    }
+
+    /// A takeover waits for the PING's own LSN, which is confirmed after the immediate ACK.
+    #[test]
+    fn a_ping_is_acknowledged_at_once_and_again_when_it_is_confirmed() {
+        let mut stable = stable();
+        (stable.ping, stable.ping_lsn) = (true, Some(Lsn(13)));
+        assert_eq!(stable.ack_due(MS), Some(Lsn(10)));
+        assert_eq!(stable.ack_due(MS), None);
+        stable.acked_lsn = Lsn(12);
+        assert_eq!(stable.ack_due(MS), Some(Lsn(12)));
+        assert_eq!(stable.ack_due(MS), None);
+        stable.acked_lsn = Lsn(13);
+        assert_eq!(stable.ack_due(MS), Some(Lsn(13)));
+        // Behind it the cadence is as before.
+        stable.acked_lsn = Lsn(14);
+        assert_eq!(stable.ack_due(MS), None);
+        // One that comes when everything before it is confirmed.
+        (stable.ping, stable.ping_lsn, stable.acked_lsn) = (true, Some(Lsn(15)), Lsn(15));
+        assert_eq!(stable.ack_due(MS), Some(Lsn(15)));
+        assert_eq!(stable.ack_due(MS), None);
     }
 }

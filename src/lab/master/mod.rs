@@ -10,6 +10,7 @@ mod session;
 
 use super::LabError;
 use super::flow::{Faults, FlowWriter};
+pub use registration::AckSeen;
 use registration::Registration;
 use std::collections::HashMap;
 use std::io;
@@ -273,6 +274,12 @@ impl Master {
     pub fn acks_count(&self) -> Vec<u64> {
         let registration = self.shared.newest();
         registration.map(|r| r.acks_count()).unwrap_or_default()
+    }
+
+    /// Every `REPLCONF ACK` of the newest registration (the first 100,000).
+    pub fn acks_log(&self) -> Vec<AckSeen> {
+        let registration = self.shared.newest();
+        registration.map(|r| r.acks_log()).unwrap_or_default()
     }
 
     /// Bytes sent on each flow of the newest registration.

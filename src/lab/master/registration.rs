@@ -8,6 +8,7 @@ use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
@@ -34,7 +35,19 @@ struct State {
     finished: Vec<bool>,
     acks: Vec<Option<u64>>,
     acks_count: Vec<u64>,
+    acks_log: Vec<AckSeen>,
 }
+
+/// One `REPLCONF ACK`.
+#[derive(Clone, Copy, Debug)]
+pub struct AckSeen {
+    pub at: Instant,
+    pub flow: usize,
+    pub lsn: u64,
+}
+
+/// So many are remembered.
+const ACKS_LOG_MAX: usize = 100_000;
 
 impl Registration {
     pub fn new(sync_id: u64, flows_count: usize) -> Self {
@@ -49,6 +62,7 @@ impl Registration {
                 finished: vec![false; flows_count],
                 acks: vec![None; flows_count],
                 acks_count: vec![0; flows_count],
+                acks_log: Vec::new(),
             }),
             changed: Condvar::new(),
         }
@@ -181,6 +195,9 @@ impl Registration {
         let mut state = self.state();
         state.acks[flow] = Some(lsn);
         state.acks_count[flow] += 1;
+        if state.acks_log.len() < ACKS_LOG_MAX {
+            state.acks_log.push(AckSeen { at: Instant::now(), flow, lsn });
+        }
     }
 
     pub fn acks(&self) -> Vec<Option<u64>> {
@@ -189,6 +206,10 @@ impl Registration {
 
     pub fn acks_count(&self) -> Vec<u64> {
         self.state().acks_count.clone()
+    }
+
+    pub fn acks_log(&self) -> Vec<AckSeen> {
+        self.state().acks_log.clone()
     }
 
     pub fn cancelled(&self) -> bool {
