@@ -452,9 +452,15 @@ fn the_rate_is_kept_and_samples_are_a_part() {
     assert!((300..500).contains(&sampled("10%", "1")));
     assert!((900..1100).contains(&sampled("1000", "2")));
     run_line(&mut target.client().unwrap(), "DEL k:5 k:6");
-    let (run, lines, _) = verify(&source, &target, &["--mode", "count"]);
+    let (run, lines, summary) = verify(&source, &target, &["--mode", "count"]);
     assert_eq!(run.code(), 10, "{}", run.stderr);
-    assert_eq!((lines[0]["source"].as_str(), lines[0]["target"].as_str()), (Some("4000"), Some("3998")));
+    let told: Vec<_> = lines.iter().map(|line| (line["key"].as_str(), line["kind"].as_str())).collect();
+    assert_eq!(told.len(), 2, "{lines:?}");
+    assert!(
+        told.contains(&(Some("k:5"), Some("missing"))) && told.contains(&(Some("k:6"), Some("missing"))),
+        "{told:?}"
+    );
+    assert_eq!(summary["databases_by_name"], 1);
 }
 
 #[test]

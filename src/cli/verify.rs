@@ -119,6 +119,9 @@ fn told(summary: &Summary) -> String {
     if counts.not_carried > 0 {
         row("not carried", format!("{}, by --on-unsupported or a filter", count(counts.not_carried)));
     }
+    if counts.databases_by_name > 0 {
+        row("compared by name", format!("keys of {} databases, whose numbers differ", count(counts.databases_by_name)));
+    }
     row("settled", format!("{} that differed at first", count(counts.settled)));
     for (kind, keys) in &counts.differing {
         row(kind, count(*keys));

@@ -79,6 +79,7 @@ pub async fn run(handover: Handover, asked: CutoverAsked) -> CutoverReport {
         source: None,
         own: OwnKeys::new(),
         comparison: None,
+        unprepared: None,
         eased: None,
         report: CutoverReport { budget_ms: plan.budget_ms, ..CutoverReport::default() },
         plan,
@@ -107,6 +108,8 @@ struct Run {
     own: OwnKeys,
     /// The comparison, made ready before the fence.
     comparison: Option<Fenced>,
+    /// Why it could not be.
+    unprepared: Option<String>,
     /// What was held back is put right but for what is near, until this is dropped.
     eased: Option<Eased>,
     report: CutoverReport,
@@ -140,7 +143,7 @@ impl Run {
         if self.plan.rehearse == 0 && !self.handover.cluster {
             self.own = self.find_own().await?;
         }
-        if self.plan.execute && self.plan.verify.reads_values() {
+        if self.plan.execute && self.plan.verify != Verify::None {
             self.prepare_comparison().await?;
         }
         Ok(())

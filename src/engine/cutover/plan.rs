@@ -18,13 +18,6 @@ pub enum Verify {
     Full,
 }
 
-impl Verify {
-    /// Whether values are read.
-    pub fn reads_values(self) -> bool {
-        matches!(self, Self::Sample | Self::Full)
-    }
-}
-
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -4,7 +4,7 @@
 //! certain; then little more is waited for, because the writers are held. Nothing is written at either side.
 
 use super::{Input, Run, Unproven, Verify, now};
-use crate::engine::fence::{self, Keyspace};
+use crate::engine::fence::{self, Counted, Keyspace};
 use crate::engine::verify::fenced::{Fenced, Told};
 use crate::engine::verify::{Mode, Progress, Rate, Repair, SampleSize, VerifySettings};
 use crate::ids::DbIndex;
@@ -20,6 +20,8 @@ const EXPIRY_TOLERANCE: Duration = Duration::from_secs(1);
 const MORE_DIFFERENCES: Duration = Duration::from_millis(200);
 /// Differences kept in the report.
 const DIFFERENCES_KEPT_MAX: usize = 1000;
+/// For how long keys are gone through by name whose numbers keys past their expiry may explain: the writers wait.
+const BY_NAME_MAX: Duration = Duration::from_secs(1);
 /// Between two looks whether the cutover is still wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -29,17 +31,6 @@ impl Run {
         let scope = &self.handover.settings.scope;
         match self.plan.verify {
             Verify::None => Ok(()),
-            Verify::Count if self.handover.cluster => {
-                Err("keys are not counted in a cluster yet: say --verify sample, full or none".into())
-            }
-            Verify::Count if scope.leaves_out_keys() => Err(
-                "the job leaves some keys out, so numbers of keys say nothing: say --verify sample, full or none".into(),
-            ),
-            Verify::Count if !self.handover.owned => Err(
-                "the target held keys of its own when the job began, so numbers of keys say nothing: say --verify sample, \
-                 full or none"
-                    .into(),
-            ),
             _ if scope.spec().db_merge => Err(
                 "databases that were merged (db-merge = on) cannot be compared, because whose a key is cannot be told: say \
                  --verify none"
@@ -64,10 +55,16 @@ impl Run {
                 Told::Ready { keys } => {
                     let detail = match self.plan.verify {
                         Verify::Sample => format!("{keys} keys of the sample are to be compared"),
+                        Verify::Count => "numbers of keys are to be compared, and names where they differ".into(),
                         _ => format!("about {keys} keys of both sides are to be compared"),
                     };
                     self.tell_step(CutoverStep { name: "prepare".into(), detail, ..CutoverStep::default() });
                     self.comparison = Some(comparison);
+                    return Ok(());
+                }
+                // Equal numbers will do.
+                Told::Ended(Err(why)) if self.plan.verify == Verify::Count => {
+                    self.unprepared = Some(why);
                     return Ok(());
                 }
                 Told::Ended(Err(why)) => return Err(format!("the comparison cannot be prepared: {why}")),
@@ -83,6 +80,7 @@ impl Run {
             target: settings.target.clone(),
             mode: match self.plan.verify {
                 Verify::Sample => Mode::Sample { size: self.plan.sample, seed: self.plan.sample_seed },
+                Verify::Count => Mode::Count,
                 _ => Mode::Full,
             },
             rate: self.plan.verify_rate,
@@ -101,17 +99,57 @@ impl Run {
     pub(super) async fn compare(&mut self, within: Duration) -> Input {
         match self.plan.verify {
             Verify::None => Input::Verified(Ok(String::new())),
-            Verify::Count => match tokio::time::timeout(within, self.count()).await {
-                Ok(result) => Input::Verified(result),
-                Err(_) => self.no_answer("the counting of keys"),
-            },
+            Verify::Count => self.compare_counts(within).await,
             Verify::Sample | Verify::Full => self.compare_values(within).await,
         }
     }
 
+    /// Numbers of keys, and where they differ, or say nothing, which keys there are.
+    async fn compare_counts(&mut self, within: Duration) -> Input {
+        let begun = now();
+        let counted = match self.counts_say_something() {
+            false => None,
+            true => match tokio::time::timeout(within, self.count()).await {
+                Ok(Ok(Counted::Equal(keys))) => {
+                    return Input::Verified(Ok(format!("count: {keys} keys on both sides")));
+                }
+                Ok(Ok(unequal)) => Some(unequal),
+                Ok(Err(why)) => return Input::Verified(Err(Unproven::NotDone(why))),
+                Err(_) => return self.no_answer("the counting of keys"),
+            },
+        };
+        let left = within.saturating_sub(Duration::from_nanos(now().since_ns(begun)));
+        match counted {
+            Some(Counted::Unequal { words, explicable: true }) => {
+                match self.compare_values(left.min(BY_NAME_MAX)).await {
+                    // A part of the keys in no order is as good as a sample.
+                    Input::Verified(Err(Unproven::NotDone(why))) => Input::Verified(Ok(format!(
+                        "count: {words}, which keys past their expiry may explain; by name: {why}"
+                    ))),
+                    input => with_words(input, &words),
+                }
+            }
+            Some(Counted::Unequal { words, .. }) => match self.compare_values(left).await {
+                Input::Verified(Err(Unproven::NotDone(why))) => {
+                    Input::Verified(Err(Unproven::Differs(format!("{words}; by name: {why}"))))
+                }
+                input => with_words(input, &words),
+            },
+            _ => self.compare_values(left).await,
+        }
+    }
+
+    /// In a cluster the tool's own keys are not known by name; where keys are left out, or the target has others, numbers
+    /// differ anyway.
+    fn counts_say_something(&self) -> bool {
+        let leaves_out = self.handover.settings.scope.leaves_out_keys();
+        !self.handover.cluster && !leaves_out && self.handover.owned
+    }
+
     async fn compare_values(&mut self, within: Duration) -> Input {
         let Some(mut comparison) = self.comparison.take() else {
-            return Input::Verified(Err(Unproven::NotDone("internal error: it was not prepared".into())));
+            let why = self.unprepared.take().unwrap_or("internal error: the comparison was not prepared".into());
+            return Input::Verified(Err(Unproven::NotDone(why)));
         };
         comparison.go();
         let begun = now();
@@ -145,9 +183,11 @@ impl Run {
                 Told::Ready { .. } => {}
                 Told::Ended(Ok(counts)) if counts.differing.is_empty() => {
                     let (name, compared) = (self.mode_name(), counts.keys_compared);
+                    let equal =
+                        if self.plan.verify == Verify::Count { "gone through by name, none missing" } else { "equal" };
                     return Input::Verified(Ok(match counts.not_carried {
-                        0 => format!("{name}: {compared} keys equal"),
-                        n => format!("{name}: {} keys equal, {n} not carried", compared.saturating_sub(n)),
+                        0 => format!("{name}: {compared} keys {equal}"),
+                        n => format!("{name}: {} keys {equal}, {n} not carried", compared.saturating_sub(n)),
                     }));
                 }
                 Told::Ended(Ok(_)) => break,
@@ -174,13 +214,17 @@ impl Run {
     }
 
     fn mode_name(&self) -> &'static str {
-        if self.plan.verify == Verify::Sample { "sample" } else { "full" }
+        match self.plan.verify {
+            Verify::Count => "count",
+            Verify::Sample => "sample",
+            _ => "full",
+        }
     }
 
     /// Numbers of keys of each database at both sides.
-    async fn count(&mut self) -> Result<String, Unproven> {
-        let (wanted, held, own) = self.keyspaces().await.map_err(Unproven::NotDone)?;
-        fence::compare_counts(&wanted, &held, &own).map_err(Unproven::Differs)
+    async fn count(&mut self) -> Result<Counted, String> {
+        let (wanted, held, own) = self.keyspaces().await?;
+        Ok(fence::compare_counts(&wanted, &held, &own))
     }
 
     /// The source's as it is meant to be at the target, the target's, and what is the tool's own there.
@@ -210,6 +254,11 @@ impl Run {
         Ok((wanted, super::own::target_keyspace(&mut link).await?, own))
     }
 
+    async fn source_keys(&mut self) -> Result<u64, String> {
+        let Some(source) = &mut self.source else { return Err("no connection to the source".into()) };
+        Ok(source.keyspace().await?.values().map(|(keys, _)| *keys).sum())
+    }
+
     /// What would be compared, in words, with today's numbers.
     pub(super) async fn comparison_words(&mut self) -> String {
         if let Err(why) = self.may_compare() {
@@ -218,17 +267,25 @@ impl Run {
         let within_ms = self.plan.budget_ms.saturating_sub(self.plan.hook_reserve_ms());
         match self.plan.verify {
             Verify::None => "nothing is compared".into(),
+            Verify::Count if !self.counts_say_something() => {
+                let keys = match self.source_keys().await {
+                    Ok(keys) => keys,
+                    Err(why) => return why,
+                };
+                format!(
+                    "which keys there are, by name, for numbers say nothing here: {keys} keys of the source, both directions"
+                )
+            }
             Verify::Count => match self.count().await {
-                Ok(said) | Err(Unproven::Differs(said) | Unproven::NotDone(said)) => {
-                    format!("keys of each database; now, unfenced: {said}")
-                }
+                Ok(Counted::Equal(keys)) => format!("keys of each database; now, unfenced: {keys} on both sides"),
+                Ok(Counted::Unequal { words, .. }) => format!(
+                    "keys of each database; now, unfenced: {words}; what still differs behind the fence is gone through by \
+                     name, within {within_ms} ms"
+                ),
+                Err(why) => why,
             },
             Verify::Sample | Verify::Full => {
-                let keys = match &mut self.source {
-                    Some(source) => source.keyspace().await.map(|dbs| dbs.values().map(|(keys, _)| *keys).sum()),
-                    None => Err("no connection to the source".into()),
-                };
-                let keys: u64 = match keys {
+                let keys = match self.source_keys().await {
                     Ok(keys) => keys,
                     Err(why) => return why,
                 };
@@ -244,6 +301,17 @@ impl Run {
                 )
             }
         }
+    }
+}
+
+/// What was found by name, with the numbers that were the reason to look.
+fn with_words(input: Input, words: &str) -> Input {
+    let add = |said: String| format!("{said} ({words})");
+    match input {
+        Input::Verified(Ok(said)) => Input::Verified(Ok(add(said))),
+        Input::Verified(Err(Unproven::Differs(why))) => Input::Verified(Err(Unproven::Differs(add(why)))),
+        Input::Verified(Err(Unproven::NotDone(why))) => Input::Verified(Err(Unproven::NotDone(add(why)))),
+        input => input,
     }
 }
 

@@ -18,8 +18,6 @@ pub enum Kind {
     FieldExpiry,
     /// A stream's consumer group: its existence, position, consumers or pending entries.
     Group,
-    /// The number of keys of a database (`--mode count`).
-    Count,
     /// The key changed at every look, and was never seen equal: compare it when it stands still.
     Unsettled,
     /// The key cannot be compared, so nothing is proven about it.
@@ -36,7 +34,6 @@ impl Kind {
             Self::Expiry => "expiry",
             Self::FieldExpiry => "field_expiry",
             Self::Group => "group",
-            Self::Count => "count",
             Self::Unsettled => "unsettled",
             Self::NotCompared => "not_compared",
         }

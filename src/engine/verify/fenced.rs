@@ -99,6 +99,8 @@ async fn whole(
             job.choose(settings.memory_bytes / NAMES_SHARE).await?;
         }
         let _ = tell.send(Told::Ready { keys: job.keys_expected });
+        // Numbers were compared by whoever says the word.
+        job.counts_first = false;
         if going.wait_for(|go| *go).await.is_err() {
             return Err(EngineError::Interrupted);
         }

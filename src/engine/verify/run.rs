@@ -82,6 +82,10 @@ pub(super) struct Job<'a> {
     choice: Choice,
     /// The last pass of the walk.
     pub(super) pass_last: u32,
+    /// The walk goes only over these databases of source and target; none: over all.
+    only: Option<Vec<(u32, u32)>>,
+    /// Numbers of keys are to be compared first.
+    pub(super) counts_first: bool,
     pub(super) keys_expected: u64,
     progress_due: Duration,
     save_due: Duration,
@@ -130,6 +134,7 @@ impl<'a> Job<'a> {
             tolerance_ms: i64::try_from(settings.expiry_tolerance.as_millis()).unwrap_or(i64::MAX),
             policy: settings.on_unsupported.clone(),
             names,
+            values: settings.mode != Mode::Count,
             bucket: Bucket::new(settings.rate, Duration::ZERO),
             started,
             bytes_paced: 0,
@@ -159,6 +164,8 @@ impl<'a> Job<'a> {
             chosen: VecDeque::new(),
             choice,
             pass_last: walk::PASS_LAST,
+            only: None,
+            counts_first: settings.mode == Mode::Count,
             keys_expected: source_keys + target_keys,
             progress_due: Duration::ZERO,
             save_due: SAVE_EVERY,
@@ -195,8 +202,8 @@ impl<'a> Job<'a> {
     }
 
     pub(super) async fn work(&mut self) -> Result<(), EngineError> {
-        if self.settings.mode == Mode::Count {
-            return self.count().await;
+        if self.counts_first {
+            self.count().await?;
         }
         self.look_at_saved().await?;
         loop {
@@ -225,7 +232,7 @@ impl<'a> Job<'a> {
         self.summary.bytes_from_source = self.looker.source.bytes_received;
         match (&result, &self.settings.resume) {
             (Ok(()), Some(path)) => state::remove(path),
-            (Err(_), Some(_)) if self.settings.mode != Mode::Count => self.save()?,
+            (Err(_), Some(_)) => self.save()?,
             _ => {}
         }
         result
@@ -263,7 +270,9 @@ impl<'a> Job<'a> {
     }
 
     fn save(&self) -> Result<(), EngineError> {
-        let Some(path) = &self.settings.resume else { return Ok(()) };
+        let Some(path) = self.settings.resume.as_ref().filter(|_| self.settings.mode != Mode::Count) else {
+            return Ok(());
+        };
         let (databases, position) = (self.databases.clone(), self.position.clone());
         let mut saved = Saved::new(self.identity.clone(), databases, position, self.counts.clone());
         self.suspects.keys().for_each(|(db, key)| saved.add_suspect(db, key));
@@ -318,6 +327,8 @@ impl<'a> Job<'a> {
         let of_source = self.position.pass == walk::PASS_SOURCE;
         let names = self.looker.names.clone();
         let origin = if of_source { Some(db).filter(|db| names.admits_db(*db)) } else { names.source_db(db) };
+        let wanted = |at: &(u32, u32)| db == if of_source { at.0 } else { at.1 };
+        let origin = origin.filter(|_| self.only.as_ref().is_none_or(|only| only.iter().any(wanted)));
         let Some(origin) = origin else {
             self.position = walk::next_database(&self.position);
             return Ok(None);
@@ -527,7 +538,9 @@ impl<'a> Job<'a> {
         self.observer.difference(&Difference { db, key: text(key), type_name, item, more: items, repaired, reason });
     }
 
-    /// `--mode count`: numbers of keys, until they are equal or lag cannot explain it.
+    /// `--mode count`: numbers of keys, until they are equal or lag cannot explain it. Keys that have expired, that hold nothing
+    /// any more, or that are copies that nobody sees, make numbers differ where nothing is wrong: so the keys of databases
+    /// whose numbers differ are compared by name.
     async fn count(&mut self) -> Result<(), EngineError> {
         let names = self.looker.names.clone();
         // A number that only the target has may be that of another database of the source.
@@ -536,6 +549,7 @@ impl<'a> Job<'a> {
         let mut databases: Vec<u32> = own.chain(origins).collect();
         databases.sort_unstable();
         databases.dedup();
+        let mut unequal = Vec::new();
         for db in databases {
             let begun = self.now();
             loop {
@@ -546,13 +560,14 @@ impl<'a> Job<'a> {
                     break;
                 }
                 if self.now().saturating_sub(begun) > self.settings.lag_max {
-                    let item = Item::new(Kind::Count).values(Some(source.to_string()), Some(target.to_string()));
-                    self.tell(db, b"", String::new(), vec![item], None, None);
+                    unequal.push((db, names.target_db(db)?));
+                    self.counts.databases_by_name += 1;
                     break;
                 }
                 tokio::time::sleep(self.settings.lag_max / 20).await;
             }
         }
+        self.only = Some(unequal);
         Ok(())
     }
 }

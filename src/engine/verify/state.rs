@@ -52,6 +52,9 @@ pub struct Counts {
     pub differing: BTreeMap<String, u64>,
     pub repaired: u64,
     pub not_repaired: u64,
+    /// `--mode count`: databases whose numbers of keys differed, so that their keys were compared by name.
+    #[serde(default)]
+    pub databases_by_name: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
