@@ -9,7 +9,7 @@ use super::cluster::Cluster;
 use super::error::EngineError;
 use super::messages::Apart;
 use super::router::{marker_key, says_applied};
-use super::units::Unit;
+use super::units::{Inner, Unit};
 use crate::redis::resp::push_command;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
@@ -175,6 +175,11 @@ impl Cluster {
             bytes,
             replies: commands.len() as u32 + 3,
             name: commands.first().and_then(|args| args.first()).map(|name| name.to_vec()).unwrap_or_default(),
+            inner: commands
+                .iter()
+                .filter_map(|args| args.first())
+                .map(|name| Inner { name: name.to_vec(), again: false })
+                .collect(),
             key: key.to_vec(),
             keys: vec![key.to_vec()],
             slot: Some(slot),

@@ -40,6 +40,8 @@ pub struct Batch {
     pub commands: u32,
     pub replied: u32,
     pub guard: Option<Guard>,
+    /// A cluster's: it has transactions with markers.
+    pub fenced: bool,
     /// For each flow with journal records in it: the LSN behind the last of them. Acknowledged with the batch.
     pub positions: Vec<(FlowId, Lsn)>,
     /// Commands whose answer may say that the target lost a key, in order.
@@ -74,6 +76,7 @@ impl Batch {
             commands: 0,
             replied: 0,
             guard: None,
+            fenced: false,
             positions: Vec::new(),
             watched: Vec::new(),
             selects: Vec::new(),
@@ -92,6 +95,11 @@ impl Batch {
         self.commands == 0 && self.bytes == 0 && self.positions.is_empty()
     }
 
+    /// It has commands that must not be applied twice.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced || self.guard.is_some()
+    }
+
     /// The batch's bytes, in order.
     pub fn slices<'a>(&'a self, slab: &'a Slab) -> impl Iterator<Item = &'a [u8]> + Clone {
         self.segments.iter().map(|segment| match segment {
@@ -101,6 +109,11 @@ impl Batch {
             }
             Segment::Heap(bytes) => &bytes[..],
         })
+    }
+
+    /// A node refused some of it, or sent it elsewhere.
+    pub fn has_unexecuted(&self) -> bool {
+        !self.rejected.is_empty() || !self.refused.is_empty()
     }
 
     /// The first command that must be sent again.

@@ -9,9 +9,11 @@
 
 use super::cluster::{Cluster, Patience, Trouble};
 use super::error::EngineError;
+use super::errors::is_rejection;
 use super::import;
 use super::lost;
 use super::messages::Lost;
+use super::refusal;
 use super::target::TargetLink;
 use super::writer::LSN_FIELD_PREFIX;
 use crate::ids::{FlowId, Lsn};
@@ -109,7 +111,10 @@ async fn execute_everywhere(cluster: &mut Cluster, request: &[u8], set: &[&[u8]]
     let own = slot(CHECKPOINT_KEY.as_bytes());
     let owner = cluster.topology().owner(own).map(|node| node.id.clone());
     let failed = |text: String| {
-        Trouble::Final(EngineError::Target(format!("the cluster answered a global command with \"{text}\"")))
+        let error = EngineError::Target(format!("the cluster answered a global command with \"{text}\""));
+        // A node that is no primary any more, or that refuses for now.
+        let passes = is_rejection(text.as_bytes()) || refusal::refuses(text.as_bytes(), false);
+        if passes { Trouble::Broken(error) } else { Trouble::Final(error) }
     };
     for id in cluster.primary_ids().into_iter().filter(|id| Some(id) != owner.as_ref()) {
         if let Some(text) = cluster.send(&id, false, request, 1).await?.first().and_then(Value::error_text) {

@@ -58,8 +58,8 @@ fn describe(node: u16, name: &[u8], key: &[u8], text: &[u8]) -> String {
     )
 }
 
-/// The same for a lane of a cluster. A command that the node sent elsewhere, or cannot execute yet, is `Rejected`; so is the
-/// EXEC of its group.
+/// The same for a lane of a cluster. A command that the node sent elsewhere, or cannot execute yet, is `Rejected`, what it
+/// refuses because of its own state `Refused`; so is the EXEC of its group.
 pub fn judge_in_cluster(
     batch: &Batch,
     slab: &Slab,
@@ -71,18 +71,30 @@ pub fn judge_in_cluster(
         tracing::debug!(node, reply = %text.escape_ascii(), "rejected");
         return Ok(Verdict::Rejected);
     }
-    let units = super::units::units_of(batch, slab)?;
-    let unit = units.iter().find(|(range, _)| range.contains(&fault.command));
-    let first = unit.map_or(fault.command, |(range, _)| range.start);
-    if text.starts_with(b"EXECABORT") && batch.rejected.iter().any(|rejected| *rejected > first) {
-        return Ok(Verdict::Rejected);
+    if fault.element.is_none() && refusal::refuses(text, false) {
+        return Ok(Verdict::Refused);
     }
-    let command = fault.element.map_or(fault.command, |element| first.saturating_add(1).saturating_add(element));
-    // A group is not executed again where its marker stands.
-    let again = batch.is_in_doubt(fault.command) && unit.is_none_or(|(_, unit)| unit.marker.is_none());
-    match judge(batch, slab, command, node, text, again)? {
-        Verdict::Refused => Err(EngineError::Target(describe_refusal(batch, slab, command, node, text))),
-        verdict => Ok(verdict),
+    // An error of a command of its group came right before.
+    if text.starts_with(b"EXECABORT") && batch.has_unexecuted() {
+        return Ok(if batch.rejected.last() > batch.refused.last() { Verdict::Rejected } else { Verdict::Refused });
+    }
+    if fault.element.is_none() && !text.starts_with(b"ERR EXEC without MULTI") {
+        return judge(batch, slab, fault.command, node, text, batch.is_in_doubt(fault.command));
+    }
+    let units = super::units::units_of(batch, slab)?;
+    let group = units.into_iter().map(|(range, _)| range).find(|range| range.contains(&fault.command));
+    let first = group.map_or(fault.command, |range| range.start);
+    if let Some(element) = fault.element {
+        let command = first.saturating_add(1).saturating_add(element);
+        return judge(batch, slab, command, node, text, batch.is_in_doubt(command));
+    }
+    // Its MULTI was refused: then its commands were executed one by one, those that were not refused.
+    let refused = |command: u32| batch.refused.contains(&command) || batch.rejected.contains(&command);
+    match (first..fault.command).all(refused) {
+        true => Ok(Verdict::Refused),
+        false => Err(EngineError::Torn(format!(
+            "node {node} refused a MULTI and executed commands that stood in it; run again with --on-existing flush"
+        ))),
     }
 }
 

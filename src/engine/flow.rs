@@ -569,7 +569,7 @@ impl Flow {
             self.handler.next_deferred(now_ms, &mut writer)?;
             router.take_refusal()?;
             if let Some(args) = self.handler.apart.take() {
-                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: router.next_sequence() });
+                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: router.marks.next_sequence() });
             }
         }
         Ok(())

@@ -1,21 +1,20 @@
 //! A cluster's worker between two slot maps: it encodes nothing until what was under way is answered and settled.
 //!
-//! In: a redirect, a lost connection, or a record over several slots. Out: `WorkerEvent::Held` with everything that was not
-//! executed, in order, once every lane is empty; after `Settled` the worker goes on with the new lanes. Invariants: a slot
-//! changes its lane only while nothing is under way; what was accepted is not sent again unless an earlier command on the
-//! same key was rejected, and then only what may be applied twice.
+//! In: a redirect, a lost connection, or a record over several slots. Out: `WorkerEvent::Held` with what was under way and was
+//! not executed, in order, once nothing is under way; after `Settled` the worker goes on with the new lanes, first with what it had
+//! not sent. Invariants: a slot changes its lane only while nothing is under way; behind a command that was not executed
+//! nothing is sent (to no node, until it is settled); a record over several slots is carried out only when everything
+//! before it was executed.
 
-use super::batch::Batch;
+use super::again;
 use super::error::EngineError;
 use super::flow::Flow;
 use super::lane::Lane;
 use super::messages::{Held, LostLane, Settled, WorkerEvent};
 use super::router::marker_key;
-use super::units::{Unit, units_of};
 use super::worker::Worker;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::report::document::NotCarried;
-use crate::uring::Slab;
 
 /// A node that answers nothing for so long is treated as gone.
 const SILENCE_NS_MAX: u64 = 10_000_000_000;
@@ -24,8 +23,10 @@ const SILENCE_NS_MAX: u64 = 10_000_000_000;
 #[derive(Default)]
 pub struct HeldState {
     pub stage: Stage,
-    /// What was not executed, in order.
-    units: Vec<Unit>,
+    /// Nothing more is sent: something was not executed.
+    pub stops: bool,
+    /// The control plane was told of the records over several slots.
+    apart_told: bool,
     /// Keys whose commands were executed in another order than they were recorded.
     pub doubtful: Vec<NotCarried>,
 }
@@ -40,55 +41,18 @@ pub enum Stage {
     Told,
 }
 
-impl HeldState {
-    /// What was not executed, in order.
-    pub fn take_units(&mut self) -> Vec<Unit> {
-        std::mem::take(&mut self.units)
-    }
-
-    /// A batch was answered to its end (or up to `batch.replied`, on a lane that is lost): keeps what was not executed.
-    pub fn take_batch(&mut self, lane: &mut Lane, batch: &Batch, slab: &Slab) -> Result<(), EngineError> {
-        let whole = batch.replied == batch.commands;
-        if whole && batch.rejected.is_empty() && lane.rejected_keys.is_empty() {
-            return Ok(());
-        }
-        for (range, mut unit) in units_of(batch, slab)? {
-            let rejected = range.clone().any(|command| batch.rejected.contains(&command));
-            if range.end > batch.replied {
-                unit.unknown = true;
-                self.units.push(unit);
-            } else if rejected {
-                lane.rejected_keys.extend(unit.keys.iter().cloned());
-                self.units.push(unit);
-            } else if unit.keys.iter().any(|key| lane.rejected_keys.contains(key)) {
-                // The slot came back while an earlier command was on its way.
-                if unit.marker.is_none() {
-                    // It is executed again, so what follows on any of its keys must be too.
-                    lane.rejected_keys.extend(unit.keys.iter().cloned());
-                    unit.again = true;
-                    self.units.push(unit);
-                } else {
-                    tracing::warn!(key = %unit.key.escape_ascii(), "executed before an earlier command on the same key");
-                    self.doubtful.push(NotCarried {
-                        db: 0,
-                        key: unit.key,
-                        kind: "doubtful-order".into(),
-                        action: "verify".into(),
-                        reason: "the cluster rejected a command and executed the next one on the same key".into(),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
 impl Worker {
-    /// Encodes nothing more until what is under way is settled.
+    /// Encodes nothing more until what is queued is executed.
     pub(super) fn hold(&mut self) {
         if self.held.stage == Stage::Free {
             self.held.stage = Stage::Draining;
         }
+    }
+
+    /// Sends nothing more until what is under way is settled.
+    pub(super) fn stop_sending(&mut self) {
+        self.hold();
+        self.held.stops = true;
     }
 
     pub(super) fn is_held(&self) -> bool {
@@ -110,27 +74,27 @@ impl Worker {
             .try_for_each(|lane| self.lose_lane(lane, format!("no reply within {} s", SILENCE_NS_MAX / 1_000_000_000)))
     }
 
-    /// Tells the control plane once every lane is empty or lost.
+    /// Tells the control plane once nothing is under way.
     pub(super) fn tell_when_held(&mut self) -> Result<(), EngineError> {
-        let lanes_done = self.lanes.iter().all(|lane| !lane.is_live() || lane.is_idle());
-        if self.held.stage != Stage::Draining || !lanes_done {
+        let stops = self.held.stops;
+        let is_done = |lane: &Lane| !lane.is_live() || if stops { lane.is_quiet() } else { lane.is_idle() };
+        if self.held.stage != Stage::Draining || !self.lanes.iter().all(is_done) {
             return Ok(());
         }
-        let (mut live, mut lost) = (Vec::new(), Vec::new());
+        let (mut live, mut lost, mut units) = (Vec::new(), Vec::new(), Vec::new());
         for lane in &mut self.lanes {
             if lane.is_live() {
                 live.push((lane.index, lane.node));
             } else {
                 lost.push(LostLane { lane: lane.index, node: lane.node, client_id: lane.client_id });
-                for batch in lane.take_unanswered(self.ring.slab_mut()) {
-                    self.held.take_batch(lane, &batch, self.ring.slab())?;
-                    batch.release(self.ring.slab_mut());
-                }
             }
-            lane.rejected_keys.clear();
+            units.extend(lane.take_unexecuted(self.ring.slab_mut(), &mut self.held.doubtful)?);
         }
-        let apart = self.flows.iter().filter_map(|flow| flow.apart.clone()).collect();
-        let units = self.held.take_units();
+        let mut apart = Vec::new();
+        if !self.lanes.iter().any(Lane::has_waiting) {
+            apart.extend(self.flows.iter().filter_map(|flow| flow.apart.clone()));
+        }
+        self.held.apart_told = !apart.is_empty();
         self.held.stage = Stage::Told;
         tracing::debug!(worker = self.index, units = units.len(), lost = lost.len(), "held");
         let _ = self.events.send(WorkerEvent::Held(Box::new(Held { worker: self.index, units, live, lost, apart })));
@@ -138,12 +102,25 @@ impl Worker {
     }
 
     /// Everything is settled: goes on with the lanes as they are now.
-    pub(super) fn settled(&mut self, settled: Settled) {
+    pub(super) fn settled(&mut self, settled: Settled, now_ns: u64) -> Result<(), EngineError> {
+        let Some(router) = &mut self.router else { return Ok(()) };
+        let moved = !router.has_routes(&settled.lanes_by_slot);
+        let mut waiting = Vec::new();
+        for lane in &mut self.lanes {
+            let at = lane.index;
+            if moved || settled.gone.contains(&at) || settled.fresh.iter().any(|(fresh, _)| *fresh == at) {
+                waiting.push((at, lane.take_waiting(self.ring.slab_mut())));
+            }
+        }
+        router.reroute(settled.lanes_by_slot, waiting.iter().any(|(_, batches)| !batches.is_empty()));
         for lane in settled.gone {
             self.end_lane(lane);
         }
         for (at, start) in settled.fresh {
             let mut fresh = Lane::new(at, start);
+            if let Some(router) = &self.router {
+                fresh.marks = router.marks.clone();
+            }
             match self.lanes.get_mut(at) {
                 Some(lane) => {
                     fresh.follows(lane);
@@ -153,19 +130,26 @@ impl Worker {
                 None => self.lanes.push(fresh),
             }
         }
-        if let Some(router) = &mut self.router {
-            router.reroute(settled.lanes_by_slot);
+        if let Some(router) = &self.router {
+            for (at, waiting) in waiting {
+                again::reroute(&mut self.lanes, router, self.ring.slab_mut(), at, waiting)?;
+            }
         }
-        self.flows.iter_mut().for_each(Flow::release_apart);
+        if std::mem::take(&mut self.held.apart_told) {
+            self.flows.iter_mut().for_each(Flow::release_apart);
+        }
         // A connection may have been lost since the control plane was told.
         let lost = self.router.as_ref().is_some_and(|router| !router.uses_only(&self.lanes));
         self.held.stage = if lost { Stage::Draining } else { Stage::Free };
+        self.held.stops = lost;
+        // Where records over several slots follow each other closely, the worker is held again before its next look.
+        self.note_positions(now_ns);
+        Ok(())
     }
 
     /// Makes a cut, and writes the positions that are confirmed.
     pub(super) fn note_positions(&mut self, now_ns: u64) {
-        // A batch counts as answered although a node sent some of its commands elsewhere: no position may pass those before
-        // they have been executed there.
+        // No position may pass what a node sent elsewhere before it has been executed there.
         if self.is_held() {
             return;
         }

@@ -3,10 +3,12 @@
 //! In: closed batches, completions of sends, reply bytes. Out: chains of whole batches to send, acknowledged batches,
 //! and the command that an error reply belongs to. Invariants: at most one chain is in the kernel; batches leave in the
 //! order in which they were closed; a batch is kept until its last reply; after a short or broken chain the tail of the
-//! first unfinished batch goes first; after a lost connection nothing is sent again that is known to be applied.
+//! first unfinished batch goes first; after a lost connection nothing is sent again that is known to be applied. What a
+//! cluster's node did not execute is in `returned` until it is settled (`again`), and until then nothing behind it is sent.
 
 use super::batch::{Batch, Watched};
 use super::error::EngineError;
+use super::layout::{Marks, Pieces};
 use super::lost::{self, WatchedNames};
 use super::messages::{LaneStart, Lost};
 use super::refusal::{self, Hold};
@@ -16,8 +18,10 @@ use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::reply::{Reply, ReplyScanner};
 use crate::redis::request;
+use crate::report::document::NotCarried;
 use crate::uring::{ChunkId, Class as ChunkClass, Outgoing, Ring, Segment, Slab};
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Where a lane's connection stands.
@@ -56,6 +60,9 @@ pub struct Lane {
     pub returned: Vec<Batch>,
     pub closed: Vec<Batch>,
     pub spare_segments: Vec<Vec<Segment>>,
+    /// A cluster's: the commands of the open batch, and what their markers hold.
+    pub pieces: Pieces,
+    pub marks: Rc<Marks>,
     /// Bytes in `ready` and `sent`.
     pub unacked_bytes: usize,
     pub unacked_commands: u64,
@@ -77,8 +84,6 @@ pub struct Lane {
     pub acked_batches: u64,
     /// When the last reply came, or the first unanswered batch was sent.
     pub heard_ns: u64,
-    /// Keys of commands that were rejected and not executed since.
-    pub rejected_keys: HashSet<Vec<u8>>,
 }
 
 /// What an error reply means for its command.
@@ -129,11 +134,13 @@ impl Lane {
             in_kernel: 0,
             cut_short: false,
             chain_broken: false,
-            one_group: false,
+            one_group: in_cluster,
             hold: None,
             returned: Vec::new(),
             closed: Vec::new(),
             spare_segments: Vec::new(),
+            pieces: Pieces::default(),
+            marks: Rc::default(),
             unacked_bytes: 0,
             unacked_commands: 0,
             queued_bytes: 0,
@@ -148,7 +155,6 @@ impl Lane {
             queued_batches: 0,
             acked_batches: 0,
             heard_ns: 0,
-            rejected_keys: HashSet::new(),
         }
     }
 
@@ -166,9 +172,14 @@ impl Lane {
         self.encoder.batch.is_empty() && queued == 0
     }
 
-    /// Nothing is on the way to the kernel: an open batch should go out now.
+    /// Nothing is on the way to the kernel, and nothing under way must be answered first: an open batch should go out now.
     pub fn wire_is_idle(&self) -> bool {
-        self.in_kernel == 0 && self.ready.is_empty()
+        let waits = self.one_group
+            && match self.pieces.is_guarded() || self.encoder.batch.guard.is_some() {
+                true => !self.sent.is_empty(),
+                false => self.sent.iter().any(Batch::is_fenced),
+            };
+        self.in_kernel == 0 && self.ready.is_empty() && !waits
     }
 
     /// Closes the open batch, if it holds anything.
@@ -183,8 +194,12 @@ impl Lane {
         self.queue_closed();
     }
 
-    /// Closes the open batch of a cluster's lane, whose markers and positions are written already.
+    /// Closes the open batch of a cluster's lane: brings it into its order, with its markers.
     pub fn close_cluster(&mut self, slab: &mut Slab) {
+        if self.encoder.batch.is_empty() {
+            return;
+        }
+        self.pieces.lay_out(&mut self.encoder, slab, &self.marks);
         let segments = self.spare_segments.pop().unwrap_or_default();
         let batch = self.encoder.take_batch(slab, segments);
         self.closed.push(batch);
@@ -307,6 +322,10 @@ impl Lane {
         if self.in_kernel > 0 || self.ready.is_empty() || wire.is_sending() {
             return Ok(0);
         }
+        // What was not executed comes first; only the rest of a batch that was cut short is on its way already.
+        if self.in_cluster && !self.returned.is_empty() && !self.cut_short {
+            return Ok(0);
+        }
         if self.sent.is_empty() {
             self.heard_ns = now_ns;
         }
@@ -322,8 +341,10 @@ impl Lane {
         };
         let count = match self.one_group {
             false => count,
-            true if self.sent.iter().any(|batch| batch.guard.is_some()) => return Ok(0),
-            true => match self.ready.iter().take(count).take_while(|batch| batch.guard.is_none()).count() {
+            // The rest of what was begun.
+            true if self.cut_short => 1,
+            true if self.sent.iter().any(Batch::is_fenced) => return Ok(0),
+            true => match self.ready.iter().take(count).take_while(|batch| !batch.is_fenced()).count() {
                 0 if self.sent.is_empty() => 1,
                 blind => blind,
             },
@@ -495,7 +516,7 @@ impl Lane {
                     if !batch.preamble {
                         *losses_in_a_row = 0;
                     }
-                    refusing |= batch.first_refused().is_some();
+                    refusing |= batch.first_refused().is_some() || batch.has_unexecuted();
                     if refusing {
                         returned.push(batch);
                         continue;
@@ -520,6 +541,7 @@ impl Lane {
         &mut self,
         slab: &mut Slab,
         now_ns: u64,
+        doubtful: &mut Vec<NotCarried>,
         mut acked: impl FnMut(Batch),
     ) -> Result<bool, EngineError> {
         if !self.sent.is_empty() || self.in_kernel > 0 || self.cut_short {
@@ -531,11 +553,15 @@ impl Lane {
             }
             return Ok(self.hold.is_some());
         }
-        refusal::settle(self, slab)?.into_iter().for_each(|batch| {
-            self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
-            self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
-            acked(batch);
-        });
+        if self.in_cluster {
+            self.put_back_refused(slab, doubtful)?.into_iter().for_each(&mut acked);
+        } else {
+            refusal::settle(self, slab)?.into_iter().for_each(|batch| {
+                self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
+                self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
+                acked(batch);
+            });
+        }
         if let Some(hold) = &mut self.hold {
             hold.again(now_ns);
         }
@@ -560,6 +586,17 @@ impl Lane {
         self.reading = false;
         self.scanner = ReplyScanner::new();
         self.losses_in_a_row += 1;
+        if self.in_cluster {
+            // What was under way is settled by the control plane.
+            self.returned.extend(self.sent.drain(..));
+            if self.ready.front().is_some_and(|batch| batch.sent_bytes > 0) {
+                self.returned.extend(self.ready.pop_front());
+            }
+            if let Some(hold) = &mut self.hold {
+                hold.trying = false;
+            }
+            return;
+        }
         while let Some(mut batch) = self.sent.pop_back() {
             // How much of it the kernel took is not known while it is there.
             batch.sent_bytes = batch.bytes;
@@ -584,20 +621,16 @@ impl Lane {
         matches!(self.link, Link::Up(_))
     }
 
-    /// Everything that is not answered, in order, for a lane that ends. Nothing is left on it.
-    pub fn take_unanswered(&mut self, slab: &mut Slab) -> Vec<Batch> {
-        if !self.encoder.batch.is_empty() {
-            self.close_cluster(slab);
-        }
-        self.encoder.tail.finish(&mut self.encoder.batch, slab);
-        self.unacked_bytes = 0;
-        self.unacked_commands = 0;
-        self.acked_batches = self.queued_batches;
-        self.sent.drain(..).chain(self.ready.drain(..)).collect()
+    /// A batch went out in part.
+    pub fn is_cut_short(&self) -> bool {
+        self.cut_short
     }
 
     /// Takes over what is counted over several connections.
-    pub fn follows(&mut self, earlier: &Self) {
+    pub fn follows(&mut self, earlier: &mut Self) {
+        if self.node == earlier.node {
+            self.hold = earlier.hold.take();
+        }
         self.generation = earlier.generation.wrapping_add(1);
         self.reconnects = earlier.reconnects + 1;
         self.losses_in_a_row = earlier.losses_in_a_row;

@@ -58,9 +58,14 @@ impl Worker {
         for position in 0..self.lanes.len() {
             let lane = &mut self.lanes[position];
             let Some(hold) = &lane.hold else { continue };
+            // Then the control plane settles all of it.
+            if lane.has_rejected() || lane.in_cluster && !lane.is_live() {
+                continue;
+            }
             let held_ns = hold.held_ns(now_ns);
             let mut acked = Vec::new();
-            let holds = lane.settle_refusal(self.ring.slab_mut(), now_ns, |batch| acked.push(batch))?;
+            let doubtful = &mut self.held.doubtful;
+            let holds = lane.settle_refusal(self.ring.slab_mut(), now_ns, doubtful, |batch| acked.push(batch))?;
             for batch in acked {
                 record_acked(&mut self.recorder, &mut self.stats, lane.node, &batch, now_ns);
                 confirm(&mut self.flows, &self.confirmed, &batch);
@@ -109,11 +114,15 @@ impl Worker {
     pub(super) fn submit(&mut self, now_ns: u64) -> Result<(), EngineError> {
         self.tend_holds(now_ns)?;
         self.end_silent_lanes(now_ns)?;
+        let stops = self.held.stops;
         for lane in &mut self.lanes {
-            if lane.wire_is_idle() {
-                lane.close_open(self.ring.slab_mut(), self.settings.batch_bytes);
+            // Where something was not executed, only what was sent in part goes on.
+            if !stops || lane.is_cut_short() {
+                if lane.wire_is_idle() {
+                    lane.close_open(self.ring.slab_mut(), self.settings.batch_bytes);
+                }
+                submit_lane(&mut self.ring, lane, &self.settings, now_ns, &mut self.stats)?;
             }
-            submit_lane(&mut self.ring, lane, &self.settings, now_ns, &mut self.stats)?;
             if let Link::Up(wire) = &mut lane.link {
                 wire.flush(&mut self.ring, token(KIND_SEND, lane.generation, lane.index))?;
             }
@@ -192,23 +201,20 @@ impl Worker {
             &view,
             |batch| acked.push(batch),
             |batch, fault, text| {
-                if !cluster {
-                    let verdict =
-                        super::errors::judge(batch, slab, fault.command, node, text, batch.is_in_doubt(fault.command))?;
-                    if verdict == Verdict::ScriptRefused {
-                        refused_scripts.push(super::errors::refused_script(batch, slab, fault.command, text));
+                let verdict = match cluster {
+                    false => {
+                        super::errors::judge(batch, slab, fault.command, node, text, batch.is_in_doubt(fault.command))?
                     }
-                    if verdict == Verdict::Refused && refusal.is_none() {
-                        let described = super::errors::describe_refusal(batch, slab, fault.command, node, text);
-                        refusal = Some((described, refusal::refuses_access(text)));
-                    }
-                    return Ok(verdict);
-                }
-                let verdict = super::errors::judge_in_cluster(batch, slab, fault, node, text)?;
+                    true => super::errors::judge_in_cluster(batch, slab, fault, node, text)?,
+                };
                 rejected |= verdict == Verdict::Rejected;
+                // Each node of a cluster refuses it: it is listed once.
                 if verdict == Verdict::ScriptRefused && node == 0 {
-                    // Each node refuses it: it is listed once.
                     refused_scripts.push(super::errors::refused_script(batch, slab, fault.command, text));
+                }
+                if verdict == Verdict::Refused && refusal.is_none() {
+                    let described = super::errors::describe_refusal(batch, slab, fault.command, node, text);
+                    refusal = Some((described, refusal::refuses_access(text)));
                 }
                 Ok(verdict)
             },
@@ -228,17 +234,12 @@ impl Worker {
         lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
         for batch in acked {
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
-            if lane.in_cluster {
-                self.held.take_batch(lane, &batch, self.ring.slab())?;
-            }
-            if batch.rejected.is_empty() {
-                confirm(&mut self.flows, &self.confirmed, &batch);
-            }
+            confirm(&mut self.flows, &self.confirmed, &batch);
             let segments = batch.release(self.ring.slab_mut());
             lane.recycle(segments);
         }
         if rejected {
-            self.hold();
+            self.stop_sending();
         }
         self.put_in_doubt(position, lost)?;
         outcome
@@ -287,7 +288,7 @@ impl Worker {
             )));
         }
         if self.router.is_some() {
-            self.hold();
+            self.stop_sending();
             return Ok(());
         }
         let _ = self.events.send(WorkerEvent::LaneLost {

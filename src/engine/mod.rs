@@ -19,6 +19,7 @@
 //! lost connection, and only if the target is known not to have applied it, or if applying it twice in order changes
 //! nothing.
 
+mod again;
 mod apart;
 mod asking;
 mod backlog;
@@ -51,6 +52,7 @@ mod joining;
 mod lag;
 mod lane;
 mod lanes;
+mod layout;
 mod link;
 mod lost;
 mod messages;

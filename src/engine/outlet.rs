@@ -71,7 +71,7 @@ impl Outlet<'_> {
     pub fn next_sequence(&mut self) -> Vec<u8> {
         match self {
             Self::One(_) => Vec::new(),
-            Self::Cluster { router, .. } => router.next_sequence(),
+            Self::Cluster { router, .. } => router.marks.next_sequence(),
         }
     }
 

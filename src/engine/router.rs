@@ -1,13 +1,20 @@
 //! A worker's view of a cluster: which lane has which slot, the markers of guarded commands, the positions confirmed.
 //!
 //! In: what the control plane found out, commands with their slots. Out: the same commands on the lanes of their slots.
-//! Invariants: between two changes of the slot map, which happen only while every lane is empty, a slot has one lane, so a
-//! key's commands keep their order. A guarded command stands in a MULTI of its own with `SET <marker of this flow in this
-//! slot> <position>`, which also covers what the same record does in the same slot after it. A flow's position is written to
-//! the checkpoint only when everything up to it was acknowledged on all lanes.
+//! Invariants: between two changes of the slot map, which happen only while nothing is under way, a slot has one lane, so a
+//! key's commands keep their order. A guarded command stands in a MULTI with all that its flow does in its slot in the same
+//! batch, and `SET <marker of this flow in this slot> <position>` (`layout`); no batch ends between a guarded command and the
+//! rest of its record. A flow's position is written to the checkpoint only when everything up to it was executed on all
+//! lanes.
+//!
+//! What a target can hold when the tool is killed, at any instant, also while a slot is MIGRATING at one node and IMPORTING at
+//! another: of each flow and slot, all records up to the marker (each command of them was executed, or stood before the
+//! marker in its transaction), and behind it only commands that may be applied again, for the transaction behind them was
+//! not sent, or not executed. So the next start skips exactly what the marker covers, and applies the rest in its order.
 
 use super::error::EngineError;
 use super::lane::Lane;
+use super::layout::Marks;
 use super::target::OWN_PREFIX;
 use super::writer::{LSN_FIELD_PREFIX, Source};
 use crate::convert::{Class, CommandMeta, Out};
@@ -18,6 +25,7 @@ use bytes::Bytes;
 use routes::Routes;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 
 mod routes;
@@ -78,23 +86,13 @@ pub enum Touched {
     Several,
 }
 
-/// A MULTI that is not closed.
-struct OpenGroup {
-    slot: Slot,
-    lane: usize,
-}
-
 pub struct Router {
     routes: Routes,
-    journal_tag: String,
-    snapshot_tag: String,
+    pub marks: Rc<Marks>,
     resumed: Arc<Resumed>,
     sent_before: Arc<[Lsn]>,
     /// By flow: the last LSN of `resumed`.
     resumed_to: BTreeMap<FlowId, Lsn>,
-    /// Number of the last guarded command of the full sync.
-    sequence: u64,
-    open: SmallVec<[OpenGroup; 4]>,
     scratch: Vec<u8>,
     /// Where the last `space` in it began.
     scratch_mark: usize,
@@ -120,14 +118,11 @@ impl Router {
         }
         Self {
             routes: Routes::new(start.lanes_by_slot),
-            journal_tag: start.journal_tag,
-            snapshot_tag: start.snapshot_tag,
+            marks: Marks::new(start.journal_tag, start.snapshot_tag),
             marked: start.resumed.keys().copied().collect(),
             resumed: start.resumed,
             sent_before: start.sent_before,
             resumed_to,
-            sequence: 0,
-            open: SmallVec::new(),
             scratch: Vec::new(),
             scratch_mark: 0,
             refused: None,
@@ -145,16 +140,24 @@ impl Router {
         self.routes.lane_of(slot)
     }
 
+    /// The slots have these lanes.
+    pub fn has_routes(&self, lanes_by_slot: &[u16]) -> bool {
+        self.routes.lanes().eq(lanes_by_slot.iter().map(|lane| usize::from(*lane)))
+    }
+
     /// Every slot's lane has a connection.
     pub fn uses_only(&self, lanes: &[Lane]) -> bool {
         self.routes.lanes().all(|lane| lanes.get(lane).is_some_and(Lane::is_live))
     }
 
-    /// The slots have new lanes. Only while nothing is under way: everything encoded so far is applied.
-    pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>) {
+    /// The slots may have new lanes. Only while nothing is under way. `requeued`: what was queued changed its lane.
+    pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>, requeued: bool) {
         self.routes = Routes::new(lanes_by_slot);
-        self.cuts.clear();
-        self.confirmed.clone_from(&self.cut_last);
+        if requeued {
+            // It is counted anew.
+            self.cuts.clear();
+            self.cut_last.clear();
+        }
         // A position that was on its way may have been rejected: it is written again.
         self.written.clear();
     }
@@ -182,17 +185,6 @@ impl Router {
     #[inline]
     pub fn take_touched(&mut self) -> Touched {
         std::mem::replace(&mut self.touched, Touched::Nothing)
-    }
-
-    /// Value of the next marker of the full sync.
-    pub fn next_sequence(&mut self) -> Vec<u8> {
-        self.sequence += 1;
-        format!("{}:{}", self.snapshot_tag, self.sequence).into_bytes()
-    }
-
-    /// Value of the marker of a record.
-    pub fn journal_value(&self, lsn: Lsn) -> Vec<u8> {
-        format!("{}:{lsn}", self.journal_tag).into_bytes()
     }
 
     /// Takes note of how far the flows are and what must be acknowledged for that to be confirmed.
@@ -240,6 +232,8 @@ impl Router {
             lane.encoder.batch.first_read_ns = now_ns;
         }
         lane.encoder.command(slab, &args);
+        lane.pieces.push(&lane.encoder, None, None, false);
+        // Behind the last record, so that no record is cut in two.
         if lane.encoder.is_full(batch_bytes) {
             lane.close_cluster(slab);
         }
@@ -280,6 +274,11 @@ pub struct ClusterWriter<'a> {
     batch_bytes: usize,
     read_ns: u64,
     aim: Aim,
+    /// Slot and class of the command begun.
+    begun: (Slot, Class),
+    /// Lanes that got a guarded command of the record, and lanes that are to be looked at behind it.
+    guarded: SmallVec<[usize; 4]>,
+    unclosed: SmallVec<[usize; 4]>,
 }
 
 /// What does not change from event to event.
@@ -311,27 +310,31 @@ impl<'a> ClusterWriter<'a> {
         let sent_before = router.sent_before.get(flow.0 as usize).copied().unwrap_or_default();
         let again = record.is_some_and(|lsn| lsn <= sent_before);
         let WriteSettings { borrow_bytes_min, batch_bytes, read_ns } = settings;
-        let aim = Aim::Nowhere;
-        Self { router, lanes, slab, source, flow, record, resuming, again, borrow_bytes_min, batch_bytes, read_ns, aim }
-    }
-
-    /// The record is complete: its groups end with their markers.
-    pub fn record_done(&mut self) {
-        while let Some(group) = self.router.open.pop() {
-            self.close_group(group);
+        Self {
+            router,
+            lanes,
+            slab,
+            source,
+            flow,
+            record,
+            resuming,
+            again,
+            borrow_bytes_min,
+            batch_bytes,
+            read_ns,
+            aim: Aim::Nowhere,
+            begun: (Slot(0), Class::Blind),
+            guarded: SmallVec::new(),
+            unclosed: SmallVec::new(),
         }
     }
 
-    fn close_group(&mut self, OpenGroup { slot, lane: at }: OpenGroup) {
-        let value = match self.record {
-            Some(lsn) => self.router.journal_value(lsn),
-            None => self.router.next_sequence(),
-        };
-        self.router.marked.insert((self.flow, slot));
-        let Some(lane) = self.lanes.get_mut(at) else { return };
-        lane.encoder.command(self.slab, &[b"SET", &marker_key(self.flow, slot), &value]);
-        lane.encoder.command(self.slab, &[b"EXEC"]);
-        self.close_if_full(at);
+    /// The record is complete: a batch may end here.
+    pub fn record_done(&mut self) {
+        self.guarded.clear();
+        for at in std::mem::take(&mut self.unclosed) {
+            self.close_if_full(at);
+        }
     }
 
     #[inline]
@@ -340,6 +343,32 @@ impl<'a> ClusterWriter<'a> {
             && lane.encoder.is_full(self.batch_bytes)
         {
             lane.close_cluster(self.slab);
+        }
+    }
+
+    #[inline]
+    fn end_at(&mut self, at: usize) {
+        let Some(lane) = self.lanes.get_mut(at) else { return };
+        let (slot, class) = self.begun;
+        lane.encoder.batch.commands += 1;
+        lane.pieces.push(&lane.encoder, Some((self.flow, slot)), self.record, class == Class::Guarded);
+        if self.again && class == Class::Blind {
+            lane.pieces.put_in_doubt();
+        }
+        if class == Class::Guarded {
+            self.router.marked.insert((self.flow, slot));
+        }
+        if self.record.is_none() {
+            return self.close_if_full(at);
+        }
+        // A marker covers the whole of its record: the rest of it goes into the same transaction.
+        if class == Class::Guarded && !self.guarded.contains(&at) {
+            self.guarded.push(at);
+        }
+        if !self.guarded.contains(&at) {
+            self.close_if_full(at);
+        } else if !self.unclosed.contains(&at) {
+            self.unclosed.push(at);
         }
     }
 
@@ -374,37 +403,23 @@ impl<'a> ClusterWriter<'a> {
         applied.is_some_and(|applied| self.record.is_some_and(|lsn| lsn <= *applied))
     }
 
-    /// What stands in a MULTI must lie in one slot: one of another slot on the same lane ends.
-    fn end_group_of_other_slot(&mut self, at: usize, slot: Slot) {
-        if let Some(other) = self.router.open.iter().position(|group| group.lane == at && group.slot != slot) {
-            let group = self.router.open.remove(other);
-            self.close_group(group);
-        }
-    }
-
-    /// Begins the group of a guarded command, if it is not open yet.
-    fn begin_group(&mut self, at: usize, slot: Slot) {
-        let Some(lane) = self.lanes.get_mut(at) else { return };
-        if !self.router.open.iter().any(|group| group.slot == slot) {
-            lane.encoder.command(self.slab, &[b"MULTI"]);
-            self.router.open.push(OpenGroup { slot, lane: at });
-        }
-    }
-
     /// Copies the command kept to every lane.
     #[cold]
     fn copy_to_all(&mut self) {
-        // A group that is open somewhere must not get a command without a key.
-        self.record_done();
         for at in 0..self.lanes.len() {
             let Some(lane) = self.lanes.get_mut(at).filter(|lane| lane.is_live()) else { continue };
             self.router.touch(at);
+            // Nothing behind it is to come before it.
+            if lane.pieces.is_guarded() {
+                lane.close_cluster(self.slab);
+            }
             if lane.encoder.batch.is_empty() {
                 lane.encoder.batch.first_read_ns = self.read_ns;
             }
             lane.encoder.copy(self.slab, &self.router.scratch);
             lane.encoder.batch.commands += 1;
-            self.close_if_full(at);
+            lane.pieces.push(&lane.encoder, None, None, false);
+            lane.close_cluster(self.slab);
         }
         self.router.scratch.clear();
     }
@@ -415,16 +430,11 @@ impl Out for ClusterWriter<'_> {
     fn begin(&mut self, meta: CommandMeta) {
         self.aim = self.aim_at(&meta);
         let Aim::Lane(at) = self.aim else { return };
-        if !self.router.open.is_empty() {
-            self.end_group_of_other_slot(at, meta.slot);
-        }
+        self.begun = (meta.slot, meta.class);
         self.router.touch(at);
         let Some(lane) = self.lanes.get_mut(at) else { return };
         if lane.encoder.batch.is_empty() {
             lane.encoder.batch.first_read_ns = self.read_ns;
-        }
-        if meta.class == Class::Guarded {
-            self.begin_group(at, meta.slot);
         }
     }
 
@@ -477,20 +487,7 @@ impl Out for ClusterWriter<'_> {
         match self.aim {
             Aim::Nowhere => self.router.scratch.clear(),
             Aim::All => self.copy_to_all(),
-            Aim::Lane(at) => {
-                if let Some(lane) = self.lanes.get_mut(at) {
-                    let batch = &mut lane.encoder.batch;
-                    batch.commands += 1;
-                    if self.again {
-                        batch.put_in_doubt(batch.commands - 1..batch.commands);
-                    }
-                }
-                if !self.router.open.iter().any(|group| group.lane == at) {
-                    self.close_if_full(at);
-                } else if self.record.is_none() {
-                    self.record_done();
-                }
-            }
+            Aim::Lane(at) => self.end_at(at),
         }
         self.aim = Aim::Nowhere;
     }

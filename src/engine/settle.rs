@@ -1,14 +1,15 @@
 //! What a held worker of a cluster left behind is executed, in order, and the worker gets its lanes.
 //!
 //! In: commands that were rejected, or that may have been lost with a connection. Out: each executed once, where its slot
-//! is now, and a lane to every node that has slots. Invariants: a guarded command whose marker says that it was applied is
-//! not executed again, nor is anything before it in its slot that went the same way; what remains goes one at a time, each
-//! answer awaited, in the order in which it was encoded.
+//! is now, and a lane to every node that has slots. Invariants: a transaction whose outcome is unknown is executed again only
+//! if its own marker says that it was not (nothing of its flow and slot was under way beside it, see `layout`); all go one at
+//! a time, each answer awaited, in the order in which they were encoded, so that no marker ever goes down.
 
 use super::checkpoint::CHECKPOINT_KEY;
 use super::cluster::{Cluster, Patience, Trouble};
 use super::error::EngineError;
 use super::messages::{Held, LaneStart, Settled};
+use super::refusal;
 use super::router::{Resumed, marker_key, parse_marker, says_applied};
 use super::target::{self, TargetLink};
 use super::units::Unit;
@@ -30,10 +31,8 @@ impl Cluster {
         if !held.units.is_empty() || !held.lost.is_empty() {
             self.refresh_patiently().await?;
         }
-        let applied_to = self.applied_to(&held.units).await?;
-        for (at, unit) in held.units.iter().enumerate() {
-            let applied = unit.slot.and_then(|slot| applied_to.get(&slot)).is_some_and(|last| at <= *last);
-            if !(unit.unknown && applied) {
+        for unit in &held.units {
+            if !(unit.unknown && self.was_applied(unit).await?) {
                 self.execute_unit(unit).await?;
             }
         }
@@ -43,23 +42,11 @@ impl Cluster {
         self.assign(held).await
     }
 
-    /// By slot: the last unit that is known to have been applied, by its marker.
-    async fn applied_to(&mut self, units: &[Unit]) -> Result<HashMap<Slot, usize>, EngineError> {
-        let mut found: HashMap<&[u8], Value> = HashMap::new();
-        let mut applied_to = HashMap::new();
-        for (at, unit) in units.iter().enumerate().filter(|(_, unit)| unit.unknown) {
-            let (Some(slot), Some((key, wanted))) = (unit.slot, &unit.marker) else { continue };
-            if !found.contains_key(key.as_slice()) {
-                let value = self.call(&[b"GET", key]).await?;
-                found.insert(key, value);
-            }
-            if let Some(Value::Bulk(value)) = found.get(key.as_slice())
-                && says_applied(value, wanted)
-            {
-                applied_to.insert(slot, at);
-            }
-        }
-        Ok(applied_to)
+    /// Its marker says that it was executed.
+    async fn was_applied(&mut self, unit: &Unit) -> Result<bool, EngineError> {
+        let Some((key, wanted)) = &unit.marker else { return Ok(false) };
+        let found = self.call(&[b"GET", key]).await?;
+        Ok(matches!(found, Value::Bulk(found) if says_applied(&found, wanted)))
     }
 
     /// Executes a command or a group until it is known to be applied.
@@ -71,15 +58,15 @@ impl Cluster {
         let mut again = unit.unknown || unit.again;
         loop {
             match self.execute(slot, &unit.bytes, unit.replies as usize).await {
-                Ok(values) => return judge(unit, &values, again),
+                Ok(values) => match refused(&values)? {
+                    None => return judge(unit, &values, again),
+                    Some(text) => patience.wait(&format!("a node answers \"{text}\"")).await?,
+                },
                 Err(Trouble::Final(error)) => return Err(error),
                 Err(Trouble::Broken(error)) => {
                     patience.wait(&error.to_string()).await?;
                     self.refresh_patiently().await?;
-                    if let Some((key, wanted)) = &unit.marker
-                        && let Value::Bulk(value) = self.call(&[b"GET", key]).await?
-                        && says_applied(&value, wanted)
-                    {
+                    if self.was_applied(unit).await? {
                         return Ok(());
                     }
                     again = true;
@@ -203,20 +190,35 @@ impl Cluster {
     }
 }
 
+/// What a node that refuses because of its state said. Then nothing of the unit was executed.
+fn refused(values: &[Value]) -> Result<Option<String>, EngineError> {
+    let mut texts = values.iter().filter_map(Value::error_text);
+    let Some(text) = texts.find(|text| refusal::refuses(text.as_bytes(), false)) else { return Ok(None) };
+    // Without its MULTI a group is executed command by command.
+    if values.first().and_then(Value::error_text).is_some() && values.iter().any(|value| value.error_text().is_none()) {
+        return Err(EngineError::Torn(format!(
+            "a node refused a MULTI (\"{text}\") and executed commands that stood in it; run again with --on-existing flush"
+        )));
+    }
+    Ok(Some(text.to_string()))
+}
+
 /// Looks at the replies to a unit, none of which is a rejection.
 fn judge(unit: &Unit, values: &[Value], again: bool) -> Result<(), EngineError> {
-    let inner = match values.last() {
+    let elements = match values.last() {
         Some(Value::Array(elements)) if unit.replies > 1 => elements.as_slice(),
         _ => &[],
     };
-    for text in values.iter().chain(inner).filter_map(Value::error_text) {
-        // A group is not executed again where its marker stands.
-        let again = again && unit.marker.is_none();
-        if error_meaning(&unit.name, text.as_bytes(), again) == ErrorMeaning::Unexpected {
+    let inner = elements.iter().zip(&unit.inner).map(|(value, inner)| (&inner.name, value, inner.again));
+    // A group is not executed again where its marker stands.
+    let again = again && unit.marker.is_none();
+    for (name, value, again) in values.iter().map(|value| (&unit.name, value, again)).chain(inner) {
+        let Some(text) = value.error_text() else { continue };
+        if error_meaning(name, text.as_bytes(), again) == ErrorMeaning::Unexpected {
             return Err(EngineError::Target(format!(
                 "the cluster answered \"{text}\" to {} {}; the run stops here, because going on would leave a wrong value \
                  behind",
-                unit.name.escape_ascii(),
+                name.escape_ascii(),
                 unit.key.escape_ascii()
             )));
         }
@@ -227,13 +229,15 @@ fn judge(unit: &Unit, values: &[Value], again: bool) -> Result<(), EngineError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::units::Inner;
 
     #[test]
     fn only_what_has_no_marker_may_have_been_executed_before() {
-        let unit = |marker| Unit {
+        let unit = |marker: Option<(Vec<u8>, Vec<u8>)>, again| Unit {
             bytes: Vec::new(),
-            replies: 1,
+            replies: if marker.is_some() { 4 } else { 1 },
             name: b"HSET".to_vec(),
+            inner: vec![Inner { name: b"HSET".to_vec(), again }],
             key: b"k".to_vec(),
             keys: vec![b"k".to_vec()],
             slot: Some(Slot(1)),
@@ -241,9 +245,14 @@ mod tests {
             unknown: true,
             again: false,
         };
-        let values = [Value::Error(b"WRONGTYPE Operation".to_vec())];
-        assert!(judge(&unit(None), &values, true).is_ok());
-        assert!(judge(&unit(None), &values, false).is_err());
-        assert!(judge(&unit(Some((b"m".to_vec(), b"j:1".to_vec()))), &values, true).is_err());
+        let wrong = || Value::Error(b"WRONGTYPE Operation".to_vec());
+        assert!(judge(&unit(None, false), &[wrong()], true).is_ok());
+        assert!(judge(&unit(None, false), &[wrong()], false).is_err());
+        let marker = || Some((b"m".to_vec(), b"j:1".to_vec()));
+        assert!(judge(&unit(marker(), false), &[wrong()], true).is_err());
+        // A blind command of the group was sent by itself, by an earlier session.
+        let values = [Value::Array(vec![wrong()])];
+        assert!(judge(&unit(marker(), true), &values, true).is_ok());
+        assert!(judge(&unit(marker(), false), &values, true).is_err());
     }
 }

@@ -272,7 +272,7 @@ impl Flow {
                     writer.record_done();
                     router.take_refusal()?;
                     if let Applied::Apart(args) = &applied {
-                        let marker = router.journal_value(after);
+                        let marker = router.marks.journal_value(after);
                         *apart = Some(Apart { flow: *id, args: args.clone(), next_lsn: Some(after), marker });
                     }
                     applied

@@ -21,6 +21,8 @@ pub struct Unit {
     pub replies: u32,
     /// Upper case name of the (first inner) command.
     pub name: Vec<u8>,
+    /// All inner commands; empty for a single one.
+    pub inner: Vec<Inner>,
     /// Its first key; empty if it has none.
     pub key: Vec<u8>,
     /// All keys of all its commands, the marker left out.
@@ -31,7 +33,16 @@ pub struct Unit {
     pub marker: Option<(Vec<u8>, Vec<u8>)>,
     /// It may have been applied.
     pub unknown: bool,
-    /// It may have been applied at an earlier time: sent again after a restart or a lost connection.
+    /// A single command that may have been applied at an earlier time: sent again after a restart or a lost connection.
+    pub again: bool,
+}
+
+/// One command of a MULTI group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inner {
+    /// Upper case.
+    pub name: Vec<u8>,
+    /// It may have been applied by itself at an earlier time.
     pub again: bool,
 }
 
@@ -44,7 +55,10 @@ pub fn units_of(batch: &Batch, slab: &Slab) -> Result<Vec<(Range<u32>, Unit)>, E
     batch.slices(slab).for_each(|slice| bytes.extend_from_slice(slice));
     let mut units = split(&bytes).ok_or_else(|| EngineError::Internal("a batch cannot be read again".into()))?;
     for (range, unit) in &mut units {
-        unit.again = range.clone().any(|command| batch.is_in_doubt(command));
+        unit.again = unit.inner.is_empty() && batch.is_in_doubt(range.start);
+        for (command, inner) in (range.start + 1..).zip(&mut unit.inner) {
+            inner.again = batch.is_in_doubt(command);
+        }
     }
     Ok(units)
 }
@@ -57,13 +71,14 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
         let (first_at, first_index) = (at, index);
         let (mut strings, mut end) = command(bytes, at)?;
         index += 1;
-        let mut marker = None;
+        let (mut marker, mut all) = (None, Vec::new());
         let mut keys;
         if strings.first() == Some(&&b"MULTI"[..]) {
             let (inner, mut next) = command(bytes, end)?;
             index += 1;
             strings = inner;
             keys = all_keys(&strings);
+            all.extend(strings.first().map(|name| Inner { name: name.to_vec(), again: false }));
             loop {
                 let (other, after) = command(bytes, next)?;
                 index += 1;
@@ -74,6 +89,7 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
                     _ => {}
                 }
                 keys.extend(all_keys(&other));
+                all.extend(other.first().map(|name| Inner { name: name.to_vec(), again: false }));
             }
             if let Some((marker, _)) = &marker {
                 keys.retain(|key| key != marker);
@@ -91,6 +107,7 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
             key: key.unwrap_or_default(),
             keys,
             name,
+            inner: all,
             marker,
             unknown: false,
             again: false,

@@ -141,7 +141,7 @@ impl Worker {
         let mut lanes: Vec<Lane> = lanes.into_iter().enumerate().map(|(i, lane)| Lane::new(i, lane)).collect();
         for lane in &mut lanes {
             let may_be_refused = settings.follow.is_some() || plan.capabilities.memory_limited;
-            lane.one_group = may_be_refused && !lane.in_cluster;
+            lane.one_group |= may_be_refused;
         }
         let heap = Heaps { outer: HeapBudget::new(sizes.heap_bytes_max), inner: HeapBudget::new(sizes.heap_bytes_max) };
         let follow = settings.follow.is_some();
@@ -158,6 +158,10 @@ impl Worker {
                 &heap.outer,
             )?);
         }
+        let router = router.map(|start| Box::new(Router::new(start)));
+        if let Some(router) = &router {
+            lanes.iter_mut().for_each(|lane| lane.marks = router.marks.clone());
+        }
         let pool = ChunkPool::new(ring.slab_mut(), built.len(), sizes.spool_chunks);
         let waker = ring.waker();
         let features = Box::new(ring.features().clone());
@@ -169,7 +173,7 @@ impl Worker {
             ring,
             flows: built,
             lanes,
-            router: router.map(|start| Box::new(Router::new(start))),
+            router,
             held: HeldState::default(),
             pool,
             spool: spool.map(|start| SpoolFile::new(start, sizes.layout.rx_chunk_bytes)),
@@ -262,7 +266,7 @@ impl Worker {
                     }
                     self.resume(lane, generation, socket, applied, now_ns)?;
                 }
-                Ok(WorkerCommand::Settled(settled)) => self.settled(*settled),
+                Ok(WorkerCommand::Settled(settled)) => self.settled(*settled, now_ns)?,
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
                     self.releases += 1;

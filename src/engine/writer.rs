@@ -50,7 +50,7 @@ impl Tail {
         }
     }
 
-    fn flush_heap(&mut self, batch: &mut Batch) {
+    pub(super) fn flush_heap(&mut self, batch: &mut Batch) {
         if !self.heap.is_empty() {
             batch.push_heap(Bytes::from(std::mem::take(&mut self.heap)));
         }
@@ -226,6 +226,12 @@ impl Encoder {
     pub fn copy(&mut self, slab: &mut Slab, bytes: &[u8]) {
         let Self { batch, tail, .. } = self;
         tail.copy(batch, slab, bytes);
+    }
+
+    /// Bytes encoded so far.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        self.batch.bytes + self.tail.heap.len()
     }
 
     /// The batch is long enough to be closed.
