@@ -245,3 +245,77 @@ fn regression_numbers_that_differ_are_explained_by_name() {
     assert_eq!(scene.tool.wait(), Some(0), "{}", scene.tool.said());
     scene.assert_equal();
 }
+
+/// Writes that a target was asked for since its statistics were reset.
+fn writes(target: &mut Client) -> Vec<String> {
+    let stats = target.run("INFO commandstats").unwrap().text().unwrap();
+    let names = stats.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split(':').next().map(str::to_owned));
+    let writes = |name: &String| {
+        let info = target.ask(&["COMMAND", "INFO", name]).unwrap();
+        format!("{info:?}").contains("write")
+    };
+    names.collect::<Vec<_>>().into_iter().filter(writes).collect()
+}
+
+fn step_names(report: &serde_json::Value) -> Vec<String> {
+    let steps = report["steps"].as_array().unwrap_or_else(|| panic!("{report}"));
+    steps.iter().map(|step| step["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The dry run tells each step that is done then, in its order, with today's numbers, and changes nothing at either side.
+#[test]
+fn a_dry_run_tells_every_step_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = ["before-fence", "after-fence", "drained", "handed-over", "aborted"];
+    let hooks = events.map(|event| {
+        let path = dir.path().join(event);
+        write_hook(&path, 0);
+        std::fs::write(dir.path().join(format!("{event}.go-on")), "").unwrap();
+        (format!("--hook-{event}"), path.to_str().unwrap().to_owned())
+    });
+    let more: Vec<&str> = hooks.iter().flat_map(|(name, path)| [name.as_str(), path]).collect();
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &more) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    for i in 0..30 {
+        source.run(&format!("SET x:{i} v PX {}", 3_000_000 + i)).unwrap();
+    }
+    scene.wait_acknowledged();
+    scene.wait(|status| status["expiries_held"] == 30);
+    let switch = scene.hook("switch", 0);
+    scene.let_go_on("switch");
+    target.run("CONFIG RESETSTAT").unwrap();
+    let (lsns, asked) = (scene.live.world().next_lsns(), scene.live.master().unwrap().requests().len());
+    let plan = ["cutover", "--budget", "300s", "--hook", &switch, "--verify", "full"];
+    let dry = scene.ask(&plan);
+    assert_eq!(dry.status.code(), Some(0), "{dry:?}");
+    assert_eq!(writes(&mut target), Vec::<String>::new());
+    assert_eq!(scene.live.world().next_lsns(), lsns);
+    let asked: Vec<String> = scene.live.master().unwrap().requests().split_off(asked);
+    assert!(
+        asked
+            .iter()
+            .all(|request| ["INFO", "DFLY REPLICAOFFSET", "CLIENT SETNAME"].iter().any(|may| request.starts_with(may))),
+        "{asked:?}"
+    );
+    assert!(!dir.path().join("before-fence.called").exists() && !scene.dir.path().join("switch.called").exists());
+    let words = report(&dry)["steps"].to_string();
+    for part in [
+        "30 are held back now",
+        "about 50 of 50 keys",
+        "CLIENT PAUSE 300000 WRITE",
+        &switch,
+        "in step",
+        "keys of this tool",
+    ] {
+        assert!(words.contains(part), "no {part:?} in {words}");
+    }
+    assert!(hooks.iter().all(|(_, path)| words.contains(path.as_str())), "{words}");
+    let mut told = step_names(&report(&dry));
+    let done = scene.ask(&[&plan[..], &["--execute"]].concat());
+    assert_eq!(done.status.code(), Some(0), "{done:?}\n{}", scene.tool.said());
+    // On the way back only.
+    told.retain(|name| !["on any miss", "aborted"].contains(&name.as_str()));
+    let mut did = step_names(&report(&done));
+    did.dedup();
+    assert_eq!(did, told);
+}

@@ -153,7 +153,12 @@ impl Run {
         let wait = Duration::from_millis(self.plan.wait_ms);
         // In step, too, is a matter of so long a wait.
         match easing::ease(&self.handover.hold, wait, || self.gone()).await {
-            Ok(eased) => self.eased = Some(eased),
+            Ok(eased) => {
+                self.eased = Some(eased);
+                let at_ms = now().since_ns(self.begun) / 1_000_000;
+                let detail = "put right, but for those that are near".into();
+                self.tell_step(CutoverStep { name: "expiries".into(), at_ms, detail, ..CutoverStep::default() });
+            }
             Err(why) => {
                 self.go_on();
                 self.report.outcome = CutoverOutcome::NotDone;
