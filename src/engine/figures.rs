@@ -6,6 +6,9 @@ use crate::report::counters::FlowSample;
 use crate::report::document::{Expiries, Filtered};
 use crate::uring;
 
+/// Why a worker of a cluster stands still.
+const UNSERVED: &str = "the cluster sends commands elsewhere, or cannot execute them yet: waiting until it does (a slot is on the move, \
+                        or a node is away)";
 /// Time between two samples.
 pub(super) const SAMPLE_NS: u64 = 1_000_000_000;
 
@@ -43,6 +46,11 @@ impl Worker {
             self.stats.spool_bytes = spool.used_bytes();
             self.stats.spool_bytes_max = spool.bytes_max;
         }
+        let refuses = self.lanes.iter().any(|lane| lane.in_cluster && lane.hold.is_some());
+        self.stats.refusals = self.lanes.iter().filter_map(|lane| lane.hold.as_ref()).map(|h| h.text.clone()).collect();
+        if self.is_held_long(now_ns) {
+            self.stats.refusals.push(UNSERVED.into());
+        }
         let slab = self.ring.slab();
         self.stats.flows = self
             .flows
@@ -51,7 +59,7 @@ impl Worker {
                 flow: flow.id.0,
                 bytes_in: flow.bytes_in,
                 keys: flow.handler.converter.tally().total().keys_read + flow.handler.counts.filtered.keys_total(),
-                state: match self.lanes.get(flow.lane).is_some_and(|lane| lane.hold.is_some()) {
+                state: match refuses || self.lanes.get(flow.lane).is_some_and(|lane| lane.hold.is_some()) {
                     true => "held by the target",
                     false if flow.spent => "source gone, all applied",
                     false if self.gone.is_some() => "source gone",

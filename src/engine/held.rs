@@ -15,14 +15,19 @@ use super::router::marker_key;
 use super::worker::Worker;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::report::document::NotCarried;
+use crate::uring;
 
 /// A node that answers nothing for so long is treated as gone.
 const SILENCE_NS_MAX: u64 = 10_000_000_000;
+/// A worker that stands still for so long says so.
+const HELD_NS_LONG: u64 = 1_000_000_000;
 
 /// Where a worker stands between two slot maps.
 #[derive(Default)]
 pub struct HeldState {
     pub stage: Stage,
+    /// Since when it is not free.
+    since_ns: u64,
     /// Nothing more is sent: something was not executed.
     pub stops: bool,
     /// The control plane was told of the records over several slots.
@@ -46,6 +51,7 @@ impl Worker {
     pub(super) fn hold(&mut self) {
         if self.held.stage == Stage::Free {
             self.held.stage = Stage::Draining;
+            self.held.since_ns = uring::clock::monotonic_ns();
         }
     }
 
@@ -57,6 +63,10 @@ impl Worker {
 
     pub(super) fn is_held(&self) -> bool {
         self.held.stage != Stage::Free
+    }
+
+    pub(super) fn is_held_long(&self, now_ns: u64) -> bool {
+        self.is_held() && now_ns.saturating_sub(self.held.since_ns) > HELD_NS_LONG
     }
 
     /// A cluster's node that stands still may have been replaced: its connections are given up, and what they carried is

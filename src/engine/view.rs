@@ -118,7 +118,10 @@ impl Job<'_> {
             entries: 0,
             ms: flows.iter().filter_map(|flow| flow.lag_ms).max().unwrap_or(0),
         });
-        let mut reasons = Vec::new();
+        let mut reasons = sum.refusals.clone();
+        // The workers' connections to one server, or node, tell the same.
+        reasons.sort_unstable();
+        reasons.dedup();
         if sum.windows_full > 0 {
             let text = "connection(s) wait for the target's answers: their window is used up";
             reasons.push(format!("{} {text}", sum.windows_full));

@@ -15,6 +15,9 @@ macro_rules! worker_stats {
             $($(#[$max_doc])* pub $max: u64,)*
             /// The flows of this worker.
             pub flows: Vec<FlowSample>,
+            /// What its connections wait for now, in words: nodes that refuse, slots that nobody serves.
+            #[serde(skip)]
+            pub refusals: Vec<String>,
         }
 
         impl WorkerStats {
@@ -23,6 +26,7 @@ macro_rules! worker_stats {
                 $(self.$sum = self.$sum.saturating_add(other.$sum);)*
                 $(self.$max = self.$max.max(other.$max);)*
                 self.flows.extend_from_slice(&other.flows);
+                self.refusals.extend_from_slice(&other.refusals);
             }
         }
     };

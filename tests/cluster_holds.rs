@@ -1,0 +1,242 @@
+//! One node of a cluster that refuses for a while, for every reason that it can have: the others go on, nothing behind what
+//! was refused is applied, no position passes it, and the end is what the source holds, also where the tool is killed meanwhile.
+
+mod common;
+
+use common::server;
+use df2redis::lab::LabError;
+use df2redis::lab::client::Client;
+use df2redis::lab::cluster::Cluster;
+use df2redis::lab::generate::Spec;
+use df2redis::lab::live::{Live, LiveOptions};
+use df2redis::lab::master::MasterOptions;
+use df2redis::lab::servers::{ServerKind, ServerOptions, find_server};
+use df2redis::lab::torture::{Tool, compare, wait_for};
+use df2redis::redis::slot::slot;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+struct World {
+    cluster: Cluster,
+    live: Live,
+    dir: tempfile::TempDir,
+}
+
+fn node_of(key: &str) -> usize {
+    usize::from(slot(key.as_bytes()).0) * 3 / 16384
+}
+
+/// A key of this family on a node.
+fn key_on(node: usize, family: &str) -> String {
+    (0..).map(|i| format!("{family}:{i}")).find(|key| node_of(key) == node).unwrap()
+}
+
+impl World {
+    fn new(mix: &str, options: LiveOptions) -> Option<Self> {
+        // So that a file name can be set at which a dump fails.
+        let options_of_nodes = ServerOptions::default().config("enable-protected-configs", "yes");
+        let cluster = find_server(ServerKind::Redis7).and_then(|it| Cluster::start(&it, 3, false, options_of_nodes));
+        let cluster = match cluster {
+            Err(LabError::NoServer { what, .. }) => {
+                eprintln!("skipped: no {what} here");
+                return None;
+            }
+            cluster => cluster.unwrap(),
+        };
+        let spec = Spec { seed: 9, flows_count: 2, ..Spec::of(mix).unwrap() };
+        let live = Live::start(spec, options, MasterOptions::default()).unwrap();
+        Some(Self { cluster, live, dir: tempfile::tempdir().unwrap() })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    fn start(&self) -> Tool {
+        let (log, socket, report) = (self.dir.path().join("tool.log"), self.socket(), self.dir.path().join("report"));
+        let args = ["--control", socket.to_str().unwrap(), "--report", report.to_str().unwrap()];
+        let binary = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+        Tool::start(binary, self.live.port(), self.cluster.port(), &log, &args).unwrap()
+    }
+
+    fn client(&self, node: usize) -> Client {
+        self.cluster.nodes[node].client().unwrap()
+    }
+
+    fn run(&self, line: &str) {
+        let args: Vec<Vec<u8>> = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+        self.live.world().run(0, &args);
+    }
+
+    #[track_caller]
+    fn wait_applied(&self, tool: &mut Tool) {
+        until(tool, "not applied", || {
+            let phase = |at| self.client(at).ask(&["HGET", "df2redis:checkpoint", "phase"]).ok()?.text();
+            self.live.is_acknowledged() && (0..3).any(|at| phase(at).as_deref() == Some("stable"))
+        });
+    }
+
+    /// What holds the job back, as `df2redis status` says it.
+    fn reasons(&self) -> String {
+        let output = Command::new(env!("CARGO_BIN_EXE_df2redis"))
+            .args(["status", "--control", self.socket().to_str().unwrap(), "--output", "json"])
+            .output()
+            .unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        answer["status"]["throttle"]["reasons"].to_string()
+    }
+
+    /// Waits until everything is acknowledged, stops the tool and compares every key.
+    #[track_caller]
+    fn finish(&self, mut tool: Tool) {
+        self.wait_applied(&mut tool);
+        tool.signal("INT");
+        assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+        let Some(plain) = server(ServerKind::Redis7) else { return };
+        self.cluster.gather(&plain).unwrap();
+        let truth = self.dir.path().join("truth.jsonl");
+        self.live.write_truth(&truth).unwrap();
+        compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+        let report = std::fs::read_to_string(self.dir.path().join("report/report.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        assert!(report["counters"]["holds"].as_u64().unwrap() > 0, "{}", tool.said());
+    }
+
+    /// While `refuse` holds on a node and until `restore`: the others go on, nothing of what that node refused is passed by.
+    #[track_caller]
+    fn refused_for_a_while(&self, tool: &mut Tool, node: usize, code: &str, refuse: &[&str], restore: &[&str]) {
+        self.wait_applied(tool);
+        let mut client = self.client(node);
+        let [list, number, text] = ["list", "n", "text"].map(|family| key_on(node, &format!("{code}{node}-{family}")));
+        refuse.iter().for_each(|line| drop(client.run(line).unwrap()));
+        self.run(&format!("SET {text} first"));
+        self.run(&format!("RPUSH {list} a"));
+        for i in 0..50 {
+            self.run(&format!("INCR {number}"));
+            self.run(&format!("RPUSH {list} {i}"));
+            (0..3).for_each(|other| self.run(&format!("INCR {}", key_on(other, &format!("{code}{node}-other")))));
+        }
+        self.run(&format!("SET {text} second"));
+        let others = (0..3).filter(|other| *other != node);
+        for other in others {
+            let (key, mut client) = (key_on(other, &format!("{code}{node}-other")), self.client(other));
+            until(tool, "the others do not go on", || {
+                client.run(&format!("GET {key}")).unwrap().text().as_deref() == Some("50")
+            });
+        }
+        until(tool, "it does not say why", || self.reasons().contains(code));
+        // Positions stand still before what was refused: the source still has it for the next start.
+        assert!(!self.live.is_acknowledged(), "{}", tool.said());
+        for key in [&list, &number, &text] {
+            assert_eq!(client.run(&format!("EXISTS {key}")).unwrap().int(), Some(0), "{code}: {key}");
+        }
+        restore.iter().for_each(|line| drop(client.run(line).unwrap()));
+        self.wait_applied(tool);
+    }
+}
+
+#[track_caller]
+fn until(tool: &mut Tool, what: &str, mut done: impl FnMut() -> bool) {
+    let reached = wait_for(|| {
+        assert_eq!(tool.ended(), None, "{}", tool.said());
+        done().then_some(())
+    });
+    assert!(reached.is_some(), "{what}:\n{}", tool.said());
+}
+
+const FULL: [&[&str]; 2] = [&["CONFIG SET maxmemory 1"], &["CONFIG SET maxmemory 0"]];
+
+#[test]
+fn a_node_without_memory_is_waited_for_while_the_others_go_on() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    let mut tool = world.start();
+    for node in 0..3 {
+        world.refused_for_a_while(&mut tool, node, "OOM", FULL[0], FULL[1]);
+    }
+    world.finish(tool);
+}
+
+#[test]
+fn every_refusal_of_a_node_is_waited_for() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    let mut tool = world.start();
+    // A dump that cannot take its place.
+    let blocked = world.cluster.nodes[1].dir().join("blocked.rdb/x");
+    std::fs::create_dir_all(&blocked).unwrap();
+    world.wait_applied(&mut tool);
+    let mut client = world.client(1);
+    client.run("CONFIG SET dbfilename blocked.rdb").unwrap();
+    client.ask(&["CONFIG", "SET", "save", "3600 100000"]).unwrap();
+    client.run("BGSAVE").unwrap();
+    until(&mut tool, "the dump does not fail", || {
+        client.info("rdb_last_bgsave_status").unwrap().as_deref() == Some("err")
+    });
+    world.refused_for_a_while(&mut tool, 1, "MISCONF", &[], &["CONFIG SET stop-writes-on-bgsave-error no"]);
+    let few = ["CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"];
+    world.refused_for_a_while(&mut tool, 2, "NOREPLICAS", &few[..1], &few[1..]);
+    let denied = ["ACL SETUSER default -set -rpush -incr", "ACL SETUSER default +@all"];
+    world.refused_for_a_while(&mut tool, 0, "NOPERM", &denied[..1], &denied[1..]);
+    world.finish(tool);
+}
+
+/// Killed while it holds, the tool begins where nothing was passed.
+#[test]
+fn a_kill_while_a_node_refuses_loses_and_doubles_nothing() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    let mut tool = world.start();
+    world.wait_applied(&mut tool);
+    let checkpoint = node_of("df2redis:checkpoint");
+    for node in 0..3 {
+        let mut client = world.client(node);
+        client.run(FULL[0][0]).unwrap();
+        for i in 0..40 {
+            for other in 0..3 {
+                world.run(&format!("RPUSH {} {i}", key_on(other, "list")));
+                world.run(&format!("APPEND {} <{i}>", key_on(other, "text")));
+            }
+        }
+        until(&mut tool, "it does not hold", || tool_said_holding(&world));
+        tool.kill();
+        // A node without memory takes no checkpoint of a start either.
+        if node == checkpoint {
+            client.run(FULL[1][0]).unwrap();
+        }
+        tool = world.start();
+        if node != checkpoint {
+            until(&mut tool, "it does not hold again", || tool_said_holding(&world));
+            client.run(FULL[1][0]).unwrap();
+        }
+        world.wait_applied(&mut tool);
+    }
+    tool.signal("INT");
+    assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+    let Some(plain) = server(ServerKind::Redis7) else { return };
+    world.cluster.gather(&plain).unwrap();
+    let truth = world.dir.path().join("truth.jsonl");
+    world.live.write_truth(&truth).unwrap();
+    compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+}
+
+fn tool_said_holding(world: &World) -> bool {
+    let said = std::fs::read_to_string(world.dir.path().join("tool.log")).unwrap_or_default();
+    said.contains("the target refuses: holding")
+}
+
+/// In the full sync, with lists in pieces that must come in their order.
+#[test]
+fn a_node_without_memory_is_waited_for_in_the_full_sync() {
+    let options = LiveOptions { snapshot_bytes_per_s: Some(400_000), ..LiveOptions::default() };
+    let Some(world) = World::new("string:200B=3000,list:3000x200=3", options) else { return };
+    let mut tool = world.start();
+    let mut clients: Vec<Client> = (0..3).map(|node| world.client(node)).collect();
+    let mut keys = |node: usize| clients[node].run("DBSIZE").unwrap().int().unwrap();
+    until(&mut tool, "nothing arrives", || keys(1) > 50);
+    let mut client = world.client(1);
+    client.run(FULL[0][0]).unwrap();
+    until(&mut tool, "it does not hold", || world.reasons().contains("OOM"));
+    let (before, others) = (keys(1), keys(0) + keys(2));
+    until(&mut tool, "the others do not go on", || keys(0) + keys(2) > others + 50);
+    assert_eq!(keys(1), before);
+    client.run(FULL[1][0]).unwrap();
+    world.finish(tool);
+}
