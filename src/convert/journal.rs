@@ -42,6 +42,7 @@ use super::near::Near;
 use super::out::{Class, CommandMeta, Out};
 use super::policy::{Action, Kind, Policy};
 use crate::dragonfly::journal::Command;
+use crate::dragonfly::session::Release;
 use crate::ids::{DbIndex, FlowId, Slot};
 use crate::redis::Capabilities;
 use crate::redis::capabilities::{Make, Version};
@@ -114,6 +115,9 @@ pub struct NameCounts {
     pub refused: u64,
 }
 
+/// The first release in which a JSON.SET of a whole document takes the key's expiry away.
+const JSON_SET_CLEARS_EXPIRY: (u32, u32) = (1, 33);
+
 /// Name under which [`JournalTranslator::by_name`] counts names that are not known.
 pub const OTHER_NAME: &str = "(unknown)";
 
@@ -129,6 +133,8 @@ pub struct JournalTranslator {
     counts: Box<[NameCounts]>,
     /// Transaction of the last FT.* record.
     search_txid: Option<u64>,
+    /// A JSON.SET of a whole document keeps the key's expiry at the source.
+    json_keeps_expiry: bool,
     /// Which expiries are written later than they are (wire 6.34).
     near: Near,
     /// The last expiry that the record at hand had shifted.
@@ -147,10 +153,16 @@ impl JournalTranslator {
             present,
             counts: vec![NameCounts::default(); table::TABLE.len() + 1].into(),
             search_txid: None,
+            json_keeps_expiry: false,
             near: Near::AS_IS,
             shifted_ms: None,
             notes: Notes::new(notes_bytes_max),
         }
+    }
+
+    /// Of which release the records are, where that is known; else they are taken to be of a new one.
+    pub fn set_source(&mut self, release: Option<Release>) {
+        self.json_keeps_expiry = release.is_some_and(|release| (release.major, release.minor) < JSON_SET_CLEARS_EXPIRY);
     }
 
     /// Translates one recorded command; `args[0]` is the name; `now_ms`: Unix time of receipt. `payloads` writes what a

@@ -3,6 +3,7 @@
 
 use super::policy::{Action, Actions, Kind, Policy, PolicyError};
 use super::scope::{Scope, ScopeError};
+use crate::dragonfly::session::Release;
 use crate::ids::DbIndex;
 use crate::redis::Capabilities;
 use crate::redis::payload::FOOTER_LEN;
@@ -45,6 +46,8 @@ pub struct Plan {
     pub limits: Limits,
     actions: Actions,
     scope: Scope,
+    /// Release of the source, where it is known.
+    pub source: Option<Release>,
 }
 
 impl Plan {
@@ -65,13 +68,19 @@ impl Plan {
             inline_bytes_max: limits.inline_bytes_max.clamp(1, 4096).min(bulk_bytes_max),
         };
         let actions = policy.actions();
-        Ok(Self { capabilities, policy, limits, actions, scope: Scope::everything() })
+        Ok(Self { capabilities, policy, limits, actions, scope: Scope::everything(), source: None })
     }
 
     /// The same for the keys of a scope.
     #[must_use]
     pub fn scoped(self, scope: Scope) -> Self {
         Self { scope, ..self }
+    }
+
+    /// The same for what this source sends.
+    #[must_use]
+    pub fn from_source(self, source: Option<Release>) -> Self {
+        Self { source, ..self }
     }
 
     /// Which keys are carried, and as what.

@@ -24,6 +24,7 @@ use super::witness::Witness;
 use super::worker;
 use crate::convert::names::Name;
 use crate::dragonfly::owner::OwnerRule;
+use crate::dragonfly::session::Release;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
@@ -43,6 +44,8 @@ pub struct CrewPlan {
     pub capabilities: Capabilities,
     /// Databases of the target, where it tells.
     pub databases: Option<u32>,
+    /// Release of the source, where it tells.
+    pub source: Option<Release>,
     pub existing: Arc<Existing>,
     pub run_id: String,
     /// The target is one.
@@ -142,7 +145,8 @@ impl Crew {
         // One to each node of a cluster, and room for nodes that come.
         let lanes_of = |flows: usize| if nodes > 0 { nodes + 1 } else { settings.connections.clamp(1, flows.max(1)) };
         let sizes = Sizes::derive(&settings, workers, flows_max, lanes_of(flows_max))?;
-        let convert_plan = plan_of(&settings, plan.capabilities.clone(), plan.databases, sizes.set_bytes_max)?;
+        let convert_plan =
+            plan_of(&settings, plan.capabilities.clone(), plan.databases, sizes.set_bytes_max, plan.source)?;
         let owner = Arc::new(OwnerRule::new(flows_count as u32));
         let job = format!("{:x}{:x}", std::process::id(), uring::clock::realtime_ms());
 

@@ -158,6 +158,7 @@ impl FlowHandler {
             dropped_objects: SmallVec::new(),
             names: Names::default(),
         };
+        this.translator.set_source(plan.source);
         this.set_near();
         this
     }

@@ -15,6 +15,7 @@ use super::spool;
 use super::target;
 use super::view::View;
 use crate::convert::{Limits, Plan, What};
+use crate::dragonfly::session::Release;
 use crate::ids::DbIndex;
 use crate::redis::Capabilities;
 use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
@@ -341,6 +342,7 @@ pub(super) fn plan_of(
     capabilities: Capabilities,
     databases: Option<u32>,
     set_bytes_max: u64,
+    source: Option<Release>,
 ) -> Result<Arc<Plan>, EngineError> {
     // What is not borrowed anyway is written in one piece.
     let inline_bytes_max = settings.borrow_bytes_min;
@@ -348,6 +350,6 @@ pub(super) fn plan_of(
     let limits = Limits { restore_bytes_max, set_bytes_max, inline_bytes_max, ..Limits::default() };
     let scope = settings.scope.clone().within(databases.unwrap_or(u32::MAX));
     Plan::new(capabilities, settings.on_unsupported.clone(), limits)
-        .map(|plan| Arc::new(plan.scoped(scope)))
+        .map(|plan| Arc::new(plan.scoped(scope).from_source(source)))
         .map_err(|e| EngineError::Refused(e.to_string()))
 }

@@ -47,6 +47,7 @@ impl Job<'_> {
                 settings: settings.clone(),
                 capabilities: probed.capabilities.clone(),
                 databases: probed.databases,
+                source: source.release(),
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
                 cluster: self.cluster_plan(&probed, None).await?,

@@ -321,10 +321,11 @@ impl Job<'_> {
         begin: Begin,
         signals: &mut Signals,
     ) -> Result<(), EngineError> {
-        let plan = CrewPlan {
+        let mut plan = CrewPlan {
             settings: self.settings.clone(),
             capabilities: probed.capabilities.clone(),
             databases: probed.databases,
+            source: None,
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
             cluster: match &begin {
@@ -333,6 +334,7 @@ impl Job<'_> {
             },
         };
         let mut source = self.connect_source().await?;
+        plan.source = source.release();
         self.check_databases(&source, probed)?;
         let mut session = Session::new();
         let held = probed.capabilities.holds_expiries();

@@ -121,6 +121,11 @@ impl Source {
         &self.version
     }
 
+    /// None where it does not tell, or is a build without one.
+    pub fn release(&self) -> Option<Release> {
+        Release::parse(&self.version)
+    }
+
     /// Keys at the time of connecting, where INFO told.
     pub fn keys(&self) -> Option<u64> {
         self.keyspace.as_ref().map(|dbs| dbs.iter().map(|(_, keys)| keys).sum())

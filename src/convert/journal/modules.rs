@@ -4,7 +4,7 @@ use super::error::{TranslateError, TranslateReason};
 use super::record::Record;
 use super::table::Filter;
 use super::write::Request;
-use super::{Doubt, DropReason, GlobalCommand, JournalTranslator, NoteKind, Outcome, keys};
+use super::{Args, Doubt, DropReason, GlobalCommand, JournalTranslator, NoteKind, Outcome, keys};
 use crate::convert::out::{Class, CommandMeta, Out};
 use crate::convert::policy::{Action, Kind};
 use crate::ids::Slot;
@@ -14,10 +14,33 @@ const NO_JSON: &str = "JSON documents, which need the JSON module";
 const NO_FILTERS: &str =
     "Bloom, cuckoo, count-min and top-k filters, which need a module (and whose snapshot state is Dragonfly's own)";
 
+/// JSON.SET XX of a whole document.
+const REPLACE_JSON_SCRIPT: &str = "if redis.call('EXISTS',KEYS[1])==1 then redis.call('DEL',KEYS[1]) \
+redis.call('JSON.SET',KEYS[1],'$',ARGV[1]) end return 1";
+
 impl JournalTranslator {
-    /// `JSON.SET k path text [NX|XX]`
+    /// `JSON.SET k path text [NX|XX]`. A whole document replaces whatever stood there, a string and the key's expiry
+    /// included; the modules keep the expiry, and refuse a string (wire 4.9).
     pub(super) fn json_set<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        let whole = is_root(record.arg(2)?) && record.args.len() == 4;
+        let root = is_root(record.arg(2)?);
+        let whole = root && record.args.len() == 4;
+        if record.present && root && !self.json_keeps_expiry {
+            let key = record.key()?;
+            if whole {
+                let dels = self.del_keys(record, &[key], out);
+                self.pass(record, Class::Blind, out)?;
+                return Ok(Outcome::Written { commands: dels + 1 });
+            }
+            if record.is(4, "XX") {
+                let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 5, "EVAL");
+                request.word(REPLACE_JSON_SCRIPT);
+                request.word("1");
+                request.text(key);
+                request.text(record.arg(3)?);
+                request.close();
+                return Ok(Outcome::Written { commands: 1 });
+            }
+        }
         if record.present {
             return self.pass(record, if whole { Class::Blind } else { Class::Guarded }, out);
         }
@@ -32,7 +55,10 @@ impl JournalTranslator {
         let triples = record.grouped(1, 3)?;
         let all_whole = triples.chunks_exact(3).all(|triple| triple.get(1).is_some_and(|path| is_root(path)));
         if record.present && !self.capabilities.cluster {
-            return self.pass(record, if all_whole { Class::Blind } else { Class::Guarded }, out);
+            let replaced = self.replaced(triples);
+            let dels = if replaced.is_empty() { 0 } else { self.del_keys(record, &replaced, out) };
+            self.pass(record, if all_whole { Class::Blind } else { Class::Guarded }, out)?;
+            return Ok(Outcome::Written { commands: dels + 1 });
         }
         if self.capabilities.commands.contains("JSON.SET") {
             return Ok(self.json_mset_split(record, triples, all_whole, out));
@@ -48,6 +74,16 @@ impl JournalTranslator {
             }
         }
         Ok(Outcome::Written { commands })
+    }
+
+    /// Keys of which a JSON.MSET writes the whole document, and nothing before that.
+    fn replaced<'a>(&self, triples: &[&'a [u8]]) -> Args<'a> {
+        let mut seen: HashSet<&[u8]> = HashSet::new();
+        let first = |triple: &[&'a [u8]]| match triple {
+            [key, path, _] => (seen.insert(key) && is_root(path)).then_some(*key),
+            _ => None,
+        };
+        if self.json_keeps_expiry { Args::new() } else { triples.chunks_exact(3).filter_map(first).collect() }
     }
 
     /// A JSON.SET for each triple; unless all are whole documents, the last one in each slot is Guarded.
@@ -69,7 +105,14 @@ impl JournalTranslator {
             }
         }
         let mut commands = 0;
+        let replaced = self.replaced(triples);
         for (at, triple) in triples.chunks_exact(3).enumerate() {
+            if let [key, path, _] = triple
+                && is_root(path)
+                && replaced.contains(key)
+            {
+                commands += self.del_keys(record, &[key], out);
+            }
             let class = if guarded.contains(&at) { Class::Guarded } else { Class::Blind };
             let key = triple.first().copied().unwrap_or_default();
             let mut request = Request::open(out, self.meta(record, key, class), 4, "JSON.SET");
@@ -118,9 +161,13 @@ impl JournalTranslator {
 
     /// The text of a document as a string.
     fn json_text<O: Out>(&mut self, record: &Record<'_>, key: &[u8], text: &[u8], out: &mut O) -> Outcome {
-        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 3, "SET");
+        let strings = if self.json_keeps_expiry { 4 } else { 3 };
+        let mut request = Request::open(out, self.meta(record, key, Class::Blind), strings, "SET");
         request.text(key);
         request.text(text);
+        if self.json_keeps_expiry {
+            request.word("KEEPTTL");
+        }
         request.close();
         Outcome::Written { commands: 1 }
     }

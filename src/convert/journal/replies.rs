@@ -19,6 +19,8 @@ pub enum ErrorMeaning {
     MemberExpiry,
     /// FT.*: another flow, or an earlier run, has done it.
     AlreadyDone,
+    /// A change of a JSON document that found nothing to change at the source either: that is recorded, too (wire 4.4).
+    NothingChanged,
     /// SCRIPT LOAD of a text that the target cannot compile: Dragonfly runs Lua 5.4 and has flags of its own, the targets run
     /// 5.1. To be listed; no data depends on it.
     ScriptRefused,
@@ -38,6 +40,20 @@ pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeanin
         && (says("already exists") || says("nknown index") || says("no such index"))
     {
         return ErrorMeaning::AlreadyDone;
+    }
+    if name.get(..5).is_some_and(|front| is(front, "JSON.")) {
+        // The texts of RedisJSON; valkey-json's begin with a word of their own.
+        const NOTHING: [&str; 4] =
+            [" does not exist or ", "index out of ", "wrong static path", "Existing key has wrong Redis type"];
+        if NOTHING.iter().any(|text| says(text))
+            || error.starts_with(b"NONEXISTENT ")
+            || error.starts_with(b"WRONGTYPE JSON element")
+        {
+            return ErrorMeaning::NothingChanged;
+        }
+        if says("on a key that doesn't exist") || says("must be created at the root") {
+            return ErrorMeaning::KeyMissing;
+        }
     }
     if is(name, "SCRIPT") && (says("compiling script") || says("script shebang") || says("flag")) {
         return ErrorMeaning::ScriptRefused;

@@ -45,6 +45,59 @@ fn real_servers_take_every_form() {
     }
 }
 
+/// What Dragonfly does to documents, done to those of a module that does it otherwise.
+#[test]
+fn documents_become_what_they_are_at_the_source() {
+    let (Ok(module), Some(binary)) = (crate::lab::servers::find_module("rejson.so"), binaries().pop()) else { return };
+    let mut server = Server::start_with(&binary, &["--loadmodule", module.to_str().unwrap()]);
+    let capabilities = server.capabilities();
+    let translator = JournalTranslator::new(FlowId(0), Arc::new(capabilities), Arc::new(skip_all()), 1 << 20);
+    let mut world = World { server, translator, now_ms: now_ms() };
+    let later = (world.now_ms + 1_000_000).to_string();
+    let expires = format!("PEXPIREAT d {later}");
+    let whole = [r#"JSON.SET d $ {"a":1}"#, "JSON.SET d . 2 XX", "JSON.MSET d $ 3"];
+    for (record, text) in whole.into_iter().zip([r#"{"a":1}"#, "2", "3"]) {
+        world.check(&["JSON.SET d $ 0", &expires, record], "TTL d", "-1");
+        world.check(&["SET d text", record], "JSON.GET d", text);
+    }
+    world.check(&["DEL d", "JSON.SET d $ 1 XX"], "EXISTS d", "0");
+    world.check(
+        &["JSON.SET d $ 1 NX", &expires, r#"JSON.MERGE d $ {"s":"x","l":[1]}"#, "JSON.SET d $ 5 NX"],
+        "PEXPIRETIME d",
+        &later,
+    );
+    // Each of these changes nothing at the source, and is recorded.
+    let idle = [
+        "JSON.NUMINCRBY d .s 1",
+        "JSON.NUMMULTBY d .no 2",
+        "JSON.TOGGLE d .s",
+        "JSON.STRAPPEND d .l \"x\"",
+        "JSON.ARRAPPEND d .s 1",
+        "JSON.ARRINSERT d .s 0 1",
+        "JSON.ARRPOP d .no",
+        "JSON.ARRTRIM d .s 0 1",
+        "JSON.SET d $.l[9] 1",
+        "JSON.SET d $..no 1",
+    ];
+    for record in idle {
+        let reply = world.apply(record);
+        let name = record.split(' ').next().unwrap();
+        let meaning = replies::error_meaning(name.as_bytes(), reply.trim_start_matches('-').as_bytes(), false);
+        assert!(reply.starts_with('-') && meaning == replies::ErrorMeaning::NothingChanged, "{record}: {reply}");
+    }
+    world.check(&["SET t text"], "GET t", "text");
+    let kept = world.apply("JSON.SET t $ 1 NX");
+    assert_eq!(
+        replies::error_meaning(b"JSON.SET", &kept.as_bytes()[1..], false),
+        replies::ErrorMeaning::NothingChanged
+    );
+    let missing = world.apply("JSON.TOGGLE nosuch $");
+    assert_eq!(
+        replies::error_meaning(b"JSON.TOGGLE", &missing.as_bytes()[1..], false),
+        replies::ErrorMeaning::KeyMissing
+    );
+}
+
 fn check_strings(world: &mut World) {
     let later = world.now_ms + 1_000_000;
     world.check(&["PREPEND p b", "PREPEND p a"], "GET p", "ab");

@@ -276,15 +276,38 @@ fn streams_by_target() {
 }
 
 #[test]
+fn a_document_of_an_old_source_keeps_its_expiry() {
+    for (release, target, line, expected) in [
+        ("df-v1.32.0", "stack", "JSON.SET k $ {}", "B JSON.SET k $ {}"),
+        ("df-v1.32.0", "stack", "JSON.SET k . 1 XX", "G JSON.SET k . 1 XX"),
+        ("df-v1.32.0", "stack", "JSON.MSET a $ 1", "B JSON.MSET a $ 1"),
+        ("df-v1.32.0", "stackc", "JSON.MSET foo $ 1", "B@12182 JSON.SET foo $ 1"),
+        ("df-v1.32.0", "7.0", "JSON.SET k $ {}", "B SET k {} KEEPTTL"),
+        ("df-v1.33.0", "stack", "JSON.SET k $ {}", "B DEL k | B JSON.SET k $ {}"),
+        ("df-v1.33.0", "7.0", "JSON.SET k $ {}", "B SET k {}"),
+        ("f8eca6d0b", "7.0", "JSON.SET k $ {}", "B SET k {}"),
+    ] {
+        let policy = Policy { by_kind: vec![(Kind::Json, Action::AsString)], skip_all: false };
+        let mut translator = translator(target, policy);
+        translator.set_source(crate::dragonfly::session::Release::parse(release));
+        let (_, sent) = run(&mut translator, 0, &split(line));
+        assert_eq!(sent.lines().join(" | "), expected, "{line} of {release} on {target}");
+    }
+}
+
+#[test]
 fn modules_by_target() {
     check(
         &["stack"],
         &[
-            ("JSON.SET k $ {}", "B JSON.SET k $ {}"),
+            ("JSON.SET k $ {}", "B DEL k | B JSON.SET k $ {}"),
             ("JSON.SET k $.a 1", "G JSON.SET k $.a 1"),
             ("JSON.SET k . 1 NX", "G JSON.SET k . 1 NX"),
-            ("JSON.MSET a $ 1 b $.x 2", "G JSON.MSET a $ 1 b $.x 2"),
-            ("JSON.MSET a $ 1 b . 2", "B JSON.MSET a $ 1 b . 2"),
+            ("JSON.SET k . 1 xx", "G EVAL <script> 1 k 1"),
+            ("JSON.SET k $.a 1 XX", "G JSON.SET k $.a 1 XX"),
+            ("JSON.MSET a $ 1 b $.x 2", "B DEL a | G JSON.MSET a $ 1 b $.x 2"),
+            ("JSON.MSET a $.x 1 a $ 2", "G JSON.MSET a $.x 1 a $ 2"),
+            ("JSON.MSET a $ 1 b . 2", "B DEL a b | B JSON.MSET a $ 1 b . 2"),
             ("json.del k", "G JSON.DEL k"),
             ("JSON.FORGET k $.a", "G JSON.FORGET k $.a"),
             ("JSON.MERGE k $.a 1", "G JSON.MERGE k $.a 1"),
@@ -376,7 +399,8 @@ fn clusters_get_one_command_a_slot() {
         &[
             (
                 "JSON.MSET foo $ 1 bar $.a 2 {foo}a $ 3",
-                "B@12182 JSON.SET foo $ 1 | G@5061 JSON.SET bar $.a 2 | G@12182 JSON.SET {foo}a $ 3",
+                "B@12182 DEL foo | B@12182 JSON.SET foo $ 1 | G@5061 JSON.SET bar $.a 2 | B@12182 DEL {foo}a | \
+                 G@12182 JSON.SET {foo}a $ 3",
             ),
             ("CMS.MERGE foo 1 bar", "<CrossSlot>"),
             ("FT.DROPINDEX foo", "B* FT.DROPINDEX foo"),

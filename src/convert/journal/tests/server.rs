@@ -28,6 +28,10 @@ impl Drop for Server {
 
 impl Server {
     pub fn start(binary: &Path) -> Self {
+        Self::start_with(binary, &[])
+    }
+
+    pub fn start_with(binary: &Path, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -46,6 +50,7 @@ impl Server {
             .arg(&socket)
             .arg("--dir")
             .arg(dir.path())
+            .args(more)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
