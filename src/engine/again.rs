@@ -8,10 +8,10 @@
 //! that was not executed: its key is listed as doubtful.
 
 use super::batch::Batch;
-use super::checkpoint::CHECKPOINT_KEY;
 use super::error::EngineError;
 use super::lane::Lane;
 use super::layout::batch_of;
+use super::own::CHECKPOINT_KEY;
 use super::router::Router;
 use super::units::{Unit, units_of};
 use crate::report::document::NotCarried;
@@ -187,7 +187,7 @@ pub fn reroute(
             let Some(lane) = lanes.get_mut(place).filter(|lane| lane.is_live() || place != from) else { continue };
             let of: Vec<Unit> = units.iter().filter(|unit| lane_of(unit) == place).cloned().collect();
             let mut part = batch_of_units(&of, &batch);
-            if of.iter().any(|unit| unit.key == CHECKPOINT_KEY.as_bytes()) {
+            if of.iter().any(|unit| unit.key.starts_with(CHECKPOINT_KEY.as_bytes())) {
                 part.positions = std::mem::take(&mut batch.positions);
             }
             lane.requeue(part);

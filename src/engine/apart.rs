@@ -8,7 +8,8 @@
 use super::cluster::Cluster;
 use super::error::EngineError;
 use super::messages::Apart;
-use super::router::{marker_key, says_applied};
+use super::own::{self, marker_key};
+use super::router::says_applied;
 use super::units::{Inner, Unit};
 use crate::redis::resp::push_command;
 use crate::redis::slot::slot;
@@ -148,7 +149,7 @@ impl Cluster {
 
     /// Whether the record's half in the slot of `key` was done before.
     async fn is_done(&mut self, apart: &Apart, key: &[u8]) -> Result<bool, EngineError> {
-        match self.call(&[b"GET", &marker_key(apart.flow, slot(key))]).await? {
+        match self.call(&[b"GET", &marker_key(&own::tag(self.settings()), apart.flow, slot(key))]).await? {
             Value::Bulk(found) => Ok(says_applied(&found, &apart.marker)),
             _ => Ok(false),
         }
@@ -165,7 +166,7 @@ impl Cluster {
     /// Commands on `key`, once, with the marker of its slot.
     async fn group(&mut self, apart: &Apart, key: &[u8], commands: &[&[&[u8]]]) -> Result<(), EngineError> {
         let slot = slot(key);
-        let marker = marker_key(apart.flow, slot);
+        let marker = marker_key(&own::tag(self.settings()), apart.flow, slot);
         let mut bytes = Vec::new();
         push_command(&mut bytes, &[b"MULTI"]);
         commands.iter().for_each(|args| push_command(&mut bytes, args));

@@ -21,11 +21,10 @@ use crate::redis::resp;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
 
-/// Key of the hash.
-pub const CHECKPOINT_KEY: &str = "df2redis:checkpoint";
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
+    /// Key of the hash: see `own::checkpoint_key`.
+    pub key: String,
     pub master_id: String,
     pub flows: u32,
     /// Every flow's snapshot was confirmed: the positions are good.
@@ -43,9 +42,9 @@ pub struct Checkpoint {
 }
 
 /// Reads the checkpoint. None: no job has left one.
-pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineError> {
-    let Value::Array(pairs) = link.call(&[b"HGETALL", CHECKPOINT_KEY.as_bytes()]).await? else {
-        return Err(unreadable("it is no hash"));
+pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>, EngineError> {
+    let Value::Array(pairs) = link.call(&[b"HGETALL", key.as_bytes()]).await? else {
+        return Err(unreadable(key, "it is no hash"));
     };
     if pairs.is_empty() {
         return Ok(None);
@@ -57,33 +56,35 @@ pub async fn read(link: &mut TargetLink) -> Result<Option<Checkpoint>, EngineErr
             .and_then(|pair| pair[1].text())
             .map(str::to_string)
     };
-    let need = |name: &str| field(name).ok_or_else(|| unreadable(&format!("it has no field {name}")));
-    let flows: u32 = need("flows")?.parse().map_err(|_| unreadable("its number of flows is no number"))?;
+    let need = |name: &str| field(name).ok_or_else(|| unreadable(key, &format!("it has no field {name}")));
+    let flows: u32 = need("flows")?.parse().map_err(|_| unreadable(key, "its number of flows is no number"))?;
     let stable = need("phase")? == "stable";
     let scope = field("scope").unwrap_or_default();
     let mut lsns = Vec::new();
     if stable {
         for flow in 0..flows.min(1024) {
             let text = need(&format!("{LSN_FIELD_PREFIX}{flow}"))?;
-            lsns.push(Lsn(text.parse().map_err(|_| unreadable("a position is no number"))?));
+            lsns.push(Lsn(text.parse().map_err(|_| unreadable(key, "a position is no number"))?));
         }
     }
     let held = field("held").as_deref() == Some("1");
     let text = |value: &Value| -> Vec<u8> { value.bytes().map(<[u8]>::to_vec).unwrap_or_default() };
     let lost = pairs.chunks_exact(2).flat_map(|pair| lost::parse(&text(&pair[0]), &text(&pair[1]))).collect();
     let (master_id, owned) = (need("master")?, need("owned")? == "1");
-    Ok(Some(Checkpoint { master_id, flows, stable, owned, held, lsns, scope, lost }))
+    Ok(Some(Checkpoint { key: key.to_string(), master_id, flows, stable, owned, held, lsns, scope, lost }))
 }
 
-/// The same on every primary of a cluster. `set` writes the checkpoint with the positions behind the command.
+/// The same on every primary of a cluster. What is `behind` the command, the positions
+/// among it, is of the checkpoint's slot.
 async fn execute_on_cluster(
     cluster: &mut Cluster,
+    key: &str,
     command: &[&[u8]],
-    set: &[&[u8]],
+    behind: &[Vec<&[u8]>],
     lsns: &[(u32, Lsn)],
 ) -> Result<(), EngineError> {
     // Should this end half-way, the next process begins exactly before the command, and executes it once more.
-    let mut before = vec![b"HSET".to_vec(), CHECKPOINT_KEY.as_bytes().to_vec()];
+    let mut before = vec![b"HSET".to_vec(), key.as_bytes().to_vec()];
     for (flow, lsn) in lsns {
         before.push(format!("{LSN_FIELD_PREFIX}{flow}").into_bytes());
         before.push(lsn.0.saturating_sub(1).to_string().into_bytes());
@@ -95,7 +96,7 @@ async fn execute_on_cluster(
     // for a while is waited for, as it is everywhere else.
     let mut patience = Patience::new();
     loop {
-        match execute_everywhere(cluster, &request, set).await {
+        match execute_everywhere(cluster, key, &request, behind).await {
             Ok(()) => return Ok(()),
             Err(Trouble::Broken(error)) => {
                 patience.wait(&error.to_string()).await?;
@@ -107,8 +108,13 @@ async fn execute_on_cluster(
 }
 
 /// On every primary, on the checkpoint's own last and together with the positions.
-async fn execute_everywhere(cluster: &mut Cluster, request: &[u8], set: &[&[u8]]) -> Result<(), Trouble> {
-    let own = slot(CHECKPOINT_KEY.as_bytes());
+async fn execute_everywhere(
+    cluster: &mut Cluster,
+    key: &str,
+    request: &[u8],
+    behind: &[Vec<&[u8]>],
+) -> Result<(), Trouble> {
+    let own = slot(key.as_bytes());
     let owner = cluster.topology().owner(own).map(|node| node.id.clone());
     let failed = |text: String| {
         let error = EngineError::Target(format!("the cluster answered a global command with \"{text}\""));
@@ -123,9 +129,11 @@ async fn execute_everywhere(cluster: &mut Cluster, request: &[u8], set: &[&[u8]]
     }
     let mut group = resp::command(&[b"MULTI"]);
     group.extend_from_slice(request);
-    resp::push_command(&mut group, set);
+    for command in behind {
+        resp::push_command(&mut group, command);
+    }
     resp::push_command(&mut group, &[b"EXEC"]);
-    let values = cluster.execute(own, &group, 4).await?;
+    let values = cluster.execute(own, &group, 3 + behind.len()).await?;
     let elements = values.last().and_then(Value::array).unwrap_or_default();
     match values.iter().chain(elements).find_map(Value::error_text) {
         Some(text) => Err(failed(text)),
@@ -133,36 +141,36 @@ async fn execute_everywhere(cluster: &mut Cluster, request: &[u8], set: &[&[u8]]
     }
 }
 
-fn unreadable(why: &str) -> EngineError {
+fn unreadable(key: &str, why: &str) -> EngineError {
     EngineError::Target(format!(
-        "the checkpoint {CHECKPOINT_KEY} at the target cannot be read: {why}; delete it and begin with --on-existing flush"
+        "the checkpoint {key} at the target cannot be read: {why}; delete it and begin with --on-existing flush"
     ))
 }
 
 /// A full sync begins: nothing of it is good before [`mark_stable`].
 pub async fn begin(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-    link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await?;
+    link.call(&[b"DEL", checkpoint.key.as_bytes()]).await?;
     let flows = checkpoint.flows.to_string();
     link.call(&fields(checkpoint, flows.as_bytes(), b"full")).await.map(drop)
 }
 
 /// Everything but the positions.
 fn fields<'a>(checkpoint: &'a Checkpoint, flows: &'a [u8], phase: &'a [u8]) -> Vec<&'a [u8]> {
-    let mut set: Vec<&[u8]> = vec![b"HSET", CHECKPOINT_KEY.as_bytes(), b"master", checkpoint.master_id.as_bytes()];
+    let mut set: Vec<&[u8]> = vec![b"HSET", checkpoint.key.as_bytes(), b"master", checkpoint.master_id.as_bytes()];
     set.extend_from_slice(&[b"flows", flows, b"phase", phase, b"owned", flag(checkpoint.owned)]);
     set.extend_from_slice(&[b"held", flag(checkpoint.held), b"scope", checkpoint.scope.as_bytes()]);
     set
 }
 
 /// Every flow's snapshot and its first position are confirmed.
-pub async fn mark_stable(link: &mut TargetLink) -> Result<(), EngineError> {
-    link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"phase", b"stable"]).await.map(drop)
+pub async fn mark_stable(link: &mut TargetLink, key: &str) -> Result<(), EngineError> {
+    link.call(&[b"HSET", key.as_bytes(), b"phase", b"stable"]).await.map(drop)
 }
 
 /// The positions are not to be trusted: the next start must not go on from them. Takes no memory, so that a full server
 /// does it too.
-pub async fn tear(link: &mut TargetLink) -> Result<(), EngineError> {
-    link.call(&[b"HDEL", CHECKPOINT_KEY.as_bytes(), b"phase"]).await.map(drop)
+pub async fn tear(link: &mut TargetLink, key: &str) -> Result<(), EngineError> {
+    link.call(&[b"HDEL", key.as_bytes(), b"phase"]).await.map(drop)
 }
 
 /// The next transactions of the flows write other names where those of the last ones stand: these become lost keys.
@@ -171,18 +179,18 @@ pub async fn keep_lost(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result
         return Ok(());
     }
     let fields: Vec<Vec<u8>> = checkpoint.lost.iter().map(lost::lost_field).collect();
-    let mut set: Vec<&[u8]> = vec![b"HSET", CHECKPOINT_KEY.as_bytes()];
+    let mut set: Vec<&[u8]> = vec![b"HSET", checkpoint.key.as_bytes()];
     set.extend(fields.iter().flat_map(|field| [&field[..], b""]));
     link.call(&set).await?;
     let fields: Vec<String> = (0..checkpoint.flows).map(|flow| lost::watched_field(FlowId(flow))).collect();
-    let mut unset: Vec<&[u8]> = vec![b"HDEL", CHECKPOINT_KEY.as_bytes()];
+    let mut unset: Vec<&[u8]> = vec![b"HDEL", checkpoint.key.as_bytes()];
     unset.extend(fields.iter().map(String::as_bytes));
     link.call(&unset).await.map(drop)
 }
 
 /// Whether expiries may stand at the target that are written later than they are.
-pub async fn set_held(link: &mut TargetLink, held: bool) -> Result<(), EngineError> {
-    link.call(&[b"HSET", CHECKPOINT_KEY.as_bytes(), b"held", flag(held)]).await.map(drop)
+pub async fn set_held(link: &mut TargetLink, key: &str, held: bool) -> Result<(), EngineError> {
+    link.call(&[b"HSET", key.as_bytes(), b"held", flag(held)]).await.map(drop)
 }
 
 fn flag(is: bool) -> &'static [u8] {
@@ -195,6 +203,8 @@ pub struct Kept {
     pub lost: Vec<Lost>,
     /// The mark of an import mode that this job turned on.
     pub import_mark: bool,
+    /// Takes the lease again, if it is free.
+    pub lease: Vec<Vec<u8>>,
 }
 
 /// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either
@@ -219,15 +229,21 @@ pub async fn execute_global(
     // Names of keys that are flushed go, those of others stay, also where a FLUSHDB of database 0 deletes the checkpoint.
     let lost: Vec<Vec<u8>> = kept.lost.iter().map(lost::lost_field).collect();
     set.extend(lost.iter().flat_map(|field| [&field[..], b""]));
+    let mut behind = vec![set];
+    if !kept.lease.is_empty() {
+        behind.push(kept.lease.iter().map(Vec::as_slice).collect());
+    }
     if let Some(cluster) = link.cluster() {
-        return execute_on_cluster(cluster, command, &set, lsns).await;
+        return execute_on_cluster(cluster, &checkpoint.key, command, &behind, lsns).await;
     }
     link.call(&[b"MULTI"]).await?;
     link.call(&[b"SELECT", db.as_bytes()]).await?;
     link.call(command).await?;
     link.call(&[b"SELECT", b"0"]).await?;
-    link.call(&[b"DEL", CHECKPOINT_KEY.as_bytes()]).await?;
-    link.call(&set).await?;
+    link.call(&[b"DEL", checkpoint.key.as_bytes()]).await?;
+    for command in &behind {
+        link.call(command).await?;
+    }
     if kept.import_mark {
         link.call(import::SET_MARK).await?;
     }

@@ -267,7 +267,7 @@ impl Cluster {
                 })?;
             }
             self.lost_clients.remove(id);
-            target::name_control(&mut link).await.map_err(Trouble::Broken)?;
+            target::name_control(&mut link, &self.settings).await.map_err(Trouble::Broken)?;
             let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
             self.client_ids.insert(id.to_string(), client_id);
             self.links.insert(id.to_string(), link);
@@ -415,7 +415,8 @@ impl Cluster {
         if ["FLUSHALL", "FLUSHDB", "DBSIZE", "CLIENT", "SCRIPT", "PING"].iter().any(|name| is(name)) {
             return self.on_all(&request).await;
         }
-        let slot = slot(args.get(1).copied().unwrap_or_default());
+        let key_at = if is("EVAL") { 3 } else { 1 };
+        let slot = slot(args.get(key_at).copied().unwrap_or_default());
         let mut patience = Patience::new();
         loop {
             match self.execute(slot, &request, 1).await {

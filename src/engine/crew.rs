@@ -3,17 +3,18 @@
 //! In: the flows, opened. Out: the workers' events. Invariants: no thread outlives `stop`; a connection that a worker
 //! lost is made again only to the same server process (a restarted one may have forgotten acknowledged writes).
 
-use super::checkpoint::CHECKPOINT_KEY;
 use super::cluster::Cluster;
 use super::error::EngineError;
 use super::handle::Existing;
 use super::hold::HoldState;
 use super::import;
 use super::job::{graver, plan_of};
+use super::lease;
 use super::messages;
 use super::messages::{
     Barrier, FlowStart, Held, LaneStart, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
 };
+use super::own;
 use super::router::{Resumed, RouterStart};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
@@ -50,6 +51,8 @@ pub struct CrewPlan {
     pub run_id: String,
     /// The target is one.
     pub cluster: Option<ClusterPlan>,
+    /// Tells when the target is another's.
+    pub lease: Option<lease::Watch>,
 }
 
 /// What a session knows of the target cluster.
@@ -196,6 +199,8 @@ impl Crew {
                         lanes_by_slot: cluster.lanes_by_slot(&places),
                         journal_tag: plan.journal_tag,
                         snapshot_tag: job.clone(),
+                        job_tag: own::tag(&settings),
+                        checkpoint_key: own::checkpoint_key(&settings),
                         resumed: plan.resumed,
                         sent_before: plan.sent_before,
                     })
@@ -217,7 +222,7 @@ impl Crew {
                     client_id,
                     socket: link.hand_over()?,
                     marker,
-                    checkpoint: CHECKPOINT_KEY.to_string(),
+                    checkpoint: own::checkpoint_key(&settings),
                     in_cluster: false,
                 });
             }
@@ -378,6 +383,7 @@ impl Crew {
                 Some((worker, settled)) = self.settled.recv() => {
                     self.tell(worker, WorkerCommand::Settled(Box::new(settled?)));
                 }
+                lost = lost(&mut self.plan.lease) => return Err(lost),
                 Some(again) = self.reconnected.recv() => {
                     let Again { socket, client_id, applied } = again.result?;
                     self.client_ids.push(client_id);
@@ -474,6 +480,14 @@ impl Crew {
             }
         }
         (std::mem::take(&mut self.summaries), outcome)
+    }
+}
+
+/// Ends when the lease is lost. May be dropped at any time.
+async fn lost(lease: &mut Option<lease::Watch>) -> EngineError {
+    match lease {
+        Some(lease) => lease.lost().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -36,6 +36,9 @@ pub enum EngineError {
     /// The target's data and positions are not to be trusted.
     #[error("target: {0}")]
     Torn(String),
+    /// Another process holds the target's lease now.
+    #[error("target: {0}")]
+    LeaseLost(String),
     /// The target is another process than the one that the run began with.
     #[error("target: {0}")]
     TargetRestarted(String),
@@ -111,9 +114,12 @@ impl EngineError {
         match self {
             Self::Refused(_) => Class::Refused,
             Self::Source(_) | Self::SyncVoided { .. } => Class::Source,
-            Self::Target(_) | Self::TargetLost(_) | Self::LetGo(_) | Self::Torn(_) | Self::TargetRestarted(_) => {
-                Class::Target
-            }
+            Self::Target(_)
+            | Self::TargetLost(_)
+            | Self::LetGo(_)
+            | Self::Torn(_)
+            | Self::TargetRestarted(_)
+            | Self::LeaseLost(_) => Class::Target,
             Self::Corrupt(_) | Self::CorruptValue(_) => Class::CorruptStream,
             Self::System(_) => Class::System,
             Self::Interrupted => Class::Interrupted,

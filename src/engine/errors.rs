@@ -135,7 +135,7 @@ pub fn key_of(batch: &Batch, slab: &Slab, index: u32) -> Option<Vec<u8>> {
 }
 
 /// What the operator can do about an error class.
-fn remedy(text: &[u8]) -> &'static str {
+pub(super) fn remedy(text: &[u8]) -> &'static str {
     let code = text.split(|b| *b == b' ').next().unwrap_or(text);
     match code {
         b"OOM" => "the target is out of memory: raise its maxmemory and run again",

@@ -18,6 +18,7 @@ use super::hold::Watermarks;
 use super::import::ImportMode;
 use super::job::{Job, Signals};
 use super::joining::Joining;
+use super::lease::Lease;
 use super::messages::{Barrier, Lost, WorkerCommand, WorkerEvent};
 use super::migrate::PROGRESS_EVERY;
 use super::phase::Phase;
@@ -177,7 +178,7 @@ impl Job<'_> {
                 }
             }
             if !checkpoint.stable && crew.confirmed().iter().all(|lsn| *lsn > 0) {
-                checkpoint::mark_stable(&mut self.control_again(probed).await?).await?;
+                checkpoint::mark_stable(&mut self.control_again(probed).await?, &checkpoint.key).await?;
                 checkpoint.stable = true;
                 self.resumable = true;
             }
@@ -227,7 +228,7 @@ impl Job<'_> {
                         () = signals.next() => return Err(EngineError::Interrupted),
                     };
                     self.report.expiries.put_right_by_sweep += swept.put_right;
-                    checkpoint::set_held(&mut target, false).await?;
+                    checkpoint::set_held(&mut target, &checkpoint.key, false).await?;
                 }
                 return if handing_over { Ok(()) } else { Err(EngineError::Interrupted) };
             }
@@ -310,7 +311,7 @@ impl Job<'_> {
         }
         let lost = match target.cluster() {
             Some(_) => Vec::new(),
-            None => checkpoint::read(target).await?.map_or(Vec::new(), |found| found.lost),
+            None => checkpoint::read(target, &checkpoint.key).await?.map_or(Vec::new(), |found| found.lost),
         };
         let is_kept = |lost: &Lost| match &first.command {
             GlobalCommand::FlushAll => false,
@@ -320,6 +321,7 @@ impl Job<'_> {
         let kept = Kept {
             lost: lost.into_iter().filter(is_kept).collect(),
             import_mark: self.import_mode == ImportMode::Ours,
+            lease: self.lease.as_ref().map(Lease::taking).unwrap_or_default(),
         };
         let scope = &self.settings.scope;
         tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");

@@ -4,7 +4,6 @@
 //! tool's left at the target. Invariant: a cutover outlives the session that it is about only to be rolled back, or (after a
 //! takeover, which ends the source) to be ended well.
 
-use super::checkpoint::CHECKPOINT_KEY;
 use super::control::CutoverAsked;
 use super::crew::Crew;
 use super::cutover::HookEvent;
@@ -12,6 +11,7 @@ use super::error::EngineError;
 use super::handover::{self, Handover, Order, OwnKeys, facts};
 use super::hooks;
 use super::job::Job;
+use super::own;
 use super::phase::Phase;
 use super::source::Source;
 use super::sweep::{FAST, sweep};
@@ -122,22 +122,25 @@ impl Job<'_> {
         if !self.desk.is_running() {
             return false;
         }
-        if self.desk.ending.is_some() {
+        // Who lost the lease does nothing more at the target.
+        let may_end = !matches!(error, EngineError::LeaseLost(_));
+        if self.desk.ending.is_some() && may_end {
             // The traffic is switched, at proven positions: there is no way back, and nothing more to come.
             tracing::warn!(%error, "the session ended while the job was being ended");
             self.end_outside_session(probed).await;
             return true;
         }
+        self.desk.ending = None;
         self.settings.control.cancel_cutover(&format!("the session with the source ended: {error}"));
         while self.desk.is_running() {
             match self.desk.next().await {
-                DeskEvent::Order(Order::End { keys, done }) => {
+                DeskEvent::Order(Order::End { keys, done }) if may_end => {
                     self.begin_end(keys, done);
                     self.end_outside_session(probed).await;
                     return true;
                 }
                 // Whoever asked hears that nobody answers any more.
-                DeskEvent::Order(Order::Settle { .. } | Order::Seal { .. } | Order::GoOn) | DeskEvent::Asked(_) => {}
+                DeskEvent::Order(_) | DeskEvent::Asked(_) => {}
                 DeskEvent::Ended(report) => self.cutover_ended(report),
             }
         }
@@ -163,6 +166,7 @@ impl Job<'_> {
     pub(super) async fn hand_over(&mut self, probed: &Target) {
         let Some((keys, done)) = self.desk.ending.take() else { return };
         let removed = self.remove_own(probed, keys).await;
+        self.give_lease_back().await;
         if let Err(error) = &removed {
             tracing::warn!(%error, "keys of this tool are left at the target");
         }
@@ -179,12 +183,14 @@ impl Job<'_> {
 
     async fn remove_own(&self, probed: &Target, mut keys: OwnKeys) -> Result<(), EngineError> {
         let mut link = self.control_again(probed).await?;
-        keys.push((DbIndex(0), CHECKPOINT_KEY.as_bytes().to_vec()));
+        keys.push((DbIndex(0), own::checkpoint_key(&self.settings).into_bytes()));
         for (marker, dbs) in &self.marked {
             keys.extend(dbs.iter().map(|db| (*db, marker.clone())));
         }
         keys.sort();
         keys.dedup();
+        // It is given back last.
+        keys.retain(|(_, key)| !key.starts_with(own::LEASE_KEY.as_bytes()));
         for (db, key) in keys {
             target::delete(&mut link, db, &key).await?;
         }

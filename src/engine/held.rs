@@ -11,7 +11,6 @@ use super::error::EngineError;
 use super::flow::Flow;
 use super::lane::Lane;
 use super::messages::{Held, LostLane, Settled, WorkerEvent};
-use super::router::marker_key;
 use super::worker::Worker;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::report::document::NotCarried;
@@ -184,7 +183,7 @@ impl Worker {
         match &self.router {
             None => self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
             Some(router) => {
-                router.marked.iter().map(|(flow, slot)| (marker_key(*flow, *slot), vec![DbIndex(0)])).collect()
+                router.marked_keys().map(|key| (key, vec![DbIndex(0)])).collect()
             }
         }
     }

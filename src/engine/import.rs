@@ -78,22 +78,8 @@ pub async fn declare(link: &mut TargetLink) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Empties the target with `command`, a FLUSHALL, except for the mark. Without it a mode that a job turned on would be on for ever if the job died now.
-pub async fn flush_all(link: &mut TargetLink, command: &[&[u8]]) -> Result<(), EngineError> {
-    let is_cluster = link.cluster().is_some();
-    if is_cluster || !is_marked(link).await? {
-        return link.call(command).await.map(drop);
-    }
-    link.call(&[b"MULTI"]).await?;
-    link.call(command).await?;
-    link.call(SET_MARK).await?;
-    match link.call(&[b"EXEC"]).await? {
-        Value::Array(replies) if replies.iter().all(|reply| reply.error_text().is_none()) => Ok(()),
-        other => Err(EngineError::Target(format!("the target answered FLUSHALL in a transaction with {other:?}"))),
-    }
-}
-
-async fn is_marked(link: &mut TargetLink) -> Result<bool, EngineError> {
+/// Whether a job turned the mode on.
+pub async fn is_marked(link: &mut TargetLink) -> Result<bool, EngineError> {
     Ok(!matches!(link.call(&[b"GET", MARK_KEY.as_bytes()]).await?, Value::Null))
 }
 

@@ -8,6 +8,7 @@ use super::draining::positions_text;
 use super::error::{Class, EngineError};
 use super::handing::Desk;
 use super::import::ImportMode;
+use super::lease::{Lease, Watch};
 use super::messages::{Lost, WorkerEvent, WorkerSummary};
 use super::phase::Phase;
 use super::settings::MigrateSettings;
@@ -53,7 +54,9 @@ pub fn run_with(
                 for service in services {
                     service(job.settings.control.clone()).map_err(EngineError::Refused)?;
                 }
-                if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await }
+                let ended = if job.settings.follow.is_some() { job.replicate().await } else { job.migrate().await };
+                job.give_lease_back().await;
+                ended
             })
         });
     job.finish(result)
@@ -126,6 +129,8 @@ pub(super) struct Job<'o> {
     /// By flow: LSN that the target of the last session had confirmed.
     pub(super) confirmed: Vec<u64>,
     pub(super) import_mode: ImportMode,
+    /// The target is held for this process.
+    pub(super) lease: Option<Lease>,
     /// Keys that the target lost and that the last session could not fetch again.
     pub(super) lost: Vec<Lost>,
     /// Shifted expiries may stand at the target whose keys are not known by name.
@@ -167,6 +172,7 @@ impl<'o> Job<'o> {
             client_ids: Vec::new(),
             confirmed: Vec::new(),
             import_mode: ImportMode::Off,
+            lease: None,
             lost: Vec::new(),
             sweep_needed: false,
             cpu_at_start: Some(cpu_of_process()),
@@ -177,6 +183,21 @@ impl<'o> Job<'o> {
         };
         job.publish();
         job
+    }
+
+    /// Tells of the loss of the lease. Without one nothing is ever lost.
+    pub(super) fn lease_watch(&self) -> Option<Watch> {
+        self.lease.as_ref().map(Lease::watch)
+    }
+
+    pub(super) fn check_lease(&self) -> Result<(), EngineError> {
+        self.lease_watch().map_or(Ok(()), |lease| lease.check())
+    }
+
+    pub(super) async fn give_lease_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back(&self.settings).await;
+        }
     }
 
     pub(super) fn enter(&mut self, phase: Phase) {

@@ -11,7 +11,7 @@
 //! - such a batch is sent only when all before it were executed, and nothing behind it before it was (`Lane::submit`). So a
 //!   marker never passes what was not executed, whatever the node refuses or sends elsewhere, and whenever the tool dies.
 
-use super::router::marker_key;
+use super::own::marker_key;
 use super::writer::Encoder;
 use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::resp::push_command;
@@ -33,13 +33,15 @@ pub struct Marks {
     pub journal_tag: String,
     /// What numbers of the full sync are numbers of: this process.
     pub snapshot_tag: String,
+    /// What tells the job's own keys from those of others at a shared target (`own::tag`).
+    pub job_tag: String,
     /// Number of the last transaction of the full sync.
     sequence: Cell<u64>,
 }
 
 impl Marks {
-    pub fn new(journal_tag: String, snapshot_tag: String) -> Rc<Self> {
-        Rc::new(Self { journal_tag, snapshot_tag, sequence: Cell::new(0) })
+    pub fn new(journal_tag: String, snapshot_tag: String, job_tag: String) -> Rc<Self> {
+        Rc::new(Self { journal_tag, snapshot_tag, job_tag, sequence: Cell::new(0) })
     }
 
     /// Value of the next marker of the full sync.
@@ -124,7 +126,7 @@ impl Pieces {
                             Some(lsn) => marks.journal_value(*lsn),
                             None => marks.next_sequence(),
                         };
-                        push_command(&mut text, &[b"SET", &marker_key(*flow, *slot), &value]);
+                        push_command(&mut text, &[b"SET", &marker_key(&marks.job_tag, *flow, *slot), &value]);
                         push_command(&mut text, &[b"EXEC"]);
                         order.extend([None, None]);
                     }

@@ -8,8 +8,8 @@ use super::checkpoint::Checkpoint;
 use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
 use super::handle::Existing;
-use super::import;
 use super::job::{Job, Signals, graver};
+use super::lease;
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
 use super::router::Resumed;
@@ -40,7 +40,8 @@ impl Job<'_> {
             () = signals.next() => return Err(EngineError::Interrupted),
         };
         let settings = self.settings.clone();
-        let may_flush = probed.keyspace.is_empty() || settings.on_existing == OnExisting::Flush;
+        let alone = probed.keyspace.is_empty() && !settings.shared_target;
+        let may_flush = alone || settings.on_existing == OnExisting::Flush;
         let mut attempt = 1;
         let summaries = loop {
             let plan = CrewPlan {
@@ -51,6 +52,7 @@ impl Job<'_> {
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
                 cluster: self.cluster_plan(&probed, None).await?,
+                lease: self.lease_watch(),
             };
             match self.attempt(&mut source, plan, &mut signals).await {
                 Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
@@ -72,6 +74,7 @@ impl Job<'_> {
             }
         };
         self.enter(Phase::Settling);
+        self.check_lease()?;
         tokio::select! {
             settled = self.settle_patiently(&probed, &summaries) => settled?,
             () = signals.next() => return Err(EngineError::Interrupted),
@@ -94,7 +97,8 @@ impl Job<'_> {
         self.check_databases(&source, &probed)?;
         self.check_access(&mut target).await?;
         self.check_clocks(&mut source, &mut target).await?;
-        let existing = Arc::new(target::prepare(&mut target, &probed, &settings).await?);
+        self.take_lease(&mut target, &mut probed).await?;
+        let existing = Arc::new(target::prepare(&mut target, &probed, &settings, self.lease.as_ref()).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
         Ok((probed, source, existing))
     }
@@ -104,13 +108,14 @@ impl Job<'_> {
         // What the workers sent last must not be executed after the FLUSHALL.
         let mut target = TargetLink::open(&self.settings).await?;
         if target.cluster().is_some() {
-            target::end_lanes(&mut target).await?;
+            target::end_lanes(&mut target, &self.settings).await?;
         } else {
             for client_id in std::mem::take(&mut self.client_ids) {
                 target::end_client(&mut target, client_id).await?;
             }
         }
-        import::flush_all(&mut target, &[b"FLUSHALL", b"ASYNC"]).await?;
+        self.check_lease()?;
+        lease::flush_all(&mut target, self.lease.as_ref(), &[b"FLUSHALL", b"ASYNC"]).await?;
         self.touched = true;
         self.totals = Totals::new();
         self.report.not_carried = Default::default();

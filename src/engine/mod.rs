@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! migrate   one full sync from handshake to end          control thread, tokio-uring
-//!   source, target, link   control connections
+//!   source, target, link   control connections; lease: one job into one target; own: names of its keys there
 //!   crew    workers started, listened to, reconnected, stopped
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
@@ -53,11 +53,13 @@ mod lag;
 mod lane;
 mod lanes;
 mod layout;
+mod lease;
 mod link;
 mod lost;
 mod messages;
 mod migrate;
 mod outlet;
+mod own;
 mod phase;
 mod preflight;
 mod reading;

@@ -12,7 +12,9 @@ use super::error::EngineError;
 use super::handle::Existing;
 use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
+use super::lease;
 use super::migrate::ATTEMPTS_MAX;
+use super::own;
 use super::phase::Phase;
 use super::settings::{OnExisting, OnLostPosition};
 use super::source::Source;
@@ -50,7 +52,8 @@ impl Job<'_> {
             self.report.expiries.not_fetched += 1;
             self.add_not_carried(&super::rows::vanished(lost));
         }
-        if self.import_mode == ImportMode::Ours {
+        let lost = matches!(result, Err(EngineError::LeaseLost(_)));
+        if self.import_mode == ImportMode::Ours && !lost {
             let ended = async { import::end(&mut target::connect_control(&self.settings).await?).await };
             if let Err(error) = ended.await {
                 tracing::error!(%error, "import mode could not be turned off at the target: CONFIG SET import-mode no");
@@ -79,8 +82,14 @@ impl Job<'_> {
         self.check_access(&mut target).await?;
         self.check_clocks(&mut source, &mut target).await?;
         drop(source);
-        target::end_lanes(&mut target).await?;
+        tokio::select! {
+            taken = self.take_lease(&mut target, &mut probed) => taken?,
+            () = signals.next() => return Err(EngineError::Interrupted),
+        }
+        target::end_lanes(&mut target, &settings).await?;
         let mut begin = self.first_begin(&mut target, &probed).await?;
+        // Other jobs have their own times for it.
+        probed.capabilities.import_mode &= !settings.shared_target;
         if probed.capabilities.import_mode {
             self.import_mode = import::begin(&mut target).await?;
         }
@@ -105,8 +114,12 @@ impl Job<'_> {
                 }
                 Err(error) => error,
             };
+            let error = self.check_lease().err().unwrap_or(error);
             if self.outlive_cutover(&probed, &error).await {
                 return Ok(());
+            }
+            if matches!(error, EngineError::LeaseLost(_)) {
+                return Err(error);
             }
             // The source went away while the tool was stopping: what is confirmed is in the checkpoint.
             let error = match error {
@@ -141,11 +154,11 @@ impl Job<'_> {
             };
             if matches!(error, EngineError::Torn(_)) {
                 self.resumable = false;
-                checkpoint::tear(&mut target).await?;
+                checkpoint::tear(&mut target, &own::checkpoint_key(&settings)).await?;
                 return Err(error);
             }
-            target::end_lanes(&mut target).await?;
-            let checkpoint = checkpoint::read(&mut target).await?;
+            target::end_lanes(&mut target, &settings).await?;
+            let checkpoint = checkpoint::read(&mut target, &own::checkpoint_key(&settings)).await?;
             let owned = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.owned);
             let stable = checkpoint.filter(|checkpoint| checkpoint.stable);
             self.resumable = stable.is_some();
@@ -274,7 +287,7 @@ impl Job<'_> {
     async fn first_begin(&mut self, target: &mut TargetLink, probed: &Target) -> Result<Begin, EngineError> {
         let settings = self.settings.clone();
         let flush = settings.on_existing == OnExisting::Flush;
-        match checkpoint::read(target).await? {
+        match checkpoint::read(target, &own::checkpoint_key(&settings)).await? {
             Some(checkpoint) if checkpoint.stable && !flush => {
                 if checkpoint.scope != settings.scope.fingerprint() {
                     return Err(EngineError::Refused(format!(
@@ -291,14 +304,15 @@ impl Job<'_> {
                 tracing::warn!("an earlier run ended inside its full sync: the target is emptied and it begins anew");
                 Ok(Begin::Again)
             }
-            Some(_) if !flush => Err(EngineError::Refused(
+            Some(checkpoint) if !flush => Err(EngineError::Refused(format!(
                 "an earlier run into this target, which held keys of its own, ended inside its full sync: what it wrote cannot \
-                 be told from the rest; say --on-existing flush, or clean the target and delete the key df2redis:checkpoint"
-                    .into(),
-            )),
+                 be told from the rest; say --on-existing flush, or clean the target and delete the key {}",
+                checkpoint.key
+            ))),
             _ => {
-                target::prepare(target, probed, &settings).await?;
-                Ok(Begin::Full { owned: flush || probed.keyspace.is_empty() })
+                target::prepare(target, probed, &settings, self.lease.as_ref()).await?;
+                let alone = probed.keyspace.is_empty() && !settings.shared_target;
+                Ok(Begin::Full { owned: flush || alone })
             }
         }
     }
@@ -306,7 +320,8 @@ impl Job<'_> {
     async fn full_again(&mut self, target: &mut TargetLink) -> Result<Begin, EngineError> {
         self.touched = true;
         self.resumable = false;
-        import::flush_all(target, &[b"FLUSHALL"]).await?;
+        self.check_lease()?;
+        lease::flush_all(target, self.lease.as_ref(), &[b"FLUSHALL"]).await?;
         self.lost.clear();
         self.totals = Totals::new();
         self.report.not_carried = Default::default();
@@ -332,6 +347,7 @@ impl Job<'_> {
                 Begin::Full { .. } | Begin::Again => self.cluster_plan(probed, None).await?,
                 Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
             },
+            lease: self.lease_watch(),
         };
         let mut source = self.connect_source().await?;
         plan.source = source.release();
@@ -359,7 +375,9 @@ impl Job<'_> {
                 let (master_id, flows) =
                     session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
                 let scope = self.settings.scope.fingerprint();
+                let key = own::checkpoint_key(&self.settings);
                 let checkpoint = Checkpoint {
+                    key,
                     master_id,
                     flows,
                     stable: false,
@@ -382,7 +400,7 @@ impl Job<'_> {
                     crew.hold().add_unnamed(Overflow { keys: true, fields: probed.capabilities.field_expiry });
                 }
                 checkpoint.held |= held;
-                checkpoint::set_held(target, checkpoint.held).await?;
+                checkpoint::set_held(target, &checkpoint.key, checkpoint.held).await?;
                 (crew, checkpoint)
             }
         };

@@ -15,7 +15,7 @@
 use super::error::EngineError;
 use super::lane::Lane;
 use super::layout::Marks;
-use super::target::OWN_PREFIX;
+use super::own::marker_key;
 use super::writer::{LSN_FIELD_PREFIX, Source};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
@@ -47,14 +47,12 @@ pub struct RouterStart {
     pub journal_tag: String,
     /// What numbers of the full sync are numbers of: this process.
     pub snapshot_tag: String,
+    /// What tells the job's own keys from those of others at a shared target (`own::tag`).
+    pub job_tag: String,
+    pub checkpoint_key: String,
     pub resumed: Arc<Resumed>,
     /// By flow: what stands before this LSN may have been sent by an earlier session.
     pub sent_before: Arc<[Lsn]>,
-}
-
-/// Key of the marker of a flow in a slot.
-pub fn marker_key(flow: FlowId, slot: Slot) -> Vec<u8> {
-    format!("{OWN_PREFIX}m:{{{}}}:{flow}", slot::tag(slot)).into_bytes()
 }
 
 /// The tag and the position that a marker holds.
@@ -89,6 +87,7 @@ pub enum Touched {
 pub struct Router {
     routes: Routes,
     pub marks: Rc<Marks>,
+    checkpoint_key: String,
     resumed: Arc<Resumed>,
     sent_before: Arc<[Lsn]>,
     /// By flow: the last LSN of `resumed`.
@@ -110,6 +109,11 @@ pub struct Router {
 }
 
 impl Router {
+    /// Keys of the markers that were written.
+    pub fn marked_keys(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.marked.iter().map(|(flow, slot)| marker_key(&self.marks.job_tag, *flow, *slot))
+    }
+
     pub fn new(start: RouterStart) -> Self {
         let mut resumed_to = BTreeMap::new();
         for ((flow, _), lsn) in start.resumed.iter() {
@@ -118,7 +122,8 @@ impl Router {
         }
         Self {
             routes: Routes::new(start.lanes_by_slot),
-            marks: Marks::new(start.journal_tag, start.snapshot_tag),
+            marks: Marks::new(start.journal_tag, start.snapshot_tag, start.job_tag),
+            checkpoint_key: start.checkpoint_key,
             marked: start.resumed.keys().copied().collect(),
             resumed: start.resumed,
             sent_before: start.sent_before,
@@ -212,7 +217,7 @@ impl Router {
         if self.confirmed == self.written || !due {
             return;
         }
-        let checkpoint = super::checkpoint::CHECKPOINT_KEY.as_bytes();
+        let checkpoint = self.checkpoint_key.as_bytes();
         let lane = self.lane_of(slot::slot(checkpoint));
         let Some(lane) = lanes.get_mut(lane) else { return };
         let mut fields: Vec<String> = Vec::new();

@@ -121,6 +121,8 @@ pub struct MigrateSettings {
     #[serde(skip)]
     pub target_nodes: Arc<Mutex<Vec<Address>>>,
     pub on_existing: OnExisting,
+    /// Other jobs, with other keys, write to the target too.
+    pub shared_target: bool,
     pub on_unsupported: Policy,
     /// Which keys are carried, and under which name and database.
     pub scope: Scope,

@@ -5,12 +5,12 @@
 //! if its own marker says that it was not (nothing of its flow and slot was under way beside it, see `layout`); all go one at
 //! a time, each answer awaited, in the order in which they were encoded, so that no marker ever goes down.
 
-use super::checkpoint::CHECKPOINT_KEY;
 use super::cluster::{Cluster, Patience, Trouble};
 use super::error::EngineError;
 use super::messages::{Held, LaneStart, Settled};
+use super::own::{self, marker_key};
 use super::refusal;
-use super::router::{Resumed, marker_key, parse_marker, says_applied};
+use super::router::{Resumed, parse_marker, says_applied};
 use super::target::{self, TargetLink};
 use super::units::Unit;
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
@@ -130,21 +130,22 @@ impl Cluster {
         self.link(id).await?;
         let gone = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
         let endpoint = self.endpoint_of(id).ok_or_else(gone)?;
-        let mut link =
-            target::connect_named_lane(&endpoint, self.settings().connect_timeout).await.map_err(Trouble::Broken)?;
+        let link = target::connect_named_lane(&endpoint, self.settings()).await;
+        let mut link = link.map_err(Trouble::Broken)?;
         self.check_run_id(id, &mut link).await?;
         let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
         let node = self.number(id);
         let socket = link.hand_over().map_err(Trouble::Broken)?;
-        let checkpoint = CHECKPOINT_KEY.to_string();
+        let checkpoint = own::checkpoint_key(self.settings());
         Ok(LaneStart { node, socket, marker: Vec::new(), checkpoint, client_id, in_cluster: true })
     }
 
     /// The markers of an earlier process of this job: up to where each flow was applied in each slot.
     pub async fn read_markers(&mut self, flows: u32, tag: &str) -> Result<Resumed, EngineError> {
+        let job_tag = own::tag(self.settings());
         let mut requests = Vec::new();
         for number in 0..SLOTS {
-            let keys: Vec<Vec<u8>> = (0..flows).map(|flow| marker_key(FlowId(flow), Slot(number))).collect();
+            let keys: Vec<Vec<u8>> = (0..flows).map(|flow| marker_key(&job_tag, FlowId(flow), Slot(number))).collect();
             let mut args: Vec<&[u8]> = vec![b"MGET"];
             args.extend(keys.iter().map(Vec::as_slice));
             requests.push((Slot(number), resp::command(&args)));
@@ -184,7 +185,7 @@ impl Cluster {
                 self.endpoint_of(&id).ok_or_else(|| EngineError::Target("a node left the cluster".into()))?;
             self.drop_link(&id);
             let mut link = TargetLink::connect(&endpoint, self.settings().connect_timeout).await?;
-            ended += target::end_lanes_of_node(&mut link).await?;
+            ended += target::end_lanes_of_node(&mut link, self.settings()).await?;
         }
         Ok(ended)
     }

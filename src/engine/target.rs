@@ -6,8 +6,9 @@
 use super::cluster::Cluster;
 use super::error::EngineError;
 use super::handle::Existing;
-use super::import;
+use super::lease::{self, Lease};
 use super::link::{Link, LinkError};
+use super::own;
 use super::settings::{Endpoint, MigrateSettings, OnExisting};
 use super::wire::Connected;
 use crate::ids::{DbIndex, Slot};
@@ -267,13 +268,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
         true => Some(1),
         false => config_number(link, "databases").await?.and_then(|n| u32::try_from(n).ok()),
     };
-    let keyspace = match &mut link.cluster {
-        Some(cluster) => match Box::pin(cluster.call(&[b"DBSIZE"])).await? {
-            Value::Integer(keys @ 1..) => vec![(DbIndex(0), keys as u64)],
-            _ => Vec::new(),
-        },
-        None => info.keys_by_db().into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect(),
-    };
+    let keyspace = keyspace(link).await?;
     Ok(Target {
         databases,
         make: format!("{:?}", capabilities.make),
@@ -291,6 +286,18 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     })
 }
 
+/// Keys by database.
+pub async fn keyspace(link: &mut TargetLink) -> Result<Vec<(DbIndex, u64)>, EngineError> {
+    if let Some(cluster) = &mut link.cluster {
+        return Ok(match Box::pin(cluster.call(&[b"DBSIZE"])).await? {
+            Value::Integer(keys @ 1..) => vec![(DbIndex(0), keys as u64)],
+            _ => Vec::new(),
+        });
+    }
+    let text = link.info("keyspace").await?;
+    Ok(Info::parse(&text).keys_by_db().into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect())
+}
+
 /// A number of the target's configuration; `None` where the user may not ask.
 async fn config_number(link: &mut TargetLink, name: &str) -> Result<Option<u64>, EngineError> {
     let Value::Array(pair) = link.call_raw("CONFIG", &[b"CONFIG", b"GET", name.as_bytes()]).await? else {
@@ -301,8 +308,7 @@ async fn config_number(link: &mut TargetLink, name: &str) -> Result<Option<u64>,
 
 /// Databases that hold keys now.
 pub async fn databases(link: &mut TargetLink) -> Result<Vec<DbIndex>, EngineError> {
-    let text = link.info("keyspace").await?;
-    Ok(Info::parse(&text).keys_by_db().into_iter().map(|(db, _)| DbIndex(db)).collect())
+    Ok(keyspace(link).await?.into_iter().map(|(db, _)| db).collect())
 }
 
 /// Names of all commands, upper case.
@@ -332,6 +338,7 @@ pub async fn prepare(
     link: &mut TargetLink,
     target: &Target,
     settings: &MigrateSettings,
+    lease: Option<&Lease>,
 ) -> Result<Existing, EngineError> {
     let held: u64 = target.keyspace.iter().map(|(_, keys)| keys).sum();
     let mut existing = Existing::new();
@@ -348,7 +355,7 @@ pub async fn prepare(
         }
         OnExisting::Replace => {}
         OnExisting::Flush => {
-            import::flush_all(link, &[b"FLUSHALL", b"ASYNC"]).await?;
+            lease::flush_all(link, lease, &[b"FLUSHALL", b"ASYNC"]).await?;
         }
         OnExisting::Skip => {
             let keys_max = (settings.memory_bytes >> 20) * EXISTING_PER_MIB;
@@ -449,53 +456,52 @@ pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), Eng
     }
 }
 
-/// Name of the connections that carry data, so that those of a dead process can be found and ended.
-pub(super) const LANE_NAME: &str = "df2redis-lane";
-
-/// Name of the connection that executes global commands and keeps the checkpoint.
-pub(super) const CONTROL_NAME: &str = "df2redis-control";
-
 /// A connection for the control plane of `replicate`: named, so that one of a dead process can be found and ended.
 pub async fn connect_control(settings: &Arc<MigrateSettings>) -> Result<TargetLink, EngineError> {
     let mut link = TargetLink::open(settings).await?;
     // The connections to a cluster's nodes have names of their own.
     if link.cluster.is_none() {
-        name_control(&mut link).await?;
+        name_control(&mut link, settings).await?;
     }
     Ok(link)
 }
 
 /// Names a connection of the control plane.
-pub async fn name_control(link: &mut TargetLink) -> Result<(), EngineError> {
-    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", CONTROL_NAME.as_bytes()]).await.map(drop)
+pub async fn name_control(link: &mut TargetLink, settings: &MigrateSettings) -> Result<(), EngineError> {
+    let name = own::control_name(settings);
+    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", name.as_bytes()]).await.map(drop)
 }
 
 /// A connection for data.
 pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
     let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
     // Without the permission it stays nameless; `end_lanes` then says what is needed.
-    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", LANE_NAME.as_bytes()]).await?;
+    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", own::lane_name(settings).as_bytes()]).await?;
     Ok(link)
 }
 
 /// The same to a cluster's node, where only the name finds it again after a restart.
-pub async fn connect_named_lane(endpoint: &Endpoint, timeout: Duration) -> Result<TargetLink, EngineError> {
-    let mut link = TargetLink::connect(endpoint, timeout).await?;
-    link.call(&[b"CLIENT", b"SETNAME", LANE_NAME.as_bytes()]).await?;
+pub async fn connect_named_lane(
+    endpoint: &Endpoint,
+    settings: &MigrateSettings,
+) -> Result<TargetLink, EngineError> {
+    let mut link = TargetLink::connect(endpoint, settings.connect_timeout).await?;
+    link.call(&[b"CLIENT", b"SETNAME", own::lane_name(settings).as_bytes()]).await?;
     Ok(link)
 }
 
 /// Ends the connections that a dead process of this job may have left, those for data and that for global commands: what
 /// they still hold must not be executed after the checkpoint has been read.
-pub async fn end_lanes(link: &mut TargetLink) -> Result<u64, EngineError> {
+pub async fn end_lanes(link: &mut TargetLink, settings: &MigrateSettings) -> Result<u64, EngineError> {
     match &mut link.cluster {
         Some(cluster) => Box::pin(cluster.end_lanes()).await,
-        None => end_lanes_of_node(link).await,
+        None => end_lanes_of_node(link, settings).await,
     }
 }
 
 /// The same for one server.
-pub async fn end_lanes_of_node(link: &mut TargetLink) -> Result<u64, EngineError> {
+pub async fn end_lanes_of_node(link: &mut TargetLink, settings: &MigrateSettings) -> Result<u64, EngineError> {
+    let names = [own::lane_name(settings), own::control_name(settings)];
     let Value::Bulk(list) = link.call(&[b"CLIENT", b"LIST"]).await? else {
         return Err(EngineError::Target("the target answered CLIENT LIST with no text".into()));
     };
@@ -503,7 +509,7 @@ pub async fn end_lanes_of_node(link: &mut TargetLink) -> Result<u64, EngineError
     let mut ended = 0;
     for line in String::from_utf8_lossy(&list).lines() {
         let field = |name: &str| line.split(' ').find_map(|part| part.strip_prefix(name));
-        if matches!(field("name="), Some(LANE_NAME | CONTROL_NAME))
+        if field("name=").is_some_and(|name| names.iter().any(|own| own == name))
             && let Some(id) = field("id=").and_then(|id| id.parse::<i64>().ok())
             && id != own
         {

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Requests kept for the test.
 const REQUESTS_KEPT_MAX: usize = 1_000_000;
 
-/// An error in place of the usual answer.
+/// An error in place of the usual answer. The tool's lease is left alone, unless its key is named.
 #[derive(Clone, Debug)]
 pub struct ErrorRule {
     /// Upper case; empty: any command.
@@ -234,7 +234,7 @@ fn due_error(shared: &Shared, request: &Request) -> Option<String> {
     let rule = rules.iter_mut().find(|rule| {
         rule.times > 0
             && (rule.command.is_empty() || rule.command == name)
-            && rule.key.as_ref().is_none_or(|key| request.get(1) == Some(key))
+            && rule.key.as_ref().map_or(!is_of_lease(request), |key| request.get(1) == Some(key))
     })?;
     if rule.after > 0 {
         rule.after -= 1;
@@ -244,12 +244,17 @@ fn due_error(shared: &Shared, request: &Request) -> Option<String> {
     Some(rule.reply.clone())
 }
 
+/// It is taken before the first data, and renewed beside it.
+fn is_of_lease(request: &Request) -> bool {
+    request.iter().skip(1).any(|word| word.starts_with(b"df2redis:lease"))
+}
+
 /// Probing and handshake commands do not make a data connection.
 fn carries_data(request: &Request) -> bool {
     const QUIET: [&str; 12] = [
         "PING", "AUTH", "HELLO", "INFO", "COMMAND", "CONFIG", "CLIENT", "SELECT", "CLUSTER", "DBSIZE", "MODULE", "ROLE",
     ];
-    !QUIET.contains(&upper(&request[0]).as_str())
+    !QUIET.contains(&upper(&request[0]).as_str()) && !is_of_lease(request)
 }
 
 /// Counts, slows and limits what is read.

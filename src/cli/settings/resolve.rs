@@ -73,8 +73,9 @@ pub fn migrate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
         _ => OnExisting::Refuse,
     };
     let settings = data_plane(values, source, target, on_existing)?;
+    let shared_target = shared_target(values, on_existing)?;
     let source_first = values.switch(&table::SOURCE_FIRST)?;
-    Ok(MigrateSettings { spool: spool(values)?, source_first, ..settings })
+    Ok(MigrateSettings { spool: spool(values)?, source_first, shared_target, ..settings })
 }
 
 /// The default directory and size are found out when the run starts (`machine`).
@@ -347,6 +348,7 @@ fn data_plane(
             .map_err(|reason| values.wrong(&table::TARGET_NAT, &reason))?,
         target_nodes: Default::default(),
         on_existing,
+        shared_target: false,
         on_unsupported: policy(values)?,
         scope: scope(values, on_existing)?,
         cores,
@@ -370,6 +372,19 @@ fn data_plane(
         return Err(together(values, &table::BATCH_BYTES, &table::WINDOW_BYTES, "a batch must fit into the window"));
     }
     Ok(settings)
+}
+
+/// Jobs that share a target must not empty it, and find each other's keys there.
+fn shared_target(values: &mut Values, on_existing: OnExisting) -> Result<bool, UsageError> {
+    let shared = values.switch(&table::SHARED_TARGET)?;
+    if shared && matches!(on_existing, OnExisting::Refuse | OnExisting::Flush) {
+        return Err(UsageError::Combination(
+            "shared-target = on needs on-existing = replace or skip: the target holds keys of other jobs, which must not be \
+             deleted"
+                .into(),
+        ));
+    }
+    Ok(shared)
 }
 
 /// The settings of one side's address and access.

@@ -198,6 +198,8 @@ settings! {
 
     ON_EXISTING: POLICY, SERVED, "on-existing", "", Choice(&["refuse", "replace", "flush", "skip"]), Value("refuse"), Everywhere,
         "What to do with a target that holds keys: do not start; overwrite keys that the source has too; FLUSHALL first; leave its keys as they are";
+    SHARED_TARGET: POLICY, SERVED, "shared-target", "", Switch, Value("off"), Everywhere,
+        "Let other jobs write to the target at the same time, all of them with this and none with a key of another; needs --on-existing replace or skip";
     ON_UNSUPPORTED: POLICY, DATA | VERIFY, "on-unsupported", "POLICY", List, Value("refuse"), Everywhere,
         "What to do with what the target cannot hold: refuse, skip, or KIND=ACTION for one kind (json=string, filters=skip, field-expiry=drop, member-expiry=drop, large-string=skip, command=skip, dangling-pending=drop); may be repeated";
 

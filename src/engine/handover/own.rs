@@ -3,6 +3,7 @@
 use super::{OwnKeys, Run};
 use crate::engine::error::EngineError;
 use crate::engine::fence::{self, Keyspace};
+use crate::engine::own;
 use crate::engine::target::{OWN_PREFIX, TargetLink};
 use crate::ids::DbIndex;
 use crate::redis::value::Value;
@@ -12,8 +13,11 @@ impl Run {
     pub(super) async fn find_own(&self) -> Result<OwnKeys, String> {
         let mut link = self.target().await?;
         let mut own = OwnKeys::new();
+        let tag = own::tag(&self.handover.settings);
         for db in target_keyspace(&mut link).await?.into_keys().map(DbIndex) {
-            own.extend(own_of(&mut link, db).await?.into_iter().map(|key| (db, key)));
+            let found = own_of(&mut link, db).await?.into_iter();
+            // Those of other jobs at the same target stay.
+            own.extend(found.filter(|key| key.ends_with(tag.as_bytes())).map(|key| (db, key)));
             own.extend(self.handover.markers.iter().map(|marker| (db, marker.clone())));
         }
         own.sort();

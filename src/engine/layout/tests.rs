@@ -25,7 +25,7 @@ fn key(flow: u32, number: u8) -> Vec<u8> {
 
 /// Lays the commands out, the `n`-th with the LSN `n + 1`.
 fn laid_out(made: &[Made], slab: &mut Slab) -> Encoder {
-    let marks = Marks::new("j".into(), "s".into());
+    let marks = Marks::new("j".into(), "s".into(), String::new());
     let (mut encoder, mut pieces) = (Encoder::new(), Pieces::default());
     for (n, (flow, number, guarded, len)) in made.iter().enumerate() {
         let key = key(*flow, *number);
@@ -75,7 +75,7 @@ proptest! {
             let Wanted { commands, guarded, last_lsn } = &wanted[&place];
             prop_assert_eq!(unit.marker.is_some(), *guarded);
             if *guarded {
-                let (marker, value) = (marker_key(FlowId(place.0), place.1), format!("j:{last_lsn}").into_bytes());
+                let (marker, value) = (marker_key("", FlowId(place.0), place.1), format!("j:{last_lsn}").into_bytes());
                 let mut whole = resp::command(&[b"MULTI"]);
                 commands.iter().for_each(|command| whole.extend_from_slice(command));
                 push_command(&mut whole, &[b"SET", &marker, &value]);

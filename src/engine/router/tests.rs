@@ -8,6 +8,7 @@ use crate::engine::errors::judge_in_cluster;
 use crate::engine::lane::{Fault, Verdict};
 use crate::engine::messages::LaneStart;
 use crate::engine::outlet::Outlet;
+use crate::engine::own::CHECKPOINT_KEY;
 use crate::redis::resp;
 use crate::redis::slot::{SLOTS, slot};
 use crate::uring::{SlabLayout, tcp_pair};
@@ -32,6 +33,8 @@ fn world(resumed: Resumed) -> World {
         lanes_by_slot: (0..SLOTS).map(|slot| slot % 2).collect(),
         journal_tag: "j".into(),
         snapshot_tag: "s".into(),
+        job_tag: String::new(),
+        checkpoint_key: CHECKPOINT_KEY.into(),
         resumed: Arc::new(resumed),
         sent_before: Arc::new([Lsn(0), Lsn(0), Lsn(0), SENT_BEFORE]),
     };
@@ -481,5 +484,5 @@ fn markers_say_what_was_applied() {
     ] {
         assert_eq!(says_applied(found.as_bytes(), wanted.as_bytes()), applied, "{found} {wanted}");
     }
-    assert_eq!(slot(&marker_key(FlowId(12), Slot(77))), Slot(77));
+    assert_eq!(slot(&marker_key("", FlowId(12), Slot(77))), Slot(77));
 }

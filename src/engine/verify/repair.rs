@@ -16,9 +16,9 @@ use super::wire::Commands;
 use crate::convert::journal::{JournalTranslator, Outcome};
 use crate::convert::out::VecOut;
 use crate::convert::{Converter, Limits, Plan};
-use crate::engine::checkpoint::CHECKPOINT_KEY;
 use crate::engine::error::EngineError;
-use crate::engine::target::{self, CONTROL_NAME, LANE_NAME, OWN_PREFIX, TargetLink};
+use crate::engine::own::{CHECKPOINT_KEY, CONTROL_NAME, LANE_NAME};
+use crate::engine::target::{self, OWN_PREFIX, TargetLink};
 use crate::ids::{DbIndex, FlowId};
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
@@ -161,7 +161,7 @@ pub async fn refuse_beside_a_job(target: &mut Peer) -> Result<(), EngineError> {
     if let Value::Bulk(list) = target.one(0, &[b"CLIENT", b"LIST"]).await? {
         let list = String::from_utf8_lossy(&list).into_owned();
         let names = list.split_ascii_whitespace().filter_map(|part| part.strip_prefix("name="));
-        if names.into_iter().any(|name| name == LANE_NAME || name == CONTROL_NAME) {
+        if names.into_iter().any(|name| name.starts_with(LANE_NAME) || name.starts_with(CONTROL_NAME)) {
             return Err(EngineError::Refused(
                 "a migrate or replicate job is connected to the target: it would write to keys while they are repaired, in \
                  another order than the source. Compare without --repair, or stop the job first"
