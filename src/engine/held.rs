@@ -182,9 +182,7 @@ impl Worker {
     pub(super) fn markers(&self) -> Vec<(Vec<u8>, Vec<DbIndex>)> {
         match &self.router {
             None => self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
-            Some(router) => {
-                router.marked_keys().map(|key| (key, vec![DbIndex(0)])).collect()
-            }
+            Some(router) => router.marked_keys().map(|key| (key, vec![DbIndex(0)])).collect(),
         }
     }
 }

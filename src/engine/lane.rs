@@ -414,12 +414,23 @@ impl Lane {
     pub fn replies(
         &mut self,
         bytes: &[u8],
+        now_ns: u64,
         mut acked: impl FnMut(Batch),
         mut failed: impl FnMut(&Batch, Fault, &[u8]) -> Result<Verdict, EngineError>,
         mut lost: impl FnMut(&Batch, Watched),
     ) -> Result<(), EngineError> {
         let Self {
-            scanner, sent, ready, unacked_bytes, unacked_commands, node, losses_in_a_row, returned, hold, ..
+            scanner,
+            sent,
+            ready,
+            unacked_bytes,
+            unacked_commands,
+            node,
+            losses_in_a_row,
+            returned,
+            hold,
+            heard_ns,
+            ..
         } = self;
         let mut refusing = hold.as_ref().is_some_and(|hold| !hold.trying) || !returned.is_empty();
         let acked_batches = &mut self.acked_batches;
@@ -498,8 +509,24 @@ impl Lane {
                     )));
                     return;
                 }
+                Reply::Array { elements, .. } => {
+                    // Of a refused group, too, nothing but EXEC answers with an array.
+                    if let Some(batch) = answered(sent, ready).filter(|batch| is_at_exec(batch))
+                        && let Some(guard) = batch.guard
+                        && elements != u64::from(batch.commands - guard.first_command).saturating_sub(2)
+                    {
+                        outcome = Err(EngineError::Torn(format!(
+                            "node {node} answered EXEC with {elements} replies, not one for each command of the transaction; \
+                             what it executed is not known: run again with --on-existing flush"
+                        )));
+                        return;
+                    }
+                }
                 _ => {}
             }
+            let ends_group = matches!(reply, Reply::Array { .. } | Reply::Error(_));
+            // Pieces of a reply that never ends are no sign of life.
+            *heard_ns = now_ns;
             while count > 0 {
                 let Some(batch) = answered(sent, ready).filter(|batch| batch.replied < batch.commands) else {
                     outcome = Err(EngineError::Target(format!(
@@ -510,6 +537,13 @@ impl Lane {
                 let step = count.min(u64::from(batch.commands - batch.replied));
                 batch.replied += step as u32;
                 count -= step;
+                if batch.guard.is_some() && batch.replied == batch.commands && !ends_group {
+                    outcome = Err(EngineError::Torn(format!(
+                        "node {node} answered EXEC with no array: whether it executed the transaction is not known; run again \
+                         with --on-existing flush"
+                    )));
+                    return;
+                }
                 if batch.replied == batch.commands
                     && let Some(batch) = sent.pop_front()
                 {

@@ -168,7 +168,6 @@ impl Worker {
             return Ok(());
         }
         lane.reading = false;
-        lane.heard_ns = now_ns;
         let chunk = match (result, lane.reply_chunk.take()) {
             (Ok(bytes @ 1..), Some(chunk)) => {
                 self.stats.bytes_replies += u64::from(bytes);
@@ -199,6 +198,7 @@ impl Worker {
         let mut refused_scripts = Vec::new();
         let outcome = lane.replies(
             &view,
+            now_ns,
             |batch| acked.push(batch),
             |batch, fault, text| {
                 let verdict = match cluster {

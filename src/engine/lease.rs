@@ -167,11 +167,7 @@ impl Lease {
 
 /// Empties the target with `command`, a FLUSHALL. In the same breath the lease is taken again, and the mark of the import mode
 /// set: without it a mode that a job turned on would be on for ever if the job died now.
-pub async fn flush_all(
-    link: &mut TargetLink,
-    lease: Option<&Lease>,
-    command: &[&[u8]],
-) -> Result<(), EngineError> {
+pub async fn flush_all(link: &mut TargetLink, lease: Option<&Lease>, command: &[&[u8]]) -> Result<(), EngineError> {
     if lease.is_some_and(|lease| lease.held.iter().any(|held| held.shared)) {
         return Err(EngineError::Refused("the target is shared with other jobs, so it is not emptied".into()));
     }
@@ -224,12 +220,7 @@ async fn get(link: &mut TargetLink, key: &str) -> Result<Option<Vec<u8>>, Engine
     }
 }
 
-async fn take_one(
-    link: &mut TargetLink,
-    held: &Held,
-    scripts: bool,
-    retry_max: Duration,
-) -> Result<(), EngineError> {
+async fn take_one(link: &mut TargetLink, held: &Held, scripts: bool, retry_max: Duration) -> Result<(), EngineError> {
     let mut wait: Option<Wait> = None;
     let mut refused_since_ns: Option<u64> = None;
     loop {

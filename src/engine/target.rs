@@ -481,10 +481,7 @@ pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, Engi
 }
 
 /// The same to a cluster's node, where only the name finds it again after a restart.
-pub async fn connect_named_lane(
-    endpoint: &Endpoint,
-    settings: &MigrateSettings,
-) -> Result<TargetLink, EngineError> {
+pub async fn connect_named_lane(endpoint: &Endpoint, settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
     let mut link = TargetLink::connect(endpoint, settings.connect_timeout).await?;
     link.call(&[b"CLIENT", b"SETNAME", own::lane_name(settings).as_bytes()]).await?;
     Ok(link)

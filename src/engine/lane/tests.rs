@@ -53,6 +53,7 @@ impl World {
         let (mut acked, lost) = (Vec::new(), &mut self.lost);
         self.lane.replies(
             bytes,
+            0,
             |batch| acked.push(batch),
             |_, _, text| Err(EngineError::Target(String::from_utf8_lossy(text).into_owned())),
             |_, watched| lost.push(watched),
@@ -238,6 +239,44 @@ fn a_nil_before_a_group_is_no_discarded_exec() {
     world.send();
     assert_eq!(world.reply(b"$-1\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n").unwrap(), 0);
     assert!(world.reply(b"*-1\r\n").is_err(), "but one in place of EXEC's array is");
+}
+
+#[test]
+fn an_exec_is_answered_by_as_many_as_it_executed() {
+    for (reply, good) in [
+        (&b"*2\r\n:1\r\n+OK\r\n"[..], true),
+        (b"*1\r\n:1\r\n", false),
+        (b"*3\r\n:1\r\n+OK\r\n:1\r\n", false),
+        (b"*0\r\n", false),
+        (b"+OK\r\n", false),
+        (b"+QUEUED\r\n", false),
+        (b":2\r\n", false),
+        (b"$2\r\nOK\r\n", false),
+    ] {
+        let mut world = World::new();
+        world.write(0, Class::Guarded, &[b"INCR", b"n"]);
+        world.close();
+        world.send();
+        assert_eq!(world.reply(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n").unwrap(), 0);
+        let replied = world.reply(reply);
+        let torn = matches!(replied, Err(EngineError::Torn(_)));
+        assert!(if good { matches!(replied, Ok(1)) } else { torn }, "{}: {replied:?}", reply.escape_ascii());
+    }
+}
+
+/// One that sends a byte now and then, and no reply, would else hold a lane for ever.
+#[test]
+fn only_whole_replies_are_a_sign_of_life() {
+    let mut world = World::new();
+    world.write(0, Class::Blind, &[b"SET", b"a", b"1"]);
+    world.close();
+    world.send();
+    for (now_ns, byte) in (100..).zip(b"+OK\r\n".chunks(1)) {
+        assert_eq!(world.lane.heard_ns, 0);
+        let replies = world.lane.replies(byte, now_ns, |_| {}, |_, _, _| Ok(Verdict::Done), |_, _| {});
+        replies.unwrap();
+    }
+    assert_eq!(world.lane.heard_ns, 104);
 }
 
 #[test]

@@ -131,7 +131,11 @@ mod tests {
     fn only_a_process_that_can_be_looked_at_is_gone_or_lives() {
         let here = here();
         assert_eq!(here.life(), Life::Lives);
-        assert_eq!(Owner { started_ticks: here.started_ticks + 1, ..here.clone() }.life(), Life::Gone, "another process");
+        assert_eq!(
+            Owner { started_ticks: here.started_ticks + 1, ..here.clone() }.life(),
+            Life::Gone,
+            "another process"
+        );
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
         let started_ticks = process(pid).unwrap().started_ticks;

@@ -124,7 +124,7 @@ impl World {
             Some(b"OOM" | b"EXE") => Verdict::Refused,
             _ => Verdict::Done,
         };
-        lane.replies(bytes, |batch| acked.push(batch), |_, _, text| Ok(judged(text)), |_, _| {}).unwrap();
+        lane.replies(bytes, 0, |batch| acked.push(batch), |_, _, text| Ok(judged(text)), |_, _| {}).unwrap();
         let count = acked.len();
         acked.into_iter().for_each(|batch| drop(batch.release(&mut self.slab)));
         count
