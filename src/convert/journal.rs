@@ -20,6 +20,7 @@ mod hashes;
 mod keys;
 mod modules;
 mod notes;
+mod old;
 mod payload;
 mod record;
 pub mod replies;
@@ -267,6 +268,8 @@ impl JournalTranslator {
             How::Restore => self.restore(record, payloads, out),
             How::Move => self.move_db(record, out),
             How::Sort => self.sort(record, out),
+            How::MultiPop(name, at) => self.multi_pop(record, name, at, out),
+            How::RangeStore => self.range_store(record, out),
             How::GeoRadius(options_at) => self.geo_radius(record, options_at, out),
             How::Unblock(name) => self.unblock(record, name, out),
             How::HExpire => self.hexpire(record, out),
@@ -303,7 +306,15 @@ impl JournalTranslator {
         }
         let key = keys::keys_in(record.row, record.args).next().unwrap_or_default();
         let mut request = Request::open(out, self.meta(record, key, class), record.args.len(), record.row.name);
-        request.texts(record.from(1));
+        for (at, text) in record.args.iter().enumerate().skip(1) {
+            match record.row.ints >> at.min(7) & 1 {
+                1 if !record::is_plain_int(text) => match record::parse_int(text) {
+                    Some(number) => request.number(number),
+                    None => request.text(text),
+                },
+                _ => request.text(text),
+            }
+        }
         request.close();
         Ok(Outcome::Written { commands: 1 })
     }

@@ -58,6 +58,7 @@ pub(super) fn keys_in<'r, 'a>(row: &Row, args: &'r [&'a [u8]]) -> KeyIter<'r, 'a
         Keys::Second => (range(2, 3), 1, None),
         Keys::FirstTwo => (range(1, 3), 1, None),
         Keys::All => (range(1, args.len()), 1, None),
+        Keys::Counted(at) => (counted_keys(args, at).unwrap_or(range(1, args.len())), 1, None),
         Keys::Twos => (range(1, args.len()), 2, None),
         Keys::Triples => (range(1, args.len()), 3, None),
         Keys::Sort => (range(1, 2), 1, sort_store(args)),
@@ -80,6 +81,10 @@ pub fn key_positions(args: &[&[u8]]) -> SmallVec<[usize; 16]> {
         Keys::Second => (2..3, 1, None),
         Keys::FirstTwo => (1..3, 1, None),
         Keys::All => (1..end, 1, None),
+        Keys::Counted(at) => match counted_keys(args, at) {
+            Some(keys) => (at + 1..at + 1 + keys.len(), 1, None),
+            None => (1..end, 1, None),
+        },
         Keys::Twos => (1..end, 2, None),
         Keys::Triples => (1..end, 3, None),
         Keys::Sort => (1..2, 1, sort_store_at(args)),
@@ -135,6 +140,45 @@ fn geo_store_at(args: &[&[u8]]) -> Option<usize> {
     found
 }
 
+/// The keys of `LMPOP n key... LEFT|RIGHT [COUNT n]` and the like, the number of keys at `at`; `None` if that is not what
+/// it is, as in truncated records.
+pub(super) fn counted_keys<'r, 'a>(args: &'r [&'a [u8]], at: usize) -> Option<&'r [&'a [u8]]> {
+    let count = super::record::parse_int(args.get(at)?)?;
+    let end = usize::try_from(count).ok().filter(|count| *count > 0)?.checked_add(at + 1)?;
+    let whole = match args.get(end..)? {
+        [_] => true,
+        [_, word, _] => word.eq_ignore_ascii_case(b"COUNT"),
+        _ => false,
+    };
+    let side = args.get(end)?;
+    let known = [&b"LEFT"[..], b"RIGHT", b"MIN", b"MAX"].iter().any(|word| side.eq_ignore_ascii_case(word));
+    if whole && known { args.get(at + 1..end) } else { None }
+}
+
+/// Words of a SORT, which are taken for keys from 1.31 to 1.36.
+const SORT_WORDS: [&[u8]; 7] = [b"ASC", b"DESC", b"ALPHA", b"LIMIT", b"BY", b"GET", b"STORE"];
+
+pub(super) fn is_sort_word(text: &[u8]) -> bool {
+    SORT_WORDS.iter().any(|word| text.eq_ignore_ascii_case(word))
+}
+
+/// Whether this can be a SORT as a client wrote it. Dragonfly from 1.31 to 1.36 takes all its strings for keys, and records
+/// on each flow those that fall to its shard.
+pub(super) fn is_whole_sort(args: &[&[u8]]) -> bool {
+    let mut at = 2;
+    while let Some(option) = args.get(at) {
+        let is = |word: &str| option.eq_ignore_ascii_case(word.as_bytes());
+        let number = |at: usize| args.get(at).is_some_and(|text| super::record::parse_int(text).is_some());
+        at += match () {
+            () if is("LIMIT") && number(at + 1) && number(at + 2) => 3,
+            () if (is("BY") || is("GET") || is("STORE")) && at + 1 < args.len() => 2,
+            () if is("ASC") || is("DESC") || is("ALPHA") => 1,
+            () => return false,
+        };
+    }
+    args.get(1).is_some_and(|key| !is_sort_word(key))
+}
+
 /// The source keys of `CMS.MERGE key n key... [WEIGHTS w...]`; `None` if the count is missing, as in truncated records.
 pub(super) fn merge_sources<'r, 'a>(args: &'r [&'a [u8]]) -> Option<&'r [&'a [u8]]> {
     let count = super::record::parse_int(args.get(2)?)?;
@@ -180,6 +224,12 @@ mod tests {
         assert_eq!(keys("CMS.MERGE a 9 b"), "a 9 b");
         assert_eq!(keys("CMS.MERGE a -1 b"), "a -1 b");
         assert_eq!(keys("CMS.MERGE a 9223372036854775807 b"), "a 9223372036854775807 b");
+        assert_eq!(keys("LMPOP 2 a b LEFT"), "a b");
+        assert_eq!(keys("BLMPOP 0 1 a right COUNT 2"), "a");
+        assert_eq!(keys("ZMPOP 1 a MIN COUNT"), "1 a MIN COUNT");
+        assert_eq!(keys("LMPOP a b"), "a b");
+        assert_eq!(keys("LMPOP 2 LEFT"), "2 LEFT");
+        assert_eq!(keys("ZRANGESTORE d s 0 1"), "d s");
         assert_eq!(keys("FLUSHALL"), "");
         assert_eq!(keys("NOSUCH a"), "");
         assert_eq!(keys(""), "");

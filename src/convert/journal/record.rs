@@ -165,10 +165,21 @@ pub(super) fn is(arg: &[u8], option: &str) -> bool {
     arg.eq_ignore_ascii_case(option.as_bytes())
 }
 
-/// A decimal integer as servers read it: an optional minus, digits, nothing else.
+/// Whether this is an integer as every server reads it: no plus, no blanks, no zero in front.
+pub(super) fn is_plain_int(text: &[u8]) -> bool {
+    match text {
+        [b'0'] => true,
+        [b'-', b'1'..=b'9', rest @ ..] | [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
+}
+
+/// A decimal integer as Dragonfly reads it: blanks around it, a sign, and zeros in front are allowed.
 pub(super) fn parse_int(text: &[u8]) -> Option<i64> {
+    let text = text.trim_ascii();
     let (negative, digits) = match text.split_first()? {
         (b'-', digits) => (true, digits),
+        (b'+', digits) => (false, digits),
         _ => (false, text),
     };
     if digits.is_empty() {
@@ -186,16 +197,23 @@ pub(super) fn parse_int(text: &[u8]) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_int;
+    use super::{is_plain_int, parse_int};
 
     #[test]
     fn integers_are_read_to_the_last_digit() {
         for number in [0, 1, -1, 42, i64::MAX, i64::MIN] {
             assert_eq!(parse_int(number.to_string().as_bytes()), Some(number));
         }
-        for text in ["", "-", "+1", " 1", "1 ", "1.0", "0x1", "9223372036854775808", "-9223372036854775809", "\u{ff11}"]
+        for text in
+            ["", "-", "+", "+-1", "- 1", "1.0", "0x1", "9223372036854775808", "-9223372036854775809", "\u{ff11}"]
         {
             assert_eq!(parse_int(text.as_bytes()), None, "{text}");
         }
+        for (text, number) in [("+1", 1), (" 1", 1), ("1 ", 1), ("007", 7), ("-07", -7), ("-0", 0)] {
+            assert_eq!(parse_int(text.as_bytes()), Some(number), "{text}");
+            assert!(!is_plain_int(text.as_bytes()), "{text}");
+        }
+        assert!(["0", "7", "-7", "10", "-10"].iter().all(|text| is_plain_int(text.as_bytes())));
+        assert!(["", "-", "a", "1a", "-0"].iter().all(|text| !is_plain_int(text.as_bytes())));
     }
 }

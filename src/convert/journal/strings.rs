@@ -19,6 +19,17 @@ const DELETE_IF_EQUAL_SCRIPT: &str =
 const DELETE_UNLESS_EQUAL_SCRIPT: &str =
     "local v=redis.call('GET',KEYS[1]) if v and v~=ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0";
 
+/// Header and registers of a HyperLogLog that is not packed.
+const DENSE_HLL_BYTES: usize = 16 + 16_384 * 6 / 8;
+
+/// A SET in a transaction of its own kind (PFMERGE has two steps; a SET alone has no number) of a HyperLogLog that is not packed.
+fn is_pfmerge(record: &Record<'_>) -> bool {
+    match record.args {
+        [_, _, value] => record.txid != 0 && value.len() == DENSE_HLL_BYTES && value.starts_with(b"HYLL\0"),
+        _ => false,
+    }
+}
+
 /// What a SET, SETEX or GETSET does to the key's expiry.
 enum Expiry {
     None,
@@ -29,8 +40,11 @@ enum Expiry {
 impl JournalTranslator {
     /// `SET k v [PXAT ms | KEEPTTL] [STICK] [_MCFLAGS n]`. Options that only decide whether to write (NX, XX) or what to
     /// answer (GET) are dropped: it was written.
+    ///
+    /// PFMERGE is recorded as a SET of its result, but keeps the key's expiry (so does BITOP, which cannot be told from a
+    /// client's SET).
     pub(super) fn set<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        let mut expiry = Expiry::None;
+        let mut expiry = if is_pfmerge(record) { Expiry::Keep } else { Expiry::None };
         let mut position = 3;
         while let Some(option) = record.args.get(position) {
             if is(option, "KEEPTTL") {
@@ -305,18 +319,6 @@ impl JournalTranslator {
             return Ok(Outcome::NotCarried { kind: NotCarriedKind::MoveInCluster });
         }
         self.pass(record, Class::Guarded, out)
-    }
-
-    /// SORT without STORE is a read; `SORT k` alone may also be what is left of a SORT STORE over two shards (wire 6.19).
-    pub(super) fn sort<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        if keys::sort_store(record.args).is_some() {
-            return self.pass(record, Class::Guarded, out);
-        }
-        if record.args.len() > 2 {
-            return Ok(Outcome::Dropped(DropReason::Read));
-        }
-        self.doubt(record, Doubt::Truncated);
-        Ok(Outcome::Dropped(DropReason::Truncated))
     }
 
     /// Masters up to 1.40.1 record them raw, reads as well, and truncated across shards.

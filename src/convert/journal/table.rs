@@ -24,7 +24,7 @@
 //! - *What reads another key, or moves one* (RENAME, MOVE, SORT STORE, LMOVE, CMS.MERGE).
 //! - *JSON.SET elsewhere than at the root*: a filter in the path may match something else the second time.
 
-use Keys::{All, First, FirstTwo, Geo, Merge, Nothing, Second, Sort, Triples, Twos};
+use Keys::{All, Counted, First, FirstTwo, Geo, Merge, Nothing, Second, Sort, Triples, Twos};
 
 /// Where a command's keys stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub enum Keys {
     FirstTwo,
     /// `NAME key...`
     All,
+    /// `NAME ... count key...`, the count at this position; or, as a truncated record (wire 6.19), `NAME key...`
+    Counted(usize),
     /// `NAME (key value)...`
     Twos,
     /// `NAME (key path value)...`
@@ -93,6 +95,10 @@ pub enum How {
     Restore,
     Move,
     Sort,
+    /// LMPOP, BLMPOP, ZMPOP: the form that does not block, under this name; before Redis 7.0 LPOP and the like. With the
+    /// position of the number of keys.
+    MultiPop(&'static str, usize),
+    RangeStore,
     /// GEORADIUS and BYMEMBER with the position of the first option.
     GeoRadius(usize),
     /// BLMOVE, BRPOPLPUSH: the form that does not block, under this name, without the timeout.
@@ -132,10 +138,24 @@ pub struct Row {
     pub args_min: usize,
     pub keys: Keys,
     pub how: How,
+    /// Bit n: string n is an integer, which Dragonfly reads more generously than the target (`+1`, `01`).
+    pub ints: u8,
 }
 
 const fn row(name: &'static str, args_min: usize, keys: Keys, how: How) -> Row {
-    Row { name, args_min, keys, how }
+    Row { name, args_min, keys, how, ints: 0 }
+}
+
+impl Row {
+    /// The same where the strings at these positions are integers.
+    const fn ints(mut self, positions: &[usize]) -> Self {
+        let mut at = 0;
+        while at < positions.len() {
+            self.ints |= 1 << positions[at];
+            at += 1;
+        }
+        self
+    }
 }
 
 /// Every name, by family.
@@ -146,13 +166,13 @@ pub static TABLE: &[Row] = &[
     row("DEL", 2, All, How::Del),
     row("INCR", 2, First, How::Guarded),
     row("DECR", 2, First, How::Guarded),
-    row("INCRBY", 3, First, How::Guarded),
-    row("DECRBY", 3, First, How::Guarded),
+    row("INCRBY", 3, First, How::Guarded).ints(&[2]),
+    row("DECRBY", 3, First, How::Guarded).ints(&[2]),
     row("INCRBYFLOAT", 3, First, How::AddFloat),
     row("APPEND", 3, First, How::Guarded),
     row("PREPEND", 3, First, How::Prepend),
-    row("SETRANGE", 4, First, How::Blind),
-    row("SETBIT", 4, First, How::Blind),
+    row("SETRANGE", 4, First, How::Blind).ints(&[2]),
+    row("SETBIT", 4, First, How::Blind).ints(&[2, 3]),
     row("BITFIELD", 2, First, How::BitField),
     row("SETNX", 3, First, How::Guarded),
     row("GETSET", 3, First, How::GetSet),
@@ -174,7 +194,7 @@ pub static TABLE: &[Row] = &[
     row("EXPIREAT", 3, First, How::Expire(1000, false)),
     row("RENAME", 3, FirstTwo, How::Guarded),
     row("RENAMENX", 3, FirstTwo, How::Guarded),
-    row("MOVE", 3, First, How::Move),
+    row("MOVE", 3, First, How::Move).ints(&[2]),
     row("RESTORE", 4, First, How::Restore),
     row("STICK", 2, All, How::Drop),
     row("SHRINK", 1, Nothing, How::Drop),
@@ -184,7 +204,7 @@ pub static TABLE: &[Row] = &[
     row("HMSET", 4, First, How::Blind),
     row("HSETNX", 4, First, How::Guarded),
     row("HDEL", 3, First, How::Guarded),
-    row("HINCRBY", 4, First, How::Guarded),
+    row("HINCRBY", 4, First, How::Guarded).ints(&[3]),
     row("HINCRBYFLOAT", 4, First, How::AddFieldFloat),
     row("HEXPIRE", 6, First, How::HExpire),
     row("HSETEX", 5, First, How::HSetEx),
@@ -195,14 +215,16 @@ pub static TABLE: &[Row] = &[
     row("RPUSH", 3, First, How::Guarded),
     row("LPUSHX", 3, First, How::Guarded),
     row("RPUSHX", 3, First, How::Guarded),
-    row("LPOP", 2, First, How::Guarded),
-    row("RPOP", 2, First, How::Guarded),
+    row("LPOP", 2, First, How::Guarded).ints(&[2]),
+    row("RPOP", 2, First, How::Guarded).ints(&[2]),
     row("LINSERT", 5, First, How::Guarded),
-    row("LSET", 4, First, How::Blind),
-    row("LTRIM", 4, First, How::Guarded),
-    row("LREM", 4, First, How::Guarded),
-    // Raw only from old masters, when both keys lay on one shard.
+    row("LSET", 4, First, How::Blind).ints(&[2]),
+    row("LTRIM", 4, First, How::Guarded).ints(&[2, 3]),
+    row("LREM", 4, First, How::Guarded).ints(&[2]),
+    // Raw only from old masters: when both keys lay on one shard; LMPOP from 1.27 to 1.33, BLMPOP in 1.28.32 and 1.28.33.
     row("LMOVE", 5, FirstTwo, How::Guarded),
+    row("LMPOP", 2, Counted(1), How::MultiPop("LMPOP", 1)),
+    row("BLMPOP", 2, Counted(2), How::MultiPop("LMPOP", 2)),
     row("BLMOVE", 6, FirstTwo, How::Unblock("LMOVE")),
     row("RPOPLPUSH", 3, FirstTwo, How::Guarded),
     row("BRPOPLPUSH", 4, FirstTwo, How::Unblock("RPOPLPUSH")),
@@ -214,11 +236,14 @@ pub static TABLE: &[Row] = &[
     row("ZADD", 4, First, How::ZAdd),
     row("ZINCRBY", 4, First, How::Guarded),
     row("ZREM", 3, First, How::Guarded),
-    row("ZPOPMIN", 2, First, How::Guarded),
-    row("ZPOPMAX", 2, First, How::Guarded),
-    row("ZREMRANGEBYRANK", 4, First, How::Guarded),
+    row("ZPOPMIN", 2, First, How::Guarded).ints(&[2]),
+    row("ZPOPMAX", 2, First, How::Guarded).ints(&[2]),
+    row("ZREMRANGEBYRANK", 4, First, How::Guarded).ints(&[2, 3]),
     row("ZREMRANGEBYSCORE", 4, First, How::Guarded),
     row("ZREMRANGEBYLEX", 4, First, How::Guarded),
+    // Raw only from old masters: ZMPOP from 1.27 to 1.31, ZRANGESTORE from 1.23 to 1.34.
+    row("ZMPOP", 2, Counted(1), How::MultiPop("ZMPOP", 1)),
+    row("ZRANGESTORE", 2, FirstTwo, How::RangeStore),
     row("GEOADD", 5, First, How::GeoAdd),
     row("GEORADIUS", 2, Geo, How::GeoRadius(6)),
     row("GEORADIUSBYMEMBER", 2, Geo, How::GeoRadius(5)),
@@ -341,7 +366,7 @@ mod tests {
 
     #[test]
     fn other_names_are_not_found() {
-        for name in ["", "S", "SE", "SETS", "GET", "XREADGROUP", "LMPOP", "\u{0}", "JSON.GET", "EVAL"] {
+        for name in ["", "S", "SE", "SETS", "GET", "XREADGROUP", "BZMPOP", "\u{0}", "JSON.GET", "EVAL"] {
             assert!(find(name.as_bytes()).is_none(), "{name}");
         }
         assert!(find(&[0xff; 4096]).is_none());

@@ -114,6 +114,13 @@ impl Scope {
                 (_, Some(false), _) => Err(border(key(1), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
             },
+            b"LMPOP" | b"BLMPOP" | b"ZMPOP" if !all_kept => Err(border(key(0), FROM_ANY)),
+            b"ZRANGESTORE" => match (kept.first(), kept.get(1)) {
+                (Some(false), _) => Ok(Scoped::Out(Reason::Key)),
+                _ if !self.admits_type(TypeClass::Zset) => Ok(deletes([key(0)].into_iter())),
+                (_, Some(false)) => Err(border(key(0), FROM_OUTSIDE)),
+                _ => Ok(Scoped::Same),
+            },
             b"CMS.MERGE" => match kept.split_last() {
                 _ if !self.admits_type(TypeClass::Filter) => Ok(Scoped::Out(Reason::Type)),
                 Some((false, _)) => Ok(Scoped::Out(Reason::Key)),
@@ -236,6 +243,9 @@ impl Scope {
 const FROM_OUTSIDE: &str = "gives a key in scope the value of one that is left out, so the target does not have it; remedy: a wider \
                             filter, with a new full sync";
 
+const FROM_ANY: &str = "takes from the first of several keys that holds something, and some of them are left out; remedy: a wider \
+                        filter, with a new full sync";
+
 /// A record that cannot be taken apart.
 struct Border<'r, 'a> {
     db: DbIndex,
@@ -297,8 +307,10 @@ fn class_of(name: &[u8]) -> Option<TypeClass> {
         b"PFADD",
         b"CL.THROTTLE",
     ];
-    const LISTS: &[&[u8]] =
-        &[b"LPUSH", b"RPUSH", b"LPUSHX", b"RPUSHX", b"LPOP", b"RPOP", b"LINSERT", b"LSET", b"LTRIM", b"LREM"];
+    const LISTS: &[&[u8]] = &[
+        b"LPUSH", b"RPUSH", b"LPUSHX", b"RPUSHX", b"LPOP", b"RPOP", b"LINSERT", b"LSET", b"LTRIM", b"LREM", b"LMPOP",
+        b"BLMPOP",
+    ];
     const ZSETS: &[&[u8]] = &[b"GEOADD"];
     let begins = |front: &[u8]| name.starts_with(front);
     if STRINGS.contains(&name) {

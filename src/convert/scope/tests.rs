@@ -113,6 +113,29 @@ fn records_over_the_border_of_a_key_filter() {
 }
 
 #[test]
+fn what_older_sources_record_over_the_border() {
+    let keys = scope("include-prefix~k");
+    let lists = scope("include-type~list");
+    for (scope, line, expected) in [
+        (&keys, "LMPOP 2 k1 k2 LEFT", "same"),
+        (&keys, "LMPOP 2 o1 o2 LEFT", "("),
+        (&keys, "LMPOP 2 k1 o2 LEFT", "refused"),
+        (&keys, "BLMPOP 0 2 o1 k2 LEFT", "refused"),
+        (&keys, "ZMPOP k1 o1", "refused"),
+        (&keys, "ZRANGESTORE k1 k2 0 1", "same"),
+        (&keys, "ZRANGESTORE o1 k2 0 1", "("),
+        (&keys, "ZRANGESTORE k1 o2 0 1", "refused"),
+        (&lists, "LMPOP 1 l LEFT", "same"),
+        (&lists, "ZMPOP 1 z MIN", "("),
+        (&lists, "ZRANGESTORE l z 0 1", "DEL l"),
+    ] {
+        let shown = record(scope, 0, line);
+        let expected = if expected == "same" { line } else { expected };
+        assert!(shown.starts_with(expected), "{line}: {shown}");
+    }
+}
+
+#[test]
 fn records_under_a_type_filter() {
     let strings_out = scope("exclude-type~string");
     let lines = [

@@ -296,6 +296,86 @@ fn a_document_of_an_old_source_keeps_its_expiry() {
 }
 
 #[test]
+fn what_older_masters_record_raw() {
+    check(
+        &["7.0", "v9.0"],
+        &[
+            ("LMPOP 1 k LEFT", "G LMPOP 1 k LEFT"),
+            ("LMPOP 2 a b LEFT COUNT 3", "G LMPOP 2 a b LEFT COUNT 3"),
+            ("BLMPOP 0.5 2 a b LEFT", "G LMPOP 2 a b LEFT"),
+            ("BLMPOP 0 1 k LEFT", "G LMPOP 1 k LEFT"),
+            ("ZMPOP 1 k MIN COUNT 2", "G ZMPOP 1 k MIN COUNT 2"),
+            ("ZMPOP 2 a b MAX", "G ZMPOP 2 a b MAX"),
+            ("LMPOP a b", "<Truncated>"),
+            ("ZMPOP b", "<Truncated>"),
+            ("ZRANGESTORE d s 0 -1 REV", "G ZRANGESTORE d s 0 -1 REV"),
+            ("ZRANGESTORE d", "<Truncated>"),
+            ("SORT k BY w_* LIMIT 0 5 GET # DESC ALPHA", "<Read>"),
+            ("SORT k LIMIT 0 5 STORE d", "G SORT k LIMIT 0 5 STORE d"),
+            ("SORT STORE d", "<Truncated>"),
+            ("SORT LIMIT STORE d", "<Truncated>"),
+            ("SORT k 0 5", "<Truncated>"),
+        ],
+    );
+    check(&["7.0c"], &[("LMPOP 2 foo bar LEFT", "<CrossSlot>"), ("LMPOP 1 foo LEFT", "G@12182 LMPOP 1 foo LEFT")]);
+    let mut old = capabilities("6.2");
+    old.commands.retain(|name| !name.contains("MPOP"));
+    let mut old = JournalTranslator::new(FlowId(0), Arc::new(old), Arc::new(skip_all()), 1 << 20);
+    for (line, expected) in [
+        ("LMPOP 1 k LEFT", "G LPOP k"),
+        ("LMPOP 1 k right COUNT 03", "G RPOP k 3"),
+        ("ZMPOP 1 k MIN COUNT 2", "G ZPOPMIN k 2"),
+        ("ZMPOP 1 k max", "G ZPOPMAX k"),
+        ("LMPOP 2 a b LEFT", ""),
+    ] {
+        assert_eq!(run(&mut old, 0, &split(line)).1.lines().join(" | "), expected, "{line}");
+    }
+    let mut new = translator("7.0", Policy::default());
+    let _ = run(&mut new, 0, &split("SORT LIMIT STORE d"));
+    let listed: Vec<_> = new.notes().take().into_iter().map(|note| (note.key, note.kind)).collect();
+    assert_eq!(listed, [(b"d"[..].into(), NoteKind::Doubtful(Doubt::Truncated))]);
+}
+
+#[test]
+fn integers_are_written_as_every_server_reads_them() {
+    check(
+        &TARGETS,
+        &[
+            ("INCRBY k +5", "G INCRBY k 5"),
+            ("DECRBY k 007", "G DECRBY k 7"),
+            ("HINCRBY h +1 -01", "G HINCRBY h +1 -1"),
+            ("LTRIM +1 +0 -01", "G LTRIM +1 0 -1"),
+            ("SETBIT k 07 01", "B SETBIT k 7 1"),
+            ("SETRANGE k +3 +3", "B SETRANGE k 3 +3"),
+            ("ZPOPMIN k +2", "G ZPOPMIN k 2"),
+            ("INCRBY k x", "G INCRBY k x"),
+        ],
+    );
+    let (_, sent) = run(&mut translator("7.0", Policy::default()), 0, &[b"INCRBY", b"k", b" 5\n"]);
+    assert_eq!(sent.lines(), ["G INCRBY k 5"]);
+}
+
+#[test]
+fn a_merged_hyperloglog_keeps_its_expiry() {
+    let dense = [&b"HYLL\0"[..], &[0; 11 + 12_288]].concat();
+    let (sparse, longer) = ([&b"HYLL\x01"[..], &[0; 11 + 12_288]].concat(), [&dense[..], b"x"].concat());
+    let strings_of = |txid: u64, args: &[&[u8]]| {
+        let (_, sent) = run(&mut translator("7.0", Policy::default()), txid, args);
+        strings(&sent.commands[0].1)
+            .iter()
+            .skip(3)
+            .map(|text| String::from_utf8(text.clone()).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(strings_of(5, &[b"SET", b"k", &dense]), ["KEEPTTL"]);
+    assert_eq!(strings_of(0, &[b"SET", b"k", &dense]), [""; 0]);
+    for other in [&sparse, &longer] {
+        assert_eq!(strings_of(5, &[b"SET", b"k", other]), [""; 0]);
+    }
+    assert_eq!(strings_of(5, &[b"SET", b"k", &dense, b"PXAT", b"1900000000000"]), ["PXAT", "1900000000000"]);
+}
+
+#[test]
 fn modules_by_target() {
     check(
         &["stack"],
