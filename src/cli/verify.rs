@@ -8,10 +8,13 @@ use super::{Mode, log_warnings, print_out};
 use crate::engine::verify::difference::Difference;
 use crate::engine::verify::{self, Observer, Progress, Summary};
 use crate::operator::Screen;
+use crate::operator::control::client::Client;
+use crate::operator::control::{REQUEST_BYTES_MAX, Request, hex};
 use crate::operator::progress::{LINE_EVERY, ProgressForm};
 use crate::report::numbers::{bytes, count, duration};
 use crate::report::{ExitClass, text};
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) -> Result<ExitClass, UsageError> {
@@ -21,6 +24,7 @@ pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) 
         return Ok(ExitClass::Done);
     }
     let mut printer = Printer::new(console.progress, screen.clone());
+    printer.control = resolve::control_of_compared(values, &settings);
     let summary = verify::run(settings, &mut printer);
     printer.finish();
     match console.output {
@@ -35,12 +39,18 @@ pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) 
     Ok(summary.outcome.class)
 }
 
+/// Longest name that is told to a job: a request is at most [`REQUEST_BYTES_MAX`] long.
+const KEY_BYTES_MAX: usize = REQUEST_BYTES_MAX / 4;
+
 /// Prints what is found, and where the comparison stands.
 struct Printer {
     screen: Screen,
     form: ProgressForm,
     line_due: Duration,
     bar: Option<indicatif::ProgressBar>,
+    /// Where the job is asked.
+    control: Option<PathBuf>,
+    job: Option<Client>,
 }
 
 impl Printer {
@@ -50,7 +60,7 @@ impl Printer {
             ProgressForm::Auto => ProgressForm::Lines,
             form => form,
         };
-        Self { screen, form, line_due: LINE_EVERY, bar: None }
+        Self { screen, form, line_due: LINE_EVERY, bar: None, control: None, job: None }
     }
 
     fn finish(&mut self) {
@@ -82,6 +92,40 @@ impl Observer for Printer {
                 let _ = self.screen.write((line_of(progress) + "\n").as_bytes());
             }
             _ => {}
+        }
+    }
+
+    fn finds_job(&mut self) -> Result<(), String> {
+        let Some(path) = &self.control else { return Err("--control is off".into()) };
+        let found = Client::connect(path).and_then(|mut job| Ok((job.ask(&Request::Status {})?, job)));
+        let (answer, job) = found.map_err(|error| format!("{error}; give its --control"))?;
+        match answer.status {
+            Some(status) if status.command == "replicate" => {
+                self.job = Some(job);
+                Ok(())
+            }
+            _ => Err("it is no replicate".into()),
+        }
+    }
+
+    fn ask_job(&mut self, db: u32, key: &[u8]) -> Result<(), String> {
+        if key.len() > KEY_BYTES_MAX {
+            return Err(format!("names of more than {KEY_BYTES_MAX} bytes cannot be told to the job"));
+        }
+        let request = Request::Repair { db, key: hex(key) };
+        let answer = self.job.as_mut().map(|job| job.ask(&request));
+        let answer = match answer {
+            Some(Ok(answer)) => answer,
+            // A job closes connections that were silent for long.
+            _ => {
+                self.finds_job()?;
+                let job = self.job.as_mut().ok_or("no job")?;
+                job.ask(&request).map_err(|error| error.to_string())?
+            }
+        };
+        match answer.error {
+            None => Ok(()),
+            Some(why) => Err(format!("the job does not copy it again: {why}")),
         }
     }
 }

@@ -98,6 +98,13 @@ impl OwnerRule {
         }
     }
 
+    /// The flow that owns the key under every rule that is left; none: it is not known.
+    pub fn owner(&self, key: &[u8]) -> Option<FlowId> {
+        let alive = self.alive.load(Ordering::Relaxed);
+        let mut flows = (0..self.flows).map(FlowId);
+        flows.find(|flow| self.flows <= 1 || alive != 0 && self.fitting(*flow, key) & alive == alive)
+    }
+
     /// Whether the master follows a rule that is not known here.
     pub fn is_refuted(&self) -> bool {
         self.alive.load(Ordering::Relaxed) == 0

@@ -7,6 +7,7 @@
 use super::cutover::Plan;
 use super::throttle::Throttle;
 use crate::convert::hold::{HORIZON_MS_MIN, LAGGING_HORIZON_MS};
+use crate::ids::DbIndex;
 use crate::report::cutover::CutoverEvent;
 use crate::report::status::{FlowStatus, Knob, Status, ThrottleStatus};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -14,10 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedSender, channel};
+use tokio::sync::oneshot;
 
 /// Bounds of what can be set while the job runs; the same as at its start.
 pub const BATCH_BYTES: std::ops::RangeInclusive<usize> = 4 << 10..=4 << 20;
 pub const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 30;
+
+/// Repairs that wait for the job.
+const REPAIRS_MAX: usize = 16;
 
 /// A session's number, and the applied positions of its flows.
 type Positions = (u64, Arc<Vec<AtomicU64>>);
@@ -27,6 +32,14 @@ pub struct CutoverAsked {
     pub plan: Plan,
     /// What happens, as it happens; the last one is `Ended`.
     pub events: UnboundedSender<CutoverEvent>,
+}
+
+/// A key that is to be copied again from the source, in order with the journal.
+pub struct RepairAsked {
+    pub db: DbIndex,
+    pub key: Vec<u8>,
+    /// It is on its way, or why it cannot be done.
+    pub done: oneshot::Sender<Result<(), String>>,
 }
 
 pub struct Control {
@@ -43,6 +56,8 @@ pub struct Control {
     stop_asked: AtomicBool,
     cutovers: Sender<CutoverAsked>,
     cutovers_asked: Mutex<Option<Receiver<CutoverAsked>>>,
+    repairs: Sender<RepairAsked>,
+    repairs_asked: Mutex<Option<Receiver<RepairAsked>>>,
     /// The target is in step, and everything that follows from that is on its way.
     ready: AtomicBool,
     /// One is asked for or under way.
@@ -54,6 +69,7 @@ pub struct Control {
 impl Default for Control {
     fn default() -> Self {
         let (cutovers, asked) = channel(1);
+        let (repairs, repairs_asked) = channel(REPAIRS_MAX);
         Self {
             throttle: Throttle::default(),
             batch_bytes: AtomicUsize::new(0),
@@ -66,6 +82,8 @@ impl Default for Control {
             stop_asked: AtomicBool::new(false),
             cutovers,
             cutovers_asked: Mutex::new(Some(asked)),
+            repairs,
+            repairs_asked: Mutex::new(Some(repairs_asked)),
             ready: AtomicBool::new(false),
             cutover_busy: AtomicBool::new(false),
             cutover_cancelled: Mutex::default(),
@@ -120,6 +138,19 @@ impl Control {
         }
         *lock(&self.cutover_cancelled) = None;
         self.cutovers.try_send(asked).map_err(|_| "the job has ended")
+    }
+
+    /// Asks for a key to be copied again. `Err`: why not now.
+    pub fn ask_repair(&self, db: DbIndex, key: Vec<u8>) -> Result<oneshot::Receiver<Result<(), String>>, &'static str> {
+        if lock(&self.status).command != "replicate" || self.session().is_none() {
+            return Err("the job does not follow the source now; `df2redis status` says where it is");
+        }
+        if self.cutover_busy.load(Ordering::Acquire) {
+            return Err("a cutover is under way");
+        }
+        let (done, answer) = oneshot::channel();
+        let asked = self.repairs.try_send(RepairAsked { db, key, done });
+        asked.map(|()| answer).map_err(|_| "the job has too many keys to copy again already")
     }
 
     /// Has the cutover that is under way rolled back, unless the traffic is being switched already.
@@ -288,6 +319,11 @@ impl Control {
     /// Completes once, when an operator asks to stop.
     pub(super) async fn stop_asked(&self) {
         self.stop.notified().await;
+    }
+
+    /// The requests for repairs; once.
+    pub(super) fn take_repairs(&self) -> Option<Receiver<RepairAsked>> {
+        lock(&self.repairs_asked).take()
     }
 
     /// The requests for cutovers; once.

@@ -342,6 +342,11 @@ impl Crew {
         }
     }
 
+    /// The flow that a key comes on, as far as the source's rule is known.
+    pub fn flow_of(&self, key: &[u8]) -> Option<FlowId> {
+        self.owner.owner(key)
+    }
+
     /// Keys dropped as strays under a rule that turned out to be wrong.
     pub fn strays_in_doubt(&self) -> u64 {
         self.owner.strays_in_doubt()

@@ -149,6 +149,7 @@ impl Job<'_> {
                     self.settings.control.cancel_cutover("the job was told to stop");
                 }
                 event = self.desk.next() => match event {
+                    DeskEvent::Repair(asked) => self.begin_repair(asked, crew, draining.is_some()),
                     DeskEvent::Asked(asked) => self.begin_cutover(asked, source, crew, checkpoint.owned),
                     DeskEvent::Order(Order::Settle { release, done }) => {
                         let number = watch.settle(done);

@@ -4,13 +4,14 @@
 //! tool's left at the target. Invariant: a cutover outlives the session that it is about only to be rolled back, or (after a
 //! takeover, which ends the source) to be ended well.
 
-use super::control::CutoverAsked;
+use super::control::{CutoverAsked, RepairAsked};
 use super::crew::Crew;
 use super::cutover::HookEvent;
 use super::error::EngineError;
 use super::handover::{self, Handover, Order, OwnKeys, facts};
 use super::hooks;
 use super::job::Job;
+use super::messages::{Lost, WorkerCommand};
 use super::own;
 use super::phase::Phase;
 use super::source::Source;
@@ -33,6 +34,7 @@ struct Running {
 #[derive(Default)]
 pub(super) struct Desk {
     asked: Option<Receiver<CutoverAsked>>,
+    repairs: Option<Receiver<RepairAsked>>,
     running: Option<Running>,
     /// The job is to end.
     ending: Option<(OwnKeys, oneshot::Sender<Result<(), String>>)>,
@@ -42,13 +44,14 @@ pub(super) struct Desk {
 /// What comes to the desk.
 pub(super) enum DeskEvent {
     Asked(CutoverAsked),
+    Repair(RepairAsked),
     Order(Order),
     Ended(CutoverReport),
 }
 
 impl Desk {
-    pub fn new(asked: Option<Receiver<CutoverAsked>>) -> Self {
-        Self { asked, ..Self::default() }
+    pub fn new(asked: Option<Receiver<CutoverAsked>>, repairs: Option<Receiver<RepairAsked>>) -> Self {
+        Self { asked, repairs, ..Self::default() }
     }
 
     pub fn is_running(&self) -> bool {
@@ -58,13 +61,11 @@ impl Desk {
     /// The next thing; may be dropped at any time.
     pub async fn next(&mut self) -> DeskEvent {
         let Some(running) = &mut self.running else {
-            let asked = match &mut self.asked {
-                Some(asked) => asked.recv().await,
-                None => None,
-            };
-            return match asked {
-                Some(asked) => DeskEvent::Asked(asked),
-                None => std::future::pending().await,
+            let (asked, repairs) = (&mut self.asked, &mut self.repairs);
+            return tokio::select! {
+                Some(asked) = next_of(asked) => DeskEvent::Asked(asked),
+                Some(repair) = next_of(repairs) => DeskEvent::Repair(repair),
+                else => std::future::pending().await,
             };
         };
         let report = tokio::select! {
@@ -81,7 +82,32 @@ impl Desk {
     }
 }
 
+async fn next_of<T>(asked: &mut Option<Receiver<T>>) -> Option<T> {
+    match asked {
+        Some(asked) => asked.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Job<'_> {
+    /// Has a key copied again from the source, in order with the journal: as one that the target lost.
+    pub(super) fn begin_repair(&self, asked: RepairAsked, crew: &Crew, drains: bool) {
+        let RepairAsked { db, key, done } = asked;
+        let result = match crew.flow_of(&key) {
+            _ if drains => Err("the source is gone".to_string()),
+            _ if crew.is_cluster() => Err("a job into a cluster cannot copy keys again".into()),
+            _ if !self.settings.scope.is_plain(db) => {
+                Err("the job has filters, or other names at the target: keys are not copied again".into())
+            }
+            None => Err("which flow the key comes on is not known, so the order with its records is not".into()),
+            Some(flow) => {
+                crew.tell_flow(flow, WorkerCommand::Doubt(Lost { flow, db, key }));
+                Ok(())
+            }
+        };
+        let _ = done.send(result);
+    }
+
     /// `owned`: the target held nothing else when the job began.
     pub(super) fn begin_cutover(&mut self, asked: CutoverAsked, source: &Source, crew: &Crew, owned: bool) {
         let (orders_tx, orders) = unbounded_channel();
@@ -140,7 +166,7 @@ impl Job<'_> {
                     return true;
                 }
                 // Whoever asked hears that nobody answers any more.
-                DeskEvent::Order(_) | DeskEvent::Asked(_) => {}
+                DeskEvent::Order(_) | DeskEvent::Asked(_) | DeskEvent::Repair(_) => {}
                 DeskEvent::Ended(report) => self.cutover_ended(report),
             }
         }

@@ -17,7 +17,7 @@ use crate::convert::journal::{
 use crate::convert::names::Name;
 use crate::convert::{Class, CommandMeta, Converter, Out, Plan, Scope};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
-use crate::dragonfly::owner::{OwnerRule, Verdict, flow_of_key};
+use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::slot::slot;
@@ -305,7 +305,7 @@ impl FlowHandler {
         out.end();
         self.held.found(&name);
         // A name that was found at the target may be another flow's: what is written again must be in order with its records.
-        let own = flow_of_key(&name.key, self.owner.flows()) == self.flow;
+        let own = self.owner.owner(&name.key) == Some(self.flow);
         (own && self.scope().is_plain(name.db)).then_some(name)
     }
 

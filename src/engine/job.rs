@@ -155,7 +155,7 @@ impl<'o> Job<'o> {
         if let Some(follow) = &settings.follow {
             settings.control.begin_following(follow.hold_expiries_within);
         }
-        let desk = Desk::new(settings.control.take_cutovers());
+        let desk = Desk::new(settings.control.take_cutovers(), settings.control.take_repairs());
         let job = Self {
             settings: Arc::new(settings),
             observer,

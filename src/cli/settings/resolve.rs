@@ -275,6 +275,15 @@ pub fn control_place(values: &Values, settings: &MigrateSettings) -> ControlPlac
     }
 }
 
+/// The control socket of a job between the servers that are compared; none: it is not to be asked.
+pub fn control_of_compared(values: &Values, settings: &VerifySettings) -> Option<PathBuf> {
+    match values.path(&table::CONTROL) {
+        Some(path) if path.as_os_str() == "off" => None,
+        Some(path) => Some(path),
+        None => Some(default_socket(&settings.source, &settings.target)),
+    }
+}
+
 fn default_socket(source: &Endpoint, target: &Endpoint) -> PathBuf {
     socket::default_dir().join(socket::file_name(source, target))
 }

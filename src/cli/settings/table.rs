@@ -305,9 +305,9 @@ settings! {
     RESUME: COMPARISON, VERIFY, "resume", "FILE", Path, Unset, Everywhere,
         "Keep the position in this file, and go on from it after an interruption; removed at the end";
     REPAIR: COMPARISON, VERIFY, "repair", "", Choice(&["off", "copy", "mirror"]), Value("off"), Everywhere,
-        "Copy keys that differ again; mirror: also delete keys that the source does not have. Only while no job runs";
+        "Copy keys that differ again; mirror: also delete keys that the source does not have. A running replicate is asked to do it";
 
-    CONTROL: OPERATION, SERVED | ASKING, "control", "PATH", Path, Computed("by source and target, in $XDG_RUNTIME_DIR/df2redis, /run/df2redis or the directory for temporary files"), Everywhere,
+    CONTROL: OPERATION, SERVED | ASKING | VERIFY, "control", "PATH", Path, Computed("by source and target, in $XDG_RUNTIME_DIR/df2redis, /run/df2redis or the directory for temporary files"), Everywhere,
         "Unix socket through which a running job is watched and told what to do; off: none";
 
     METRICS: OPERATION, SERVED, "metrics", "ADDR", Text, Unset, Everywhere,

@@ -4,14 +4,16 @@
 //! be of types that no target knows). Where that does not do (the payload is larger than allowed, or of a newer type), by
 //! reading the value in pages into a key of ours beside it, which then takes its place.
 //!
-//! Invariant: no repair while a job is connected to the target, or has left a position there: the journal would be applied
-//! to what the repair wrote.
+//! Invariant: nothing is written here while a job is connected to the target, or has left a position there: the journal would
+//! be applied to what the repair wrote. A job that is connected is asked to do it: it fetches the key and writes it between
+//! its records, where it belongs.
 
 use super::image::all_bytes;
 use super::look::Looker;
 use super::paged::scan_reply;
 use super::peer::{AskError, FieldExpiry, Peer, number, shown};
-use super::settings::VerifySettings;
+use super::run::Observer;
+use super::settings::{Repair, VerifySettings};
 use super::wire::Commands;
 use crate::convert::journal::{JournalTranslator, Outcome};
 use crate::convert::out::VecOut;
@@ -20,7 +22,7 @@ use crate::engine::error::EngineError;
 use crate::engine::own::{CHECKPOINT_KEY, CONTROL_NAME, LANE_NAME};
 use crate::engine::target::{self, OWN_PREFIX, TargetLink};
 use crate::ids::{DbIndex, FlowId};
-use crate::redis::slot::slot;
+use crate::redis::slot::{slot, tag};
 use crate::redis::value::Value;
 use std::sync::Arc;
 
@@ -30,6 +32,39 @@ const NOTES_BYTES_MAX: usize = 64 * 1024;
 const PAGE_COUNT: u64 = 128;
 /// Bytes of a page of a string.
 const PAGE_BYTES: u64 = 1024 * 1024;
+
+/// Who mends what differs.
+pub enum Mender {
+    Nobody,
+    Copies(Box<Repairer>),
+    Job,
+}
+
+impl Mender {
+    pub async fn new(
+        settings: &VerifySettings,
+        target: &mut Peer,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, EngineError> {
+        if settings.repair == Repair::Off {
+            return Ok(Self::Nobody);
+        }
+        if !is_job_connected(target).await? {
+            return Ok(Self::Copies(Box::new(Repairer::new(settings, target).await?)));
+        }
+        let asked = match target.traits.cluster {
+            true => Err("a job into a cluster does not copy keys again".into()),
+            false => observer.finds_job(),
+        };
+        asked
+            .map(|()| Self::Job)
+            .map_err(|why| EngineError::Refused(format!("{BESIDE_A_JOB} It cannot be asked: {why}")))
+    }
+}
+
+const BESIDE_A_JOB: &str = "a migrate or replicate job is connected to the target: it would write to keys while they are \
+    repaired, in another order than the source. A running replicate can do it, if it is asked through its control socket; \
+    else compare without --repair, or stop the job first.";
 
 pub struct Repairer {
     converter: Converter,
@@ -111,7 +146,7 @@ impl Repairer {
         let replies = looker.source.ask(db, &commands).await?;
         let type_name = replies.first().and_then(Value::text).unwrap_or_default().to_string();
         let expire_at_ms = expire_at_ms(looker, replies.get(1))?;
-        let beside = beside(key);
+        let beside = beside(key, looker.target.traits.cluster);
         let mut commands = Commands::new();
         commands.push(&[b"DEL", &beside]);
         expect_no_error(&looker.target.ask(db, &commands).await)?;
@@ -158,24 +193,31 @@ impl From<AskError> for CopyError {
 
 /// Refuses where a job is connected to the target, or has left a position there.
 pub async fn refuse_beside_a_job(target: &mut Peer) -> Result<(), EngineError> {
-    if let Value::Bulk(list) = target.one(0, &[b"CLIENT", b"LIST"]).await? {
-        let list = String::from_utf8_lossy(&list).into_owned();
-        let names = list.split_ascii_whitespace().filter_map(|part| part.strip_prefix("name="));
-        if names.into_iter().any(|name| name.starts_with(LANE_NAME) || name.starts_with(CONTROL_NAME)) {
-            return Err(EngineError::Refused(
-                "a migrate or replicate job is connected to the target: it would write to keys while they are repaired, in \
-                 another order than the source. Compare without --repair, or stop the job first"
-                    .into(),
-            ));
-        }
+    if is_job_connected(target).await? {
+        return Err(EngineError::Refused(BESIDE_A_JOB.into()));
     }
-    match target.one(0, &[b"EXISTS", CHECKPOINT_KEY.as_bytes()]).await? {
-        Value::Integer(0) => Ok(()),
+    let mut commands = Commands::new();
+    commands.push(&[b"EXISTS", CHECKPOINT_KEY.as_bytes()]);
+    match target.ask(0, &commands).await.map_err(|error| target.engine(error))?.first() {
+        Some(Value::Integer(0)) => Ok(()),
         _ => Err(EngineError::Refused(format!(
             "the target holds the position of a replicate job ({CHECKPOINT_KEY}) that would go on from there and apply \
              writes to repaired keys a second time. Repair when the job is over; if it is, delete that key"
         ))),
     }
+}
+
+async fn is_job_connected(target: &mut Peer) -> Result<bool, EngineError> {
+    for node in target.primaries() {
+        if let Value::Bulk(list) = target.one(node, &[b"CLIENT", b"LIST"]).await? {
+            let list = String::from_utf8_lossy(&list).into_owned();
+            let mut names = list.split_ascii_whitespace().filter_map(|part| part.strip_prefix("name="));
+            if names.any(|name| name.starts_with(LANE_NAME) || name.starts_with(CONTROL_NAME)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Deletes a key that the source does not have.
@@ -205,9 +247,13 @@ fn expire_at_ms(looker: &Looker, reply: Option<&Value>) -> Result<Option<i64>, C
     }
 }
 
-/// The key under which a value is put together.
-fn beside(key: &[u8]) -> Vec<u8> {
-    format!("{OWN_PREFIX}repair:{:016x}", super::image::print_of(&key)).into_bytes()
+/// The key under which a value is put together, in the slot of its own in a cluster.
+fn beside(key: &[u8], cluster: bool) -> Vec<u8> {
+    let print = super::image::print_of(&key);
+    match cluster {
+        true => format!("{OWN_PREFIX}repair:{{{}}}:{print:016x}", tag(slot(key))).into_bytes(),
+        false => format!("{OWN_PREFIX}repair:{print:016x}").into_bytes(),
+    }
 }
 
 async fn copy_string(looker: &mut Looker, db: u32, key: &[u8], to: &[u8]) -> Result<(), CopyError> {

@@ -10,7 +10,7 @@ use super::names::Names;
 use super::paged;
 use super::peer::{AskError, Peer, Side, unix_ms};
 use super::rate::Bucket;
-use super::repair::{self, CopyError, Repairer};
+use super::repair::{self, CopyError, Mender};
 use super::settings::{Mode, Rate, Repair, VerifySettings};
 use super::state::{self, Counts, Identity, Position, Saved};
 use super::suspects::{Ruling, Suspect, Suspects};
@@ -29,6 +29,16 @@ pub use super::summary::{Progress, Summary};
 pub trait Observer {
     fn difference(&mut self, difference: &Difference);
     fn progress(&mut self, progress: &Progress);
+
+    /// Has the job that writes to the target copy a key again, in order with its journal. `Ok`: it is on its way.
+    fn ask_job(&mut self, _db: u32, _key: &[u8]) -> Result<(), String> {
+        Err("there is no way to ask the job".into())
+    }
+
+    /// Whether a job can be asked. `Err`: why not.
+    fn finds_job(&mut self) -> Result<(), String> {
+        Err("there is no way to ask the job".into())
+    }
 }
 
 /// Keys compared in one batch.
@@ -38,6 +48,9 @@ const AGAIN_KEYS: usize = 64;
 /// Looks in quick succession before a difference is certain: a key that is written all the time is mostly met in between.
 const LAST_LOOKS: u32 = 5;
 const LAST_LOOKS_PAUSE: Duration = Duration::from_millis(7);
+/// Between looks at a key that a job was asked to copy again.
+const JOB_PAUSE_FIRST: Duration = Duration::from_millis(5);
+const JOB_PAUSE_LAST: Duration = Duration::from_millis(200);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// Of the memory, what one exchange's answers of one side may take, and what suspects may take.
@@ -69,7 +82,7 @@ pub(super) struct Job<'a> {
     observer: &'a mut dyn Observer,
     summary: &'a mut Summary,
     looker: Looker,
-    repairer: Option<Repairer>,
+    mender: Mender,
     identity: Identity,
     databases: Vec<u32>,
     pub(super) position: Position,
@@ -120,10 +133,7 @@ impl<'a> Job<'a> {
         let source = Peer::connect(Side::Source, &settings.source, timeout, bytes_max).await?;
         let mut target = Peer::connect(Side::Target, &settings.target, timeout, bytes_max).await?;
         (summary.source.server, summary.target.server) = (source.traits.name.clone(), target.traits.name.clone());
-        let repairer = match settings.repair {
-            Repair::Off => None,
-            _ => Some(Repairer::new(settings, &mut target).await?),
-        };
+        let mender = Mender::new(settings, &mut target, observer).await?;
         let scope = settings.scope.clone();
         let names = Names::new(if target.traits.cluster { scope.within(1) } else { scope });
         target.names = Some(names.clone());
@@ -154,7 +164,7 @@ impl<'a> Job<'a> {
             observer,
             summary,
             looker,
-            repairer,
+            mender,
             identity,
             databases,
             position: Position { cursor: "0".into(), ..Position::default() },
@@ -495,14 +505,17 @@ impl<'a> Job<'a> {
 
     /// `Ok(Err(why))`: it is not equal afterwards.
     async fn repair(&mut self, db: u32, key: &[u8], extra: bool) -> Result<Result<(), String>, EngineError> {
+        if matches!(self.mender, Mender::Job) {
+            return self.repair_by_job(db, key).await;
+        }
         repair::refuse_beside_a_job(&mut self.looker.target).await?;
-        let copied = match (&mut self.repairer, extra) {
+        let copied = match (&mut self.mender, extra) {
             (_, true) => match self.looker.exist_at_source(db, &[key.to_vec()]).await?.first() {
                 Some(false) => repair::delete(&mut self.looker, db, key).await,
                 _ => Err(CopyError::Failed("the source has the key by now".into())),
             },
-            (Some(repairer), false) => repairer.copy(&mut self.looker, db, key, unix_ms()).await,
-            (None, false) => Ok(()),
+            (Mender::Copies(repairer), false) => repairer.copy(&mut self.looker, db, key, unix_ms()).await,
+            _ => Ok(()),
         };
         match copied {
             Ok(()) | Err(CopyError::Gone) => {}
@@ -512,6 +525,25 @@ impl<'a> Job<'a> {
         match self.looker.look(db, &[key.to_vec()]).await?.pop() {
             Some(Verdict::Equal | Verdict::Gone) => Ok(Ok(())),
             _ => Ok(Err("it still differs: is the source written to?".into())),
+        }
+    }
+
+    /// The job fetches the key, and writes it where it belongs among the records: then both sides are equal, as soon as lag
+    /// allows to see it.
+    async fn repair_by_job(&mut self, db: u32, key: &[u8]) -> Result<Result<(), String>, EngineError> {
+        if let Err(why) = self.observer.ask_job(db, key) {
+            return Ok(Err(why));
+        }
+        let (asked, mut pause) = (self.now(), JOB_PAUSE_FIRST);
+        loop {
+            tokio::time::sleep(pause).await;
+            if let Some(Verdict::Equal | Verdict::Gone) = self.looker.look(db, &[key.to_vec()]).await?.pop() {
+                return Ok(Ok(()));
+            }
+            if self.now().saturating_sub(asked) > self.settings.lag_max {
+                return Ok(Err("the job was asked to copy it again, and it was not seen equal since".into()));
+            }
+            pause = (pause * 2).min(JOB_PAUSE_LAST);
         }
     }
 

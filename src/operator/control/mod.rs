@@ -40,6 +40,12 @@ pub enum Request {
     },
     /// Ends the job as the first SIGINT does.
     Stop {},
+    /// Copies a key again from the source, in order with the journal. `key`: in hexadecimal digits.
+    Repair {
+        #[serde(default)]
+        db: u32,
+        key: String,
+    },
     /// Hands over to the target, or says how it would be done. Answered by several lines, the last with `ended`; closing the
     /// connection before has it rolled back.
     Cutover(Plan),
@@ -80,9 +86,28 @@ impl Answer {
     }
 }
 
+/// Keys are any bytes, and requests are text.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub fn bytes_of_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some((digit(pair.first()?)? << 4 | digit(pair.get(1)?)?) as u8)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_key_travels() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(bytes_of_hex(&hex(&all)), Some(all));
+        assert_eq!(bytes_of_hex(""), Some(Vec::new()));
+        assert!(["0", "0g", "+1", "é"].iter().all(|text| bytes_of_hex(text).is_none()));
+    }
 
     #[test]
     fn requests_are_read_strictly() {

@@ -4,9 +4,10 @@
 //! bounded: connections, the length of a request, the time that a peer may take.
 
 use super::socket::{self, SocketFile};
-use super::{Answer, REQUEST_BYTES_MAX, Request};
+use super::{Answer, REQUEST_BYTES_MAX, Request, bytes_of_hex};
 use crate::engine::control::{Control, CutoverAsked};
 use crate::engine::cutover::Plan;
+use crate::ids::DbIndex;
 use crate::operator::{logging, progress};
 use crate::report::cutover::CutoverEvent;
 use crate::report::status::Knob;
@@ -25,6 +26,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long a peer may take to read an answer.
 const WRITE_MAX: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 4096;
+/// How long the job may take to take up a repair.
+const REPAIR_MAX: Duration = Duration::from_secs(5);
 /// Bounds of `progress-interval`.
 const PROGRESS_MS: std::ops::RangeInclusive<u64> = 100..=3_600_000;
 
@@ -74,6 +77,7 @@ async fn connection(stream: &mut UnixStream, control: &Arc<Control>, open: usize
                     }
                     continue;
                 }
+                Ok(Request::Repair { db, key }) => repair(control, db, &key).await,
                 Ok(request) => act(control, request),
                 Err(error) => Answer::error(format!("this is no request: {error}")),
             },
@@ -124,6 +128,21 @@ async fn cutover(stream: &mut UnixStream, control: &Control, plan: Plan) -> bool
                 }
             }
         }
+    }
+}
+
+/// Has a key copied again. Answered once it is on its way.
+async fn repair(control: &Control, db: u32, key: &str) -> Answer {
+    let Some(key) = bytes_of_hex(key) else { return Answer::error("the key is to be told in hexadecimal digits") };
+    let answer = match control.ask_repair(DbIndex(db), key) {
+        Ok(answer) => answer,
+        Err(why) => return Answer::error(why),
+    };
+    match tokio::time::timeout(REPAIR_MAX, answer).await {
+        Ok(Ok(Ok(()))) => Answer::done("it is fetched from the source and written in its order"),
+        Ok(Ok(Err(why))) => Answer::error(why),
+        Ok(Err(_)) => Answer::error("the job ended, or its session did"),
+        Err(_) => Answer::error("the job is busy"),
     }
 }
 
@@ -193,6 +212,7 @@ fn act(control: &Control, request: Request) -> Answer {
         }
         // Answered by several lines, in its own function.
         Request::Cutover(_) => Answer::error("a cutover cannot be asked for here"),
+        Request::Repair { .. } => Answer::error("a repair cannot be asked for here"),
         Request::Stop {} => {
             control.ask_stop();
             Answer::done("stopping: what was read is applied and acknowledged")
