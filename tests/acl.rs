@@ -1,6 +1,8 @@
 //! The least permissions that `migrate` needs at the target, as README.md lists them: with them everything works, and
 //! without any single one something does not. The target is a real redis-server; the source is simulated.
 
+use df2redis::lab::LabError;
+use df2redis::lab::cluster::Cluster;
 use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::{Generator, Spec, verify::verify};
 use df2redis::lab::live::{Live, LiveOptions};
@@ -8,6 +10,7 @@ use df2redis::lab::master::MasterOptions;
 use df2redis::lab::recordings::recording;
 use df2redis::lab::replay::Replay;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::compare;
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +24,9 @@ const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
 /// `replicate` looks for connections that a dead process may have left, and keeps a checkpoint.
 const TARGET_ACL_REPLICATE: &str =
     "ACL SETUSER df2redis +client|setname +client|list +hgetall +flushall +flushdb +scan";
+/// What a cluster needs beside what its job needs.
+const TARGET_ACL_CLUSTER: &str = "ACL SETUSER df2redis +cluster|shards +cluster|slots +cluster|info +cluster|nodes +asking \
+    +dbsize +mget +dump +pexpiretime +pttl +lindex +client|setname +client|list";
 /// README.md lists the same for the source.
 const SOURCE_COMMANDS: [&str; 8] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", "SELECT", "EXISTS", "TIME"];
 
@@ -28,7 +34,7 @@ const SOURCE_COMMANDS: [&str; 8] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", 
 fn readme_lists_the_same() {
     let readme = include_str!("../README.md");
     assert!(readme.contains(TARGET_ACL) && readme.contains(TARGET_ACL_FLUSH) && readme.contains(TARGET_ACL_SKIP));
-    assert!(readme.contains(TARGET_ACL_REPLICATE));
+    assert!(readme.contains(TARGET_ACL_REPLICATE) && readme.contains(TARGET_ACL_CLUSTER));
     // AUTH needs no permission.
     let source: String = SOURCE_COMMANDS[1..].iter().map(|name| format!(" +{name}")).collect();
     assert!(readme.contains(&format!("ACL SETUSER df2redis ON >secret ~*{source}")));
@@ -55,9 +61,13 @@ fn start(source_port: u16, server: &Server, more: &[&str]) -> Child {
 }
 
 fn start_job(job: &str, source_port: u16, server: &Server, more: &[&str]) -> Child {
+    start_at(job, source_port, server.port(), more)
+}
+
+fn start_at(job: &str, source_port: u16, target_port: u16, more: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_df2redis"))
         .args([job, "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
-        .args(["--target", &format!("redis://127.0.0.1:{}", server.port()), "--memory", "64MiB", "--cores", "1"])
+        .args(["--target", &format!("redis://127.0.0.1:{target_port}"), "--memory", "64MiB", "--cores", "1"])
         .args(["--output", "json", "--retry-max", "10s"])
         .args(more)
         .env("DF2REDIS_TARGET_USER", "df2redis")
@@ -239,4 +249,127 @@ fn sums_of_floats_need_eval_and_hget() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
+}
+
+/// A cluster on each of whose nodes the user has these permissions.
+fn cluster(lines: &[&str]) -> Option<Cluster> {
+    match Cluster::start_kind(ServerKind::Redis7, 3, false) {
+        Err(error @ LabError::NoServer { .. }) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+        cluster => {
+            let cluster = cluster.unwrap();
+            grant(&cluster, lines);
+            Some(cluster)
+        }
+    }
+}
+
+fn grant(cluster: &Cluster, lines: &[&str]) {
+    for node in &cluster.nodes {
+        let mut admin = node.client().unwrap();
+        admin.run("ACL DELUSER df2redis").unwrap();
+        lines.iter().for_each(|line| drop(admin.run(line).unwrap()));
+    }
+}
+
+#[test]
+fn the_listed_permissions_suffice_for_a_full_sync_into_a_cluster() {
+    let Some(cluster) = cluster(&[TARGET_ACL, TARGET_ACL_CLUSTER]) else { return };
+    let spec = Spec { databases: vec![0], ..spec() };
+    let run = |more: &[&str]| {
+        let (master, model) = Generator::start(spec.clone(), MasterOptions::default()).unwrap();
+        (start_at("migrate", master.port(), cluster.port(), more).wait_with_output().unwrap(), model)
+    };
+    let (output, model) = run(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let Some(plain) = server() else { return };
+    cluster.gather(&plain).unwrap();
+    let verdict = verify(&spec, &model, &mut plain.client().unwrap(), u64::MAX).unwrap();
+    assert!(verdict.is_same(), "{verdict:?}");
+    for (setting, more) in [("flush", TARGET_ACL_FLUSH), ("skip", TARGET_ACL_SKIP)] {
+        grant(&cluster, &[TARGET_ACL, TARGET_ACL_CLUSTER, more]);
+        let (output, _) = run(&["--on-existing", setting]);
+        assert_eq!(output.status.code(), Some(0), "{setting}: {}", stderr(&output));
+    }
+    // What every full sync into a cluster does; the rest only where slots move or records span them.
+    for missing in ["dbsize", "client|setname"] {
+        let without = format!("ACL SETUSER df2redis -{missing}");
+        grant(&cluster, &[TARGET_ACL, TARGET_ACL_CLUSTER, TARGET_ACL_FLUSH, &without]);
+        let (output, _) = run(&["--on-existing", "flush"]);
+        assert_eq!(output.status.code(), Some(5), "without {missing}: {}", stderr(&output));
+        assert!(stderr(&output).contains(missing), "without {missing}: {}", stderr(&output));
+    }
+}
+
+/// A journal whose records span slots, a flush, a kill and a restart, slots that move.
+#[test]
+fn the_listed_permissions_suffice_to_follow_a_journal_into_a_cluster() {
+    let Some(cluster) = cluster(&[TARGET_ACL, TARGET_ACL_REPLICATE, TARGET_ACL_CLUSTER]) else { return };
+    let spec =
+        Spec { flows_count: 2, ..Spec::of("string:60B=50,list:5x8=5,hash:5x8=5,set:20x9=5,zset:5x8=5").unwrap() };
+    let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+    let say =
+        |line: &str| live.world().run(0, &line.split(' ').map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>());
+    let has = |key: &str| cluster.keys().unwrap().iter().any(|held| held == key.as_bytes());
+    let wait_for = |child: &mut Child, key: &str| {
+        let until = Instant::now() + Duration::from_secs(120);
+        while !has(key) {
+            assert!(Instant::now() < until && child.try_wait().unwrap().is_none(), "{key} does not come");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let records = |round: &str| {
+        for i in 0..20 {
+            for line in [
+                format!("RPUSH list:{i} a b"),
+                format!("RPOPLPUSH list:{i} other:{i}"),
+                format!("LMOVE list:{i} other:{i} LEFT RIGHT"),
+                format!("SET text:{i} v PX 10000000"),
+                format!("APPEND text:{i} w"),
+                format!("RENAME text:{i} renamed:{i}"),
+                format!("MSET m:{i} 1 n:{i} 2 o:{i} 3"),
+                format!("INCRBYFLOAT float:{i} 0.1"),
+                format!("SADD set:{i} 1 2 3"),
+                format!("DEL m:{i} n:{i} nothing:{i}"),
+                format!("SINTERSTORE inter:{i} set:{i} set:{i}"),
+            ] {
+                say(&line);
+            }
+        }
+        say(&format!("SET {round} 1"));
+    };
+    let mut child = start_at("replicate", live.port(), cluster.port(), &[]);
+    wait_for(&mut child, "df2redis:checkpoint");
+    records("first");
+    wait_for(&mut child, "first");
+    say("FLUSHALL");
+    records("flushed");
+    wait_for(&mut child, "flushed");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    records("away");
+    let mut child = start_at("replicate", live.port(), cluster.port(), &[]);
+    wait_for(&mut child, "away");
+    // The slots are shared out in thirds.
+    let slot = df2redis::redis::slot::slot(b"list:1").0;
+    let owner = (0..3).find(|node| usize::from(slot) < 16384 * (node + 1) / 3).unwrap();
+    cluster.move_slot(slot, owner, (owner + 1) % 3).unwrap();
+    records("moved");
+    wait_for(&mut child, "moved");
+    let until = Instant::now() + Duration::from_secs(120);
+    while !live.is_acknowledged() {
+        assert!(Instant::now() < until, "not everything is acknowledged");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("NOPERM"), "{}", stderr(&output));
+    let Some(plain) = server() else { return };
+    cluster.gather(&plain).unwrap();
+    let truth = plain.dir().join("truth.jsonl");
+    live.write_truth(&truth).unwrap();
+    compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", stderr(&output)));
 }

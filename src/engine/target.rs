@@ -291,7 +291,15 @@ pub async fn keyspace(link: &mut TargetLink) -> Result<Vec<(DbIndex, u64)>, Engi
     if let Some(cluster) = &mut link.cluster {
         return Ok(match Box::pin(cluster.call(&[b"DBSIZE"])).await? {
             Value::Integer(keys @ 1..) => vec![(DbIndex(0), keys as u64)],
-            _ => Vec::new(),
+            Value::Integer(_) => Vec::new(),
+            // Not known is not empty.
+            Value::Error(text) => {
+                return Err(EngineError::Target(format!(
+                    "the cluster answered DBSIZE with \"{}\"; the target's user needs +dbsize",
+                    text.escape_ascii()
+                )));
+            }
+            other => return Err(EngineError::Target(format!("the cluster answered DBSIZE with {other:?}"))),
         });
     }
     let text = link.info("keyspace").await?;
