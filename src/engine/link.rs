@@ -2,7 +2,8 @@
 //!
 //! In: an address, and TLS or not. Out: replies, one a request, parsed by the room that knows the peer; at the end the
 //! socket, with its TLS session, and the bytes that were read too far, for a worker. Invariants: every wait is bounded by
-//! a timeout; where TLS was asked for, nothing is sent before the server's certificate was verified.
+//! a timeout; bytes that nobody asked for end the connection,
+//! for every later reply would be taken for that to another request; where TLS was asked for, nothing is sent before the server's certificate was verified.
 
 use super::lane::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIMEOUT};
 use super::tls::{Session, TlsClient};
@@ -28,6 +29,8 @@ pub enum LinkError {
     Io { addr: String, cause: io::Error, perhaps: &'static str },
     #[error("no TLS with {addr}: {cause}")]
     Tls { addr: String, cause: String },
+    #[error("{addr} sent what nobody asked for, before {what}; is there a proxy in between that mixes connections?")]
+    Unasked { addr: String, what: String },
     #[error("{addr} answered {what} with what is no RESP2 reply: {reason}")]
     Protocol { addr: String, what: String, reason: String },
 }
@@ -112,10 +115,16 @@ impl Link {
         request: Vec<u8>,
         parse: impl Fn(&[u8]) -> Result<Option<(T, usize)>, E>,
     ) -> Result<T, LinkError> {
+        self.nothing_unasked(what)?;
         let deadline = Instant::now() + self.timeout;
         self.send(request, what, deadline).await?;
+        let mut parsed_bytes = 0;
         loop {
-            if !self.received.is_empty() {
+            // A parse begins at the first byte: while more is there to be read, it waits until twice as much was, so that a
+            // long reply in many pieces costs no more than its length.
+            let is_due = !self.has_more() || self.received.len() >= 2 * parsed_bytes;
+            if !self.received.is_empty() && is_due {
+                parsed_bytes = self.received.len();
                 let parsed = parse(&self.received).map_err(|e| LinkError::Protocol {
                     addr: self.addr.clone(),
                     what: what.to_string(),
@@ -133,6 +142,19 @@ impl Link {
             }
             self.receive(what, deadline).await?;
         }
+    }
+
+    /// Before the first reply a server may say why it takes no client.
+    fn nothing_unasked(&self, what: &str) -> Result<(), LinkError> {
+        match self.answered && (self.has_more() || !self.received.is_empty()) {
+            true => Err(LinkError::Unasked { addr: self.addr.clone(), what: what.to_string() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Bytes came that were not read. (Over TLS they say nothing: the session has some of its own.)
+    fn has_more(&self) -> bool {
+        self.tls.is_none() && uring::unread_bytes(&self.stream).is_ok_and(|bytes| bytes > 0)
     }
 
     /// The connection, for a worker, and bytes that came after the last reply. It lives on in the returned descriptor.

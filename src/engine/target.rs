@@ -56,7 +56,7 @@ fn target_error(e: LinkError) -> EngineError {
         LinkError::Connect { .. } | LinkError::Timeout { .. } | LinkError::Closed { .. } | LinkError::Io { .. } => {
             EngineError::TargetLost(e.to_string())
         }
-        LinkError::Resolve { .. } | LinkError::Tls { .. } | LinkError::Protocol { .. } => {
+        LinkError::Resolve { .. } | LinkError::Tls { .. } | LinkError::Unasked { .. } | LinkError::Protocol { .. } => {
             EngineError::Target(e.to_string())
         }
     }

@@ -244,7 +244,7 @@ impl Answers {
             }
             ("TYPE", _) => out.extend_from_slice(b"+none\r\n"),
             ("XADD", _) => bulk(b"1-1", out),
-            ("MGET" | "HPEXPIREAT" | "XCLAIM" | "KEYS", _) => array(0, out),
+            ("MGET" | "HGETALL" | "HPEXPIREAT" | "XCLAIM" | "KEYS", _) => array(0, out),
             ("EXISTS" | "LLEN" | "SCARD" | "HLEN" | "ZCARD" | "XLEN" | "STRLEN" | "WAIT", _) => int(0, out),
             ("PTTL" | "TTL" | "PEXPIRETIME", _) => out.extend_from_slice(b":-2\r\n"),
             ("EXEC" | "DISCARD", _) => out.extend_from_slice(format!("-ERR {name} without MULTI\r\n").as_bytes()),

@@ -38,6 +38,33 @@ impl ErrorRule {
     }
 }
 
+/// What no honest target sends.
+#[derive(Clone, Debug)]
+pub enum Hostile {
+    /// These bytes in place of the reply.
+    Instead(Vec<u8>),
+    /// The reply, and these bytes behind it.
+    Behind(Vec<u8>),
+    /// The same, but later.
+    Later(Vec<u8>, Duration),
+    /// The first bytes, and then the others again and again for as long as somebody reads.
+    Endless(Vec<u8>, Vec<u8>),
+    /// These bytes in place of the reply, one by one with pauses.
+    Slowly(Vec<u8>, Duration),
+    /// No reply, but one to everything else.
+    Nothing,
+    /// These bytes in place of the reply; then the connection is closed.
+    Last(Vec<u8>),
+}
+
+/// When it is sent, every time: the command (upper case), and its first argument if that matters.
+#[derive(Clone, Debug)]
+pub struct HostileRule {
+    pub command: String,
+    pub key: Option<Vec<u8>>,
+    pub what: Hostile,
+}
+
 /// What happens to one connection.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionFault {
@@ -53,6 +80,7 @@ pub struct ScriptOptions {
     pub listen: String,
     pub identity: TargetIdentity,
     pub errors: Vec<ErrorRule>,
+    pub hostile: Option<HostileRule>,
     /// For the n-th connection (from 0) that sends data commands; those beyond the list are served well.
     pub faults: Vec<ConnectionFault>,
     /// Bytes a second read, on each connection.
@@ -67,6 +95,7 @@ impl Default for ScriptOptions {
             listen: "127.0.0.1:0".to_owned(),
             identity: TargetIdentity::default(),
             errors: Vec::new(),
+            hostile: None,
             faults: Vec::new(),
             read_bytes_per_s: None,
             reply_piece_bytes: None,
@@ -209,6 +238,7 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
         }
         let mute = fault.as_ref().and_then(|f| f.mute_after_bytes).is_some_and(|bytes| used >= bytes);
         let mut reply = Vec::new();
+        let request_due = request.clone();
         match due_error(shared, &request) {
             Some(line) => reply.extend_from_slice(format!("{line}\r\n").as_bytes()),
             None => answers.answer(&request, &mut reply),
@@ -219,11 +249,54 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
                 received.push(Received { connection, request, answered: !mute });
             }
         }
+        if let Some(what) = due_hostility(shared, &request_due) {
+            play(what, stream, &reply)?;
+            continue;
+        }
         if !mute {
             let piece = shared.options.reply_piece_bytes.unwrap_or(usize::MAX).max(1);
             for bytes in reply.chunks(piece) {
                 (&*stream).write_all(bytes)?;
             }
+        }
+    }
+}
+
+fn due_hostility<'a>(shared: &'a Shared, request: &Request) -> Option<&'a Hostile> {
+    let rule = shared.options.hostile.as_ref()?;
+    let due = rule.command == upper(&request[0])
+        && rule.key.as_ref().map_or(!is_of_lease(request), |key| request.get(1) == Some(key));
+    due.then_some(&rule.what)
+}
+
+fn play(what: &Hostile, mut stream: &TcpStream, reply: &[u8]) -> io::Result<()> {
+    match what {
+        Hostile::Instead(bytes) => stream.write_all(bytes),
+        Hostile::Behind(bytes) => stream.write_all(&[reply, bytes].concat()),
+        Hostile::Later(bytes, pause) => {
+            stream.write_all(reply)?;
+            let (mut stream, bytes, pause) = (stream.try_clone()?, bytes.clone(), *pause);
+            std::thread::spawn(move || {
+                std::thread::sleep(pause);
+                stream.write_all(&bytes).ok();
+            });
+            Ok(())
+        }
+        Hostile::Endless(first, again) => {
+            stream.write_all(first)?;
+            let again = again.repeat((64 << 10) / again.len().max(1) + 1);
+            loop {
+                stream.write_all(&again)?;
+            }
+        }
+        Hostile::Slowly(bytes, pause) => bytes.chunks(1).try_for_each(|byte| {
+            std::thread::sleep(*pause);
+            stream.write_all(byte)
+        }),
+        Hostile::Nothing => Ok(()),
+        Hostile::Last(bytes) => {
+            stream.write_all(bytes)?;
+            Err(io::ErrorKind::ConnectionAborted.into())
         }
     }
 }

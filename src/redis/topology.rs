@@ -53,6 +53,11 @@ fn known_host(text: &str) -> Option<&str> {
     (!text.is_empty() && text != "?" && text.len() <= HOST_BYTES_MAX).then_some(text)
 }
 
+/// No name of a host is written so.
+fn is_no_host(text: &str) -> bool {
+    text.len() > HOST_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// Announced addresses and what to connect to instead (`--target-nat`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct NatMap(Vec<(String, String)>);
@@ -161,6 +166,9 @@ impl Topology {
                     _ => Role::Replica,
                 };
                 let healthy = text("health").is_none_or(|health| health == "online");
+                if ["endpoint", "ip", "hostname"].into_iter().filter_map(|name| text_of(entry, name)).any(is_no_host) {
+                    return Err(wrong("a node has a host that is none"));
+                }
                 // Where the preferred name is not known, the node is where the asked one is.
                 let host = text("endpoint").unwrap_or(&asked.host);
                 let address = Address::new(host, port);
@@ -175,7 +183,7 @@ impl Topology {
             }
             for range in slots.chunks(2) {
                 let range = range.first().and_then(slot_of).zip(range.get(1).and_then(slot_of));
-                topology.assign(range.ok_or(wrong("a range of slots is none"))?, owner);
+                topology.assign(range.ok_or(wrong("a range of slots is none"))?, owner).map_err(wrong)?;
             }
         }
         Ok(topology)
@@ -196,6 +204,9 @@ impl Topology {
                     return Err(wrong("a node has no address"));
                 };
                 let Some(port) = u16::try_from(*port).ok().filter(|port| *port > 0) else { continue };
+                if host.text().is_some_and(is_no_host) {
+                    return Err(wrong("a node has a host that is none"));
+                }
                 let host = host.text().and_then(known_host).unwrap_or(&asked.host);
                 let address = Address::new(host, port);
                 let id = rest.first().and_then(Value::text).map_or_else(|| address.to_string(), str::to_string);
@@ -210,7 +221,7 @@ impl Topology {
                     owner = Some(at);
                 }
             }
-            topology.assign(range, owner);
+            topology.assign(range, owner).map_err(wrong)?;
         }
         Ok(topology)
     }
@@ -232,10 +243,18 @@ impl Topology {
         u16::try_from(self.nodes.len() - 1).ok()
     }
 
-    fn assign(&mut self, (first, last): (Slot, Slot), owner: Option<u16>) {
+    /// One node's view gives each slot to one owner, which bounds the number of ranges too.
+    fn assign(&mut self, (first, last): (Slot, Slot), owner: Option<u16>) -> Result<(), &'static str> {
+        if first > last {
+            return Err("a range of slots ends before it begins");
+        }
         if let (Some(owner), Some(range)) = (owner, self.owners.get_mut(usize::from(first.0)..=usize::from(last.0))) {
+            if range.iter().any(|owner| *owner != NOBODY) {
+                return Err("a slot has two owners");
+            }
             range.fill(owner);
         }
+        Ok(())
     }
 
     pub fn nodes(&self) -> &[Node] {
@@ -291,6 +310,11 @@ fn slot_of(value: &Value) -> Option<Slot> {
         Value::Integer(number) => u16::try_from(*number).ok().filter(|slot| *slot < SLOTS).map(Slot),
         _ => None,
     }
+}
+
+/// A text of a map that is written as a flat array.
+fn text_of<'a>(map: &'a Value, name: &str) -> Option<&'a str> {
+    field(map, name).and_then(Value::text)
 }
 
 /// A field of a map that is written as a flat array.
@@ -417,8 +441,18 @@ mod tests {
         }
         let many: Vec<String> = (0..=NODES_MAX).map(|i| node(&i.to_string(), 1, None, "master", "online")).collect();
         assert_eq!(shards(&[shard(&[0, 1], &many)]).unwrap_err().what, "it has too many nodes");
-        // A range that ends before it begins has no slot.
-        assert_eq!(shards(&[shard(&[9, 3], &[node("a", 1, None, "master", "online")])]).unwrap().uncovered().len(), 1);
+        let of = |id: &str, slots: &[u16]| shard(slots, &[node(id, 1, None, "master", "online")]);
+        assert_eq!(shards(&[of("a", &[9, 3])]).unwrap_err().what, "a range of slots ends before it begins");
+        assert_eq!(shards(&[of("a", &[3, 9]), of("b", &[9, 10])]).unwrap_err().what, "a slot has two owners");
+        assert_eq!(shards(&[of("a", &[3, 9, 3, 9])]).unwrap_err().what, "a slot has two owners");
+        for host in ["a b", "a\r\nb", "\u{1b}[31m", "h\u{e4}user"] {
+            let node = node("a", 1, Some(host), "master", "online");
+            assert_eq!(
+                shards(&[shard(&[3, 9], &[node])]).unwrap_err().what,
+                "a node has a host that is none",
+                "{host}"
+            );
+        }
     }
 
     #[test]

@@ -166,6 +166,16 @@ pub fn duplicate_fd(owner: &impl AsRawFd) -> io::Result<OwnedFd> {
     unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }.try_clone_to_owned()
 }
 
+/// Bytes that were received and not read yet.
+pub fn unread_bytes(socket: &impl AsRawFd) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, and `count` is one that lives through the call.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &mut count) } {
+        0 => Ok(count.max(0) as usize),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// A pair of connected TCP sockets over the loopback interface, for probes and tests.
 pub fn tcp_pair() -> io::Result<(TcpStream, TcpStream)> {
     let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
