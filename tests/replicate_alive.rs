@@ -91,3 +91,33 @@ fn connections_to_the_source_have_a_keep_alive() {
     let all = wait_for(|| (timers() == ["02"; 3]).then_some(()));
     assert!(all.is_some(), "{:?}", timers());
 }
+
+/// Pops of many elements go as commands whose answers are short; what is left is the same.
+#[test]
+fn pops_of_many_elements_leave_what_the_source_has() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    let mut source = scene.source();
+    for line in [
+        "RPUSH x:l 1 2 3 4 5 6 7 8 9",
+        "LPOP x:l 3",
+        "RPOP x:l 2",
+        "RPUSH x:gone 1 2 3",
+        "RPOP x:gone 100",
+        "ZADD x:z 1 a 1 b 2 c 2 d 3 e 3 f",
+        "ZPOPMIN x:z 1",
+        "ZPOPMAX x:z 3",
+        "ZADD x:none 1 a",
+        "ZPOPMAX x:none 50",
+    ] {
+        source.run(line).unwrap();
+    }
+    scene.wait_acknowledged();
+    let mut target = scene.target();
+    let mut all = |line: &str| -> Vec<String> {
+        target.run(line).unwrap().array().unwrap().iter().map(|item| item.text().unwrap()).collect()
+    };
+    assert_eq!(all("LRANGE x:l 0 -1"), ["4", "5", "6", "7"]);
+    assert_eq!(all("ZRANGE x:z 0 -1"), ["b", "c"]);
+    assert_eq!(all("KEYS x:*none"), [] as [&str; 0]);
+    scene.stops_equal();
+}

@@ -22,6 +22,7 @@ mod modules;
 mod notes;
 mod old;
 mod payload;
+mod pops;
 mod record;
 pub mod replies;
 mod streams;
@@ -262,6 +263,8 @@ impl JournalTranslator {
             How::Prepend => self.prepend(record, out),
             How::AddFloat => self.add_float(record, out),
             How::DelEx => self.del_ex(record, out),
+            How::Pop(end) => self.pop(record, end, out),
+            How::ZPop(end) => self.zpop(record, end, out),
             How::BitField => self.bit_field(record, out),
             How::ZAdd => self.flagged_add(record, &["NX", "XX", "GT", "LT", "INCR"], 2, out),
             How::GeoAdd => self.flagged_add(record, &["NX", "XX"], 3, out),

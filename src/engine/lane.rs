@@ -401,6 +401,10 @@ impl Lane {
             // Completions come in chain order, so the unfinished batches are the last ones.
             while self.sent.back().is_some_and(|batch| batch.sent_bytes < batch.bytes) {
                 if let Some(batch) = self.sent.pop_back() {
+                    // Who answers what was not sent is no server.
+                    if batch.replied == batch.commands {
+                        lost = lost.or(Some(libc::EPROTO));
+                    }
                     self.ready.push_front(batch);
                 }
             }
@@ -415,25 +419,11 @@ impl Lane {
         &mut self,
         bytes: &[u8],
         now_ns: u64,
-        mut acked: impl FnMut(Batch),
+        acked: impl FnMut(Batch),
         mut failed: impl FnMut(&Batch, Fault, &[u8]) -> Result<Verdict, EngineError>,
         mut lost: impl FnMut(&Batch, Watched),
     ) -> Result<(), EngineError> {
-        let Self {
-            scanner,
-            sent,
-            ready,
-            unacked_bytes,
-            unacked_commands,
-            node,
-            losses_in_a_row,
-            returned,
-            hold,
-            heard_ns,
-            ..
-        } = self;
-        let mut refusing = hold.as_ref().is_some_and(|hold| !hold.trying) || !returned.is_empty();
-        let acked_batches = &mut self.acked_batches;
+        let Self { scanner, sent, ready, node, heard_ns, .. } = self;
         let mut judged = |batch: &mut Batch, fault: Fault, text: &[u8]| {
             let verdict = failed(batch, fault, text)?;
             match verdict {
@@ -528,7 +518,7 @@ impl Lane {
             // Pieces of a reply that never ends are no sign of life.
             *heard_ns = now_ns;
             while count > 0 {
-                let Some(batch) = answered(sent, ready).filter(|batch| batch.replied < batch.commands) else {
+                let Some(batch) = answered(sent, ready) else {
                     outcome = Err(EngineError::Target(format!(
                         "node {node} sent a reply that nobody asked for; is there a proxy in between that mixes connections?"
                     )));
@@ -544,29 +534,37 @@ impl Lane {
                     )));
                     return;
                 }
-                if batch.replied == batch.commands
-                    && let Some(batch) = sent.pop_front()
-                {
-                    if !batch.preamble {
-                        *losses_in_a_row = 0;
-                    }
-                    refusing |= batch.first_refused().is_some() || batch.has_unexecuted();
-                    if refusing {
-                        returned.push(batch);
-                        continue;
-                    }
-                    if let Some(hold) = hold.as_mut().filter(|_| !batch.preamble) {
-                        hold.taken = true;
-                    }
-                    *unacked_bytes = unacked_bytes.saturating_sub(batch.bytes);
-                    *unacked_commands = unacked_commands.saturating_sub(u64::from(batch.commands));
-                    *acked_batches += 1;
-                    acked(batch);
-                }
             }
         });
+        self.take_answered(acked);
         outcome?;
         scanned.map_err(|e| EngineError::Target(format!("node {}: bad reply stream: {e}", self.node)))
+    }
+
+    /// Calls `acked` for each batch whose last reply came, once the kernel has let it go too: its completion may be seen after
+    /// the reply.
+    pub fn take_answered(&mut self, mut acked: impl FnMut(Batch)) {
+        let mut refusing = self.hold.as_ref().is_some_and(|hold| !hold.trying) || !self.returned.is_empty();
+        while self.sent.len() > self.in_kernel
+            && self.sent.front().is_some_and(|batch| batch.replied == batch.commands)
+            && let Some(batch) = self.sent.pop_front()
+        {
+            if !batch.preamble {
+                self.losses_in_a_row = 0;
+            }
+            refusing |= batch.first_refused().is_some() || batch.has_unexecuted();
+            if refusing {
+                self.returned.push(batch);
+                continue;
+            }
+            if let Some(hold) = self.hold.as_mut().filter(|_| !batch.preamble) {
+                hold.taken = true;
+            }
+            self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
+            self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
+            self.acked_batches += 1;
+            acked(batch);
+        }
     }
 
     /// Everything under way was answered after a refusal: what is to be sent again is prepared, `acked` gets the rest.
@@ -698,6 +696,15 @@ impl Lane {
                 batch.release(slab);
             }
         }
+        // Answered to the end, but the kernel had not let it go when the connection was lost.
+        let is_done = |batch: &Batch| batch.replied == batch.commands && batch.first_refused().is_none();
+        while self.ready.front().is_some_and(is_done)
+            && let Some(batch) = self.ready.pop_front()
+        {
+            self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
+            self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
+            acked(batch);
+        }
         // What stands before an applied group was applied too: one connection, in order.
         let is_last = |batch: &Batch| batch.guard.is_some_and(|guard| guard.sequence == applied);
         if let Some(last) = self.ready.iter().rposition(is_last) {
@@ -774,12 +781,13 @@ pub struct Fault {
     pub element: Option<u32>,
 }
 
-/// The batch that the next reply belongs to: the first one sent, or else the one whose sending was cut short and which
-/// waits for its rest to be sent.
+/// The batch that the next reply belongs to: the first one sent that is not answered, or else the one whose sending was cut
+/// short and which waits for its rest to be sent.
 fn answered<'a>(sent: &'a mut VecDeque<Batch>, ready: &'a mut VecDeque<Batch>) -> Option<&'a mut Batch> {
-    match sent.front_mut() {
+    let open = |batch: &&mut Batch| batch.replied < batch.commands;
+    match sent.iter_mut().find(open) {
         Some(batch) => Some(batch),
-        None => ready.front_mut().filter(|batch| batch.sent_bytes > 0),
+        None => ready.front_mut().filter(|batch| batch.sent_bytes > 0).filter(open),
     }
 }
 

@@ -232,17 +232,31 @@ impl Worker {
         // Taken again at once, so that no batch can have the last chunk while its reply needs one.
         self.ring.slab_mut().release(chunk);
         lane.reply_chunk = self.ring.slab_mut().take(Class::Tx);
-        for batch in acked {
-            record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
-            confirm(&mut self.flows, &self.confirmed, &batch);
-            let segments = batch.release(self.ring.slab_mut());
-            lane.recycle(segments);
-        }
+        self.acknowledged(position, acked, now_ns);
         if rejected {
             self.stop_sending();
         }
         self.put_in_doubt(position, lost)?;
         outcome
+    }
+
+    /// A send was completed: batches that were answered before are done now.
+    pub(super) fn sent(&mut self, position: usize, now_ns: u64) {
+        let Some(lane) = self.lanes.get_mut(position) else { return };
+        let mut acked = Vec::new();
+        lane.take_answered(|batch| acked.push(batch));
+        self.acknowledged(position, acked, now_ns);
+    }
+
+    /// Batches of a lane are answered and let go.
+    fn acknowledged(&mut self, position: usize, acked: Vec<Batch>, now_ns: u64) {
+        let Some(lane) = self.lanes.get_mut(position) else { return };
+        for batch in acked {
+            record_acked(&mut self.recorder, &mut self.stats, lane.node, &batch, now_ns);
+            confirm(&mut self.flows, &self.confirmed, &batch);
+            let segments = batch.release(self.ring.slab_mut());
+            lane.recycle(segments);
+        }
     }
 
     /// The target may have lost these keys: they are fetched again, and remembered until then.

@@ -441,7 +441,10 @@ impl Worker {
                         let reason = lane.reason(errno);
                         self.lose_lane(position, reason)
                     }
-                    None => Ok(()),
+                    None => {
+                        self.sent(position, now_ns);
+                        Ok(())
+                    }
                 }
             }
             KIND_ACK => {

@@ -11,8 +11,8 @@
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Longest bulk string that is read over.
 pub const BULK_BYTES_MAX: u64 = 512 * 1024 * 1024;
-/// Most elements of one array.
-pub const ELEMENTS_MAX: u64 = 1024 * 1024;
+/// Most elements of one array: what servers themselves can count. They are only counted, so many of them take no memory.
+pub const ELEMENTS_MAX: u64 = i32::MAX as u64;
 /// Deepest nesting of arrays.
 pub const DEPTH_MAX: usize = 8;
 
@@ -449,6 +449,24 @@ mod tests {
     }
 
     #[test]
+    fn an_array_of_millions_is_counted_without_memory() {
+        const ELEMENTS: u64 = 3_000_000;
+        let mut scanner = ReplyScanner::new();
+        let mut seen = Vec::new();
+        let mut feed = |bytes: &[u8]| scanner.feed(bytes, |reply| seen.push(format!("{reply:?}"))).unwrap();
+        feed(format!("*2\r\n*{ELEMENTS}\r\n").as_bytes());
+        let element = b"$3\r\nabc\r\n".repeat(1000);
+        (0..ELEMENTS / 1000).for_each(|_| feed(&element));
+        feed(b":7\r\n");
+        assert!(scanner.at_border() && scanner.line.capacity() == 0);
+        assert_eq!(
+            seen,
+            [Reply::ArrayInteger { index: 1, value: 7 }, Reply::Array { elements: 2, errors: 0 }]
+                .map(|reply| format!("{reply:?}"))
+        );
+    }
+
+    #[test]
     fn hostile_replies_are_refused() {
         let long = vec![b'+'; LINE_BYTES_MAX + 3];
         let cases: [(&[u8], ReplyError); 10] = [
@@ -458,7 +476,7 @@ mod tests {
             (b"\r\n", ReplyError::UnknownType { mark: b'\r' }),
             (b"$-2\r\n", ReplyError::BadLength { limit: BULK_BYTES_MAX }),
             (b"$536870913\r\n", ReplyError::BadLength { limit: BULK_BYTES_MAX }),
-            (b"*1048577\r\n", ReplyError::BadLength { limit: ELEMENTS_MAX }),
+            (b"*2147483648\r\n", ReplyError::BadLength { limit: ELEMENTS_MAX }),
             (b":1x\r\n", ReplyError::BadInteger),
             (b"$1\r\nab\r\n", ReplyError::BulkNotTerminated),
             (b"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n", ReplyError::TooDeep { limit: DEPTH_MAX }),

@@ -64,6 +64,13 @@ pub enum Filter {
     Opaque,
 }
 
+/// Where something is taken off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    First,
+    Last,
+}
+
 /// How a record is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
@@ -89,6 +96,10 @@ pub enum How {
     Prepend,
     AddFloat,
     DelEx,
+    /// LPOP, RPOP: with a count LTRIM, which does not answer with what it removes (it may be millions).
+    Pop(End),
+    /// ZPOPMIN, ZPOPMAX: likewise ZREMRANGEBYRANK.
+    ZPop(End),
     BitField,
     ZAdd,
     GeoAdd,
@@ -215,8 +226,8 @@ pub static TABLE: &[Row] = &[
     row("RPUSH", 3, First, How::Guarded),
     row("LPUSHX", 3, First, How::Guarded),
     row("RPUSHX", 3, First, How::Guarded),
-    row("LPOP", 2, First, How::Guarded).ints(&[2]),
-    row("RPOP", 2, First, How::Guarded).ints(&[2]),
+    row("LPOP", 2, First, How::Pop(End::First)).ints(&[2]),
+    row("RPOP", 2, First, How::Pop(End::Last)).ints(&[2]),
     row("LINSERT", 5, First, How::Guarded),
     row("LSET", 4, First, How::Blind).ints(&[2]),
     row("LTRIM", 4, First, How::Guarded).ints(&[2, 3]),
@@ -236,8 +247,8 @@ pub static TABLE: &[Row] = &[
     row("ZADD", 4, First, How::ZAdd),
     row("ZINCRBY", 4, First, How::Guarded),
     row("ZREM", 3, First, How::Guarded),
-    row("ZPOPMIN", 2, First, How::Guarded).ints(&[2]),
-    row("ZPOPMAX", 2, First, How::Guarded).ints(&[2]),
+    row("ZPOPMIN", 2, First, How::ZPop(End::First)).ints(&[2]),
+    row("ZPOPMAX", 2, First, How::ZPop(End::Last)).ints(&[2]),
     row("ZREMRANGEBYRANK", 4, First, How::Guarded).ints(&[2, 3]),
     row("ZREMRANGEBYSCORE", 4, First, How::Guarded),
     row("ZREMRANGEBYLEX", 4, First, How::Guarded),
