@@ -24,6 +24,11 @@ pub enum Request<'a> {
     ListeningPort(u16),
     /// `REPLCONF capa dragonfly`: registers.
     Capability,
+    /// The id under which clients of the source see us in CLUSTER NODES, if it plays a cluster (`cluster_mode=emulated`):
+    /// without one they find a line that they cannot read.
+    ClientId {
+        sync_id: &'a str,
+    },
     /// Only on a connection with a live registration: without one the master crashes.
     ClientVersion(u32),
     Flow {
@@ -56,6 +61,7 @@ impl Request<'_> {
             Request::Ping => command(out, &["PING"]),
             Request::ListeningPort(port) => command(out, &["REPLCONF", "listening-port", &port.to_string()]),
             Request::Capability => command(out, &["REPLCONF", "capa", "dragonfly"]),
+            Request::ClientId { sync_id } => command(out, &["REPLCONF", "CLIENT-ID", &node_id(sync_id)]),
             Request::ClientVersion(version) => command(out, &["REPLCONF", "CLIENT-VERSION", &version.to_string()]),
             Request::Flow { master_id, sync_id, flow, from: None } => {
                 command(out, &["DFLY", "FLOW", master_id, sync_id, &flow.to_string()]);
@@ -70,6 +76,12 @@ impl Request<'_> {
             Request::InfoServer => command(out, &["INFO", "SERVER"]),
         }
     }
+}
+
+/// 40 hexadecimal digits, as ids of nodes are: "df2redis", and the digits of the sync id, which no other replica has.
+fn node_id(sync_id: &str) -> String {
+    let digits: String = sync_id.chars().filter(char::is_ascii_digit).take(24).collect();
+    format!("6466327265646973{digits:0>24}")
 }
 
 fn command(out: &mut Vec<u8>, args: &[&str]) {
@@ -98,6 +110,8 @@ mod tests {
         let flow = Request::Flow { master_id: "m", sync_id: "SYNC1", flow: FlowId(0), from: Some(Lsn(7)) };
         assert!(encoded(flow).ends_with("$1\r\n0\r\n$1\r\n7\r\n"));
         assert_eq!(encoded(Request::Ack { next: Lsn(17) }), "*3\r\n$8\r\nREPLCONF\r\n$3\r\nACK\r\n$2\r\n17\r\n");
+        let named = "*3\r\n$8\r\nREPLCONF\r\n$9\r\nCLIENT-ID\r\n$40\r\n6466327265646973000000000000000000000017\r\n";
+        assert_eq!(encoded(Request::ClientId { sync_id: "SYNC17" }), named);
         assert_eq!(encoded(Request::Capability), "*3\r\n$8\r\nREPLCONF\r\n$4\r\ncapa\r\n$9\r\ndragonfly\r\n");
     }
 

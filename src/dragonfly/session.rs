@@ -94,6 +94,7 @@ enum HandshakeStep {
     Ping,
     ListeningPort,
     Capability,
+    ClientId,
     /// Only here: a master without a live registration crashes on it (wire 1.2).
     ClientVersion,
     Done,
@@ -112,6 +113,9 @@ impl Handshake {
             (HandshakeStep::Auth | HandshakeStep::Ping, _) => Request::Ping,
             (HandshakeStep::ListeningPort, _) => Request::ListeningPort(0),
             (HandshakeStep::Capability, _) => Request::Capability,
+            (HandshakeStep::ClientId, _) => {
+                Request::ClientId { sync_id: self.registration.as_ref().map_or("", |of| of.sync_id.as_str()) }
+            }
             (HandshakeStep::ClientVersion, _) => Request::ClientVersion(CLIENT_VERSION),
             (HandshakeStep::Done, _) => return None,
         })
@@ -125,8 +129,10 @@ impl Handshake {
             HandshakeStep::ListeningPort => expect("REPLCONF listening-port", reply, b"OK", HandshakeStep::Capability)?,
             HandshakeStep::Capability => {
                 self.registration = Some(Registration::from_reply(reply)?);
-                HandshakeStep::ClientVersion
+                HandshakeStep::ClientId
             }
+            // Whatever it says: the id is for others, and the release may not know of ids.
+            HandshakeStep::ClientId => HandshakeStep::ClientVersion,
             HandshakeStep::ClientVersion => expect("REPLCONF CLIENT-VERSION", reply, b"OK", HandshakeStep::Done)?,
             HandshakeStep::Done => return Err(SessionError::OutOfOrder { what: "a reply without a request" }),
         };

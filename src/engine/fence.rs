@@ -1,9 +1,11 @@
 //! The source's side of a cutover: fence, positions, release, takeover, counts; on a connection of its own.
 //!
 //! Facts about Dragonfly's `CLIENT PAUSE`, from its source: it holds journaled commands, PUBLISH and writing scripts of every
-//! connection that did not come through the admin port (not a script inside of MULTI, nor XREADGROUP before 1.37); expiry and eviction rest meanwhile. It waits up to a second for
-//! running commands and then refuses, with nothing held. Pauses add up: the last to end counts. `CLIENT UNPAUSE` (since
-//! 1.28) ends all of them, anybody's, within about 10 ms, and a pause begun within those 10 ms revives the one before.
+//! connection that did not come through the admin port (but not a script inside of MULTI, nor XREADGROUP before 1.37);
+//! expiry and eviction rest meanwhile. It waits up to a second for running commands and then refuses, with nothing held.
+//! Pauses add up: the last to end counts. `CLIENT UNPAUSE` (since 1.28) ends all of them, anybody's, within about 10 ms, and a
+//! pause begun within those 10 ms revives the one before. Expiry goes on with the end of the first of several pauses, or when
+//! another replica begins or ends its full sync: it is one switch for all.
 
 use super::error::EngineError;
 use super::settings::MigrateSettings;

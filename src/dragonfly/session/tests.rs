@@ -36,6 +36,7 @@ fn the_handshake_registers_and_only_then_tells_its_version() {
         (Request::Ping, "+PONG\r\n"),
         (Request::ListeningPort(0), "+OK\r\n"),
         (Request::Capability, capability.as_str()),
+        (Request::ClientId { sync_id: "SYNC1" }, "-ERR syntax error\r\n"),
         (Request::ClientVersion(4), "+OK\r\n"),
     ];
     for (request, answer) in script {

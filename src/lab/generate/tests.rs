@@ -18,6 +18,7 @@ fn fetch(master: &Master) -> Vec<Vec<u8>> {
     let capa = ask(&mut main, "REPLCONF capa dragonfly", 1);
     let elements = capa[0].parse().unwrap();
     let capa: Vec<String> = main.by_ref().lines().take(elements).map(|line| line.unwrap()[1..].to_owned()).collect();
+    ask(&mut main, "REPLCONF CLIENT-ID me", 1);
     let flows: Vec<_> = (0..capa[2].parse().unwrap())
         .map(|i: usize| {
             let mut wire = connect();

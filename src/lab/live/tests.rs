@@ -227,6 +227,7 @@ fn old_releases_grant_partial_syncs_by_sync() {
     };
     let (mut main, mut flow) = (connect(), connect());
     let capa = ask(&mut main, "REPLCONF capa dragonfly", 5);
+    ask(&mut main, "REPLCONF CLIENT-ID me", 1);
     let opened = ask(&mut flow, &format!("DFLY FLOW {} {} 0 4", &capa[1][1..], &capa[2][1..]), 3);
     assert_eq!(opened[1], "+PARTIAL");
     assert_eq!(ask(&mut main, &format!("DFLY STARTSTABLE {}", &capa[2][1..]), 1), ["-ERR invalid state"]);

@@ -151,6 +151,10 @@ pub struct Scripted {
 pub enum Violation {
     #[error("REPLCONF CLIENT-VERSION on a connection without a live registration (wire 1.2: crashes the master)")]
     VersionBeforeCapa,
+    #[error(
+        "DFLY FLOW without REPLCONF CLIENT-ID: CLUSTER NODES of an emulated cluster would show a node without an id"
+    )]
+    Nameless,
     #[error("DFLY SYNC with {open} of {flows_count} flows open")]
     SyncBeforeFlows { open: usize, flows_count: usize },
     #[error("DFLY SYNC twice")]

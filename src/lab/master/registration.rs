@@ -6,7 +6,7 @@ use super::{FlowFeed, Shared, Violation};
 use crate::lab::flow::{FlowShared, FlowWriter};
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -21,6 +21,8 @@ pub(super) struct Registration {
     pub sync_id: u64,
     /// What the writer of each flow shows of itself.
     pub flows: Vec<Arc<FlowShared>>,
+    /// REPLCONF CLIENT-ID told who it is.
+    pub named: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -54,6 +56,7 @@ impl Registration {
         Self {
             sync_id,
             flows: (0..flows_count).map(|_| Arc::default()).collect(),
+            named: AtomicBool::new(false),
             state: Mutex::new(State {
                 phase: Phase::Preparation,
                 cancelled: false,

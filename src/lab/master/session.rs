@@ -7,6 +7,7 @@ use crate::lab::request::{Request, read_request, upper};
 use std::io::{self, BufReader, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const REQUESTS_KEPT_MAX: usize = 10_000;
@@ -215,6 +216,9 @@ impl Session<'_> {
                 if !pairs.chunks(2).all(|pair| known.contains(&pair[0])) {
                     return SYNTAX.into();
                 }
+                if let (Some(registration), ["CLIENT-ID", _]) = (&self.registration, pairs) {
+                    registration.named.store(true, Ordering::Release);
+                }
                 if pairs.chunks(2).any(|pair| pair[0] == "LISTENING-PORT" && pair[1].parse::<u16>().is_err()) {
                     return NOT_A_NUMBER.into();
                 }
@@ -251,6 +255,9 @@ impl Session<'_> {
                     },
                     _ => None,
                 };
+                if !registration.named.swap(true, Ordering::AcqRel) {
+                    self.shared.violation(Violation::Nameless);
+                }
                 match flow.parse::<usize>() {
                     Ok(flow) if flow < self.shared.identity.flows_count => self.open_flow(registration, flow, lsn),
                     _ => NOT_A_NUMBER.into(),

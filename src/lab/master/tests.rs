@@ -52,6 +52,7 @@ fn register(master: &Master, auth: Option<&str>) -> (Raw, String, Vec<Raw>) {
     assert_eq!(main.ask("REPLCONF ip-address 127.0.0.1"), "+OK");
     assert_eq!(main.ask("REPLCONF capa eof capa psync2"), "+OK");
     let capa = main.capa();
+    assert_eq!(main.ask("REPLCONF CLIENT-ID 0123456789012345678901234567890123456789"), "+OK");
     assert_eq!(main.ask("REPLCONF CLIENT-VERSION 4"), "+OK");
     let flows = (0..capa[2].parse().unwrap())
         .map(|i| {
