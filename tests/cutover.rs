@@ -223,6 +223,20 @@ fn a_hook_that_fails_or_hangs_is_rolled_back() {
     scene.handed_over();
 }
 
+/// Writers are not held for a hook that cannot be called.
+#[test]
+fn a_hook_that_is_no_program_is_known_before_the_fence() {
+    let scene = Scene::in_step(&[]);
+    let text = scene.stage.dir.join("no-program");
+    std::fs::write(&text, "").unwrap();
+    for (hook, why) in [("/nonexistent/hook", "cannot be called"), (text.to_str().unwrap(), "no executable file")] {
+        scene.cutover(&["--hook", hook]).not_done(why);
+        scene.cutover(&["--execute", "--hook", hook]).not_done(why);
+    }
+    assert_eq!(scene.asked("CLIENT PAUSE"), 0);
+    scene.follows_on();
+}
+
 #[test]
 fn a_before_fence_hook_may_veto() {
     let dir = tempfile::tempdir().unwrap();

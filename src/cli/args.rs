@@ -4,7 +4,7 @@
 //! is wrong with one is said by `settings`, in the same words for flag, environment and file.
 
 use super::settings::Flags;
-use super::settings::table::{Fallback, Form, Jobs, Setting, TABLE};
+use super::settings::table::{ASKING, Fallback, Form, Jobs, Setting, TABLE};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// The settings that a subcommand knows, as clap's derive wants them: `#[command(flatten)] raw: RawArgs<MIGRATE>`.
@@ -19,7 +19,8 @@ const PRINT_CONFIG: &str = "print-config";
 impl<const JOBS: Jobs> clap::Args for RawArgs<JOBS> {
     fn augment_args(command: Command) -> Command {
         let known = TABLE.iter().filter(|setting| setting.jobs & JOBS != 0);
-        let command = command.args(known.clone().filter(|setting| setting.has_flag()).map(|setting| arg(setting)));
+        let command =
+            command.args(known.clone().filter(|setting| setting.has_flag()).map(|setting| arg(setting, JOBS)));
         let elsewhere: Vec<_> =
             known.filter(|s| !s.has_flag()).map(|s| format!("  {:<28}{}", s.variable(), s.help)).collect();
         let command = command.arg(
@@ -45,8 +46,8 @@ impl<const JOBS: Jobs> clap::Args for RawArgs<JOBS> {
     }
 }
 
-fn arg(setting: &'static Setting) -> Arg {
-    let arg = Arg::new(setting.name).long(setting.name).help_heading(setting.group).help(help(setting));
+fn arg(setting: &'static Setting, jobs: Jobs) -> Arg {
+    let arg = Arg::new(setting.name).long(setting.name).help_heading(setting.group).help(help(setting, jobs));
     let arg = match setting.form {
         Form::Choice(names) => arg.value_name(names.join("|")),
         Form::Switch => arg.value_name("on|off"),
@@ -55,10 +56,12 @@ fn arg(setting: &'static Setting) -> Arg {
     arg.action(if matches!(setting.form, Form::List | Form::Texts) { ArgAction::Append } else { ArgAction::Set })
 }
 
-fn help(setting: &Setting) -> String {
+fn help(setting: &Setting, jobs: Jobs) -> String {
     match setting.default {
         Fallback::Value(text) | Fallback::Computed(text) => format!("{} [default: {text}]", setting.help),
         Fallback::None => setting.help.to_string(),
+        // Those that ask a running job find it without.
+        Fallback::Required if jobs & ASKING != 0 => format!("{} [default: of the only running job]", setting.help),
         Fallback::Required => format!("{} (required)", setting.help),
     }
 }

@@ -56,6 +56,7 @@ pub fn run(
 fn ask(path: &Path, plan: Plan, console: &Console, screen: &Screen) -> Result<ExitClass, ClientError> {
     let mut client = Client::connect(path)?;
     client.wait_for_ever()?;
+    let (rehearses, mut round) = (plan.rehearse > 0, 0);
     client.send(&Request::Cutover(plan))?;
     loop {
         let answer: Answer = client.next_line()?;
@@ -67,7 +68,17 @@ fn ask(path: &Path, plan: Plan, console: &Console, screen: &Screen) -> Result<Ex
             return Ok(ExitClass::CutoverNotReached);
         }
         match answer.cutover {
-            Some(CutoverEvent::Step(step)) if console.output == OutputForm::Text => print_out(&line(&step)),
+            Some(CutoverEvent::Step(step)) if console.output == OutputForm::Text => {
+                match (rehearses, step.name.as_str()) {
+                    (false, _) => print_out(&line(&step)),
+                    // Of many rounds each is one line.
+                    (true, "release") => {
+                        round += 1;
+                        print_out(&line(&CutoverStep { name: format!("round {round}"), ..step }));
+                    }
+                    _ => {}
+                }
+            }
             Some(CutoverEvent::Difference(difference)) if console.output == OutputForm::Text => {
                 print_out(&format!("{difference}\n"));
             }

@@ -221,9 +221,12 @@ impl Control {
     fn add_positions(&self, status: &mut Status) {
         let positions = lock(&self.positions);
         let Some((_, applied)) = &*positions else { return };
-        for FlowStatus { flow, applied_lsn, lag_entries, source_lsn, .. } in &mut status.flows {
+        for FlowStatus { flow, applied_lsn, lag_entries, source_lsn, read_lsn, .. } in &mut status.flows {
             let Some(applied) = applied.get(*flow as usize).map(|lsn| lsn.load(Ordering::Acquire)) else { continue };
             *applied_lsn = Some(applied).filter(|lsn| *lsn > 0);
+            // The others were heard up to a second ago.
+            *read_lsn = read_lsn.map(|lsn| lsn.max(applied));
+            *source_lsn = source_lsn.map(|lsn| lsn.max(read_lsn.unwrap_or(applied)).max(applied));
             *lag_entries = source_lsn.zip(*applied_lsn).map(|(source, applied)| source.saturating_sub(applied));
         }
         if let Some(lag) = &mut status.lag {
@@ -329,5 +332,27 @@ impl Control {
     /// The requests for cutovers; once.
     pub(super) fn take_cutovers(&self) -> Option<Receiver<CutoverAsked>> {
         lock(&self.cutovers_asked).take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is applied is live, the other positions are up to a second old: nobody applies what was not read.
+    #[test]
+    fn positions_of_one_status_agree() {
+        let control = Control::default();
+        let flow = FlowStatus { flow: 0, source_lsn: Some(100), read_lsn: Some(110), ..FlowStatus::default() };
+        control.publish(Status { flows: vec![flow], ..Status::default() });
+        let applied = Arc::new(vec![AtomicU64::new(120)]);
+        control.publish_positions(1, applied.clone());
+        let told = |status: &Status| {
+            let FlowStatus { source_lsn, read_lsn, applied_lsn, lag_entries, .. } = &status.flows[0];
+            [*source_lsn, *read_lsn, *applied_lsn, *lag_entries]
+        };
+        assert_eq!(told(&control.status()), [Some(120), Some(120), Some(120), Some(0)]);
+        applied[0].store(90, Ordering::Release);
+        assert_eq!(told(&control.status()), [Some(110), Some(110), Some(90), Some(20)]);
     }
 }

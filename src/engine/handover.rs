@@ -138,6 +138,7 @@ impl Run {
         self.source = Some(FenceLink::connect(&self.handover.settings).await.map_err(|error| error.to_string())?);
         if self.plan.rehearse == 0 {
             self.may_compare()?;
+            self.check_hooks()?;
         }
         // In a cluster, those that killed runs left behind stay.
         if self.plan.rehearse == 0 && !self.handover.cluster {
@@ -422,6 +423,14 @@ impl Run {
         if self.report.steps.len() < STEPS_KEPT_MAX {
             self.report.steps.push(step);
         }
+    }
+
+    /// A hook that cannot be called is better known before the fence.
+    fn check_hooks(&self) -> Result<(), String> {
+        let of = |event| self.handover.settings.hooks.of(event);
+        use HookEvent::*;
+        let hooks = [BeforeFence, AfterFence, Drained, HandedOver, Aborted].into_iter().filter_map(of);
+        hooks.chain(self.plan.hook.as_deref()).try_for_each(hooks::check)
     }
 
     fn has_hook(&self, event: HookEvent) -> bool {

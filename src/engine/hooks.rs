@@ -9,6 +9,7 @@ use super::cutover::HookEvent;
 use crate::uring::clock;
 use crate::uring::cpu::{die_with_parent, kill_group};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -62,6 +63,16 @@ pub struct HookFacts {
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Between two looks whether a hook has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Whether the hook can be called at all, as far as can be known before. `Err`: why not.
+pub fn check(path: &Path) -> Result<(), String> {
+    let name = path.display();
+    let found = std::fs::metadata(path).map_err(|error| format!("the hook {name} cannot be called: {error}"))?;
+    match found.is_file() && found.permissions().mode() & 0o111 != 0 {
+        true => Ok(()),
+        false => Err(format!("the hook {name} is no executable file")),
+    }
+}
 
 /// Calls a hook and waits for its end, at most `within`. `Err`: why it counts as failed.
 pub async fn call(path: &Path, facts: &HookFacts, within: Duration) -> Result<(), String> {

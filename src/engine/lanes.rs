@@ -332,7 +332,10 @@ fn confirm(flows: &mut [Flow], confirmed: &[AtomicU64], batch: &Batch) {
 /// Records the three latencies of an acknowledged batch and counts it.
 fn record_acked(recorder: &mut Recorder, stats: &mut WorkerStats, node: u16, batch: &Batch, now_ns: u64) {
     let commands = u64::from(batch.commands);
-    recorder.record(Latency::ApplyLag, node, now_ns.saturating_sub(batch.first_read_ns), commands);
+    // What the tool writes of its own was never read.
+    if batch.first_read_ns > 0 {
+        recorder.record(Latency::ApplyLag, node, now_ns.saturating_sub(batch.first_read_ns), commands);
+    }
     recorder.record(Latency::Service, node, now_ns.saturating_sub(batch.submitted_ns), 1);
     stats.batches += 1;
     stats.commands += commands;
@@ -354,4 +357,29 @@ pub(super) fn submit_lane(
         stats.count_chain(lane.unacked_commands);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::writer::Encoder;
+    use crate::report::latency::LatencySeries;
+
+    /// The time since the machine was started was taken for a lag.
+    #[test]
+    fn regression_what_was_never_read_has_no_apply_lag() {
+        let (mut recorder, mut stats) = (Recorder::new(), WorkerStats::default());
+        let mut batch = Encoder::new().batch;
+        batch.commands = 1;
+        record_acked(&mut recorder, &mut stats, 0, &batch, 5_000);
+        let mut seconds = LatencySeries::new();
+        seconds.add(&recorder.take_interval());
+        let kinds =
+            |seconds: &LatencySeries| -> Vec<Latency> { seconds.whole().map(|(latency, ..)| latency).collect() };
+        assert_eq!(kinds(&seconds), [Latency::Service]);
+        batch.first_read_ns = 4_000;
+        record_acked(&mut recorder, &mut stats, 0, &batch, 5_000);
+        seconds.add(&recorder.take_interval());
+        assert_eq!(kinds(&seconds), [Latency::ApplyLag, Latency::Service]);
+    }
 }

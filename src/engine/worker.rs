@@ -218,6 +218,10 @@ impl Worker {
             };
             self.note_positions(now_ns);
             self.send_acks(now_ns)?;
+            // In front of what is submitted: behind it, it would wait for the next turn, and a fence with it.
+            if self.draining || self.settling.is_some() {
+                self.forget_watched();
+            }
             self.submit(now_ns)?;
             self.pay(now_ns);
             self.read_flows(now_ns)?;
@@ -507,9 +511,6 @@ impl Worker {
     }
 
     fn tell_when_drained(&mut self) {
-        if self.draining || self.settling.is_some() {
-            self.forget_watched();
-        }
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
         let busy = |flow: &Flow| flow.handler.is_releasing() || flow.handler.doubts.is_waiting();
         let at_rest = !self.flows.iter().any(busy);

@@ -47,7 +47,7 @@ pub const CONTROLLING: Jobs = 16;
 pub const VERIFY: Jobs = 32;
 pub const CUTOVER: Jobs = 64;
 /// All that find a running job by its control socket.
-const ASKING: Jobs = CONTROLLING | CUTOVER;
+pub const ASKING: Jobs = CONTROLLING | CUTOVER;
 /// The jobs between two servers of the user's that move data.
 const SERVED: Jobs = MIGRATE | REPLICATE;
 /// All jobs between two servers of the user's.

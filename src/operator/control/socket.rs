@@ -63,16 +63,22 @@ pub fn file_name(source: &Endpoint, target: &Endpoint) -> String {
     format!("{readable}-{:08x}.sock", digest as u32)
 }
 
-/// Sockets in the default directory.
+/// Sockets in the default directory at which a job answers: one that was killed leaves its file behind.
 pub fn found() -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(default_dir()) else { return Vec::new() };
     let mut paths: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "sock"))
+        .filter(|path| path.extension().is_some_and(|e| e == "sock") && answers(path))
         .collect();
     paths.sort();
     paths
+}
+
+fn answers(path: &Path) -> bool {
+    // Of one that belongs to somebody else nothing is known.
+    !UnixStream::connect(path)
+        .is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
 }
 
 /// Listens at `path`. Must be called inside a tokio runtime. (tokio-uring's own listener asks for SO_REUSEPORT, which newer
@@ -135,6 +141,17 @@ mod tests {
 
     fn endpoint(host: &str, port: u16) -> Endpoint {
         Endpoint { host: host.into(), port, tls: None, user: Secret::default(), password: Secret::default() }
+    }
+
+    #[test]
+    fn a_socket_that_a_killed_job_left_is_no_job() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("job.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(answers(&path));
+        drop(listener);
+        assert!(path.exists() && !answers(&path));
+        assert!(!answers(&dir.path().join("none.sock")));
     }
 
     #[test]
