@@ -273,6 +273,7 @@ impl JournalTranslator {
             How::Sort => self.sort(record, out),
             How::MultiPop(name, at) => self.multi_pop(record, name, at, out),
             How::RangeStore => self.range_store(record, out),
+            How::Combine => self.combine(record, out),
             How::GeoRadius(options_at) => self.geo_radius(record, options_at, out),
             How::Unblock(name) => self.unblock(record, name, out),
             How::HExpire => self.hexpire(record, out),

@@ -179,13 +179,13 @@ pub(super) fn is_whole_sort(args: &[&[u8]]) -> bool {
     args.get(1).is_some_and(|key| !is_sort_word(key))
 }
 
-/// The source keys of `CMS.MERGE key n key... [WEIGHTS w...]`; `None` if the count is missing, as in truncated records.
+/// The source keys of `CMS.MERGE key n key... [WEIGHTS w...]`, or of a ZUNIONSTORE; `None` if the count is missing, as in truncated records.
 pub(super) fn merge_sources<'r, 'a>(args: &'r [&'a [u8]]) -> Option<&'r [&'a [u8]]> {
     let count = super::record::parse_int(args.get(2)?)?;
     let end = usize::try_from(count).ok().filter(|count| *count > 0)?.checked_add(3)?;
     let whole = match args.get(end) {
         None => args.len() == end,
-        Some(option) => option.eq_ignore_ascii_case(b"WEIGHTS"),
+        Some(option) => option.eq_ignore_ascii_case(b"WEIGHTS") || option.eq_ignore_ascii_case(b"AGGREGATE"),
     };
     if whole { args.get(3..end) } else { None }
 }
@@ -224,6 +224,8 @@ mod tests {
         assert_eq!(keys("CMS.MERGE a 9 b"), "a 9 b");
         assert_eq!(keys("CMS.MERGE a -1 b"), "a -1 b");
         assert_eq!(keys("CMS.MERGE a 9223372036854775807 b"), "a 9223372036854775807 b");
+        assert_eq!(keys("ZUNIONSTORE d 2 a b AGGREGATE MAX"), "a b d");
+        assert_eq!(keys("ZINTERSTORE d a"), "d a");
         assert_eq!(keys("LMPOP 2 a b LEFT"), "a b");
         assert_eq!(keys("BLMPOP 0 1 a right COUNT 2"), "a");
         assert_eq!(keys("ZMPOP 1 a MIN COUNT"), "1 a MIN COUNT");

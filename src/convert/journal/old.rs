@@ -1,6 +1,6 @@
 //! Commands over several keys as older masters record them: raw, and truncated where the keys lie on several shards.
 //!
-//! `LMPOP`, `BLMPOP`, `ZMPOP`, `ZRANGESTORE`, and `SORT`, whose records no release makes whole (wire 6.19).
+//! `LMPOP`, `BLMPOP`, `ZMPOP`, `ZRANGESTORE`, `ZUNIONSTORE`, `ZINTERSTORE`, `ZDIFFSTORE`, and `SORT`, whose records no release makes whole (wire 6.19).
 
 use super::error::TranslateError;
 use super::record::Record;
@@ -75,6 +75,15 @@ impl JournalTranslator {
         }
         request.close();
         Ok(Outcome::Written { commands: 1 })
+    }
+
+    /// `ZUNIONSTORE to n key... [WEIGHTS w...] [AGGREGATE how]` and its kin.
+    pub(super) fn combine<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        if keys::merge_sources(record.args).is_none() {
+            self.doubt(record, Doubt::Truncated);
+            return Ok(Outcome::Dropped(DropReason::Truncated));
+        }
+        self.pass(record, Class::Guarded, out)
     }
 
     /// `ZRANGESTORE to from min max ...`; in 1.34 after a DEL and a ZADD that come to the same.

@@ -49,7 +49,7 @@ pub enum Keys {
     Sort,
     /// `GEORADIUS key ... [STORE key | STOREDIST key]`
     Geo,
-    /// `CMS.MERGE key n key...`, or, as a truncated record (wire 6.19), `CMS.MERGE key...`
+    /// `CMS.MERGE key n key...`, ZUNIONSTORE likewise; or, as a truncated record (wire 6.19), `CMS.MERGE key...`
     Merge,
 }
 
@@ -110,6 +110,8 @@ pub enum How {
     /// position of the number of keys.
     MultiPop(&'static str, usize),
     RangeStore,
+    /// ZUNIONSTORE, ZINTERSTORE, ZDIFFSTORE.
+    Combine,
     /// GEORADIUS and BYMEMBER with the position of the first option.
     GeoRadius(usize),
     /// BLMOVE, BRPOPLPUSH: the form that does not block, under this name, without the timeout.
@@ -252,7 +254,12 @@ pub static TABLE: &[Row] = &[
     row("ZREMRANGEBYRANK", 4, First, How::Guarded).ints(&[2, 3]),
     row("ZREMRANGEBYSCORE", 4, First, How::Guarded),
     row("ZREMRANGEBYLEX", 4, First, How::Guarded),
-    // Raw only from old masters: ZMPOP from 1.27 to 1.31, ZRANGESTORE from 1.23 to 1.34.
+    // Raw only from old masters: ZUNIONSTORE and its kin up to 1.33, ZMPOP from 1.27 to 1.31, ZRANGESTORE from 1.23 to 1.34;
+    // up to 1.21 ZINTER, which only reads.
+    row("ZUNIONSTORE", 2, Merge, How::Combine),
+    row("ZINTERSTORE", 2, Merge, How::Combine),
+    row("ZDIFFSTORE", 2, Merge, How::Combine),
+    row("ZINTER", 2, Nothing, How::Drop),
     row("ZMPOP", 2, Counted(1), How::MultiPop("ZMPOP", 1)),
     row("ZRANGESTORE", 2, FirstTwo, How::RangeStore),
     row("GEOADD", 5, First, How::GeoAdd),

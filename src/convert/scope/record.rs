@@ -121,6 +121,20 @@ impl Scope {
                 (_, Some(false)) => Err(border(key(0), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
             },
+            // Of a truncated record nobody knows which key was written; the translation lists them.
+            b"ZUNIONSTORE" | b"ZINTERSTORE" | b"ZDIFFSTORE" if positions.len() < 2 || positions.last() != Some(&1) => {
+                Ok(Scoped::Same)
+            }
+            b"ZUNIONSTORE" | b"ZINTERSTORE" | b"ZDIFFSTORE" => {
+                let to = args.get(1).copied().unwrap_or_default();
+                match kept.split_last() {
+                    Some((false, _)) => Ok(Scoped::Out(Reason::Key)),
+                    _ if !self.admits_type(TypeClass::Zset) => Ok(deletes([to].into_iter())),
+                    Some((true, sources)) if sources.contains(&false) => Err(border(to, FROM_OUTSIDE)),
+                    _ if !self.admits_type(TypeClass::Set) => Err(border(to, FROM_TYPES)),
+                    _ => Ok(Scoped::Same),
+                }
+            }
             b"CMS.MERGE" => match kept.split_last() {
                 _ if !self.admits_type(TypeClass::Filter) => Ok(Scoped::Out(Reason::Type)),
                 Some((false, _)) => Ok(Scoped::Out(Reason::Key)),
@@ -232,9 +246,7 @@ impl Scope {
             );
         }
         if !self.admits_type(TypeClass::Set) || !self.admits_type(TypeClass::Zset) {
-            return Err(
-                "stores what it reads from a key whose type may be left out; remedy: carry lists, sets and sorted sets",
-            );
+            return Err(FROM_TYPES);
         }
         Ok(Scoped::Same)
     }
@@ -245,6 +257,9 @@ const FROM_OUTSIDE: &str = "gives a key in scope the value of one that is left o
 
 const FROM_ANY: &str = "takes from the first of several keys that holds something, and some of them are left out; remedy: a wider \
                         filter, with a new full sync";
+
+const FROM_TYPES: &str =
+    "stores what it reads from a key whose type may be left out; remedy: carry lists, sets and sorted sets";
 
 /// A record that cannot be taken apart.
 struct Border<'r, 'a> {

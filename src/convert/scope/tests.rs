@@ -116,6 +116,7 @@ fn records_over_the_border_of_a_key_filter() {
 fn what_older_sources_record_over_the_border() {
     let keys = scope("include-prefix~k");
     let lists = scope("include-type~list");
+    let zsets = scope("include-type~zset");
     for (scope, line, expected) in [
         (&keys, "LMPOP 2 k1 k2 LEFT", "same"),
         (&keys, "LMPOP 2 o1 o2 LEFT", "("),
@@ -125,6 +126,13 @@ fn what_older_sources_record_over_the_border() {
         (&keys, "ZRANGESTORE k1 k2 0 1", "same"),
         (&keys, "ZRANGESTORE o1 k2 0 1", "("),
         (&keys, "ZRANGESTORE k1 o2 0 1", "refused"),
+        (&keys, "ZUNIONSTORE k1 2 k2 k3 WEIGHTS 1 2", "same"),
+        (&keys, "ZUNIONSTORE k1 2 k2 o3", "refused"),
+        (&keys, "ZINTERSTORE o1 1 k2", "("),
+        (&keys, "ZUNIONSTORE k1 k2", "same"),
+        (&lists, "ZDIFFSTORE l 1 z", "DEL l"),
+        (&lists, "ZDIFFSTORE l z", "same"),
+        (&zsets, "ZUNIONSTORE z 1 y", "refused"),
         (&lists, "LMPOP 1 l LEFT", "same"),
         (&lists, "ZMPOP 1 z MIN", "("),
         (&lists, "ZRANGESTORE l z 0 1", "DEL l"),

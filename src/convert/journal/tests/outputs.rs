@@ -311,6 +311,12 @@ fn what_older_masters_record_raw() {
             ("ZMPOP 2 a b MAX", "G ZMPOP 2 a b MAX"),
             ("LMPOP a b", "<Truncated>"),
             ("ZMPOP b", "<Truncated>"),
+            ("ZUNIONSTORE d 2 a b WEIGHTS 1 2", "G ZUNIONSTORE d 2 a b WEIGHTS 1 2"),
+            ("ZINTERSTORE d 1 a AGGREGATE MIN", "G ZINTERSTORE d 1 a AGGREGATE MIN"),
+            ("ZDIFFSTORE d 2 a b", "G ZDIFFSTORE d 2 a b"),
+            ("ZUNIONSTORE d a", "<Truncated>"),
+            ("ZINTERSTORE 2", "<Truncated>"),
+            ("ZINTER 2 a b", "<NoMeaning>"),
             ("ZRANGESTORE d s 0 -1 REV", "G ZRANGESTORE d s 0 -1 REV"),
             ("ZRANGESTORE d", "<Truncated>"),
             ("SORT k BY w_* LIMIT 0 5 GET # DESC ALPHA", "<Read>"),
@@ -320,6 +326,7 @@ fn what_older_masters_record_raw() {
             ("SORT k 0 5", "<Truncated>"),
         ],
     );
+    check(&["7.0c"], &[("ZUNIONSTORE foo 2 {foo} bar", "<CrossSlot>")]);
     check(&["7.0c"], &[("LMPOP 2 foo bar LEFT", "<CrossSlot>"), ("LMPOP 1 foo LEFT", "G@12182 LMPOP 1 foo LEFT")]);
     let mut old = capabilities("6.2");
     old.commands.retain(|name| !name.contains("MPOP"));
