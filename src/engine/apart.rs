@@ -3,7 +3,8 @@
 //! In: a record whose keys lie in different slots, and the markers' value for it. Out: the same effect by commands of one
 //! slot each. Invariants: everything before the record is acknowledged and nothing behind it is sent; what is written to
 //! the destination stands in one MULTI with the destination's marker, what is taken from the source in one with the
-//! source's; so after a lost connection or a restart each half is done once. What cannot be done is refused by key and LSN.
+//! source's; so after a lost connection or a restart each half is done once. Where the second half is done and the first is
+//! not, its node has lost it, and nothing goes on from there. What cannot be done is refused by key and LSN.
 
 use super::cluster::Cluster;
 use super::error::EngineError;
@@ -35,6 +36,9 @@ impl Cluster {
             _ => Err(EngineError::Refused("its keys lie in different slots of the cluster".into())),
         };
         done.map_err(|error| {
+            if matches!(error, EngineError::LostPosition(_)) {
+                return error;
+            }
             let place = apart.next_lsn.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default();
             let key = args.get(1).copied().unwrap_or_default();
             EngineError::Refused(format!(
@@ -48,7 +52,7 @@ impl Cluster {
 
     async fn rename(&mut self, apart: &Apart, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
         if self.is_done(apart, from).await? {
-            return Ok(());
+            return self.must_be_done(apart, to).await;
         }
         if !self.is_done(apart, to).await? {
             let payload = match self.read(&[b"DUMP", from]).await? {
@@ -87,7 +91,7 @@ impl Cluster {
         (to, to_left): (&[u8], bool),
     ) -> Result<(), EngineError> {
         if self.is_done(apart, from).await? {
-            return Ok(());
+            return self.must_be_done(apart, to).await;
         }
         if !self.is_done(apart, to).await? {
             let element = match self.read(&[b"LINDEX", from, if from_left { b"0" } else { b"-1" }]).await? {
@@ -101,18 +105,19 @@ impl Cluster {
 
     async fn sort_store(&mut self, apart: &Apart, args: &[&[u8]]) -> Result<(), EngineError> {
         let (question, to) = without_store(args, b"STORE")?;
-        if self.is_done(apart, to).await? {
+        if self.is_read(apart, args, to).await? {
             return Ok(());
         }
         let Value::Array(values) = self.read(&question).await? else { return Err(unknown_shape()) };
         let texts: Vec<&[u8]> = values.iter().map(|value| value.bytes().unwrap_or_default()).collect();
-        self.replace(apart, to, b"RPUSH", &texts, VALUES_MAX).await
+        self.replace(apart, to, b"RPUSH", &texts, VALUES_MAX).await?;
+        self.note_read(apart, args).await
     }
 
     async fn geo_store(&mut self, apart: &Apart, args: &[&[u8]]) -> Result<(), EngineError> {
         let (mut question, to) = without_store(args, b"STORE")?;
         question.push(b"WITHHASH");
-        if self.is_done(apart, to).await? {
+        if self.is_read(apart, args, to).await? {
             return Ok(());
         }
         let Value::Array(rows) = self.read(&question).await? else { return Err(unknown_shape()) };
@@ -125,7 +130,42 @@ impl Cluster {
             owned.push(member.bytes().unwrap_or_default().to_vec());
         }
         let texts: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
-        self.replace(apart, to, b"ZADD", &texts, 2 * VALUES_MAX).await
+        self.replace(apart, to, b"ZADD", &texts, 2 * VALUES_MAX).await?;
+        self.note_read(apart, args).await
+    }
+
+    /// Whether a record that reads one key and stores into another was done before.
+    async fn is_read(&mut self, apart: &Apart, args: &[&[u8]], to: &[u8]) -> Result<bool, EngineError> {
+        let from = args.get(1).copied().unwrap_or_default();
+        if self.is_done(apart, to).await? {
+            self.note_read(apart, args).await?;
+            return Ok(true);
+        }
+        if self.is_done(apart, from).await? {
+            self.must_be_done(apart, to).await?;
+        }
+        Ok(false)
+    }
+
+    /// Behind what was stored: the key that was read may change from now on.
+    async fn note_read(&mut self, apart: &Apart, args: &[&[u8]]) -> Result<(), EngineError> {
+        let from = args.get(1).copied().unwrap_or_default();
+        if self.is_done(apart, from).await? { Ok(()) } else { self.group(apart, from, &[]).await }
+    }
+
+    /// The half of a record that is done first, where the other half is done: else its node has lost it.
+    async fn must_be_done(&mut self, apart: &Apart, key: &[u8]) -> Result<(), EngineError> {
+        if self.is_done(apart, key).await? {
+            return Ok(());
+        }
+        Err(EngineError::LostPosition(format!(
+            "flow {}{}: the node that has the key \"{}\" has lost what a recorded command had put there from another node, which \
+             no longer has it: only a full sync brings it back (--on-lost-position resync, which empties the target, or a new run \
+             with --on-existing flush)",
+            apart.flow,
+            apart.next_lsn.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default(),
+            key.escape_ascii()
+        )))
     }
 
     /// The key holds `values` now, and nothing else.

@@ -4,22 +4,27 @@
 //! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `held` (1: expiries may
 //! stand there that are written later than they are), `lsn:<flow>` (LSN
 //! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
-//! behind blind ones), `scope` (the job's filters), `watched:` and `lost:` (see `lost`). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
+//! behind blind ones), `scope` (the job's filters), `watched:` and `lost:` (see `lost`), `homes:` and `flushing` (of a cluster, see
+//! `homes`). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
 use super::cluster::{Cluster, Patience, Trouble};
 use super::error::EngineError;
 use super::errors::is_rejection;
+use super::homes;
 use super::import;
 use super::lost;
 use super::messages::Lost;
 use super::refusal;
 use super::target::TargetLink;
 use super::writer::LSN_FIELD_PREFIX;
-use crate::ids::{FlowId, Lsn};
+use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::resp;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
+
+/// Field that is 1 while a global command is executed node by node: then what nodes keep of positions (`homes`) may be gone.
+const FLUSHING: &str = "flushing";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -39,6 +44,10 @@ pub struct Checkpoint {
     pub scope: String,
     /// Keys that the target may have lost.
     pub lost: Vec<Lost>,
+    /// A cluster's: where its nodes keep positions, by the first flow of each worker.
+    pub homes: Vec<(FlowId, Vec<Slot>)>,
+    /// A cluster's: a global command was being executed, node by node.
+    pub flushing: bool,
 }
 
 /// Reads the checkpoint. None: no job has left one.
@@ -70,8 +79,11 @@ pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>
     let held = field("held").as_deref() == Some("1");
     let text = |value: &Value| -> Vec<u8> { value.bytes().map(<[u8]>::to_vec).unwrap_or_default() };
     let lost = pairs.chunks_exact(2).flat_map(|pair| lost::parse(&text(&pair[0]), &text(&pair[1]))).collect();
+    let homes = pairs.chunks_exact(2).filter_map(|pair| homes::parse(&text(&pair[0]), &text(&pair[1]))).collect();
+    let flushing = field(FLUSHING).as_deref() == Some("1");
     let (master_id, owned) = (need("master")?, need("owned")? == "1");
-    Ok(Some(Checkpoint { key: key.to_string(), master_id, flows, stable, owned, held, lsns, scope, lost }))
+    let key = key.to_string();
+    Ok(Some(Checkpoint { key, master_id, flows, stable, owned, held, lsns, scope, lost, homes, flushing }))
 }
 
 /// The same on every primary of a cluster. What is `behind` the command, the positions
@@ -89,6 +101,11 @@ async fn execute_on_cluster(
         before.push(format!("{LSN_FIELD_PREFIX}{flow}").into_bytes());
         before.push(lsn.0.saturating_sub(1).to_string().into_bytes());
     }
+    before.extend([FLUSHING.into(), b"1".to_vec()]);
+    let mut behind = behind.to_vec();
+    if let Some(set) = behind.first_mut() {
+        set.extend([FLUSHING.as_bytes(), b"0"]);
+    }
     cluster.call(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
     cluster.refresh_patiently().await?;
     let request = resp::command(command);
@@ -96,7 +113,7 @@ async fn execute_on_cluster(
     // for a while is waited for, as it is everywhere else.
     let mut patience = Patience::new();
     loop {
-        match execute_everywhere(cluster, key, &request, behind).await {
+        match execute_everywhere(cluster, key, &request, &behind).await {
             Ok(()) => return Ok(()),
             Err(Trouble::Broken(error)) => {
                 patience.wait(&error.to_string()).await?;

@@ -4,7 +4,8 @@
 //! nodes that an authenticated node of the cluster named are connected to; one command at a time, its answer awaited; a
 //! command that was redirected is sent again only after the error that says it was not executed; before anything is sent
 //! to a node with which a worker lost a connection, that connection is ended there; a primary that came back as another
-//! process, with nobody in its place, is refused (it may have forgotten acknowledged writes).
+//! process, or whose replica took over, may have forgotten acknowledged writes: the session ends, and where the journal is
+//! followed the next one goes on from the positions that the nodes hold themselves (`homes`).
 
 use super::error::EngineError;
 use super::errors::is_rejection;
@@ -13,11 +14,12 @@ use super::target::{self, TargetLink};
 use crate::ids::Slot;
 use crate::redis::info::Info;
 use crate::redis::slot::slot;
-use crate::redis::topology::{Address, NatMap, Redirect, Topology};
+use crate::redis::topology::{Address, NatMap, Node, Redirect, Role, Topology};
 use crate::redis::value::Value;
 use crate::uring;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A node that does not answer within this is asked later.
@@ -97,6 +99,8 @@ pub struct Cluster {
     lost_clients: HashMap<String, Vec<LostClient>>,
     /// Run ids of all nodes as they were seen last.
     seen_run_ids: HashMap<String, String>,
+    /// A session that ends now can be followed by one that goes on from what each node holds.
+    ends_on_takeover: Arc<AtomicBool>,
 }
 
 /// A connection to be ended. Its number means nothing to another process.
@@ -131,7 +135,14 @@ impl Cluster {
             run_ids: HashMap::new(),
             lost_clients: HashMap::new(),
             seen_run_ids: HashMap::new(),
+            ends_on_takeover: Arc::default(),
         })
+    }
+
+    /// Once this is set, a node that may lack what was acknowledged (a replica that took over, a primary that was restarted) ends
+    /// the session: the next one goes on from the positions that the nodes hold (`homes`).
+    pub fn ends_on_takeover(&mut self, on: Arc<AtomicBool>) {
+        self.ends_on_takeover = on;
     }
 
     pub fn topology(&self) -> &Topology {
@@ -215,12 +226,12 @@ impl Cluster {
             best = Some(view(&mut link, &self.seed, &self.nat, tls).await.map_err(Trouble::Broken)?);
         }
         if let Some(topology) = best {
-            self.adopt(topology);
+            self.adopt(topology)?;
         }
         Ok(())
     }
 
-    fn adopt(&mut self, topology: Topology) {
+    fn adopt(&mut self, topology: Topology) -> Result<(), Trouble> {
         if topology != self.topology {
             tracing::info!(
                 epoch = topology.epoch,
@@ -228,19 +239,7 @@ impl Cluster {
                 "the cluster's topology changed"
             );
         }
-        for old in self.topology.primaries() {
-            let failed = topology.by_id(&old.id).is_none_or(|node| !node.healthy);
-            let heir =
-                self.topology.slots_of(&old.id).find_map(|slot| topology.owner(slot)).filter(|heir| heir.id != old.id);
-            if let (true, Some(heir)) = (failed, heir) {
-                tracing::warn!(
-                    failed = %old.address,
-                    heir = %heir.address,
-                    "a primary failed and was replaced: writes that it acknowledged in its last moments may be missing, for \
-                     clusters replicate asynchronously"
-                );
-            }
-        }
+        let takeover = takeover(&self.topology, &topology);
         self.topology = topology;
         remember(&self.settings, &self.topology);
         // A node that is no primary any more may be restarted: it will copy its data from the new one.
@@ -248,6 +247,19 @@ impl Cluster {
         self.run_ids.retain(|id, _| primaries.contains(id));
         let nodes = &self.topology;
         self.links.retain(|id, _| nodes.by_id(id).is_some());
+        let Some((old, heir)) = takeover else { return Ok(()) };
+        if self.ends_on_takeover.load(Ordering::Acquire) {
+            return Err(Trouble::Final(EngineError::TargetRestarted(format!(
+                "{heir} took over from {old}, and may lack what that had acknowledged in its last moments"
+            ))));
+        }
+        tracing::warn!(
+            %old,
+            %heir,
+            "a replica took over: writes that its primary acknowledged in its last moments may be missing, for clusters \
+             replicate asynchronously"
+        );
+        Ok(())
     }
 
     /// The connection to a node, made if there is none.
@@ -284,7 +296,11 @@ impl Cluster {
         }
         match self.run_ids.get(id) {
             Some(known) if *known != run_id => {
-                Err(Trouble::Final(EngineError::Target(format!("node {id}: {}", target::RESTARTED))))
+                let text = format!("node {id}: {}", target::RESTARTED);
+                Err(Trouble::Final(match self.ends_on_takeover.load(Ordering::Acquire) {
+                    true => EngineError::TargetRestarted(text),
+                    false => EngineError::Target(text),
+                }))
             }
             Some(_) => Ok(()),
             None => {
@@ -505,6 +521,18 @@ impl Cluster {
         }
         Ok(replies)
     }
+}
+
+/// A primary whose slots are another node's now that was none before: its replica, or an heir that nobody knew.
+fn takeover(old: &Topology, new: &Topology) -> Option<(Address, Address)> {
+    old.primaries().into_iter().find_map(|primary| {
+        let mut heirs = old.slots_of(&primary.id).filter_map(|slot| new.owner(slot));
+        let is_new = |heir: &&Node| match old.by_id(&heir.id) {
+            Some(known) => known.role == Role::Replica,
+            None => new.by_id(&primary.id).is_none_or(|node| !node.healthy),
+        };
+        heirs.find(is_new).map(|heir| (primary.address.clone(), heir.address.clone()))
+    })
 }
 
 /// For the time when the node that the operator named is gone.

@@ -26,14 +26,14 @@ use super::worker;
 use crate::convert::names::Name;
 use crate::dragonfly::owner::OwnerRule;
 use crate::dragonfly::session::Release;
-use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -65,6 +65,10 @@ pub struct ClusterPlan {
     pub resumed: Arc<Resumed>,
     /// By flow: what stands before this LSN may have been sent by an earlier session, though no position says so.
     pub sent_before: Arc<[Lsn]>,
+    /// Keys of positions found at the nodes.
+    pub noted: Arc<[(FlowId, Slot)]>,
+    /// The checkpoint is good: a session that ends may be followed by one that goes on from it.
+    pub stable: Arc<AtomicBool>,
 }
 
 /// Part of a source process's id that tells its positions from another's.
@@ -203,6 +207,7 @@ impl Crew {
                         checkpoint_key: own::checkpoint_key(&settings),
                         resumed: plan.resumed,
                         sent_before: plan.sent_before,
+                        noted: plan.noted,
                     })
                 }
                 None => None,
@@ -328,6 +333,13 @@ impl Crew {
     /// The target is a cluster.
     pub fn is_cluster(&self) -> bool {
         self.plan.capabilities.cluster
+    }
+
+    /// The checkpoint is good from now on.
+    pub fn set_stable(&self) {
+        if let Some(plan) = &self.plan.cluster {
+            plan.stable.store(true, Ordering::Release);
+        }
     }
 
     /// Keys of the markers that the lanes may write.

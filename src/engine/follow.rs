@@ -181,6 +181,7 @@ impl Job<'_> {
             if !checkpoint.stable && crew.confirmed().iter().all(|lsn| *lsn > 0) {
                 checkpoint::mark_stable(&mut self.control_again(probed).await?, &checkpoint.key).await?;
                 checkpoint.stable = true;
+                crew.set_stable();
                 self.resumable = true;
             }
             let settled = watch.suspects_settled >= crew.workers();

@@ -178,11 +178,11 @@ impl Worker {
         }
     }
 
-    /// Markers that this worker wrote, and the databases in which.
+    /// Markers that this worker wrote (and positions, to a cluster's nodes), and the databases in which.
     pub(super) fn markers(&self) -> Vec<(Vec<u8>, Vec<DbIndex>)> {
         match &self.router {
             None => self.lanes.iter().map(|l| (l.guard.marker.clone(), l.guard.marked_dbs.clone())).collect(),
-            Some(router) => router.marked_keys().map(|key| (key, vec![DbIndex(0)])).collect(),
+            Some(router) => router.own_keys().map(|key| (key, vec![DbIndex(0)])).collect(),
         }
     }
 }

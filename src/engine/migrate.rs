@@ -8,6 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
 use super::handle::Existing;
+use super::homes::Found;
 use super::job::{Job, Signals, graver};
 use super::lease;
 use super::messages::{WorkerEvent, WorkerSummary};
@@ -23,6 +24,7 @@ use crate::report::counters::Totals;
 use crate::report::document::ServerInfo;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
@@ -185,21 +187,38 @@ impl Job<'_> {
     }
 
     /// What the workers of a session need to know of a target cluster; `None` if the target is none. With a checkpoint, the
-    /// markers of the session before are read.
+    /// markers of the session before are read, and its positions lowered to those from which on no node lacks anything.
     pub(super) async fn cluster_plan(
         &mut self,
         probed: &Target,
-        checkpoint: Option<&Checkpoint>,
+        checkpoint: Option<&mut Checkpoint>,
     ) -> Result<Option<ClusterPlan>, EngineError> {
         if !probed.capabilities.cluster {
             return Ok(None);
         }
         let Some(mut cluster) = TargetLink::open(&self.settings).await?.into_cluster() else { return Ok(None) };
-        let tag = checkpoint.map(|checkpoint| journal_tag(&checkpoint.master_id)).unwrap_or_default();
-        let resumed = match checkpoint {
-            Some(checkpoint) => cluster.read_markers(checkpoint.flows, &tag).await?,
-            None => Resumed::new(),
+        let tag = checkpoint.as_ref().map(|checkpoint| journal_tag(&checkpoint.master_id)).unwrap_or_default();
+        let stable = Arc::new(AtomicBool::new(checkpoint.is_some()));
+        let (resumed, found) = match checkpoint {
+            None => (Resumed::new(), Found::default()),
+            Some(checkpoint) => {
+                let (resumed, found) = cluster.read_markers(checkpoint.flows, &tag).await?;
+                if !checkpoint.flushing {
+                    let topology = cluster.topology();
+                    let proven = found.proven(checkpoint, |slot| topology.owner(slot).map(|node| node.id.clone()))?;
+                    let lost: u64 = checkpoint.lsns.iter().zip(&proven).map(|(of, proven)| of.0 - proven.0).sum();
+                    if lost > 0 {
+                        tracing::warn!(
+                            records = lost,
+                            "a node lacks what it had acknowledged: going on from where it stands"
+                        );
+                    }
+                    checkpoint.lsns = proven;
+                }
+                (resumed, found)
+            }
         };
+        cluster.ends_on_takeover(stable.clone());
         for id in cluster.primary_ids() {
             cluster.number(&id);
         }
@@ -208,6 +227,8 @@ impl Job<'_> {
             journal_tag: tag,
             resumed: Arc::new(resumed),
             sent_before: Arc::new([]),
+            noted: found.places().collect(),
+            stable,
         }))
     }
 

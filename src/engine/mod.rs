@@ -44,6 +44,7 @@ mod handle;
 mod handover;
 mod held;
 mod hold;
+mod homes;
 pub mod hooks;
 mod import;
 mod input;

@@ -55,7 +55,16 @@ pub fn control_name(settings: &MigrateSettings) -> String {
 
 /// Key of the marker of a flow in a slot of a cluster; `tag`: the job's.
 pub fn marker_key(tag: &str, flow: FlowId, slot: Slot) -> Vec<u8> {
-    let mut key = format!("df2redis:m:{{{}}}:{flow}", slot::tag(slot));
+    key_in_slot('m', tag, flow, slot)
+}
+
+/// Key of the position of a flow that a cluster's node keeps in this slot.
+pub fn position_key(tag: &str, flow: FlowId, slot: Slot) -> Vec<u8> {
+    key_in_slot('p', tag, flow, slot)
+}
+
+fn key_in_slot(kind: char, tag: &str, flow: FlowId, slot: Slot) -> Vec<u8> {
+    let mut key = format!("df2redis:{kind}:{{{}}}:{flow}", slot::tag(slot));
     if !tag.is_empty() {
         key.push(':');
         key.push_str(tag);
@@ -77,6 +86,8 @@ mod tests {
             let key = marker_key(tag, FlowId(12), Slot(77));
             assert_eq!(slot::slot(&key), Slot(77));
             assert!(key.starts_with(super::super::target::OWN_PREFIX.as_bytes()));
+            let position = position_key(tag, FlowId(12), Slot(77));
+            assert!(slot::slot(&position) == Slot(77) && position != key);
         }
         assert_ne!(marker_key("", FlowId(1), Slot(7)), marker_key("a", FlowId(1), Slot(7)));
     }

@@ -249,7 +249,10 @@ impl Job<'_> {
         // Data and positions are of one transaction, so they are of one moment, even where the last second was lost.
         let lost: u64 =
             self.confirmed.iter().zip(&checkpoint.lsns).map(|(acked, held)| acked.saturating_sub(held.0)).sum();
-        tracing::warn!(lost_records = lost, "the target was restarted with its data: going on from its checkpoint");
+        tracing::warn!(
+            lost_records = lost,
+            "the target was restarted with its data (of a cluster: a node was, or a replica took over): going on from its checkpoint"
+        );
         Ok(checkpoint)
     }
 
@@ -333,7 +336,7 @@ impl Job<'_> {
         &mut self,
         target: &mut TargetLink,
         probed: &Target,
-        begin: Begin,
+        mut begin: Begin,
         signals: &mut Signals,
     ) -> Result<(), EngineError> {
         let mut plan = CrewPlan {
@@ -343,7 +346,7 @@ impl Job<'_> {
             source: None,
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
-            cluster: match &begin {
+            cluster: match &mut begin {
                 Begin::Full { .. } | Begin::Again => self.cluster_plan(probed, None).await?,
                 Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
             },
@@ -386,6 +389,8 @@ impl Job<'_> {
                     lsns: Vec::new(),
                     scope,
                     lost: Vec::new(),
+                    homes: Vec::new(),
+                    flushing: false,
                 };
                 checkpoint::begin(target, &checkpoint).await?;
                 (crew, checkpoint)

@@ -13,15 +13,14 @@
 //! not sent, or not executed. So the next start skips exactly what the marker covers, and applies the rest in its order.
 
 use super::error::EngineError;
+use super::homes;
 use super::lane::Lane;
 use super::layout::Marks;
-use super::own::marker_key;
-use super::writer::{LSN_FIELD_PREFIX, Source};
-use crate::convert::{Class, CommandMeta, Out};
-use crate::ids::{DbIndex, FlowId, Lsn, Slot};
+use super::own::{marker_key, position_key};
+use super::writer::LSN_FIELD_PREFIX;
+use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::slot;
 use crate::uring::Slab;
-use bytes::Bytes;
 use routes::Routes;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -29,6 +28,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 mod routes;
+mod writer;
+
+pub use writer::{ClusterWriter, WriteSettings};
 
 /// Cuts that wait for their acknowledgements at the most; while so many wait, no new one is made.
 const CUTS_MAX: usize = 64;
@@ -53,6 +55,8 @@ pub struct RouterStart {
     pub resumed: Arc<Resumed>,
     /// By flow: what stands before this LSN may have been sent by an earlier session.
     pub sent_before: Arc<[Lsn]>,
+    /// Keys of positions found at the nodes.
+    pub noted: Arc<[(FlowId, Slot)]>,
 }
 
 /// The tag and the position that a marker holds.
@@ -106,12 +110,23 @@ pub struct Router {
     confirmed: Vec<(FlowId, Lsn)>,
     written: Vec<(FlowId, Lsn)>,
     written_ns: u64,
+    /// By lane: where its node keeps positions.
+    homes: Vec<SmallVec<[Slot; 4]>>,
+    /// What must be acknowledged for these homes to be there, and their names.
+    homes_sent: Option<(Vec<u64>, String)>,
+    /// Homes that are there, and those that the checkpoint names.
+    homes_there: String,
+    homes_named: String,
+    /// Keys of positions that were written.
+    pub noted: HashSet<(FlowId, Slot)>,
 }
 
 impl Router {
-    /// Keys of the markers that were written.
-    pub fn marked_keys(&self) -> impl Iterator<Item = Vec<u8>> {
-        self.marked.iter().map(|(flow, slot)| marker_key(&self.marks.job_tag, *flow, *slot))
+    /// Keys that were written: the markers, and the positions at the nodes.
+    pub fn own_keys(&self) -> impl Iterator<Item = Vec<u8>> {
+        let tag = &self.marks.job_tag;
+        let markers = self.marked.iter().map(|(flow, slot)| marker_key(tag, *flow, *slot));
+        markers.chain(self.noted.iter().map(|(flow, slot)| position_key(tag, *flow, *slot)))
     }
 
     pub fn new(start: RouterStart) -> Self {
@@ -120,8 +135,14 @@ impl Router {
             let last = resumed_to.entry(*flow).or_insert(*lsn);
             *last = (*last).max(*lsn);
         }
+        let routes = Routes::new(start.lanes_by_slot);
         Self {
-            routes: Routes::new(start.lanes_by_slot),
+            homes: homes::choose(routes.lanes()),
+            homes_sent: None,
+            homes_there: String::new(),
+            homes_named: String::new(),
+            noted: start.noted.iter().copied().collect(),
+            routes,
             marks: Marks::new(start.journal_tag, start.snapshot_tag, start.job_tag),
             checkpoint_key: start.checkpoint_key,
             marked: start.resumed.keys().copied().collect(),
@@ -158,13 +179,22 @@ impl Router {
     /// The slots may have new lanes. Only while nothing is under way. `requeued`: what was queued changed its lane.
     pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>, requeued: bool) {
         self.routes = Routes::new(lanes_by_slot);
+        self.homes = homes::choose(self.routes.lanes());
         if requeued {
             // It is counted anew.
             self.cuts.clear();
             self.cut_last.clear();
         }
         // A position that was on its way may have been rejected: it is written again.
+        self.forget_noted();
+    }
+
+    /// The target's keys of the tool's own may be gone: they are written again.
+    pub fn forget_noted(&mut self) {
         self.written.clear();
+        self.homes_sent = None;
+        self.homes_there.clear();
+        self.homes_named.clear();
     }
 
     /// Why the last event could not be converted, if it could not.
@@ -197,8 +227,7 @@ impl Router {
         if positions == self.cut_last || self.cuts.len() >= CUTS_MAX {
             return;
         }
-        let batches =
-            lanes.iter().map(|lane| lane.queued_batches + u64::from(!lane.encoder.batch.is_empty())).collect();
+        let batches = queued(lanes);
         self.cut_last.clone_from(&positions);
         self.cuts.push_back(Cut { batches, positions });
     }
@@ -206,16 +235,23 @@ impl Router {
     /// Looks which cuts are acknowledged, and writes the newest positions into the checkpoint if that is due.
     pub fn note_positions(&mut self, lanes: &mut [Lane], slab: &mut Slab, batch_bytes: usize, now_ns: u64) {
         while let Some(cut) = self.cuts.front() {
-            if cut.batches.iter().zip(&*lanes).any(|(batches, lane)| lane.acked_batches < *batches) {
+            if !are_acked(&cut.batches, lanes) {
                 break;
             }
             if let Some(cut) = self.cuts.pop_front() {
                 self.confirmed = cut.positions;
             }
         }
+        if let Some((_, names)) = self.homes_sent.take_if(|(batches, _)| are_acked(batches, lanes)) {
+            self.homes_there = names;
+        }
         let due = now_ns >= self.written_ns + POSITIONS_EVERY_NS || lanes.iter().all(Lane::is_idle);
-        if self.confirmed == self.written || !due {
+        let moved = self.confirmed != self.written;
+        if !due || !moved && self.homes_there == self.homes_named {
             return;
+        }
+        if moved {
+            self.note_at_nodes(lanes, slab, now_ns);
         }
         let checkpoint = self.checkpoint_key.as_bytes();
         let lane = self.lane_of(slot::slot(checkpoint));
@@ -230,6 +266,15 @@ impl Router {
                 Some((_, known)) => *known = lsn,
                 None => positions.push((flow, lsn)),
             }
+        }
+        if self.homes_there != self.homes_named
+            && let Some((flow, _)) = self.confirmed.iter().min()
+        {
+            fields.extend([format!("{}{flow}", homes::FIELD_PREFIX), self.homes_there.clone()]);
+            self.homes_named.clone_from(&self.homes_there);
+        }
+        if fields.is_empty() {
+            return;
         }
         let mut args: Vec<&[u8]> = vec![b"HSET", checkpoint];
         args.extend(fields.iter().map(String::as_bytes));
@@ -246,256 +291,46 @@ impl Router {
         self.written_ns = now_ns;
     }
 
+    /// Writes the confirmed positions to every node.
+    fn note_at_nodes(&mut self, lanes: &mut [Lane], slab: &mut Slab, now_ns: u64) {
+        for (lane, homes) in lanes.iter_mut().zip(&self.homes).filter(|(lane, _)| lane.is_live()) {
+            for slot in homes {
+                let texts: Vec<Vec<u8>> = self
+                    .confirmed
+                    .iter()
+                    .flat_map(|(flow, lsn)| {
+                        [position_key(&self.marks.job_tag, *flow, *slot), self.marks.journal_value(*lsn)]
+                    })
+                    .collect();
+                let mut args: Vec<&[u8]> = vec![b"MSET"];
+                args.extend(texts.iter().map(Vec::as_slice));
+                if lane.encoder.batch.first_read_ns == 0 {
+                    lane.encoder.batch.first_read_ns = now_ns;
+                }
+                lane.encoder.command(slab, &args);
+                lane.pieces.push(&lane.encoder, None, None, false);
+                self.noted.extend(self.confirmed.iter().map(|(flow, _)| (*flow, *slot)));
+            }
+        }
+        let names = homes::to_text(&self.homes);
+        if names != self.homes_there {
+            self.homes_sent = Some((queued(lanes), names));
+        }
+    }
+
     /// Every position of these flows is in the checkpoint, or on its way there.
     pub fn is_noted(&self, positions: &[(FlowId, Lsn)]) -> bool {
         self.cuts.is_empty() && self.written == positions
     }
 }
 
-/// Where a command's bytes go.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Aim {
-    Lane(usize),
-    /// Kept, and copied to every lane at its end.
-    All,
-    /// Written nowhere: it was applied before, or cannot be sent.
-    Nowhere,
+/// By lane: batches that are there now, the open one included.
+fn queued(lanes: &[Lane]) -> Vec<u64> {
+    lanes.iter().map(|lane| lane.queued_batches + u64::from(!lane.encoder.batch.is_empty())).collect()
 }
 
-/// Where `convert` writes in a cluster: one event's access to all lanes.
-pub struct ClusterWriter<'a> {
-    router: &'a mut Router,
-    lanes: &'a mut [Lane],
-    slab: &'a mut Slab,
-    source: &'a Source,
-    flow: FlowId,
-    /// LSN behind the record that is written; `None` in the full sync, whose records have none.
-    record: Option<Lsn>,
-    /// Some slot's marker may cover the record.
-    resuming: bool,
-    /// The record may have been sent before.
-    again: bool,
-    borrow_bytes_min: usize,
-    batch_bytes: usize,
-    read_ns: u64,
-    aim: Aim,
-    /// Slot and class of the command begun.
-    begun: (Slot, Class),
-    /// Lanes that got a guarded command of the record, and lanes that are to be looked at behind it.
-    guarded: SmallVec<[usize; 4]>,
-    unclosed: SmallVec<[usize; 4]>,
-}
-
-/// What does not change from event to event.
-#[derive(Clone, Copy)]
-pub struct WriteSettings {
-    pub borrow_bytes_min: usize,
-    pub batch_bytes: usize,
-    pub read_ns: u64,
-}
-
-impl WriteSettings {
-    /// Nothing can be borrowed.
-    pub fn copying(batch_bytes: usize, read_ns: u64) -> Self {
-        Self { borrow_bytes_min: usize::MAX, batch_bytes, read_ns }
-    }
-}
-
-impl<'a> ClusterWriter<'a> {
-    #[inline]
-    pub fn new(
-        router: &'a mut Router,
-        lanes: &'a mut [Lane],
-        slab: &'a mut Slab,
-        source: &'a Source,
-        (flow, record): (FlowId, Option<Lsn>),
-        settings: WriteSettings,
-    ) -> Self {
-        let resuming = record.is_some_and(|lsn| router.resumed_to.get(&flow).is_some_and(|to| lsn <= *to));
-        let sent_before = router.sent_before.get(flow.0 as usize).copied().unwrap_or_default();
-        let again = record.is_some_and(|lsn| lsn <= sent_before);
-        let WriteSettings { borrow_bytes_min, batch_bytes, read_ns } = settings;
-        Self {
-            router,
-            lanes,
-            slab,
-            source,
-            flow,
-            record,
-            resuming,
-            again,
-            borrow_bytes_min,
-            batch_bytes,
-            read_ns,
-            aim: Aim::Nowhere,
-            begun: (Slot(0), Class::Blind),
-            guarded: SmallVec::new(),
-            unclosed: SmallVec::new(),
-        }
-    }
-
-    /// The record is complete: a batch may end here.
-    pub fn record_done(&mut self) {
-        self.guarded.clear();
-        for at in std::mem::take(&mut self.unclosed) {
-            self.close_if_full(at);
-        }
-    }
-
-    #[inline]
-    fn close_if_full(&mut self, at: usize) {
-        if let Some(lane) = self.lanes.get_mut(at)
-            && lane.encoder.is_full(self.batch_bytes)
-        {
-            lane.close_cluster(self.slab);
-        }
-    }
-
-    #[inline]
-    fn end_at(&mut self, at: usize) {
-        let Some(lane) = self.lanes.get_mut(at) else { return };
-        let (slot, class) = self.begun;
-        lane.encoder.batch.commands += 1;
-        lane.pieces.push(&lane.encoder, Some((self.flow, slot)), self.record, class == Class::Guarded);
-        if self.again && class == Class::Blind {
-            lane.pieces.put_in_doubt();
-        }
-        if class == Class::Guarded {
-            self.router.marked.insert((self.flow, slot));
-        }
-        if self.record.is_none() {
-            return self.close_if_full(at);
-        }
-        // A marker covers the whole of its record: the rest of it goes into the same transaction.
-        if class == Class::Guarded && !self.guarded.contains(&at) {
-            self.guarded.push(at);
-        }
-        if !self.guarded.contains(&at) {
-            self.close_if_full(at);
-        } else if !self.unclosed.contains(&at) {
-            self.unclosed.push(at);
-        }
-    }
-
-    #[cold]
-    fn refuse_db(&mut self, db: DbIndex) -> Aim {
-        self.router.refused = Some(EngineError::Refused(format!(
-            "flow {}{}: the source has keys in database {db}, but a cluster has only database 0",
-            self.flow,
-            self.record.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default()
-        )));
-        Aim::Nowhere
-    }
-
-    #[inline]
-    fn aim_at(&mut self, meta: &CommandMeta) -> Aim {
-        if meta.all_nodes {
-            self.router.scratch.clear();
-            return Aim::All;
-        }
-        if meta.db != DbIndex(0) {
-            return self.refuse_db(meta.db);
-        }
-        if self.resuming && self.was_applied(meta.slot) {
-            return Aim::Nowhere;
-        }
-        Aim::Lane(self.router.lane_of(meta.slot))
-    }
-
-    /// The marker that was found in the slot covers the record.
-    fn was_applied(&self, slot: Slot) -> bool {
-        let applied = self.router.resumed.get(&(self.flow, slot));
-        applied.is_some_and(|applied| self.record.is_some_and(|lsn| lsn <= *applied))
-    }
-
-    /// Copies the command kept to every lane.
-    #[cold]
-    fn copy_to_all(&mut self) {
-        for at in 0..self.lanes.len() {
-            let Some(lane) = self.lanes.get_mut(at).filter(|lane| lane.is_live()) else { continue };
-            self.router.touch(at);
-            // Nothing behind it is to come before it.
-            if lane.pieces.is_guarded() {
-                lane.close_cluster(self.slab);
-            }
-            if lane.encoder.batch.is_empty() {
-                lane.encoder.batch.first_read_ns = self.read_ns;
-            }
-            lane.encoder.copy(self.slab, &self.router.scratch);
-            lane.encoder.batch.commands += 1;
-            lane.pieces.push(&lane.encoder, None, None, false);
-            lane.close_cluster(self.slab);
-        }
-        self.router.scratch.clear();
-    }
-}
-
-impl Out for ClusterWriter<'_> {
-    #[inline]
-    fn begin(&mut self, meta: CommandMeta) {
-        self.aim = self.aim_at(&meta);
-        let Aim::Lane(at) = self.aim else { return };
-        self.begun = (meta.slot, meta.class);
-        self.router.touch(at);
-        let Some(lane) = self.lanes.get_mut(at) else { return };
-        if lane.encoder.batch.is_empty() {
-            lane.encoder.batch.first_read_ns = self.read_ns;
-        }
-    }
-
-    #[inline]
-    fn space(&mut self, len: usize) -> &mut [u8] {
-        match self.aim {
-            Aim::Lane(at) if at < self.lanes.len() => self.lanes[at].encoder.space(self.slab, len),
-            _ => {
-                let from = self.router.scratch.len();
-                self.router.scratch_mark = from;
-                self.router.scratch.resize(from + len, 0);
-                &mut self.router.scratch[from..]
-            }
-        }
-    }
-
-    #[inline]
-    fn advance(&mut self, len: usize) {
-        match self.aim {
-            Aim::Lane(at) if at < self.lanes.len() => self.lanes[at].encoder.advance(self.slab, len),
-            // `space` grew it by the length asked for; what goes nowhere takes no room.
-            Aim::All => self.router.scratch.truncate(self.router.scratch_mark + len),
-            _ => self.router.scratch.clear(),
-        }
-    }
-
-    #[inline]
-    fn put(&mut self, bytes: &[u8]) {
-        match self.aim {
-            Aim::Lane(at) if at < self.lanes.len() => {
-                self.lanes[at].encoder.put(self.slab, self.source, self.borrow_bytes_min, bytes);
-            }
-            Aim::All => self.router.scratch.extend_from_slice(bytes),
-            _ => {}
-        }
-    }
-
-    fn put_owned(&mut self, bytes: Bytes) {
-        match self.aim {
-            Aim::Lane(at) if at < self.lanes.len() => {
-                self.lanes[at].encoder.put_owned(self.slab, self.borrow_bytes_min, bytes);
-            }
-            Aim::All => self.router.scratch.extend_from_slice(&bytes),
-            _ => {}
-        }
-    }
-
-    #[inline]
-    fn end(&mut self) {
-        match self.aim {
-            Aim::Nowhere => self.router.scratch.clear(),
-            Aim::All => self.copy_to_all(),
-            Aim::Lane(at) => self.end_at(at),
-        }
-        self.aim = Aim::Nowhere;
-    }
+fn are_acked(batches: &[u64], lanes: &[Lane]) -> bool {
+    batches.iter().zip(lanes).all(|(batches, lane)| lane.acked_batches >= *batches)
 }
 
 #[cfg(test)]

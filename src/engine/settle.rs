@@ -7,8 +7,9 @@
 
 use super::cluster::{Cluster, Patience, Trouble};
 use super::error::EngineError;
+use super::homes::Found;
 use super::messages::{Held, LaneStart, Settled};
-use super::own::{self, marker_key};
+use super::own::{self, marker_key, position_key};
 use super::refusal;
 use super::router::{Resumed, parse_marker, says_applied};
 use super::target::{self, TargetLink};
@@ -140,17 +141,20 @@ impl Cluster {
         Ok(LaneStart { node, socket, marker: Vec::new(), checkpoint, client_id, in_cluster: true })
     }
 
-    /// The markers of an earlier process of this job: up to where each flow was applied in each slot.
-    pub async fn read_markers(&mut self, flows: u32, tag: &str) -> Result<Resumed, EngineError> {
+    /// What an earlier session of this job left in the slots: the markers, up to where each flow was applied in each slot, and
+    /// the positions that the nodes keep.
+    pub async fn read_markers(&mut self, flows: u32, tag: &str) -> Result<(Resumed, Found), EngineError> {
         let job_tag = own::tag(self.settings());
         let mut requests = Vec::new();
-        for number in 0..SLOTS {
-            let keys: Vec<Vec<u8>> = (0..flows).map(|flow| marker_key(&job_tag, FlowId(flow), Slot(number))).collect();
+        for slot in (0..SLOTS).map(Slot) {
+            let markers = (0..flows).map(|flow| marker_key(&job_tag, FlowId(flow), slot));
+            let positions = (0..flows).map(|flow| position_key(&job_tag, FlowId(flow), slot));
+            let keys: Vec<Vec<u8>> = markers.chain(positions).collect();
             let mut args: Vec<&[u8]> = vec![b"MGET"];
             args.extend(keys.iter().map(Vec::as_slice));
-            requests.push((Slot(number), resp::command(&args)));
+            requests.push((slot, resp::command(&args)));
         }
-        let mut resumed = Resumed::new();
+        let (mut resumed, mut found) = (Resumed::new(), Found::default());
         for ((slot, _), reply) in requests.iter().zip(self.pipeline(&requests).await?) {
             let values = match reply {
                 Value::Array(values) => values,
@@ -159,16 +163,16 @@ impl Cluster {
                 }
                 _ => continue,
             };
-            for (flow, value) in (0..flows).zip(values) {
-                if let Value::Bulk(value) = value
-                    && let Some((found, lsn)) = parse_marker(&value)
-                    && found == tag
-                {
-                    resumed.insert((FlowId(flow), *slot), Lsn(lsn));
+            for (at, value) in (0..2 * flows).zip(values) {
+                let Value::Bulk(value) = value else { continue };
+                match parse_marker(&value) {
+                    _ if at >= flows => found.add(FlowId(at - flows), *slot, tag, &value),
+                    Some((of, lsn)) if of == tag => drop(resumed.insert((FlowId(at), *slot), Lsn(lsn))),
+                    _ => {}
                 }
             }
         }
-        Ok(resumed)
+        Ok((resumed, found))
     }
 
     /// Deletes keys of the tool's own.

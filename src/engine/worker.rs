@@ -274,6 +274,9 @@ impl Worker {
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
                     self.releases += 1;
+                    if let Some(router) = &mut self.router {
+                        router.forget_noted();
+                    }
                     for flow in &mut self.flows {
                         if let Some(lsn) = flow.release_barrier()
                             && let Some(shared) = self.confirmed.get(flow.id.0 as usize)

@@ -2,13 +2,16 @@
 //! kept of a batch that was partly rejected, and where it goes. Without a ring: batches are moved by hand as the kernel would.
 
 use super::*;
+use crate::convert::{Class, CommandMeta, Out};
 use crate::engine::again;
 use crate::engine::batch::Batch;
 use crate::engine::errors::judge_in_cluster;
 use crate::engine::lane::{Fault, Verdict};
 use crate::engine::messages::LaneStart;
 use crate::engine::outlet::Outlet;
-use crate::engine::own::CHECKPOINT_KEY;
+use crate::engine::own::{CHECKPOINT_KEY, position_key};
+use crate::engine::writer::Source;
+use crate::ids::DbIndex;
 use crate::redis::resp;
 use crate::redis::slot::{SLOTS, slot};
 use crate::uring::{SlabLayout, tcp_pair};
@@ -37,6 +40,7 @@ fn world(resumed: Resumed) -> World {
         checkpoint_key: CHECKPOINT_KEY.into(),
         resumed: Arc::new(resumed),
         sent_before: Arc::new([Lsn(0), Lsn(0), Lsn(0), SENT_BEFORE]),
+        noted: Arc::new([]),
     };
     let mut peers = Vec::new();
     let lanes = (0..2)
@@ -128,6 +132,13 @@ impl World {
         let count = acked.len();
         acked.into_iter().for_each(|batch| drop(batch.release(&mut self.slab)));
         count
+    }
+
+    /// Sends what waits, and has all of it executed.
+    fn answer_all(&mut self, lane: usize) {
+        self.send(lane);
+        let replies = self.lanes[lane].sent.iter().map(|batch| batch.commands as usize).sum();
+        self.reply(lane, &b"+OK\r\n".repeat(replies));
     }
 
     /// What of a lane was not executed.
@@ -284,24 +295,59 @@ fn positions_wait_for_every_lane() {
     assert_eq!(world.waiting(checkpoint), "", "the other lane has not answered");
     world.reply(other, b"+OK\r\n");
     note(&mut world, 5);
-    assert_eq!(world.waiting(checkpoint), "HSET df2redis:checkpoint lsn:3 5");
-    assert_eq!(world.lanes[checkpoint].ready[0].positions, [(FLOW, Lsn(5))]);
+    let position = |lsn: u64| format!("HSET df2redis:checkpoint lsn:3 {lsn}");
+    assert!(world.waiting(checkpoint).ends_with(&position(5)));
+    let positions: Vec<_> = world.lanes[checkpoint].ready.iter().flat_map(|of| of.positions.clone()).collect();
+    assert_eq!(positions, [(FLOW, Lsn(5))]);
     assert!(world.router.is_noted(&[(FLOW, Lsn(5))]) && !world.router.is_noted(&[(FLOW, Lsn(6))]));
     // After a new slot map it is written again: it may have been rejected. What is queued is not confirmed by that.
     world.record(Some(6), &[(Blind, &["SET", &b, "1"])]).unwrap();
     world.router.cut(&world.lanes, vec![(FLOW, Lsn(6))]);
     world.router.reroute((0..SLOTS).map(|slot| slot % 2).collect(), true);
     note(&mut world, 6);
-    let position = |lsn: u64| format!("HSET df2redis:checkpoint lsn:3 {lsn}");
     assert_eq!(world.waiting(checkpoint).matches(&position(5)).count(), 2);
     assert_eq!(world.waiting(checkpoint).matches(&position(6)).count(), 0);
-    for lane in 0..2 {
-        world.send(lane);
-        let replies = world.lanes[lane].sent.iter().map(|batch| batch.commands as usize).sum();
-        world.reply(lane, &b"+OK\r\n".repeat(replies));
-    }
+    (0..2).for_each(|lane| world.answer_all(lane));
     note(&mut world, 6);
-    assert_eq!(world.waiting(checkpoint), position(6));
+    assert!(world.waiting(checkpoint).contains(&position(6)));
+}
+
+/// Each node keeps the positions in some of its slots, and the checkpoint names these only once they are there.
+#[test]
+fn every_node_keeps_the_positions() {
+    let mut world = world(Resumed::new());
+    let checkpoint = world.router.lane_of(slot(b"df2redis:checkpoint"));
+    let mut now_ns = 0;
+    let mut note = |world: &mut World, lsn: u64| {
+        now_ns += 1_000_000_000;
+        world.router.cut(&world.lanes, vec![(FLOW, Lsn(lsn))]);
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns);
+    };
+    note(&mut world, 5);
+    for lane in 0..2 {
+        let homes = [0, 5460, 10920, 16382].map(|slot| Slot(slot + lane as u16));
+        let written: Vec<String> = homes
+            .iter()
+            .map(|slot| format!("MSET {} j:5", String::from_utf8(position_key("", FLOW, *slot)).unwrap()))
+            .collect();
+        assert!(world.waiting(lane).starts_with(&written.join(" ")), "{lane}: {}", world.waiting(lane));
+        assert!(homes.iter().all(|slot| world.router.noted.contains(&(FLOW, *slot))));
+    }
+    assert!(!world.waiting(checkpoint).contains("homes"));
+    world.answer_all(checkpoint);
+    note(&mut world, 5);
+    assert_eq!(world.waiting(checkpoint), "", "the other node has not answered");
+    world.answer_all(1 - checkpoint);
+    note(&mut world, 5);
+    let named = "HSET df2redis:checkpoint homes:3 0,5460,10920,16382,1,5461,10921,16383";
+    assert_eq!(world.waiting(checkpoint), named);
+    note(&mut world, 5);
+    assert_eq!(world.waiting(checkpoint), named, "once");
+    // After a flush they are gone.
+    world.answer_all(checkpoint);
+    world.router.forget_noted();
+    note(&mut world, 6);
+    assert!(world.waiting(1 - checkpoint).contains("j:6") && !world.waiting(checkpoint).contains("homes"));
 }
 
 #[test]

@@ -1,0 +1,261 @@
+//! One event's access to all lanes of a cluster's worker.
+//!
+//! In: commands with their slots and classes. Out: their bytes in the open batches of the lanes of their slots, and what the
+//! layout of a batch must know of them (`layout`). Invariants: what a marker covers is written nowhere; no batch ends between a
+//! guarded command and the rest of its record.
+
+use super::Router;
+use crate::convert::{Class, CommandMeta, Out};
+use crate::engine::error::EngineError;
+use crate::engine::lane::Lane;
+use crate::engine::writer::Source;
+use crate::ids::{DbIndex, FlowId, Lsn, Slot};
+use crate::uring::Slab;
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+/// Where a command's bytes go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    Lane(usize),
+    /// Kept, and copied to every lane at its end.
+    All,
+    /// Written nowhere: it was applied before, or cannot be sent.
+    Nowhere,
+}
+
+/// Where `convert` writes in a cluster: one event's access to all lanes.
+pub struct ClusterWriter<'a> {
+    router: &'a mut Router,
+    lanes: &'a mut [Lane],
+    slab: &'a mut Slab,
+    source: &'a Source,
+    flow: FlowId,
+    /// LSN behind the record that is written; `None` in the full sync, whose records have none.
+    record: Option<Lsn>,
+    /// Some slot's marker may cover the record.
+    resuming: bool,
+    /// The record may have been sent before.
+    again: bool,
+    borrow_bytes_min: usize,
+    batch_bytes: usize,
+    read_ns: u64,
+    aim: Aim,
+    /// Slot and class of the command begun.
+    begun: (Slot, Class),
+    /// Lanes that got a guarded command of the record, and lanes that are to be looked at behind it.
+    guarded: SmallVec<[usize; 4]>,
+    unclosed: SmallVec<[usize; 4]>,
+}
+
+/// What does not change from event to event.
+#[derive(Clone, Copy)]
+pub struct WriteSettings {
+    pub borrow_bytes_min: usize,
+    pub batch_bytes: usize,
+    pub read_ns: u64,
+}
+
+impl WriteSettings {
+    /// Nothing can be borrowed.
+    pub fn copying(batch_bytes: usize, read_ns: u64) -> Self {
+        Self { borrow_bytes_min: usize::MAX, batch_bytes, read_ns }
+    }
+}
+
+impl<'a> ClusterWriter<'a> {
+    #[inline]
+    pub fn new(
+        router: &'a mut Router,
+        lanes: &'a mut [Lane],
+        slab: &'a mut Slab,
+        source: &'a Source,
+        (flow, record): (FlowId, Option<Lsn>),
+        settings: WriteSettings,
+    ) -> Self {
+        let resuming = record.is_some_and(|lsn| router.resumed_to.get(&flow).is_some_and(|to| lsn <= *to));
+        let sent_before = router.sent_before.get(flow.0 as usize).copied().unwrap_or_default();
+        let again = record.is_some_and(|lsn| lsn <= sent_before);
+        let WriteSettings { borrow_bytes_min, batch_bytes, read_ns } = settings;
+        Self {
+            router,
+            lanes,
+            slab,
+            source,
+            flow,
+            record,
+            resuming,
+            again,
+            borrow_bytes_min,
+            batch_bytes,
+            read_ns,
+            aim: Aim::Nowhere,
+            begun: (Slot(0), Class::Blind),
+            guarded: SmallVec::new(),
+            unclosed: SmallVec::new(),
+        }
+    }
+
+    /// The record is complete: a batch may end here.
+    pub fn record_done(&mut self) {
+        self.guarded.clear();
+        for at in std::mem::take(&mut self.unclosed) {
+            self.close_if_full(at);
+        }
+    }
+
+    #[inline]
+    fn close_if_full(&mut self, at: usize) {
+        if let Some(lane) = self.lanes.get_mut(at)
+            && lane.encoder.is_full(self.batch_bytes)
+        {
+            lane.close_cluster(self.slab);
+        }
+    }
+
+    #[inline]
+    fn end_at(&mut self, at: usize) {
+        let Some(lane) = self.lanes.get_mut(at) else { return };
+        let (slot, class) = self.begun;
+        lane.encoder.batch.commands += 1;
+        lane.pieces.push(&lane.encoder, Some((self.flow, slot)), self.record, class == Class::Guarded);
+        if self.again && class == Class::Blind {
+            lane.pieces.put_in_doubt();
+        }
+        if class == Class::Guarded {
+            self.router.marked.insert((self.flow, slot));
+        }
+        if self.record.is_none() {
+            return self.close_if_full(at);
+        }
+        // A marker covers the whole of its record: the rest of it goes into the same transaction.
+        if class == Class::Guarded && !self.guarded.contains(&at) {
+            self.guarded.push(at);
+        }
+        if !self.guarded.contains(&at) {
+            self.close_if_full(at);
+        } else if !self.unclosed.contains(&at) {
+            self.unclosed.push(at);
+        }
+    }
+
+    #[cold]
+    fn refuse_db(&mut self, db: DbIndex) -> Aim {
+        self.router.refused = Some(EngineError::Refused(format!(
+            "flow {}{}: the source has keys in database {db}, but a cluster has only database 0",
+            self.flow,
+            self.record.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default()
+        )));
+        Aim::Nowhere
+    }
+
+    #[inline]
+    fn aim_at(&mut self, meta: &CommandMeta) -> Aim {
+        if meta.all_nodes {
+            self.router.scratch.clear();
+            return Aim::All;
+        }
+        if meta.db != DbIndex(0) {
+            return self.refuse_db(meta.db);
+        }
+        if self.resuming && self.was_applied(meta.slot) {
+            return Aim::Nowhere;
+        }
+        Aim::Lane(self.router.lane_of(meta.slot))
+    }
+
+    /// The marker that was found in the slot covers the record.
+    fn was_applied(&self, slot: Slot) -> bool {
+        let applied = self.router.resumed.get(&(self.flow, slot));
+        applied.is_some_and(|applied| self.record.is_some_and(|lsn| lsn <= *applied))
+    }
+
+    /// Copies the command kept to every lane.
+    #[cold]
+    fn copy_to_all(&mut self) {
+        for at in 0..self.lanes.len() {
+            let Some(lane) = self.lanes.get_mut(at).filter(|lane| lane.is_live()) else { continue };
+            self.router.touch(at);
+            // Nothing behind it is to come before it.
+            if lane.pieces.is_guarded() {
+                lane.close_cluster(self.slab);
+            }
+            if lane.encoder.batch.is_empty() {
+                lane.encoder.batch.first_read_ns = self.read_ns;
+            }
+            lane.encoder.copy(self.slab, &self.router.scratch);
+            lane.encoder.batch.commands += 1;
+            lane.pieces.push(&lane.encoder, None, None, false);
+            lane.close_cluster(self.slab);
+        }
+        self.router.scratch.clear();
+    }
+}
+
+impl Out for ClusterWriter<'_> {
+    #[inline]
+    fn begin(&mut self, meta: CommandMeta) {
+        self.aim = self.aim_at(&meta);
+        let Aim::Lane(at) = self.aim else { return };
+        self.begun = (meta.slot, meta.class);
+        self.router.touch(at);
+        let Some(lane) = self.lanes.get_mut(at) else { return };
+        if lane.encoder.batch.is_empty() {
+            lane.encoder.batch.first_read_ns = self.read_ns;
+        }
+    }
+
+    #[inline]
+    fn space(&mut self, len: usize) -> &mut [u8] {
+        match self.aim {
+            Aim::Lane(at) if at < self.lanes.len() => self.lanes[at].encoder.space(self.slab, len),
+            _ => {
+                let from = self.router.scratch.len();
+                self.router.scratch_mark = from;
+                self.router.scratch.resize(from + len, 0);
+                &mut self.router.scratch[from..]
+            }
+        }
+    }
+
+    #[inline]
+    fn advance(&mut self, len: usize) {
+        match self.aim {
+            Aim::Lane(at) if at < self.lanes.len() => self.lanes[at].encoder.advance(self.slab, len),
+            // `space` grew it by the length asked for; what goes nowhere takes no room.
+            Aim::All => self.router.scratch.truncate(self.router.scratch_mark + len),
+            _ => self.router.scratch.clear(),
+        }
+    }
+
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        match self.aim {
+            Aim::Lane(at) if at < self.lanes.len() => {
+                self.lanes[at].encoder.put(self.slab, self.source, self.borrow_bytes_min, bytes);
+            }
+            Aim::All => self.router.scratch.extend_from_slice(bytes),
+            _ => {}
+        }
+    }
+
+    fn put_owned(&mut self, bytes: Bytes) {
+        match self.aim {
+            Aim::Lane(at) if at < self.lanes.len() => {
+                self.lanes[at].encoder.put_owned(self.slab, self.borrow_bytes_min, bytes);
+            }
+            Aim::All => self.router.scratch.extend_from_slice(&bytes),
+            _ => {}
+        }
+    }
+
+    #[inline]
+    fn end(&mut self) {
+        match self.aim {
+            Aim::Nowhere => self.router.scratch.clear(),
+            Aim::All => self.copy_to_all(),
+            Aim::Lane(at) => self.end_at(at),
+        }
+        self.aim = Aim::Nowhere;
+    }
+}

@@ -1,0 +1,280 @@
+//! A node of a cluster that has lost what it had acknowledged: restarted with an older dump, or replaced by a replica that lacks the
+//! last moments, while the tool runs and while it does not. The tool goes on from the positions that the nodes keep, and the end
+//! is what the source holds; where that cannot be proven it says so, by node, key and LSN.
+
+mod common;
+
+use common::server;
+use df2redis::lab::LabError;
+use df2redis::lab::client::Client;
+use df2redis::lab::cluster::Cluster;
+use df2redis::lab::encode::owner;
+use df2redis::lab::generate::Spec;
+use df2redis::lab::live::{Live, LiveOptions};
+use df2redis::lab::master::MasterOptions;
+use df2redis::lab::servers::ServerKind;
+use df2redis::lab::torture::{Tool, compare, wait_for};
+use df2redis::redis::slot::slot;
+use std::cell::Cell;
+use std::path::Path;
+
+fn binary() -> &'static Path {
+    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    // Another binary shows whether a test finds an old bug.
+    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
+}
+
+struct World {
+    /// The node that loses something.
+    node: usize,
+    cluster: Cluster,
+    live: Live,
+    dir: tempfile::TempDir,
+    written: Cell<u64>,
+}
+
+fn node_of(key: &str) -> usize {
+    usize::from(slot(key.as_bytes()).0) * 3 / 16384
+}
+
+/// The node that has the checkpoint, and another one.
+fn nodes() -> [usize; 2] {
+    let with_checkpoint = node_of("df2redis:checkpoint");
+    [with_checkpoint, (with_checkpoint + 1) % 3]
+}
+
+/// A key of this family on a node.
+fn key_on(node: usize, family: &str) -> String {
+    (0..).map(|i| format!("{family}:{i}")).find(|key| node_of(key) == node).unwrap()
+}
+
+impl World {
+    fn new(node: usize, replicas: bool) -> Option<Self> {
+        let cluster = match Cluster::start_kind(ServerKind::Redis7, 3, replicas) {
+            Err(LabError::NoServer { what, .. }) => {
+                eprintln!("skipped: no {what} here");
+                return None;
+            }
+            cluster => cluster.unwrap(),
+        };
+        let spec = Spec { seed: 3, flows_count: 2, ..Spec::of("string:60B=50,list:6x9=10").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        Some(Self { node, cluster, live, dir: tempfile::tempdir().unwrap(), written: Cell::new(0) })
+    }
+
+    fn start(&self) -> Tool {
+        let log = self.dir.path().join("tool.log");
+        // A node that is there all the time.
+        let port = self.cluster.nodes[(self.node + 1) % 3].port();
+        Tool::start(binary(), self.live.port(), port, &log, &["--log", "info"]).unwrap()
+    }
+
+    fn run(&self, line: &str) {
+        let args: Vec<Vec<u8>> = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+        self.live.world().run(0, &args);
+    }
+
+    /// Records on keys of all nodes, none over several slots.
+    fn write(&self, rounds: u64) {
+        for _ in 0..rounds {
+            let n = self.written.replace(self.written.get() + 1);
+            for node in 0..3 {
+                let of = |family: &str| key_on(node, family);
+                self.run(&format!("INCR {}", of("n")));
+                self.run(&format!("RPUSH {} {n}", of("list")));
+                self.run(&format!("APPEND {} <{n}>", of("text")));
+                self.run(&format!("HSET {} f{} {n}", of("hash"), n % 5));
+                self.run(&format!("SET {} {n}", of(&format!("s{}", n % 7))));
+                self.run(&format!("XADD {} {}-1 n {n}", of("stream"), n + 1));
+                if n.is_multiple_of(9) {
+                    self.run(&format!("DEL {} {}", of("text"), of("hash")));
+                }
+            }
+        }
+    }
+
+    fn client(&self, node: usize) -> Client {
+        self.cluster.nodes[node].client().unwrap()
+    }
+
+    /// The source's records are applied, the checkpoint is good, and names what the nodes keep.
+    #[track_caller]
+    fn wait_applied(&self, tool: &mut Tool) {
+        until(tool, "not applied", || {
+            let is_good = |at: usize| {
+                let mut client = self.cluster.nodes[at].client().ok()?;
+                let phase = client.ask(&["HGET", "df2redis:checkpoint", "phase"]).ok()?.text()?;
+                (phase == "stable").then_some(())
+            };
+            self.live.is_acknowledged() && self.cluster.primaries().into_iter().any(|at| is_good(at).is_some())
+        });
+    }
+
+    /// What the node holds now is what it comes back with.
+    fn save(&self) {
+        self.client(self.node).run("SAVE").unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.cluster.nodes[self.node].kill();
+        self.cluster.nodes[self.node].restart().unwrap();
+        self.cluster.wait_ok().unwrap();
+    }
+
+    /// Waits until everything is acknowledged, stops the tool and compares every key.
+    #[track_caller]
+    fn finish(&self, mut tool: Tool) {
+        self.wait_applied(&mut tool);
+        tool.signal("INT");
+        assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+        let Some(plain) = server(ServerKind::Redis7) else { return };
+        self.cluster.gather(&plain).unwrap();
+        let truth = self.dir.path().join("truth.jsonl");
+        self.live.write_truth(&truth).unwrap();
+        compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+    }
+
+    fn field(&self, field: &str) -> Option<String> {
+        let node = node_of("df2redis:checkpoint");
+        self.client(node).ask(&["HGET", "df2redis:checkpoint", field]).unwrap().text()
+    }
+}
+
+#[track_caller]
+fn until(tool: &mut Tool, what: &str, mut done: impl FnMut() -> bool) {
+    let reached = wait_for(|| {
+        assert_eq!(tool.ended(), None, "{}", tool.said());
+        done().then_some(())
+    });
+    assert!(reached.is_some(), "{what}:\n{}", tool.said());
+}
+
+#[test]
+fn a_primary_that_comes_back_with_an_older_dump_is_caught_up() {
+    nodes().into_iter().for_each(caught_up_by_the_running_tool);
+}
+
+#[track_caller]
+fn caught_up_by_the_running_tool(node: usize) {
+    let Some(mut world) = World::new(node, false) else { return };
+    let mut tool = world.start();
+    world.write(20);
+    world.wait_applied(&mut tool);
+    world.save();
+    world.write(40);
+    world.wait_applied(&mut tool);
+    let partials = world.live.partial_count();
+    world.restart();
+    world.write(20);
+    world.finish(tool);
+    assert!(world.live.partial_count() > partials, "the session was not begun anew");
+}
+
+#[test]
+fn what_a_node_has_lost_while_the_tool_was_away_is_noticed() {
+    nodes().into_iter().for_each(caught_up_by_the_next_start);
+}
+
+#[track_caller]
+fn caught_up_by_the_next_start(node: usize) {
+    let Some(mut world) = World::new(node, false) else { return };
+    for kills in [true, false] {
+        let mut tool = world.start();
+        world.write(20);
+        world.wait_applied(&mut tool);
+        world.save();
+        world.write(40);
+        world.wait_applied(&mut tool);
+        if kills {
+            tool.kill();
+        } else {
+            tool.signal("INT");
+            assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+        }
+        world.restart();
+        world.write(20);
+    }
+    world.finish(world.start());
+}
+
+#[test]
+fn a_node_without_its_data_is_named() {
+    let Some(mut world) = World::new(nodes()[1], false) else { return };
+    let mut tool = world.start();
+    world.write(20);
+    world.wait_applied(&mut tool);
+    until(&mut tool, "no homes are named", || world.field("homes:0").is_some());
+    tool.kill();
+    let dump = world.cluster.nodes[world.node].dir().join("dump.rdb");
+    let _ = std::fs::remove_file(dump);
+    world.restart();
+    let mut tool = world.start();
+    assert_eq!(tool.wait(), Some(8), "{}", tool.said());
+    let id = world.cluster.id(world.node);
+    assert!(tool.said().contains(&format!("node {id} of the cluster has slot")), "{}", tool.said());
+}
+
+/// A value that another node has given away and the node has lost is nowhere any more.
+#[test]
+fn a_value_that_was_moved_to_the_node_and_lost_there_is_named() {
+    let Some(mut world) = World::new(nodes()[1], false) else { return };
+    let mut tool = world.start();
+    world.write(5);
+    world.wait_applied(&mut tool);
+    world.save();
+    // Of one flow: else the source records a DEL and a RESTORE.
+    let from = key_on((world.node + 1) % 3, "n");
+    let to = (0..)
+        .map(|i| format!("moved:{i}"))
+        .find(|key| node_of(key) == world.node && owner(key.as_bytes(), 2) == owner(from.as_bytes(), 2));
+    let to = to.unwrap();
+    world.run(&format!("RENAME {from} {to}"));
+    world.wait_applied(&mut tool);
+    world.restart();
+    assert_eq!(tool.wait(), Some(8), "{}", tool.said());
+    assert!(tool.said().contains(&format!("the node that has the key \"{to}\" has lost")), "{}", tool.said());
+}
+
+/// As replication is asynchronous, a replica that takes over may lack what its primary had acknowledged.
+#[test]
+fn what_a_replica_lacks_that_takes_over_is_caught_up() {
+    let Some(mut world) = World::new(nodes()[1], true) else { return };
+    let mut tool = world.start();
+    world.write(20);
+    world.wait_applied(&mut tool);
+    // The replica can no longer log in.
+    let (mut primary, mut replica) = (world.client(world.node), world.client(3 + world.node));
+    replica.run("CONFIG SET masteruser nobody").unwrap();
+    replica.run("CONFIG SET masterauth x").unwrap();
+    primary.run("CLIENT KILL TYPE replica").unwrap();
+    until(&mut tool, "the replica is still linked", || {
+        replica.info("master_link_status").unwrap().as_deref() == Some("down")
+    });
+    world.write(40);
+    world.wait_applied(&mut tool);
+    world.cluster.kill(world.node);
+    world.write(20);
+    world.finish(tool);
+    assert!(world.cluster.primaries().contains(&(3 + world.node)));
+}
+
+/// The positions of the nodes go with a flush, and no next start takes that for a loss.
+#[test]
+fn a_flush_is_no_loss() {
+    let Some(world) = World::new(nodes()[1], false) else { return };
+    let mut tool = world.start();
+    for _ in 0..3 {
+        world.write(10);
+        world.wait_applied(&mut tool);
+        until(&mut tool, "no homes are named", || world.field("homes:0").is_some());
+        world.run("FLUSHALL");
+        let flushed = wait_for(|| {
+            world.client(world.node).ask(&["EXISTS", &key_on(world.node, "n")]).ok()?.int().filter(|n| *n == 0)
+        });
+        assert!(flushed.is_some(), "{}", tool.said());
+        tool.kill();
+        tool = world.start();
+    }
+    world.write(10);
+    world.finish(tool);
+}
