@@ -1,6 +1,6 @@
 //! What keeps a session alive, and what ends it: a source that holds its commands for a while does not.
 
-use df2redis::lab::client::encode;
+use df2redis::lab::client::{Client, encode};
 use df2redis::lab::encode::owner;
 use df2redis::lab::master::AckSeen;
 use df2redis::lab::servers::ServerKind;
@@ -120,4 +120,56 @@ fn pops_of_many_elements_leave_what_the_source_has() {
     assert_eq!(all("ZRANGE x:z 0 -1"), ["b", "c"]);
     assert_eq!(all("KEYS x:*none"), [] as [&str; 0]);
     scene.stops_equal();
+}
+
+/// Claims are decided by the source's time: what was not idle enough there is not claimed at the target, which executes them
+/// later; consumers, delivery times and counts are the source's.
+#[test]
+fn claims_in_consumer_groups_are_the_sources() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some(mut scene) = InStep::with(kind, &[]) else { return };
+        let (mut source, mut target) = (scene.source(), scene.target());
+        for i in 1..=6 {
+            source.run(&format!("XADD x:s {i}-0 f v")).unwrap();
+        }
+        source.run("XGROUP CREATE x:s g 0").unwrap();
+        source.run("XREADGROUP GROUP g first COUNT 6 STREAMS x:s >").unwrap();
+        scene.wait_acknowledged();
+        // All of these are 0 s idle at the source when they are claimed, and 3 s when the target hears of it.
+        scene.proxy.set_paused(true);
+        source.run("XCLAIM x:s g second 2000 1-0 2-0").unwrap();
+        source.run("XAUTOCLAIM x:s g third 2000 0 COUNT 2").unwrap();
+        source.run("XCLAIM x:s g forced 0 3-0 TIME 77 RETRYCOUNT 9 JUSTID").unwrap();
+        source.run("XCLAIM x:s g idle 0 4-0 IDLE 5000").unwrap();
+        source.run("XDEL x:s 5-0").unwrap();
+        source.run("XAUTOCLAIM x:s g auto 0 4-0 COUNT 3 JUSTID").unwrap();
+        source.run("XCLAIM x:s g force 0 5-0 6-0 FORCE").unwrap();
+        std::thread::sleep(Duration::from_secs(3));
+        scene.proxy.set_paused(false);
+        scene.wait_acknowledged();
+        let pending = |client: &mut Client| -> Vec<(String, String, i64, i64)> {
+            let reply = client.run("XPENDING x:s g - + 10").unwrap();
+            let rows = reply.array().unwrap().iter().map(|row| row.array().unwrap());
+            rows.map(|row| {
+                // Two servers are asked one after the other: whole tens of seconds tell the times apart here.
+                let idle = row[2].int().unwrap() / 10_000;
+                (row[0].text().unwrap(), row[1].text().unwrap(), idle, row[3].int().unwrap())
+            })
+            .collect()
+        };
+        let found = pending(&mut target);
+        assert_eq!(found, pending(&mut source), "{kind:?}");
+        let consumers: Vec<&str> = found.iter().map(|row| row.1.as_str()).collect();
+        assert_eq!(consumers, ["first", "first", "forced", "auto", "force"], "{found:?}");
+        let names = |client: &mut Client| -> Vec<String> {
+            let reply = client.run("XINFO CONSUMERS x:s g").unwrap();
+            let mut names: Vec<_> =
+                reply.array().unwrap().iter().map(|row| row.array().unwrap()[1].text().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&mut target), names(&mut source));
+        assert!(names(&mut target).contains(&"second".to_string()), "made, though it claimed nothing");
+        scene.stops_equal();
+    }
 }

@@ -14,6 +14,7 @@
 //! It does not: know which flow owns a key (see [`stray_candidate`]), apply global commands, read replies (see
 //! [`replies`]), map databases.
 
+mod claims;
 mod error;
 mod floats;
 mod hashes;

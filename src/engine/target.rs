@@ -232,6 +232,15 @@ fn adding(capabilities: &Capabilities) -> [&'static [u8]; 4] {
     [b"EVAL", script.as_bytes(), b"1", b"df2redis:probe"]
 }
 
+/// A script that reads what those that claim entries of streams read, of a key that there is not.
+const CLAIMING: &[&[u8]] = &[
+    b"EVAL",
+    b"redis.call('TIME') redis.call('XRANGE',KEYS[1],'-','+') local r=redis.pcall('XPENDING',KEYS[1],'g','-','+',1) \
+    if r.err and not string.find(r.err,'NOGROUP') then return redis.error_reply(r.err) end return 1",
+    b"1",
+    b"df2redis:probe",
+];
+
 /// Learns what the target is and can do. Writes nothing.
 pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let text = link.info("everything").await?;
@@ -251,6 +260,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     }
     capabilities.scripts_ask = !matches!(link.call_raw("EVAL", &asking(&capabilities)).await?, Value::Error(_));
     capabilities.scripts_add = !matches!(link.call_raw("EVAL", &adding(&capabilities)).await?, Value::Error(_));
+    capabilities.scripts_claim = !matches!(link.call_raw("EVAL", CLAIMING).await?, Value::Error(_));
     // Each node would have to be told, also those that take over later: expiries are held back instead.
     capabilities.import_mode &= !capabilities.cluster;
     if info.get("role") == Some("slave") && !capabilities.cluster {

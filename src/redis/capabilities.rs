@@ -43,6 +43,8 @@ pub struct Capabilities {
     pub scripts_ask: bool,
     /// Scripts may read what they add to.
     pub scripts_add: bool,
+    /// Scripts may read what is pending in a consumer group.
+    pub scripts_claim: bool,
     /// `proto-max-bulk-len` in bytes; 512 MiB where CONFIG GET is not allowed.
     pub bulk_bytes_max: u64,
     /// `maxmemory` is set, or not told: the server may refuse writes for want of memory.
@@ -103,6 +105,7 @@ impl Capabilities {
             import_mode: make == Make::Valkey && version >= Version::new(8, 1, 0),
             scripts_ask: true,
             scripts_add: true,
+            scripts_claim: true,
             bulk_bytes_max: bulk_bytes_max.unwrap_or(BULK_BYTES_MAX_DEFAULT),
             memory_limited: info.get("maxmemory") != Some("0"),
             commands,
@@ -124,6 +127,7 @@ impl Capabilities {
             import_mode: make == Make::Valkey && version >= Version::new(8, 1, 0),
             scripts_ask: true,
             scripts_add: true,
+            scripts_claim: true,
             bulk_bytes_max: BULK_BYTES_MAX_DEFAULT,
             memory_limited: false,
             commands: HashSet::new(),

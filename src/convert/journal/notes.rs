@@ -38,7 +38,7 @@ pub enum Doubt {
     GeneratedId,
     /// The record of a command over several shards lost its operands (SORT STORE, CMS.MERGE, GEORADIUS STORE).
     Truncated,
-    /// XAUTOCLAIM chooses by idle time, and counts it, from the moment of application.
+    /// XCLAIM or XAUTOCLAIM by idle time, where no script may decide it by the source's time.
     IdleTime,
     /// A filter whose base may have been left out of the snapshot (no filter can be carried).
     FilterBase,

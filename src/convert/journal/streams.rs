@@ -1,5 +1,6 @@
-//! Stream commands: XADD with its id, what older targets do not know (ENTRIESREAD ...), idle times made absolute.
+//! Stream commands: XADD with its id, what older targets do not know (ENTRIESREAD ...).
 
+use super::claims::parse_id;
 use super::error::{TranslateError, TranslateReason};
 use super::record::{Record, is};
 use super::write::Request;
@@ -28,61 +29,10 @@ impl JournalTranslator {
             self.doubt(record, Doubt::GeneratedId);
             return self.pass(record, Class::Guarded, out);
         }
-        if !is_stream_id(id) {
+        if parse_id(id).is_none() {
             return Err(record.error(TranslateReason::BadArgument { position, expected: "the id of a stream entry" }));
         }
         self.pass(record, Class::Blind, out)
-    }
-
-    /// `XCLAIM k g c min-idle id... [IDLE ms] [TIME ms] [RETRYCOUNT n] [FORCE] [JUSTID] [LASTID id]`: the delivery time
-    /// becomes absolute; without one it is the time of receipt.
-    pub(super) fn xclaim<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        record.int(4)?;
-        let options_at = 5 + record.from(5).iter().take_while(|id| is_stream_id(id)).count();
-        if options_at == 5 {
-            return Err(
-                record.error(TranslateReason::BadArgument { position: 5, expected: "the id of a stream entry" })
-            );
-        }
-        let mut time_ms = record.now_ms;
-        let mut kept: SmallVec<[&[u8]; 8]> = SmallVec::new();
-        let mut position = options_at;
-        while let Some(option) = record.args.get(position) {
-            if is(option, "IDLE") {
-                let idle_ms = record.int(position + 1)?;
-                time_ms = record.now_ms.saturating_sub(idle_ms);
-                position += 2;
-            } else if is(option, "TIME") {
-                time_ms = record.int(position + 1)?;
-                position += 2;
-            } else if is(option, "RETRYCOUNT") || is(option, "LASTID") {
-                kept.push(option);
-                kept.push(record.arg(position + 1)?);
-                position += 2;
-            } else if is(option, "FORCE") || is(option, "JUSTID") {
-                kept.push(option);
-                position += 1;
-            } else {
-                return Err(record.unknown_option(position));
-            }
-        }
-        let front = record.args.get(1..options_at).unwrap_or_default();
-        let key = record.key()?;
-        let strings = 1 + front.len() + 2 + kept.len();
-        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), strings, "XCLAIM");
-        request.texts(front);
-        request.word("TIME");
-        request.number(time_ms.max(0));
-        request.texts(&kept);
-        request.close();
-        Ok(Outcome::Written { commands: 1 })
-    }
-
-    /// `XAUTOCLAIM k g c min-idle start [COUNT n] [JUSTID]` has no absolute form.
-    pub(super) fn xautoclaim<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        record.int(4)?;
-        self.doubt(record, Doubt::IdleTime);
-        self.pass(record, Class::Guarded, out)
     }
 
     /// `XGROUP CREATE|SETID k g id [MKSTREAM] [ENTRIESREAD n]`, CREATECONSUMER, DELCONSUMER, DESTROY.
@@ -129,16 +79,5 @@ impl JournalTranslator {
         request.texts(&kept);
         request.close();
         Ok(Outcome::Written { commands: 1 })
-    }
-}
-
-/// `ms` or `ms-seq`.
-fn is_stream_id(text: &[u8]) -> bool {
-    let is_number = |part: &[u8]| !part.is_empty() && part.len() <= 20 && part.iter().all(u8::is_ascii_digit);
-    match text.iter().position(|byte| *byte == b'-') {
-        None => is_number(text),
-        Some(dash) => {
-            is_number(text.get(..dash).unwrap_or_default()) && is_number(text.get(dash + 1..).unwrap_or_default())
-        }
     }
 }

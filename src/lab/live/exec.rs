@@ -122,6 +122,7 @@ const WRITES: &[(&str, Keys)] = &[
     ("XACK", Keys::First),
     ("XSETID", Keys::First),
     ("XCLAIM", Keys::First),
+    ("XAUTOCLAIM", Keys::First),
     ("XGROUP", Keys::Second),
     ("XREADGROUP", Keys::Streams),
     ("FLUSHDB", Keys::None),
@@ -183,7 +184,7 @@ impl<'a> Run<'a> {
             "ZADD" | "ZINCRBY" | "ZREM" | "ZPOPMIN" | "ZPOPMAX" | "ZREMRANGEBYRANK" | "ZREMRANGEBYSCORE" => {
                 self.zset_command(name, args)
             }
-            "XADD" | "XDEL" | "XTRIM" | "XACK" | "XSETID" | "XCLAIM" | "XGROUP" | "XREADGROUP" => {
+            "XADD" | "XDEL" | "XTRIM" | "XACK" | "XSETID" | "XCLAIM" | "XAUTOCLAIM" | "XGROUP" | "XREADGROUP" => {
                 self.stream_command(name, args)
             }
             _ => self.key_command(name, args),

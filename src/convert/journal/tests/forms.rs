@@ -148,6 +148,9 @@ fn check_fields(world: &mut World, field_expiry: bool) {
 fn check_streams(world: &mut World) {
     world.check(&["XADD x 5-1 f v", "XGROUP CREATE x g 0 ENTRIESREAD 1", "XGROUP CREATECONSUMER x g c"], "XLEN x", "1");
     world.check(&["XCLAIM x g c 0 5-1 TIME 1 RETRYCOUNT 1 FORCE JUSTID LASTID 5-1"], "XPENDING x g", "1 5-1 5-1 c 1");
+    world.check(&["XCLAIM x g d 60000 5-1 JUSTID"], "XPENDING x g", "1 5-1 5-1 d 1");
+    world.check(&["XAUTOCLAIM x g e 0 - COUNT 1"], "XPENDING x g", "1 5-1 5-1 e 1");
+    world.check(&["XAUTOCLAIM x g f 60000 - COUNT 1"], "XPENDING x g", "1 5-1 5-1 e 1");
     world.check(&["XGROUP SETID x g 5-1 ENTRIESREAD 1", "XADD x MINID 6-0 6-1 f v"], "XLEN x", "1");
     let repeated = world.apply("XADD x 6-1 f v");
     assert_eq!(replies::error_meaning(b"XADD", &repeated.as_bytes()[1..], true), replies::ErrorMeaning::AppliedBefore);

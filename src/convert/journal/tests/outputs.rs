@@ -261,13 +261,28 @@ fn streams_by_target() {
             ("XTRIM k MINID 5-0", "G XTRIM k MINID 5-0"),
             ("XDEL k 5-1", "G XDEL k 5-1"),
             ("XACK k g 5-1", "G XACK k g 5-1"),
-            ("XCLAIM k g c 0 5-1 6-1 JUSTID", "G XCLAIM k g c 0 5-1 6-1 TIME 1800000000000 JUSTID"),
+            // As XREADGROUP is recorded.
             (
-                "XCLAIM k g c 0 5-1 idle 1000 RETRYCOUNT 3 FORCE LASTID 5-1",
-                "G XCLAIM k g c 0 5-1 TIME 1799999999000 RETRYCOUNT 3 FORCE LASTID 5-1",
+                "XCLAIM k g c 0 5-1 TIME 77 RETRYCOUNT 1 FORCE JUSTID LASTID 5-1",
+                "G XCLAIM k g c 0 5-1 TIME 77 RETRYCOUNT 1 FORCE JUSTID LASTID 5-1",
             ),
-            ("XCLAIM k g c 0 5-1 TIME 77 RETRYCOUNT 1", "G XCLAIM k g c 0 5-1 TIME 77 RETRYCOUNT 1"),
-            ("XAUTOCLAIM k g c 5000 0-0", "G XAUTOCLAIM k g c 5000 0-0"),
+            (
+                "XCLAIM k g c -5 5-1 6 justid",
+                "G EVAL <script> 1 k g c 0 1800000000000 3 TIME 1800000000000 JUSTID 5-1 6-0",
+            ),
+            // What Dragonfly takes IDLE for.
+            (
+                "XCLAIM k g c 9 5-1 idle 1000 RETRYCOUNT 3 FORCE LASTID 5-1",
+                "G EVAL <script> 1 k g c 9 1800000000000 7 TIME 1000 RETRYCOUNT 3 FORCE LASTID 5-1 5-1",
+            ),
+            (
+                "XCLAIM k g c 0 5-1 TIME 1800000000001 RETRYCOUNT -1",
+                "G EVAL <script> 1 k g c 0 1800000000000 2 TIME 1800000000000 5-1",
+            ),
+            ("XAUTOCLAIM k g c 5000 0-0", "G EVAL <script> 1 k g c 5000 1800000000000 0-0 100"),
+            ("XAUTOCLAIM k g c 5000 - COUNT 3 JUSTID", "G EVAL <script> 1 k g c 5000 1800000000000 0-0 3 JUSTID"),
+            ("XAUTOCLAIM k g c 0 (5-0", "G EVAL <script> 1 k g c 0 1800000000000 4-18446744073709551615 100"),
+            ("XAUTOCLAIM k g c 0 (5-7", "G EVAL <script> 1 k g c 0 1800000000000 5-6 100"),
             ("XGROUP CREATECONSUMER k g c", "G XGROUP CREATECONSUMER k g c"),
             ("XGROUP create k g $ MKSTREAM", "G XGROUP create k g $ MKSTREAM"),
             ("XSETID k 5-1", "G XSETID k 5-1"),

@@ -139,6 +139,7 @@ impl Server {
             import_mode: false,
             scripts_ask: true,
             scripts_add: true,
+            scripts_claim: true,
             bulk_bytes_max: 512 << 20,
             memory_limited: false,
             commands,

@@ -38,6 +38,7 @@ pub fn capabilities(target: &str) -> Capabilities {
         import_mode: make == Make::Valkey,
         scripts_ask: true,
         scripts_add: true,
+        scripts_claim: true,
         bulk_bytes_max: 64 << 20,
         memory_limited: false,
         commands,

@@ -70,6 +70,7 @@ impl Run<'_> {
                 int(ids.iter().filter(|id| group.pending.remove(id).is_some()).count())
             }
             "XCLAIM" => self.claim(args),
+            "XAUTOCLAIM" => self.auto_claim(args),
             "XGROUP" => self.group_command(args),
             _ => self.read_group(args),
         }
@@ -259,31 +260,28 @@ impl Run<'_> {
         Ok(Reply::Array(vec![Reply::Array(vec![Reply::Bulk(key), Reply::Array(reply)])]))
     }
 
-    /// `XCLAIM key group consumer min-idle id... [TIME ms] [RETRYCOUNT n] [FORCE] [JUSTID]`, of entries that are pending.
+    /// `XCLAIM key group consumer min-idle id... [IDLE ms] [TIME ms] [RETRYCOUNT n] [FORCE] [JUSTID]`. As Dragonfly does it, IDLE
+    /// is a time, and the consumer is made even if nothing is claimed.
     fn claim(&mut self, args: &Args) -> Outcome {
         let (key, group_name, consumer) = (arg(args, 1)?, arg(args, 2)?, arg(args, 3)?.to_vec());
-        integer(arg(args, 4)?)?;
+        let idle_ms_min = integer(arg(args, 4)?)?.max(0) as u64;
         let now = self.now_ms as u64;
         let Stream { entries, groups, .. } = self.stream(key, false)?.ok_or(NO_GROUP)?;
         let group = groups.get_mut(group_name).ok_or(NO_GROUP)?;
-        if !group.consumers.contains_key(&consumer) {
-            return Err(
-                "ERR this simulation claims for known consumers only: releases differ in when they make one".into()
-            );
-        }
         let ids = args[5..].iter().map_while(|text| parse_id(text, 0).ok()).collect::<Vec<_>>();
-        let (mut at_ms, mut deliveries) = (now, None);
+        let (mut at_ms, mut deliveries, mut force, mut just_id) = (now, None, false, false);
         let mut i = 5 + ids.len();
         while i < args.len() {
             match word(args, i).as_str() {
-                "JUSTID" | "FORCE" => {}
-                "TIME" => {
+                "JUSTID" => just_id = true,
+                "FORCE" => force = true,
+                "IDLE" | "TIME" => {
                     i += 1;
-                    at_ms = u64::try_from(integer(arg(args, i)?)?).map_err(|_| NOT_AN_INTEGER)?;
+                    at_ms = u64::try_from(integer(arg(args, i)?)?).ok().filter(|at| *at <= now).unwrap_or(now);
                 }
                 "RETRYCOUNT" => {
                     i += 1;
-                    deliveries = Some(u64::try_from(integer(arg(args, i)?)?).map_err(|_| NOT_AN_INTEGER)?);
+                    deliveries = u64::try_from(integer(arg(args, i)?)?).ok();
                 }
                 _ => return Err(SYNTAX.into()),
             }
@@ -297,10 +295,50 @@ impl Run<'_> {
                 group.pending.remove(&id);
                 continue;
             }
-            if let Some(pending) = group.pending.get_mut(&id) {
-                (pending.consumer, pending.delivered_at_ms) = (consumer.clone(), at_ms);
-                pending.deliveries = deliveries.unwrap_or(pending.deliveries);
+            let pending = match group.pending.get_mut(&id) {
+                Some(pending) if now.saturating_sub(pending.delivered_at_ms) < idle_ms_min => continue,
+                Some(pending) => pending,
+                None if force => group.pending.entry(id).or_insert(Pending {
+                    consumer: consumer.clone(),
+                    delivered_at_ms: now,
+                    deliveries: 1,
+                }),
+                None => continue,
+            };
+            (pending.consumer, pending.delivered_at_ms) = (consumer.clone(), at_ms);
+            pending.deliveries = deliveries.unwrap_or(pending.deliveries + u64::from(!just_id));
+            claimed.push(Reply::Bulk(id_text(id)));
+        }
+        Ok(Reply::Array(claimed))
+    }
+
+    /// `XAUTOCLAIM key group consumer min-idle start [COUNT n] [JUSTID]`: replies with the ids alone.
+    fn auto_claim(&mut self, args: &Args) -> Outcome {
+        let (key, group_name, consumer) = (arg(args, 1)?, arg(args, 2)?, arg(args, 3)?.to_vec());
+        let (idle_ms_min, start) = (integer(arg(args, 4)?)?.max(0) as u64, parse_id(arg(args, 5)?, 0)?);
+        let now = self.now_ms as u64;
+        let Stream { entries, groups, .. } = self.stream(key, false)?.ok_or(NO_GROUP)?;
+        let group = groups.get_mut(group_name).ok_or(NO_GROUP)?;
+        let mut left = if word(args, 6) == "COUNT" { integer(arg(args, 7)?)?.max(1) as usize } else { 100 };
+        let just_id = args.last().is_some_and(|last| last.eq_ignore_ascii_case(b"JUSTID"));
+        group.consumers.insert(consumer.clone(), now);
+        let scanned: Vec<_> = group.pending.range(start..).map(|(id, _)| *id).take(left * 10).collect();
+        let mut claimed = Vec::new();
+        for id in scanned {
+            if left == 0 {
+                break;
+            }
+            if !entries.contains_key(&id) {
+                group.pending.remove(&id);
+                left -= 1;
+                continue;
+            }
+            let Some(pending) = group.pending.get_mut(&id) else { continue };
+            if now.saturating_sub(pending.delivered_at_ms) >= idle_ms_min {
+                (pending.consumer, pending.delivered_at_ms) = (consumer.clone(), now);
+                pending.deliveries += u64::from(!just_id);
                 claimed.push(Reply::Bulk(id_text(id)));
+                left -= 1;
             }
         }
         Ok(Reply::Array(claimed))
