@@ -486,7 +486,7 @@ impl Flow {
                 lane.queue_closed();
             }
             if let Some(args) = handler.apart.take() {
-                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: lane.next_sequence() });
+                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: Vec::new() });
                 break Stop::Full;
             }
             if !lane.still_has_room(slab, settings.window_bytes) {
@@ -569,7 +569,7 @@ impl Flow {
             self.handler.next_deferred(now_ms, &mut writer)?;
             router.take_refusal()?;
             if let Some(args) = self.handler.apart.take() {
-                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: router.marks.next_sequence() });
+                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: Vec::new() });
             }
         }
         Ok(())

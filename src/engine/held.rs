@@ -101,7 +101,13 @@ impl Worker {
         }
         let mut apart = Vec::new();
         if !self.lanes.iter().any(Lane::has_waiting) {
-            apart.extend(self.flows.iter().filter_map(|flow| flow.apart.clone()));
+            for record in self.flows.iter_mut().filter_map(|flow| flow.apart.as_mut()) {
+                // Numbers of the full sync are given when a batch is closed: this one comes behind all of them.
+                if let (None, Some(router)) = (record.next_lsn, &self.router) {
+                    record.marker = router.marks.next_sequence();
+                }
+                apart.push(record.clone());
+            }
         }
         self.held.apart_told = !apart.is_empty();
         self.held.stage = Stage::Told;

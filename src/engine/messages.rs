@@ -72,7 +72,7 @@ pub struct Apart {
     pub args: Vec<Vec<u8>>,
     /// LSN behind the record; none in the full sync.
     pub next_lsn: Option<Lsn>,
-    /// What the markers in its slots hold once it is done.
+    /// What the markers in its slots hold once it is done; in the full sync given when the control plane is told.
     pub marker: Vec<u8>,
 }
 

@@ -67,14 +67,6 @@ impl Outlet<'_> {
         }
     }
 
-    /// Value of the marker of a command of the full sync that is carried out apart.
-    pub fn next_sequence(&mut self) -> Vec<u8> {
-        match self {
-            Self::One(_) => Vec::new(),
-            Self::Cluster { router, .. } => router.marks.next_sequence(),
-        }
-    }
-
     /// Queues a staged batch (one long command) behind everything on its lane.
     pub fn queue_staged(&mut self, slab: &mut Slab, batch: Batch, encoder: &Encoder, batch_bytes: usize) {
         match self {

@@ -306,15 +306,34 @@ pub fn sum(old: f64, by: f64) -> Result<f64, String> {
     if sum.is_finite() { Ok(sum) } else { Err("ERR increment would produce NaN or Infinity".into()) }
 }
 
-/// A float as Dragonfly writes it: the shortest digits that read back equal, without an exponent from 1e-6 to below 1e21.
+/// A float as Dragonfly writes it: the shortest digits that read back equal (of two that are as near, the one that ends even,
+/// which Rust's own text does not keep to), without an exponent from 1e-6 to below 1e21.
 pub fn float_text(value: f64) -> Vec<u8> {
     if value == 0.0 {
         return b"0".to_vec();
     }
-    let short = format!("{value:e}");
-    match short.split_once('e').map(|(digits, exponent)| (digits, exponent.parse::<i32>())) {
-        Some((digits, Ok(exponent))) if !(-6..21).contains(&exponent) => format!("{digits}e{exponent:+}").into_bytes(),
-        // Rust writes all others without an exponent, and infinity as "inf".
-        _ => format!("{value}").into_bytes(),
+    if !value.is_finite() {
+        return format!("{value}").into_bytes();
     }
+    let mut buffer = ryu::Buffer::new();
+    let text = buffer.format_finite(value.abs());
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let all = format!("{whole}{fraction}");
+    let digits = all.trim_start_matches('0');
+    // 0.d1d2d3 * 10^point
+    let point = whole.len() as i32 + exponent.parse::<i32>().unwrap_or(0) - (all.len() - digits.len()) as i32;
+    let digits = digits.trim_end_matches('0');
+    let sign = if value < 0.0 { "-" } else { "" };
+    let text = match usize::try_from(point) {
+        _ if !(-5..=21).contains(&point) => {
+            let (first, rest) = digits.split_at(1);
+            let dot = if rest.is_empty() { "" } else { "." };
+            format!("{sign}{first}{dot}{rest}e{:+}", point - 1)
+        }
+        Ok(point) if point >= digits.len() => format!("{sign}{digits}{}", "0".repeat(point - digits.len())),
+        Ok(point) if point > 0 => format!("{sign}{}.{}", &digits[..point], &digits[point..]),
+        _ => format!("{sign}0.{}{digits}", "0".repeat(point.unsigned_abs() as usize)),
+    };
+    text.into_bytes()
 }

@@ -253,3 +253,25 @@ fn old_releases_grant_partial_syncs_by_sync() {
     assert!(record.starts_with(&[6, 0, 10]), "{record:?}");
     assert_eq!(live.master().unwrap().violations(), []);
 }
+
+#[test]
+fn floats_are_written_as_dragonfly_does() {
+    for (value, text) in [
+        (0.1 + 0.2, "0.30000000000000004"),
+        (10.5, "10.5"),
+        (-3.0, "-3"),
+        (1e20, "100000000000000000000"),
+        (1e21, "1e+21"),
+        (1.5e-7, "1.5e-7"),
+        (-1e-6, "-0.000001"),
+        (0.05, "0.05"),
+        (123456.0, "123456"),
+        // .2 and .3 are as near: the even one.
+        (1024570247051402.25, "1024570247051402.2"),
+        (-1024570247051402.75, "-1024570247051402.8"),
+        (f64::MAX, "1.7976931348623157e+308"),
+        (5e-324, "5e-324"),
+    ] {
+        assert_eq!(String::from_utf8(super::exec::float_text(value)).unwrap(), text);
+    }
+}
