@@ -35,6 +35,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const RENEWED_MS_MIN: i64 = 100;
 /// How long giving back may take: a lease that stays ends by itself.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(2);
+/// A cluster that seems to hold a key or two is counted again so often.
+const COUNTS_MAX: u32 = 5;
+const COUNT_PAUSE: Duration = Duration::from_millis(50);
 /// What jobs that share a target hold together.
 const SHARED: &str = "shared";
 
@@ -89,11 +92,19 @@ impl Job<'_> {
         let scripts = probed.capabilities.has_command("EVAL");
         let lease = self.lease.insert(Lease::take(&self.settings, link, scripts).await?);
         let own = lease.keys_count();
-        probed.keyspace = target::keyspace(link).await?;
-        if let Some((_, keys)) = probed.keyspace.iter_mut().find(|(db, _)| *db == DbIndex(0)) {
-            *keys = keys.saturating_sub(own);
+        for again in 0.. {
+            probed.keyspace = target::keyspace(link).await?;
+            if let Some((_, keys)) = probed.keyspace.iter_mut().find(|(db, _)| *db == DbIndex(0)) {
+                *keys = keys.saturating_sub(own);
+            }
+            probed.keyspace.retain(|(_, keys)| *keys > 0);
+            // A key that goes from one node to another just then may be counted at both.
+            let few = probed.keyspace.iter().map(|(_, keys)| *keys).sum::<u64>() <= own;
+            if probed.keyspace.is_empty() || !few || link.cluster().is_none() || again == COUNTS_MAX {
+                break;
+            }
+            tokio::time::sleep(COUNT_PAUSE).await;
         }
-        probed.keyspace.retain(|(_, keys)| *keys > 0);
         Ok(())
     }
 }
