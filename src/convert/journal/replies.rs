@@ -55,6 +55,12 @@ pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeanin
             return ErrorMeaning::KeyMissing;
         }
     }
+    // A filter that the snapshot left out.
+    let of_filters =
+        ["CF.", "CMS.", "TOPK."].iter().any(|family| name.get(..family.len()).is_some_and(|front| is(front, family)));
+    if of_filters && (says("key does not exist") || says("Not found") || says("was not found")) {
+        return ErrorMeaning::KeyMissing;
+    }
     if is(name, "SCRIPT") && (says("compiling script") || says("script shebang") || says("flag")) {
         return ErrorMeaning::ScriptRefused;
     }

@@ -98,6 +98,29 @@ fn documents_become_what_they_are_at_the_source() {
     );
 }
 
+/// Changes of filters that the snapshot left out, where the target has the module.
+#[test]
+fn filters_that_were_left_out_are_missed_by_nobody() {
+    let (Ok(module), Some(binary)) = (crate::lab::servers::find_module("redisbloom.so"), binaries().pop()) else {
+        return;
+    };
+    let mut server = Server::start_with(&binary, &["--loadmodule", module.to_str().unwrap()]);
+    let capabilities = server.capabilities();
+    let translator = JournalTranslator::new(FlowId(0), Arc::new(capabilities), Arc::new(skip_all()), 1 << 20);
+    let mut world = World { server, translator, now_ms: now_ms() };
+    let changes =
+        ["CF.DEL k x", "CF.COMPACT k", "CMS.INCRBY k a 1", "CMS.MERGE k 1 l", "TOPK.ADD k a", "TOPK.INCRBY k a 1"];
+    for record in changes {
+        let reply = world.apply(record);
+        let name = record.split(' ').next().unwrap();
+        let meaning = replies::error_meaning(name.as_bytes(), reply.trim_start_matches('-').as_bytes(), false);
+        assert!(reply.starts_with('-') && meaning == replies::ErrorMeaning::KeyMissing, "{record}: {reply}");
+    }
+    world.check(&["SET k text"], "GET k", "text");
+    let wrong = world.apply("CMS.INCRBY k a 1");
+    assert_eq!(replies::error_meaning(b"CMS.INCRBY", &wrong.as_bytes()[1..], false), replies::ErrorMeaning::Unexpected);
+}
+
 fn check_strings(world: &mut World) {
     let later = world.now_ms + 1_000_000;
     world.check(&["PREPEND p b", "PREPEND p a"], "GET p", "ab");
