@@ -109,6 +109,23 @@ fn suspects_are_asked_for_at_the_source() {
     assert_eq!(run.report["suspects"]["removed"], 2, "{}", run.report["suspects"]);
 }
 
+/// What another process does not hold, the one that was copied may have held.
+#[test]
+fn suspects_are_not_deleted_on_another_processs_word() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.journal(0, &["MSET", "gone", "1", "kept", "2"]);
+    // Whoever connects after the registration finds a process that holds nothing.
+    let options = MasterOptions { new_id_after: Some(1), ..MasterOptions::default() };
+    let master = Hand::new(vec![flow]).start_with(options);
+    let run = migrate(master.port(), server.port(), &[]);
+    assert_ne!(run.code(), 0, "{}", run.message());
+    run.expect_text("restarted, or failed over");
+    assert!(!master.requests().iter().any(|asked| asked.starts_with("EXISTS")), "{:?}", master.requests());
+    let found: Vec<_> = contents(&mut server.client().unwrap()).into_keys().map(|(_, key)| key).collect();
+    assert_eq!(found, [b"gone".to_vec(), b"kept".to_vec()]);
+}
+
 fn flushed_source() -> Hand {
     let mut first = vec![FlowBytes::new(), FlowBytes::new()];
     for flow in &mut first {

@@ -2,9 +2,14 @@
 
 use df2redis::lab::client::{Client, encode};
 use df2redis::lab::encode::owner;
-use df2redis::lab::master::AckSeen;
-use df2redis::lab::servers::ServerKind;
+use df2redis::lab::flow::Faults;
+use df2redis::lab::generate::Spec;
+use df2redis::lab::live::{Live, LiveOptions};
+use df2redis::lab::master::{AckSeen, MasterOptions};
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::wait_for;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 use std::time::Duration;
 
 mod in_step;
@@ -172,4 +177,35 @@ fn claims_in_consumer_groups_are_the_sources() {
         assert!(names(&mut target).contains(&"second".to_string()), "made, though it claimed nothing");
         scene.stops_equal();
     }
+}
+
+/// A service manager starts what depends on the target then: not with the full sync, and not before.
+#[test]
+fn readiness_is_told_once_the_target_is_in_step() {
+    let server = Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap();
+    // The second flow's snapshot takes its time.
+    let faults = Faults::default().stall(1, 300, Duration::from_secs(2));
+    let options = MasterOptions { faults, ..MasterOptions::default() };
+    let live = Live::start(Spec::of("string:10B=2000").unwrap(), LiveOptions::default(), options).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, notify) = (dir.path().join("job.sock"), dir.path().join("notify"));
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    let mut tool = Command::new(in_step::TOOL)
+        .args(["replicate", "--source", &format!("dragonfly://127.0.0.1:{}", live.port())])
+        .args(["--target", &format!("redis://127.0.0.1:{}", server.port()), "--memory", "64MiB", "--progress", "off"])
+        .args(["--control", socket.to_str().unwrap()])
+        .env("NOTIFY_SOCKET", &notify)
+        .spawn()
+        .unwrap();
+    let mut text = [0; 64];
+    let said = manager.recv(&mut text).map(|len| String::from_utf8_lossy(&text[..len]).into_owned());
+    let status = Command::new(in_step::TOOL).args(["status", "--output", "json", "--control"]).arg(&socket).output();
+    let told = manager.set_nonblocking(true).and_then(|()| manager.recv(&mut text));
+    tool.kill().unwrap();
+    tool.wait().unwrap();
+    assert!(said.as_ref().is_ok_and(|said| said.starts_with("READY=1\n")), "{said:?}");
+    let status: serde_json::Value = serde_json::from_slice(&status.unwrap().stdout).unwrap();
+    assert_eq!(status["status"]["in_step"], true, "{status}");
+    assert!(told.is_err(), "told twice");
 }

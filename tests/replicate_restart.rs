@@ -2,12 +2,14 @@
 //! doubled, nothing reordered.
 
 use df2redis::lab::client::Client;
+use df2redis::lab::encode::owner;
 use df2redis::lab::flow::Faults;
 use df2redis::lab::journal;
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::recordings::recording;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{self, Options, Stage, Tool, wait_for};
+use df2redis::redis::slot::slot;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +56,11 @@ fn an_error_behind_a_lost_connection_is_not_swallowed() {
             let code = tool.wait();
             assert!(code.is_some_and(|code| code != 0 && code != 130), "{code:?}: {}", tool.said());
             assert!(tool.said().contains(says), "{}", tool.said());
+            // Others of its transaction were executed, and the position with them: nothing goes on from there.
+            assert_eq!(client.run("HGET df2redis:checkpoint phase").unwrap().text(), None);
+            let mut again = stage.start(&[]).unwrap();
+            let code = again.wait();
+            assert!(code.is_some_and(|code| code != 0 && code != 130) || !stage.is_stable(), "{}", again.said());
         }
     }
 }
@@ -163,6 +170,49 @@ fn a_wrong_token_ends_the_run_at_once() {
     assert_eq!(tool.wait(), Some(6), "{}", tool.said());
     assert!(tool.said().contains("the token at the end of the full sync"), "{}", tool.said());
     assert_eq!(stage.master.registrations_count(), 1);
+}
+
+/// What is written behind it is applied when every flow has come to it, and what is in these slots is gone then.
+#[test]
+fn slots_that_the_source_gives_away_are_a_barrier() {
+    let slot_of = |key: &str| slot(key.as_bytes()).0;
+    let names = || (0..).map(|i| format!("x:{i}")).filter(|key| owner(key.as_bytes(), 2) == 0);
+    let mut given = names().filter(|key| slot_of(key) < 8192);
+    let (gone, back) = (given.next().unwrap(), given.next().unwrap());
+    let kept = names().find(|key| slot_of(key) >= 8192).unwrap();
+    let mut recording = recording("follow-plain").unwrap();
+    let flush = ["DFLYCLUSTER", "FLUSHSLOTS", "0", "8191"];
+    let of_flow: [&[&[&str]]; 2] = [
+        &[
+            &["SET", &gone, "v"],
+            &["SET", &back, "old"],
+            &["SET", &kept, "v"],
+            &flush,
+            &["APPEND", &back, "new"],
+            &["APPEND", &kept, "w"],
+        ],
+        &[&flush],
+    ];
+    for (flow, records) in of_flow.into_iter().enumerate() {
+        for record in records {
+            recording.flows[flow].extend_from_slice(&journal::command(record));
+            recording.meta.replica_offset_at_end[flow] += 1;
+        }
+    }
+    let server = Arc::new(Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap());
+    let times = (Duration::from_millis(50), Duration::from_millis(800));
+    let stage = Stage::of(binary(), recording, server, ServerKind::Redis7, times, MasterOptions::default()).unwrap();
+    let mut tool = stage.start(&[]).unwrap();
+    stage.reach_end(&mut tool).unwrap();
+    let mut client = stage.server.client().unwrap();
+    let mut get = |key: &str| client.ask(&["GET", key]).unwrap().text();
+    assert_eq!((get(&gone), get(&back)), (None, Some("new".into())));
+    assert_eq!(get(&kept).as_deref(), Some("vw"));
+    client.run("SELECT 0").unwrap();
+    let left = client.run("KEYS *").unwrap();
+    let left: Vec<_> = left.array().unwrap().iter().map(|key| key.bytes().unwrap().to_vec()).collect();
+    let given_away = |key: &&Vec<u8>| slot(key).0 < 8192 && !key.starts_with(b"df2redis:");
+    assert_eq!(left.iter().filter(given_away).count(), 1, "all of these slots but what was written since");
 }
 
 /// All connections at once, again and again.

@@ -365,6 +365,12 @@ impl Shared {
         }
     }
 
+    /// Who whoever asks now finds.
+    fn process_now(&self) -> String {
+        let registrations = self.state().last_sync_id;
+        self.master_id(registrations + 1)
+    }
+
     /// A stream from `lsn` on, where a partial sync is to be granted.
     fn partial(&self, flow: usize, sync_id: u64, master_id: &[u8], lsn: u64) -> Option<Box<dyn FlowFeed>> {
         let end = self.feed.replica_offsets().get(flow).copied()?;

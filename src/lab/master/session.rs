@@ -373,7 +373,8 @@ impl Session<'_> {
             let (state, lag) = (replica.state_name(), lags.max().unwrap_or(0));
             info.push_str(&format!("slave{i}:ip=127.0.0.1,port=0,state={state},lag={lag}\r\n"));
         }
-        info.push_str(&format!("master_replid:{}\r\n\r\n# Keyspace\r\n", self.shared.identity.master_id));
+        let process = self.shared.process_now();
+        info.push_str(&format!("master_replid:{process}\r\n\r\n# Keyspace\r\n"));
         for db in 0..16 {
             let (count, expires) = (self.shared.feed.keys_count(db), self.shared.feed.expiring_count(db));
             // Database 0 is always told.
