@@ -20,7 +20,7 @@ redis.call('JSON.SET',KEYS[1],'$',ARGV[1]) end return 1";
 
 impl JournalTranslator {
     /// `JSON.SET k path text [NX|XX]`. A whole document replaces whatever stood there, a string and the key's expiry
-    /// included; the modules keep the expiry, and refuse a string (wire 4.9).
+    /// included; RedisJSON keeps the expiry, and refuses a string.
     pub(super) fn json_set<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         let root = is_root(record.arg(2)?);
         let whole = root && record.args.len() == 4;

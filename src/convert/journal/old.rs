@@ -1,6 +1,8 @@
 //! Commands over several keys as older masters record them: raw, and truncated where the keys lie on several shards.
 //!
-//! `LMPOP`, `BLMPOP`, `ZMPOP`, `ZRANGESTORE`, `ZUNIONSTORE`, `ZINTERSTORE`, `ZDIFFSTORE`, and `SORT`, whose records no release makes whole (wire 6.19).
+//! In: records of `LMPOP`, `BLMPOP`, `ZMPOP`, `ZRANGESTORE`, `ZUNIONSTORE`, `ZINTERSTORE`, `ZDIFFSTORE`, and of `SORT`, which no
+//! release records whole (wire 6.19). Out: the same command where the record is whole, else its keys as doubtful. A record
+//! that is not whole is never executed: what is left of it may name another destination.
 
 use super::error::TranslateError;
 use super::record::Record;
