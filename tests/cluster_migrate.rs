@@ -192,3 +192,27 @@ fn a_redirect_out_of_the_cluster_is_not_followed() {
         assert!(outside.accept().is_err(), "an address outside of the cluster was connected to");
     }
 }
+
+/// What stands before a record over several slots in the open batch gets its number later than the record was read.
+#[test]
+fn a_value_that_was_just_changed_is_moved_to_another_slot() {
+    let Some(cluster) = cluster(ServerKind::Redis7, false) else { return };
+    let mut flow = FlowBytes::new();
+    for n in 0..20 {
+        let (from, to) = (format!("from{n}"), format!("to{n}"));
+        flow.string(from.as_bytes(), b"1").journal(0, &["INCR", &from]).journal(0, &["RENAME", &from, &to]);
+        flow.journal(0, &["INCR", &to]);
+    }
+    let master = Hand::new(vec![flow]).start();
+    migrate(master.port(), cluster.port(), &[]).expect_code(0);
+    let mut keys = cluster.keys().unwrap();
+    keys.sort();
+    let mut wanted: Vec<Vec<u8>> = (0..20).map(|n| format!("to{n}").into_bytes()).collect();
+    wanted.sort();
+    assert_eq!(keys, wanted);
+    for key in keys {
+        let key = String::from_utf8(key).unwrap();
+        let found = (0..3).find_map(|at| cluster.nodes[at].client().ok()?.ask(&["GET", &key]).ok()?.text());
+        assert_eq!(found.as_deref(), Some("3"), "{key}");
+    }
+}

@@ -101,6 +101,10 @@ pub struct Cluster {
     seen_run_ids: HashMap<String, String>,
     /// A session that ends now can be followed by one that goes on from what each node holds.
     ends_on_takeover: Arc<AtomicBool>,
+    /// Counts topologies.
+    topology_number: u64,
+    /// By worker: the topology and the places of the nodes' lanes when it was told last.
+    pub(super) assigned: HashMap<usize, (u64, HashMap<String, usize>)>,
 }
 
 /// A connection to be ended. Its number means nothing to another process.
@@ -136,6 +140,8 @@ impl Cluster {
             lost_clients: HashMap::new(),
             seen_run_ids: HashMap::new(),
             ends_on_takeover: Arc::default(),
+            topology_number: 0,
+            assigned: HashMap::new(),
         })
     }
 
@@ -143,6 +149,10 @@ impl Cluster {
     /// the session: the next one goes on from the positions that the nodes hold (`homes`).
     pub fn ends_on_takeover(&mut self, on: Arc<AtomicBool>) {
         self.ends_on_takeover = on;
+    }
+
+    pub fn topology_number(&self) -> u64 {
+        self.topology_number
     }
 
     pub fn topology(&self) -> &Topology {
@@ -233,6 +243,7 @@ impl Cluster {
 
     fn adopt(&mut self, topology: Topology) -> Result<(), Trouble> {
         if topology != self.topology {
+            self.topology_number += 1;
             tracing::info!(
                 epoch = topology.epoch,
                 primaries = topology.primaries().len(),

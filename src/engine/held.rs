@@ -31,6 +31,8 @@ pub struct HeldState {
     pub stops: bool,
     /// The control plane was told of the records over several slots.
     apart_told: bool,
+    /// Something was not executed, or a connection was lost, when the control plane was told.
+    missed: bool,
     /// Keys whose commands were executed in another order than they were recorded.
     pub doubtful: Vec<NotCarried>,
 }
@@ -110,6 +112,7 @@ impl Worker {
             }
         }
         self.held.apart_told = !apart.is_empty();
+        self.held.missed = !units.is_empty() || !lost.is_empty();
         self.held.stage = Stage::Told;
         tracing::debug!(worker = self.index, units = units.len(), lost = lost.len(), "held");
         let _ = self.events.send(WorkerEvent::Held(Box::new(Held { worker: self.index, units, live, lost, apart })));
@@ -119,7 +122,7 @@ impl Worker {
     /// Everything is settled: goes on with the lanes as they are now.
     pub(super) fn settled(&mut self, settled: Settled, now_ns: u64) -> Result<(), EngineError> {
         let Some(router) = &mut self.router else { return Ok(()) };
-        let moved = !router.has_routes(&settled.lanes_by_slot);
+        let moved = settled.lanes_by_slot.as_ref().is_some_and(|lanes_by_slot| !router.has_routes(lanes_by_slot));
         let mut waiting = Vec::new();
         for lane in &mut self.lanes {
             let at = lane.index;
@@ -127,7 +130,16 @@ impl Worker {
                 waiting.push((at, lane.take_waiting(self.ring.slab_mut())));
             }
         }
-        router.reroute(settled.lanes_by_slot, waiting.iter().any(|(_, batches)| !batches.is_empty()));
+        if waiting.iter().any(|(_, batches)| !batches.is_empty()) {
+            router.forget_cuts();
+        }
+        if self.held.missed || moved {
+            // A position that was on its way may have been rejected: it is written again.
+            router.forget_noted();
+        }
+        if let Some(lanes_by_slot) = settled.lanes_by_slot.filter(|_| moved) {
+            router.reroute(lanes_by_slot);
+        }
         for lane in settled.gone {
             self.end_lane(lane);
         }
@@ -158,12 +170,12 @@ impl Worker {
         self.held.stage = if lost { Stage::Draining } else { Stage::Free };
         self.held.stops = lost;
         // Where records over several slots follow each other closely, the worker is held again before its next look.
-        self.note_positions(now_ns);
+        self.note_positions(now_ns, false);
         Ok(())
     }
 
-    /// Makes a cut, and writes the positions that are confirmed.
-    pub(super) fn note_positions(&mut self, now_ns: u64) {
+    /// Makes a cut, and writes the positions that are confirmed, if it is time; `when_idle`: or if nothing is under way.
+    pub(super) fn note_positions(&mut self, now_ns: u64, when_idle: bool) {
         // No position may pass what a node sent elsewhere before it has been executed there.
         if self.is_held() {
             return;
@@ -172,7 +184,8 @@ impl Worker {
         let positions = positions(&self.flows);
         if !positions.is_empty() {
             router.cut(&self.lanes, positions);
-            router.note_positions(&mut self.lanes, self.ring.slab_mut(), self.settings.batch_bytes, now_ns);
+            let batch_bytes = self.settings.batch_bytes;
+            router.note_positions(&mut self.lanes, self.ring.slab_mut(), batch_bytes, now_ns, when_idle);
         }
     }
 

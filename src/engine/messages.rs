@@ -97,8 +97,8 @@ pub struct LostLane {
 
 /// The way on for a worker that was held.
 pub struct Settled {
-    /// Index of the lane of each slot.
-    pub lanes_by_slot: Box<[u16]>,
+    /// Index of the lane of each slot; `None`: as before.
+    pub lanes_by_slot: Option<Box<[u16]>>,
     pub fresh: Vec<(usize, LaneStart)>,
     /// Lanes to nodes that have no slots any more.
     pub gone: Vec<usize>,

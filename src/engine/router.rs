@@ -176,17 +176,16 @@ impl Router {
         self.routes.lanes().all(|lane| lanes.get(lane).is_some_and(Lane::is_live))
     }
 
-    /// The slots may have new lanes. Only while nothing is under way. `requeued`: what was queued changed its lane.
-    pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>, requeued: bool) {
+    /// The slots have new lanes. Only while nothing is under way.
+    pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>) {
         self.routes = Routes::new(lanes_by_slot);
         self.homes = homes::choose(self.routes.lanes());
-        if requeued {
-            // It is counted anew.
-            self.cuts.clear();
-            self.cut_last.clear();
-        }
-        // A position that was on its way may have been rejected: it is written again.
-        self.forget_noted();
+    }
+
+    /// What was queued changes its lane: it is counted anew.
+    pub fn forget_cuts(&mut self) {
+        self.cuts.clear();
+        self.cut_last.clear();
     }
 
     /// The target's keys of the tool's own may be gone: they are written again.
@@ -233,7 +232,14 @@ impl Router {
     }
 
     /// Looks which cuts are acknowledged, and writes the newest positions into the checkpoint if that is due.
-    pub fn note_positions(&mut self, lanes: &mut [Lane], slab: &mut Slab, batch_bytes: usize, now_ns: u64) {
+    pub fn note_positions(
+        &mut self,
+        lanes: &mut [Lane],
+        slab: &mut Slab,
+        batch_bytes: usize,
+        now_ns: u64,
+        when_idle: bool,
+    ) {
         while let Some(cut) = self.cuts.front() {
             if !are_acked(&cut.batches, lanes) {
                 break;
@@ -245,7 +251,7 @@ impl Router {
         if let Some((_, names)) = self.homes_sent.take_if(|(batches, _)| are_acked(batches, lanes)) {
             self.homes_there = names;
         }
-        let due = now_ns >= self.written_ns + POSITIONS_EVERY_NS || lanes.iter().all(Lane::is_idle);
+        let due = now_ns >= self.written_ns + POSITIONS_EVERY_NS || when_idle && lanes.iter().all(Lane::is_idle);
         let moved = self.confirmed != self.written;
         if !due || !moved && self.homes_there == self.homes_named {
             return;

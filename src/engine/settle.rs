@@ -115,8 +115,19 @@ impl Cluster {
                     }
                 }
             }
-            return Ok(Settled { lanes_by_slot: self.lanes_by_slot(&places), fresh, gone });
+            return Ok(Settled { lanes_by_slot: self.changed_lanes(held.worker, places), fresh, gone });
         }
+    }
+
+    /// The lane of each slot, if that is another than when the worker was asked last. Records over several slots ask each time.
+    fn changed_lanes(&mut self, worker: usize, places: HashMap<String, usize>) -> Option<Box<[u16]>> {
+        let now = (self.topology_number(), places);
+        if self.assigned.get(&worker) == Some(&now) {
+            return None;
+        }
+        let lanes_by_slot = self.lanes_by_slot(&now.1);
+        self.assigned.insert(worker, now);
+        Some(lanes_by_slot)
     }
 
     /// Index of the lane of each slot.

@@ -216,7 +216,7 @@ impl Worker {
                 _ if self.draining && !self.is_held() => self.release_held(),
                 _ => false,
             };
-            self.note_positions(now_ns);
+            self.note_positions(now_ns, true);
             self.send_acks(now_ns)?;
             // In front of what is submitted: behind it, it would wait for the next turn, and a fence with it.
             if self.draining || self.settling.is_some() {

@@ -288,7 +288,7 @@ fn positions_wait_for_every_lane() {
     let mut note = |world: &mut World, lsn: u64| {
         now_ns += 1_000_000_000;
         world.router.cut(&world.lanes, vec![(FLOW, Lsn(lsn))]);
-        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns);
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns, true);
     };
     world.reply(checkpoint, b"+OK\r\n");
     note(&mut world, 5);
@@ -303,7 +303,9 @@ fn positions_wait_for_every_lane() {
     // After a new slot map it is written again: it may have been rejected. What is queued is not confirmed by that.
     world.record(Some(6), &[(Blind, &["SET", &b, "1"])]).unwrap();
     world.router.cut(&world.lanes, vec![(FLOW, Lsn(6))]);
-    world.router.reroute((0..SLOTS).map(|slot| slot % 2).collect(), true);
+    world.router.reroute((0..SLOTS).map(|slot| slot % 2).collect());
+    world.router.forget_cuts();
+    world.router.forget_noted();
     note(&mut world, 6);
     assert_eq!(world.waiting(checkpoint).matches(&position(5)).count(), 2);
     assert_eq!(world.waiting(checkpoint).matches(&position(6)).count(), 0);
@@ -321,7 +323,7 @@ fn every_node_keeps_the_positions() {
     let mut note = |world: &mut World, lsn: u64| {
         now_ns += 1_000_000_000;
         world.router.cut(&world.lanes, vec![(FLOW, Lsn(lsn))]);
-        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns);
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns, true);
     };
     note(&mut world, 5);
     for lane in 0..2 {
@@ -465,7 +467,7 @@ fn what_was_not_sent_follows_its_slots() {
     assert!(!world.router.has_routes(&lanes_by_slot));
     let waiting: Vec<Vec<Batch>> = world.lanes.iter_mut().map(|lane| lane.take_waiting(&mut world.slab)).collect();
     assert!(world.lanes.iter().all(|lane| lane.is_idle() && lane.unacked_bytes == 0));
-    world.router.reroute(lanes_by_slot, true);
+    world.router.reroute(lanes_by_slot);
     for (from, waiting) in waiting.into_iter().enumerate() {
         again::reroute(&mut world.lanes, &world.router, &mut world.slab, from, waiting).unwrap();
     }
