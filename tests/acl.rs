@@ -373,3 +373,41 @@ fn the_listed_permissions_suffice_to_follow_a_journal_into_a_cluster() {
     live.write_truth(&truth).unwrap();
     compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", stderr(&output)));
 }
+
+/// README.md: beyond what replicating takes, `+scan` and `+get`, and to compare values what `verify` needs.
+#[test]
+fn the_listed_permissions_suffice_for_a_cutover_into_a_cluster() {
+    const READS: &str = "ACL SETUSER df2redis +@read +info +select";
+    let Some(cluster) = cluster(&[]) else { return };
+    for (compares, more) in [("none", TARGET_ACL_SKIP), ("count", READS), ("sample", READS), ("full", READS)] {
+        let flushed = cluster.nodes.iter().map(|node| node.client().unwrap().run("FLUSHALL").unwrap());
+        assert_eq!(flushed.count(), 3);
+        grant(&cluster, &[TARGET_ACL, TARGET_ACL_REPLICATE, TARGET_ACL_CLUSTER, more]);
+        let spec = Spec { flows_count: 2, ..Spec::of("string:60B=50,hash:5x8=20").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("job.sock");
+        let socket = socket.to_str().unwrap();
+        let mut child = start_at("replicate", live.port(), cluster.port(), &["--control", socket]);
+        let ask = |args: &[&str]| {
+            let mut asking = Command::new(env!("CARGO_BIN_EXE_df2redis"));
+            asking.args(args).args(["--output", "json", "--control", socket]).output().unwrap()
+        };
+        let until = Instant::now() + Duration::from_secs(120);
+        while !String::from_utf8_lossy(&ask(&["status"]).stdout).contains("\"in_step\":true") {
+            assert!(Instant::now() < until && child.try_wait().unwrap().is_none(), "{compares}: it is not in step");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let done = ask(&["cutover", "--execute", "--budget", "300s", "--verify", compares, "--sample", "100%"]);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(done.status.code(), Some(0), "{compares}: {done:?}\n{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "{compares}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("NOPERM"), "{compares}: {}", stderr(&output));
+        let keys = cluster.keys().unwrap();
+        assert_eq!(
+            (keys.iter().filter(|key| key.starts_with(b"df2redis:")).count(), keys.len()),
+            (0, 70),
+            "{compares}"
+        );
+    }
+}
