@@ -136,6 +136,32 @@ fn refusals_of_a_scripted_target_are_sent_again_in_order() {
     }
 }
 
+/// The control plane's own write waits, too.
+#[test]
+fn a_checkpoint_that_cannot_be_called_good_yet_is_tried_again() {
+    let reply = "-OOM command not allowed when used memory > 'maxmemory'.";
+    // After the one that begins it, and that of the flow's first position.
+    let key = Some(b"df2redis:checkpoint".to_vec());
+    let rule = ErrorRule { command: "HSET".into(), key, reply: reply.into(), after: 2, times: 2 };
+    let target = ScriptedTarget::start(ScriptOptions { errors: vec![rule], ..Default::default() }).unwrap();
+    let mut flow = FlowBytes::new();
+    flow.string(b"first", b"v");
+    let master = Hand::new(vec![flow]).start();
+    let (source, target_url) =
+        (format!("dragonfly://127.0.0.1:{}", master.port()), format!("redis://127.0.0.1:{}", target.port()));
+    let mut command = program(&["replicate", "--source", &source, "--target", &target_url, "--output", "json"]);
+    command.args(["--memory", "128MiB", "--progress", "off"]);
+    let mut running = start(command);
+    let is_mark = |set: &Vec<Vec<u8>>| set.contains(&b"stable".to_vec());
+    let until = Instant::now() + Duration::from_secs(120);
+    while target.received_of("HSET").iter().filter(|set| is_mark(set)).count() < 3 {
+        assert!(Instant::now() < until && running.is_running(), "{:?}", target.received_of("HSET"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    running.signal("INT");
+    running.wait().expect_code(130);
+}
+
 /// In the stable journal a batch is one transaction: what is refused in it leaves no part of it behind, and no position.
 #[test]
 fn the_stable_journal_holds_and_goes_on() {

@@ -178,6 +178,12 @@ fn client_kill_while_loading() {
     let master = Hand::new(flows).faulty(Faults::default().slow(400_000));
     let running = start(migrate_command(master.port(), server.port(), CHUNKED));
     let mut client = server.client().unwrap();
+    // Before the first write nothing is tried again.
+    let until = std::time::Instant::now() + DEADLINE;
+    while client.run("EXISTS s:0:0:0").unwrap().int() != Some(1) {
+        assert!(std::time::Instant::now() < until, "nothing is written");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     for _ in 0..25 {
         std::thread::sleep(Duration::from_millis(60));
         client.ask(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).unwrap();

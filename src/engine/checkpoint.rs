@@ -179,9 +179,18 @@ fn fields<'a>(checkpoint: &'a Checkpoint, flows: &'a [u8], phase: &'a [u8]) -> V
     set
 }
 
-/// Every flow's snapshot and its first position are confirmed.
-pub async fn mark_stable(link: &mut TargetLink, key: &str) -> Result<(), EngineError> {
-    link.call(&[b"HSET", key.as_bytes(), b"phase", b"stable"]).await.map(drop)
+/// Every flow's snapshot and its first position are confirmed. False: the target refuses for now (full, for one).
+pub async fn mark_stable(link: &mut TargetLink, key: &str) -> Result<bool, EngineError> {
+    match link.call_raw("HSET", &[b"HSET", key.as_bytes(), b"phase", b"stable"]).await? {
+        Value::Error(text) if refusal::refuses(&text, false) && !refusal::refuses_access(&text) => {
+            tracing::warn!(reply = %text.escape_ascii(), "the target refuses to call the checkpoint good: trying again");
+            Ok(false)
+        }
+        Value::Error(text) => {
+            Err(EngineError::Target(format!("the target answered HSET with \"{}\"", text.escape_ascii())))
+        }
+        _ => Ok(true),
+    }
 }
 
 /// The positions are not to be trusted: the next start must not go on from them. Takes no memory, so that a full server

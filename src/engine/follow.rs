@@ -39,6 +39,8 @@ const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 const OFFSETS_EVERY: Duration = Duration::from_secs(1);
 /// How long the source may take to say where it stands when the job is told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// A refused mark of the checkpoint is tried again after this.
+const MARK_AGAIN_NS: u64 = 1_000_000_000;
 /// More records behind than this and the target is no longer called in step.
 const IN_STEP_RECORDS_MAX: u64 = 10_000;
 
@@ -178,11 +180,15 @@ impl Job<'_> {
                     draining = Some(self.begin_draining(source, crew, cause));
                 }
             }
-            if !checkpoint.stable && crew.confirmed().iter().all(|lsn| *lsn > 0) {
-                checkpoint::mark_stable(&mut self.control_again(probed).await?, &checkpoint.key).await?;
-                checkpoint.stable = true;
-                crew.set_stable();
-                self.resumable = true;
+            let now_ns = crate::uring::clock::monotonic_ns();
+            if !checkpoint.stable && now_ns >= watch.mark_at_ns && crew.confirmed().iter().all(|lsn| *lsn > 0) {
+                if checkpoint::mark_stable(&mut self.control_again(probed).await?, &checkpoint.key).await? {
+                    checkpoint.stable = true;
+                    crew.set_stable();
+                    self.resumable = true;
+                } else {
+                    watch.mark_at_ns = now_ns + MARK_AGAIN_NS;
+                }
             }
             let settled = watch.suspects_settled >= crew.workers();
             self.settings.control.set_ready(self.phase == Phase::InStep && settled);
@@ -364,6 +370,8 @@ impl Job<'_> {
 /// What the control plane keeps while it follows.
 #[derive(Default)]
 struct Watch {
+    /// The target refused to call the checkpoint good: it is asked again then.
+    mark_at_ns: u64,
     drained: usize,
     suspects_asked: bool,
     /// The source's positions when it was asked the last time.
