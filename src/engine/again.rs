@@ -169,6 +169,9 @@ pub fn reroute(
     from: usize,
     waiting: Vec<Batch>,
 ) -> Result<(), EngineError> {
+    // A lane that has slots but no connection, for that was lost just now, gets one. One that has no slots is gone, and only
+    // what has no key may be left on it.
+    let keeps = |lane: &Lane, at: usize| lane.is_live() || router.has_lane(at);
     for mut batch in waiting {
         let units: Vec<Unit> = units_of(&batch, slab)?.into_iter().map(|(_, unit)| unit).collect();
         // What has no key was given to every lane of then.
@@ -177,14 +180,14 @@ pub fn reroute(
         places.sort_unstable();
         places.dedup();
         if let [place] = places.as_slice() {
-            match lanes.get_mut(*place).filter(|lane| lane.is_live() || *place != from) {
+            match lanes.get_mut(*place).filter(|lane| keeps(lane, *place)) {
                 Some(lane) => lane.requeue(batch),
                 None => drop(batch.release(slab)),
             }
             continue;
         }
         for place in places {
-            let Some(lane) = lanes.get_mut(place).filter(|lane| lane.is_live() || place != from) else { continue };
+            let Some(lane) = lanes.get_mut(place).filter(|lane| keeps(lane, place)) else { continue };
             let of: Vec<Unit> = units.iter().filter(|unit| lane_of(unit) == place).cloned().collect();
             let mut part = batch_of_units(&of, &batch);
             if of.iter().any(|unit| unit.key.starts_with(CHECKPOINT_KEY.as_bytes())) {

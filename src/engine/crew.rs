@@ -93,6 +93,8 @@ pub struct Crew {
     reconnected_tx: UnboundedSender<Reconnected>,
     settled: UnboundedReceiver<(usize, Result<Settled, EngineError>)>,
     settled_tx: UnboundedSender<(usize, Result<Settled, EngineError>)>,
+    /// Tasks that execute what held workers left.
+    settling: Vec<tokio::task::JoinHandle<()>>,
     summaries: Vec<WorkerSummary>,
     /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
     confirmed: Arc<Vec<AtomicU64>>,
@@ -177,6 +179,7 @@ impl Crew {
             reconnected_tx,
             settled,
             settled_tx,
+            settling: Vec::new(),
             summaries: Vec::new(),
             confirmed,
             witness: Arc::new(Witness::new(flows_count)),
@@ -450,13 +453,14 @@ impl Crew {
     }
 
     /// Executes, in the background, what a held worker of a cluster left, and sends it on.
-    fn settle(&self, held: Box<Held>) {
+    fn settle(&mut self, held: Box<Held>) {
         let Some(plan) = self.plan.cluster.clone() else { return };
         let done = self.settled_tx.clone();
-        tokio_uring::spawn(async move {
+        self.settling.retain(|task| !task.is_finished());
+        self.settling.push(tokio_uring::spawn(async move {
             let result = plan.cluster.lock().await.settle(&held).await;
             let _ = done.send((held.worker, result));
-        });
+        }));
     }
 
     /// Ids of all connections that workers had. What they sent last may still wait at the target.
@@ -466,6 +470,11 @@ impl Crew {
 
     /// Stops every worker and waits for it. Returns their summaries and the first failure among them.
     pub async fn stop(&mut self) -> (Vec<WorkerSummary>, Result<(), EngineError>) {
+        // What they have not executed belongs to the next session: nothing may be executed once it has read the markers.
+        for task in self.settling.drain(..) {
+            task.abort();
+            let _ = task.await;
+        }
         for worker in 0..self.members.len() {
             self.tell(worker, WorkerCommand::Stop);
         }

@@ -171,6 +171,11 @@ impl Router {
         self.routes.lanes().eq(lanes_by_slot.iter().map(|lane| usize::from(*lane)))
     }
 
+    /// Some slot has this lane.
+    pub fn has_lane(&self, lane: usize) -> bool {
+        self.routes.lanes().any(|at| at == lane)
+    }
+
     /// Every slot's lane has a connection.
     pub fn uses_only(&self, lanes: &[Lane]) -> bool {
         self.routes.lanes().all(|lane| lanes.get(lane).is_some_and(Lane::is_live))

@@ -212,7 +212,9 @@ impl LiveStage {
     fn has_ended(&self, tool: &mut Tool) -> Result<Option<i32>, String> {
         const SOURCE_LOST: i32 = 4;
         let ended = tool.ended();
-        if ended == Some(SOURCE_LOST) && !self.target.is_stable() {
+        // So does one that closes the very first connection.
+        let first_contact = || tool.said().contains("closed the connection after ");
+        if ended == Some(SOURCE_LOST) && (!self.target.is_stable() || first_contact()) {
             *tool = self.start()?;
             return Ok(None);
         }
