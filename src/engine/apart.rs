@@ -36,7 +36,8 @@ impl Cluster {
             _ => Err(EngineError::Refused("its keys lie in different slots of the cluster".into())),
         };
         done.map_err(|error| {
-            if matches!(error, EngineError::LostPosition(_)) {
+            // What ends the session for another reason than this record keeps its meaning.
+            if !matches!(error, EngineError::Refused(_) | EngineError::Target(_)) {
                 return error;
             }
             let place = apart.next_lsn.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default();
