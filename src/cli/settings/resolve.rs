@@ -7,22 +7,23 @@ use super::error::UsageError;
 use super::layers::{Origin, Values};
 use super::syntax;
 use super::table::{self, Setting};
-use super::tls;
 use crate::convert::{Policy, Scope, ScopeSpec};
 use crate::engine::control::horizon_ms;
-use crate::engine::cutover::{Plan, Verify};
 use crate::engine::hooks::Hooks;
 use crate::engine::settings::{
-    AtStop, Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, Secret,
-    SpoolSettings,
+    AtStop, Endpoint, Follow, MigrateSettings, NatMap, OnExisting, OnLostPosition, SPOOL_BYTES_DEFAULT, SpoolSettings,
 };
-use crate::engine::verify::{Mode, Rate, Repair, SampleSize, VerifySettings};
-use crate::operator::control::socket;
 use crate::operator::logging::{LogFormat, LogSettings};
 use crate::operator::progress::ProgressForm;
 use crate::uring::{ReadMode, RingSettings, TaskRun, WriteMode};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+
+mod comparing;
+mod places;
+mod servers;
+
+pub use comparing::{cutover, verify};
+pub use places::{ControlPlace, control_of_compared, control_of_job, control_place, metrics};
+use servers::{SOURCE_SIDE, TARGET_SIDE, endpoint};
 
 /// Port where the URL names none: the default of Dragonfly, Redis and Valkey alike.
 const PORT_DEFAULT: u16 = 6379;
@@ -128,121 +129,6 @@ fn hooks(values: &Values) -> Result<Hooks, UsageError> {
     })
 }
 
-/// What `cutover` asks for, besides what is said by flags alone.
-pub fn cutover(values: &Values, execute: bool, rehearse: u32, takeover: bool) -> Result<Plan, UsageError> {
-    let hook = match values.path(&table::HOOK) {
-        Some(path) => Some(std::path::absolute(path).map_err(|error| values.wrong(&table::HOOK, &error.to_string()))?),
-        None => None,
-    };
-    let ms = |setting| values.time(setting).map(|time| time.as_millis() as u64);
-    let plan = Plan {
-        execute,
-        budget_ms: ms(&table::BUDGET)?,
-        verify: match values.text(&table::CUTOVER_VERIFY)? {
-            "none" => Verify::None,
-            // After a takeover there is nothing to compare with.
-            _ if takeover && !values.is_given(&table::CUTOVER_VERIFY) => Verify::None,
-            "sample" => Verify::Sample,
-            "full" => Verify::Full,
-            _ => Verify::Count,
-        },
-        sample: values.parsed(&table::SAMPLE, sample_size)?,
-        sample_seed: values.number(&table::SAMPLE_SEED)?,
-        verify_rate: values.parsed(&table::VERIFY_RATE, rate)?,
-        hook,
-        hook_timeout_ms: ms(&table::HOOK_TIMEOUT)?,
-        takeover,
-        rehearse,
-        lag_entries_max: values.number(&table::LAG_ENTRIES_MAX)?,
-        wait_ms: ms(&table::WAIT)?,
-    };
-    plan.check().map_err(UsageError::Combination)?;
-    Ok(plan)
-}
-
-/// What `verify` needs. Either side may be any server that speaks the protocol.
-pub fn verify(values: &mut Values) -> Result<VerifySettings, UsageError> {
-    let source = endpoint(values, &COMPARED_SOURCE_SIDE)?;
-    let target = endpoint(values, &TARGET_SIDE)?;
-    if (&source.host, source.port) == (&target.host, target.port) {
-        return Err(UsageError::Combination("source and target are the same server".into()));
-    }
-    let mode = match values.text(&table::MODE)? {
-        "count" => Mode::Count,
-        "sample" => Mode::Sample {
-            size: values.parsed(&table::SAMPLE, sample_size)?,
-            seed: values.number(&table::SAMPLE_SEED)?,
-        },
-        _ => Mode::Full,
-    };
-    if !matches!(mode, Mode::Sample { .. }) && values.is_given(&table::SAMPLE) {
-        values.warn("sample has no effect without --mode sample".into());
-    }
-    let repair = match values.text(&table::REPAIR)? {
-        "copy" => Repair::Copy,
-        "mirror" => Repair::Mirror,
-        _ => Repair::Off,
-    };
-    if mode == Mode::Count && repair != Repair::Off {
-        return Err(together(values, &table::MODE, &table::REPAIR, "to count finds no key that could be repaired"));
-    }
-    let scope = plain_scope(values)?;
-    let refused =
-        |setting: &'static Setting, other: &'static Setting, why: &str| Err(together(values, setting, other, why));
-    if scope.spec().db_merge {
-        return Err(UsageError::Combination(
-            "verify cannot compare databases that were merged (db-merge = on): whose a key is cannot be told".into(),
-        ));
-    }
-    if scope.rewrites() && repair != Repair::Off {
-        return refused(&table::REPAIR, &table::REWRITE_PREFIX, "a repair knows no other names");
-    }
-    if mode == Mode::Count && scope.leaves_out_keys() {
-        return Err(UsageError::Combination(
-            "mode = count counts every key, and does not know filters by key or type; take --mode sample or full"
-                .into(),
-        ));
-    }
-    Ok(VerifySettings {
-        source,
-        target,
-        mode,
-        rate: values.parsed(&table::RATE, rate)?,
-        memory_bytes: values.size(&table::MEMORY)?,
-        lag_max: values.time(&table::LAG_MAX)?,
-        expiry_tolerance: values.time(&table::EXPIRY_TOLERANCE)?,
-        resume: values.path(&table::RESUME),
-        repair,
-        scope,
-        on_unsupported: policy(values)?,
-        connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
-    })
-}
-
-/// `1000`, or `2.5%`.
-fn sample_size(text: &str) -> Result<SampleSize, String> {
-    match text.strip_suffix('%') {
-        None => syntax::number(text).map(SampleSize::Keys),
-        Some(percent) => match percent.trim().parse() {
-            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(SampleSize::Percent(percent)),
-            _ => Err("a number of keys, or a share from 0% to 100%, is needed".into()),
-        },
-    }
-}
-
-/// `20000` keys, `50MiB`, or `off`.
-fn rate(text: &str) -> Result<Rate, String> {
-    match syntax::number(text) {
-        Ok(0) => Err("the rate must be more than zero; off means no limit".into()),
-        Ok(keys) => Ok(Rate::KeysPerSecond(keys)),
-        Err(_) if text == "off" => Ok(Rate::Unlimited),
-        Err(_) => match syntax::size(text) {
-            Ok(bytes @ 1..) => Ok(Rate::BytesPerSecond(bytes)),
-            _ => Err("a number of keys (20000), a size (50MiB) or off is needed".into()),
-        },
-    }
-}
-
 /// What `demo` needs besides the servers, which it starts itself and passes here.
 pub fn demo(values: &mut Values, source: Endpoint, target: Endpoint) -> Result<MigrateSettings, UsageError> {
     data_plane(values, source, target, OnExisting::Refuse)
@@ -254,75 +140,6 @@ pub fn demo_source(values: &Values) -> Result<DemoSettings, UsageError> {
         flows: values.number(&table::FLOWS)? as u32,
         seed: values.number(&table::SEED)?,
     })
-}
-
-/// Where a job is told what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ControlPlace {
-    Off,
-    /// Named by the operator: the job must not run without.
-    Named(PathBuf),
-    /// By source and target.
-    Default(PathBuf),
-}
-
-/// The control socket of a job between these servers.
-pub fn control_place(values: &Values, settings: &MigrateSettings) -> ControlPlace {
-    match values.path(&table::CONTROL) {
-        Some(path) if path.as_os_str() == "off" => ControlPlace::Off,
-        Some(path) => ControlPlace::Named(path),
-        None => ControlPlace::Default(default_socket(&settings.source, &settings.target)),
-    }
-}
-
-/// The control socket of a job between the servers that are compared; none: it is not to be asked.
-pub fn control_of_compared(values: &Values, settings: &VerifySettings) -> Option<PathBuf> {
-    match values.path(&table::CONTROL) {
-        Some(path) if path.as_os_str() == "off" => None,
-        Some(path) => Some(path),
-        None => Some(default_socket(&settings.source, &settings.target)),
-    }
-}
-
-fn default_socket(source: &Endpoint, target: &Endpoint) -> PathBuf {
-    socket::default_dir().join(socket::file_name(source, target))
-}
-
-/// Where metrics are served: a port of the loopback interface, unless told otherwise.
-pub fn metrics(values: &Values) -> Result<Option<SocketAddr>, UsageError> {
-    if !values.is_given(&table::METRICS) {
-        return Ok(None);
-    }
-    values.parsed(&table::METRICS, |text| {
-        let port = text.strip_prefix(':').unwrap_or(text).parse::<u16>();
-        match (port, text.parse::<SocketAddr>()) {
-            (Ok(port), _) => Ok(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))),
-            (_, Ok(address)) => Ok(Some(address)),
-            _ => Err("a port, or an address and a port such as 0.0.0.0:9121 or [::]:9121, is needed".into()),
-        }
-    })
-}
-
-/// The control socket of the job that the operator means.
-pub fn control_of_job(values: &mut Values) -> Result<PathBuf, UsageError> {
-    if let Some(path) = values.path(&table::CONTROL) {
-        return Ok(path);
-    }
-    if values.is_given(&table::SOURCE) || values.is_given(&table::TARGET) {
-        let ((source, _), (target, _)) = (address(values, &SOURCE_SIDE)?, address(values, &TARGET_SIDE)?);
-        return Ok(default_socket(&source, &target));
-    }
-    match socket::found().as_slice() {
-        [path] => Ok(path.clone()),
-        [] => Err(UsageError::Combination(format!(
-            "no job is running (there is no control socket in {}); give --control PATH, or --source and --target of the job",
-            socket::default_dir().display()
-        ))),
-        several => Err(UsageError::Combination(format!(
-            "several jobs are running; give --control PATH with one of\n  {}",
-            several.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n  ")
-        ))),
-    }
 }
 
 /// What every subcommand needs; works also where `--progress` is not known.
@@ -394,107 +211,6 @@ fn shared_target(values: &mut Values, on_existing: OnExisting) -> Result<bool, U
         ));
     }
     Ok(shared)
-}
-
-/// The settings of one side's address and access.
-struct Side {
-    url: &'static Setting,
-    user: &'static Setting,
-    password: &'static Setting,
-    password_file: &'static Setting,
-    schemes: &'static [&'static str],
-    tls: tls::Side,
-}
-
-static SOURCE_SIDE: Side = Side {
-    url: &table::SOURCE,
-    user: &table::SOURCE_USER,
-    password: &table::SOURCE_PASSWORD,
-    password_file: &table::SOURCE_PASSWORD_FILE,
-    schemes: &["dragonfly"],
-    tls: tls::SOURCE,
-};
-
-static COMPARED_SOURCE_SIDE: Side = Side {
-    url: &table::SOURCE,
-    user: &table::SOURCE_USER,
-    password: &table::SOURCE_PASSWORD,
-    password_file: &table::SOURCE_PASSWORD_FILE,
-    schemes: &["dragonfly", "redis", "valkey"],
-    tls: tls::SOURCE,
-};
-
-static TARGET_SIDE: Side = Side {
-    url: &table::TARGET,
-    user: &table::TARGET_USER,
-    password: &table::TARGET_PASSWORD,
-    password_file: &table::TARGET_PASSWORD_FILE,
-    schemes: &["redis", "valkey"],
-    tls: tls::TARGET,
-};
-
-/// One side's address alone, and whether it is to be reached over TLS.
-fn address(values: &Values, side: &Side) -> Result<(Endpoint, bool), UsageError> {
-    let (host, port, over_tls) = values.parsed(side.url, |text| {
-        let url = syntax::split_url(text)?;
-        let scheme = url.scheme.to_ascii_lowercase();
-        // As redis and rediss.
-        let over_tls = !side.schemes.contains(&scheme.as_str());
-        if over_tls && !scheme.strip_suffix('s').is_some_and(|plain| side.schemes.contains(&plain)) {
-            let list = |tail: &str| {
-                let known: Vec<_> = side.schemes.iter().map(|scheme| format!("{scheme}{tail}://")).collect();
-                known.join(" or ")
-            };
-            return Err(format!("the URL must begin with {}, for TLS with {}", list(""), list("s")));
-        }
-        Ok((url.host.to_string(), url.port.unwrap_or(PORT_DEFAULT), over_tls))
-    })?;
-    let (user, password) = (Secret::default(), Secret::default());
-    Ok((Endpoint { host, port, tls: None, user, password }, over_tls))
-}
-
-fn endpoint(values: &mut Values, side: &Side) -> Result<Endpoint, UsageError> {
-    let (address, over_tls) = address(values, side)?;
-    let tls = tls::client(values, &side.tls, &address.host, over_tls)?;
-    with_access(values, side, Endpoint { tls, ..address })
-}
-
-/// The address with its user and password.
-fn with_access(values: &mut Values, side: &Side, address: Endpoint) -> Result<Endpoint, UsageError> {
-    let user = values.secret(side.user).map(|(text, _)| text.to_string());
-    let password = password(values, side)?;
-    if user.is_some() && password.is_none() {
-        return Err(UsageError::Combination(format!(
-            "{} is set without a password: set {} or {} too",
-            side.user.name, side.password.name, side.password_file.name
-        )));
-    }
-    Ok(Endpoint { user: Secret::new(user), password: Secret::new(password), ..address })
-}
-
-/// The password itself or its file, whichever layer is higher.
-fn password(values: &mut Values, side: &Side) -> Result<Option<String>, UsageError> {
-    /// Lower is stronger; two files are one layer.
-    fn rank(origin: &Origin) -> u8 {
-        match origin {
-            Origin::Flag => 0,
-            Origin::Environment => 1,
-            Origin::Credential => 2,
-            _ => 3,
-        }
-    }
-    let direct = values.secret(side.password).map(|(text, origin)| (text.to_string(), rank(origin)));
-    let file = values.path(side.password_file).zip(values.origin(side.password_file).map(rank));
-    match (direct, file) {
-        (Some((_, a)), Some((_, b))) if a == b => Err(UsageError::Combination(format!(
-            "{} and {} are both set; set one",
-            side.password.name, side.password_file.name
-        ))),
-        (Some((_, a)), Some((path, b))) if b < a => values.read_password_file(&path).map(Some),
-        (Some((text, _)), _) => Ok(Some(text)),
-        (None, Some((path, _))) => values.read_password_file(&path).map(Some),
-        (None, None) => Ok(None),
-    }
 }
 
 fn cores(values: &mut Values) -> Result<(usize, Vec<usize>), UsageError> {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::verify::{Rate, SampleSize};
+use crate::engine::witness::Seen;
 use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;

@@ -8,10 +8,10 @@ use super::difference::{Difference, Item, Kind, text};
 use super::look::{ABSENT, Found, Looker, State, Verdict};
 use super::names::Names;
 use super::paged;
-use super::peer::{AskError, Peer, Side, unix_ms};
+use super::peer::{AskError, Peer, Side};
 use super::rate::Bucket;
-use super::repair::{self, CopyError, Mender};
-use super::settings::{Mode, Rate, Repair, VerifySettings};
+use super::repair::Mender;
+use super::settings::{Mode, Rate, VerifySettings};
 use super::state::{self, Counts, Identity, Position, Saved};
 use super::suspects::{Ruling, Suspect, Suspects};
 use super::walk::{self, Choice};
@@ -22,6 +22,9 @@ use crate::uring::RingSettings;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+mod counting;
+mod mending;
 
 pub use super::summary::{Progress, Summary};
 
@@ -481,72 +484,6 @@ impl<'a> Job<'a> {
         Ok(false)
     }
 
-    async fn confirmed(&mut self, suspect: Suspect) -> Result<(), EngineError> {
-        let extra = suspect.is_extra();
-        let mut items = suspect.all_items();
-        if suspect.has_elements()
-            && let Some(Verdict::Differs(found)) =
-                self.looker.look(suspect.db, std::slice::from_ref(&suspect.key)).await?.pop()
-        {
-            // The key may be gone as a whole.
-            let of_key = |item: &&Item| matches!(item.kind, Kind::Missing | Kind::Type);
-            items = found.items.iter().filter(of_key).cloned().chain(items).collect();
-        }
-        let wanted = self.settings.repair == Repair::Mirror || (self.settings.repair == Repair::Copy && !extra);
-        let (mut repaired, mut reason) = (None, None);
-        if wanted {
-            let result = self.repair(suspect.db, &suspect.key, extra).await?;
-            repaired = Some(result.is_ok());
-            reason = result.err();
-        }
-        self.tell(suspect.db, &suspect.key, suspect.type_name, items, repaired, reason);
-        Ok(())
-    }
-
-    /// `Ok(Err(why))`: it is not equal afterwards.
-    async fn repair(&mut self, db: u32, key: &[u8], extra: bool) -> Result<Result<(), String>, EngineError> {
-        if matches!(self.mender, Mender::Job) {
-            return self.repair_by_job(db, key).await;
-        }
-        repair::refuse_beside_a_job(&mut self.looker.target).await?;
-        let copied = match (&mut self.mender, extra) {
-            (_, true) => match self.looker.exist_at_source(db, &[key.to_vec()]).await?.first() {
-                Some(false) => repair::delete(&mut self.looker, db, key).await,
-                _ => Err(CopyError::Failed("the source has the key by now".into())),
-            },
-            (Mender::Copies(repairer), false) => repairer.copy(&mut self.looker, db, key, unix_ms()).await,
-            _ => Ok(()),
-        };
-        match copied {
-            Ok(()) | Err(CopyError::Gone) => {}
-            Err(CopyError::Failed(why)) => return Ok(Err(why)),
-            Err(CopyError::Engine(error)) => return Err(error),
-        }
-        match self.looker.look(db, &[key.to_vec()]).await?.pop() {
-            Some(Verdict::Equal | Verdict::Gone) => Ok(Ok(())),
-            _ => Ok(Err("it still differs: is the source written to?".into())),
-        }
-    }
-
-    /// The job fetches the key, and writes it where it belongs among the records: then both sides are equal, as soon as lag
-    /// allows to see it.
-    async fn repair_by_job(&mut self, db: u32, key: &[u8]) -> Result<Result<(), String>, EngineError> {
-        if let Err(why) = self.observer.ask_job(db, key) {
-            return Ok(Err(why));
-        }
-        let (asked, mut pause) = (self.now(), JOB_PAUSE_FIRST);
-        loop {
-            tokio::time::sleep(pause).await;
-            if let Some(Verdict::Equal | Verdict::Gone) = self.looker.look(db, &[key.to_vec()]).await?.pop() {
-                return Ok(Ok(()));
-            }
-            if self.now().saturating_sub(asked) > self.settings.lag_max {
-                return Ok(Err("the job was asked to copy it again, and it was not seen equal since".into()));
-            }
-            pause = (pause * 2).min(JOB_PAUSE_LAST);
-        }
-    }
-
     /// Prints and counts one key that differs; `items` is not empty.
     fn tell(
         &mut self,
@@ -568,39 +505,6 @@ impl<'a> Job<'a> {
             None => {}
         }
         self.observer.difference(&Difference { db, key: text(key), type_name, item, more: items, repaired, reason });
-    }
-
-    /// `--mode count`: numbers of keys, until they are equal or lag cannot explain it. Keys that have expired, that hold nothing
-    /// any more, or that are copies that nobody sees, make numbers differ where nothing is wrong: so the keys of databases
-    /// whose numbers differ are compared by name.
-    async fn count(&mut self) -> Result<(), EngineError> {
-        let names = self.looker.names.clone();
-        // A number that only the target has may be that of another database of the source.
-        let own = self.looker.source.keyspace().await?.into_iter().map(|(db, _)| db).filter(|db| names.admits_db(*db));
-        let origins = self.databases.iter().filter_map(|db| names.source_db(*db));
-        let mut databases: Vec<u32> = own.chain(origins).collect();
-        databases.sort_unstable();
-        databases.dedup();
-        let mut unequal = Vec::new();
-        for db in databases {
-            let begun = self.now();
-            loop {
-                let (source, target) = walk::counts(&mut self.looker, db).await?;
-                self.tick()?;
-                if source == target {
-                    self.counts.keys_compared += source;
-                    break;
-                }
-                if self.now().saturating_sub(begun) > self.settings.lag_max {
-                    unequal.push((db, names.target_db(db)?));
-                    self.counts.databases_by_name += 1;
-                    break;
-                }
-                tokio::time::sleep(self.settings.lag_max / 20).await;
-            }
-        }
-        self.only = Some(unequal);
-        Ok(())
     }
 }
 
