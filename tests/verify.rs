@@ -479,6 +479,10 @@ fn a_repair_beside_a_job_is_refused() {
     run_line(&mut client, "HSET df2redis:checkpoint master x");
     refused("df2redis:checkpoint");
     run_line(&mut client, "DEL df2redis:checkpoint");
+    // Of a job that shares the target with others.
+    run_line(&mut client, "HSET df2redis:checkpoint:0123456789abcdef master x");
+    refused("one with a tag behind it");
+    run_line(&mut client, "DEL df2redis:checkpoint:0123456789abcdef");
     // What only the target has stays, unless it is to mirror the source.
     run_line(&mut client, "SET extra v");
     let (run, lines, _) = verify(&source, &target, &["--repair", "copy", "--lag-max", "200ms"]);

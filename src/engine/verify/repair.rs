@@ -14,6 +14,7 @@ use super::paged::scan_reply;
 use super::peer::{AskError, FieldExpiry, Peer, number, shown};
 use super::run::Observer;
 use super::settings::{Repair, VerifySettings};
+use super::walk::own_keys;
 use super::wire::Commands;
 use crate::convert::journal::{JournalTranslator, Outcome};
 use crate::convert::out::VecOut;
@@ -66,6 +67,10 @@ const BESIDE_A_JOB: &str = "a migrate or replicate job is connected to the targe
     repaired, in another order than the source. A running replicate can do it, if it is asked through its control socket; \
     else compare without --repair, or stop the job first.";
 
+const HAS_POSITION: &str = "the target holds the position of a replicate job (df2redis:checkpoint, or one with a tag behind it) \
+    that would go on from there and apply writes to repaired keys a second time. Repair when the job is over; if it is, delete \
+    that key";
+
 pub struct Repairer {
     converter: Converter,
     translator: JournalTranslator,
@@ -75,6 +80,11 @@ impl Repairer {
     /// Learns what the target can hold; refused where a job may write to it.
     pub async fn new(settings: &VerifySettings, target: &mut Peer) -> Result<Self, EngineError> {
         refuse_beside_a_job(target).await?;
+        // Those of jobs that share the target have other names, and are looked for once: it is a walk over all keys.
+        let name = CHECKPOINT_KEY.strip_prefix(OWN_PREFIX).unwrap_or(CHECKPOINT_KEY);
+        if own_keys(target, 0, name).await? > 0 {
+            return Err(EngineError::Refused(HAS_POSITION.into()));
+        }
         let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
         let capabilities = target::probe(&mut link).await?.capabilities;
         let policy = settings.on_unsupported.clone();
@@ -200,10 +210,7 @@ pub async fn refuse_beside_a_job(target: &mut Peer) -> Result<(), EngineError> {
     commands.push(&[b"EXISTS", CHECKPOINT_KEY.as_bytes()]);
     match target.ask(0, &commands).await.map_err(|error| target.engine(error))?.first() {
         Some(Value::Integer(0)) => Ok(()),
-        _ => Err(EngineError::Refused(format!(
-            "the target holds the position of a replicate job ({CHECKPOINT_KEY}) that would go on from there and apply \
-             writes to repaired keys a second time. Repair when the job is over; if it is, delete that key"
-        ))),
+        _ => Err(EngineError::Refused(HAS_POSITION.into())),
     }
 }
 

@@ -139,18 +139,19 @@ pub async fn counts(looker: &mut Looker, db: u32) -> Result<(u64, u64), EngineEr
     let (source, mut target) = (source?, target?);
     if source != target {
         // Only then, for it is a walk over all keys.
-        target = target.saturating_sub(own_keys(&mut looker.target, target_db).await?);
+        target = target.saturating_sub(own_keys(&mut looker.target, target_db, "").await?);
     }
     Ok((source, target))
 }
 
-async fn own_keys(peer: &mut Peer, db: u32) -> Result<u64, EngineError> {
+/// Keys of ours in one database, of a kind: what follows the prefix.
+pub async fn own_keys(peer: &mut Peer, db: u32, kind: &str) -> Result<u64, EngineError> {
     let mut own = 0;
     for node in peer.primaries() {
         let mut cursor = b"0".to_vec();
         loop {
             let mut commands = Commands::new();
-            let pattern = format!("{OWN_PREFIX}*");
+            let pattern = format!("{OWN_PREFIX}{kind}*");
             commands.push(&[b"SCAN", &cursor, b"MATCH", pattern.as_bytes(), b"COUNT", b"1000"]);
             let reply = peer.ask_node(node, db, &commands).await.map_err(|error| peer.engine(error))?.pop();
             let (next, keys) =
