@@ -224,6 +224,8 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
     let mut reader = BufReader::with_capacity(16 << 10, meter);
     let mut answers = Answers::new(shared.identity.clone());
     let mut fault: Option<ConnectionFault> = None;
+    // A MULTI is open, and one of its commands was answered with an error: then its EXEC executes none, as at a real server.
+    let (mut in_group, mut aborted) = (false, false);
     loop {
         let Some(request) = read_request(&mut reader)? else { return Ok(()) };
         if fault.is_none() && carries_data(&request) {
@@ -239,9 +241,20 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
         let mute = fault.as_ref().and_then(|f| f.mute_after_bytes).is_some_and(|bytes| used >= bytes);
         let mut reply = Vec::new();
         let request_due = request.clone();
+        let name = upper(&request[0]);
         match due_error(shared, &request) {
-            Some(line) => reply.extend_from_slice(format!("{line}\r\n").as_bytes()),
+            Some(line) => {
+                aborted |= in_group;
+                reply.extend_from_slice(format!("{line}\r\n").as_bytes());
+            }
+            None if name == "EXEC" && aborted => {
+                answers.answer(&[b"DISCARD".to_vec()], &mut Vec::new());
+                reply.extend_from_slice(b"-EXECABORT Transaction discarded because of previous errors.\r\n");
+            }
             None => answers.answer(&request, &mut reply),
+        }
+        if matches!(name.as_str(), "MULTI" | "EXEC" | "DISCARD") {
+            (in_group, aborted) = (name == "MULTI", false);
         }
         {
             let mut received = lock(&shared.received);
