@@ -481,6 +481,31 @@ fn what_was_not_sent_follows_its_slots() {
     assert_eq!(lane.queued_batches - lane.acked_batches, 3);
 }
 
+/// Answered, but sent elsewhere: until it is executed there, no position passes it, whatever comes behind it.
+#[test]
+fn no_position_passes_what_a_node_sent_elsewhere() {
+    let [a, b, _] = keys();
+    let mut world = world(Resumed::new());
+    let checkpoint = world.router.lane_of(slot(b"df2redis:checkpoint"));
+    let (mine, theirs) = if checkpoint == 0 { (&a, &b) } else { (&b, &a) };
+    world.record(Some(5), &[(Blind, &["SET", theirs, "1"])]).unwrap();
+    world.record(Some(6), &[(Blind, &["SET", mine, "1"])]).unwrap();
+    world.router.cut(&world.lanes, vec![(FLOW, Lsn(6))]);
+    (0..2).for_each(|lane| world.send(lane));
+    assert_eq!(world.reply(1 - checkpoint, b"-MOVED 1 h:1\r\n"), 0);
+    assert_eq!(world.reply(checkpoint, b"+OK\r\n"), 1);
+    let note = |world: &mut World, now_s: u64| {
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_s * 1_000_000_000, false);
+    };
+    note(&mut world, 1);
+    assert_eq!(world.waiting(checkpoint), "");
+    // Executed elsewhere by the control plane.
+    let units = world.lanes[1 - checkpoint].take_unexecuted(&mut world.slab, &mut Vec::new()).unwrap();
+    assert_eq!(units.len(), 1);
+    note(&mut world, 2);
+    assert!(world.waiting(checkpoint).contains("lsn:3 6"), "{}", world.waiting(checkpoint));
+}
+
 /// What is looked at after an event instead of every lane (`Outlet::still_has_room`).
 #[test]
 fn lanes_written_to_are_known() {
