@@ -195,12 +195,12 @@ fn held_expiries_survive_a_kill() {
             // Not by HGETEX: a process that dies before the answer to a renewal fetches the key, which this source cannot give.
             record(&format!("HSETEX x:h PXAT {past} FIELDS 1 f 1")),
         ];
-        // What comes in between takes seconds.
+        // What comes in between takes seconds, so that a machine that stands still for some does not bring the end before the kill.
         let filler = format!("SET x:filler {}", "v".repeat(1000));
         records.extend((0..2000).flat_map(|_| [record("INCR x:count"), record(&filler)]));
         records.push(record("APPEND x:session w"));
         records.push(record(&format!("PEXPIREAT x:session {later}")));
-        let Some(stage) = stage_on(kind, &records, 4000) else { continue };
+        let Some(stage) = stage_on(kind, &records, 8000) else { continue };
         let mut client = stage.server.client().unwrap();
         let mut tool = stage.start(&[]).unwrap();
         let begun = wait_for(|| {
