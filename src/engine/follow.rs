@@ -304,8 +304,10 @@ impl Job<'_> {
     ) -> Result<(), EngineError> {
         let Some(first) = barriers.first() else { return Ok(()) };
         if barriers.iter().any(|barrier| barrier.txid != first.txid || barrier.command != first.command) {
-            return Err(EngineError::Source(format!(
-                "flows stand before different global commands (transactions {:?}): the journal cannot be trusted",
+            // Asking again would bring the same: the source would be registered with for ever.
+            return Err(EngineError::LostPosition(format!(
+                "flows stand before different global commands (transactions {:?}), so the journal cannot be trusted; only a full \
+                 sync goes on from here (--on-lost-position resync, or a new run with --on-existing flush)",
                 barriers.iter().map(|barrier| barrier.txid).collect::<Vec<_>>()
             )));
         }
