@@ -327,7 +327,8 @@ impl Cluster {
     }
 
     /// Who has which slot, by the nodes' ids, and the epoch; `None` while a slot is being moved. Two equal answers mean that
-    /// no key changed its node in between.
+    /// no key changed its node in between, as far as the node with the newest epoch has heard: a slot that changed hands just now,
+    /// without a new epoch, may be missed. So what is looked for by this is looked for once more in the end.
     pub async fn owners_at_rest(&mut self) -> Result<Option<(u64, Vec<String>)>, EngineError> {
         self.refresh_patiently().await?;
         for id in self.primary_ids() {
