@@ -1,7 +1,9 @@
 //! What is sent again after a lost connection, without a ring: batches are moved by hand as the kernel would.
 
+use super::losses::LOSSES_IN_A_ROW_MAX;
 use super::*;
 use crate::convert::{Class, CommandMeta, Out};
+use crate::engine::batch::Watched;
 use crate::ids::Slot;
 use crate::redis::resp;
 use crate::uring::{SlabLayout, tcp_pair};
