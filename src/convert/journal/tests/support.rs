@@ -192,3 +192,39 @@ pub fn run_in(
     }
     (result, sent)
 }
+
+/// Translates `line` for `target` under `policy`; the commands, or the outcome in angle brackets.
+pub fn shown(target: &str, policy: &Policy, line: &str) -> String {
+    let (result, sent) = run(&mut translator(target, policy.clone()), 0, &split(line));
+    let mut lines = sent.lines();
+    match result {
+        Ok(Outcome::Written { .. }) => {}
+        Ok(Outcome::Dropped(reason)) => lines.push(format!("<{reason:?}>")),
+        Ok(Outcome::LeftOut { kind, .. }) => lines.push(format!("<left out {kind:?}>")),
+        Ok(Outcome::Global(global)) => lines.push(format!("<{global:?}>")),
+        Ok(Outcome::NotCarried { kind }) => lines.push(format!("<{kind:?}>")),
+        Err(error) => lines.push(match error.reason {
+            TranslateReason::Unsupported { kind, .. } => format!("<refused {kind:?}>"),
+            reason => format!("<error: {reason}>"),
+        }),
+    }
+    lines.join(" | ")
+}
+
+/// What each line becomes on each of the targets.
+pub fn check(targets: &[&str], rows: &[(&str, &str)]) {
+    for target in targets {
+        for (line, expected) in rows {
+            assert_eq!(shown(target, &Policy::default(), line), *expected, "{line} on {target}");
+        }
+    }
+}
+
+/// As [`check`], where what the target cannot hold is left out.
+pub fn check_skip(targets: &[&str], rows: &[(&str, &str)]) {
+    for target in targets {
+        for (line, expected) in rows {
+            assert_eq!(shown(target, &skip_all(), line), *expected, "{line} on {target}, skip");
+        }
+    }
+}

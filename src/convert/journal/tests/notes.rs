@@ -1,0 +1,57 @@
+//! What the report is told of records: notes, counts, errors.
+
+use super::super::*;
+use super::support::*;
+
+#[test]
+fn a_string_too_long_for_the_target_follows_the_policy() {
+    let mut small = capabilities("7.0");
+    small.bulk_bytes_max = 4;
+    let new = |policy| JournalTranslator::new(FlowId(0), Arc::new(small.clone()), Arc::new(policy), 1 << 20);
+    let error = run(&mut new(Policy::default()), 0, &split("SET k 12345")).0.unwrap_err();
+    assert!(matches!(error.reason, TranslateReason::Unsupported { kind: Kind::LargeString, .. }));
+    let mut translator = new(skip_all());
+    assert_eq!(run(&mut translator, 0, &split("SET k 12345")).1.lines(), ["B DEL k"]);
+    assert!(run(&mut translator, 0, &split("APPEND k 12345")).1.lines().is_empty());
+    assert_eq!(translator.notes().list().len(), 1);
+}
+
+#[test]
+fn notes_and_counts_tell_what_happened() {
+    let mut translator = translator("7.0", skip_all());
+    for line in [
+        "SET a 1",
+        "SET a 2",
+        "XADD s * f v",
+        "SORT a",
+        "SADDEX m 5 x",
+        "JSON.SET j $ 1",
+        "NOSUCH n",
+        "FLUSHALL",
+        "SET a",
+    ] {
+        let _ = run(&mut translator, 0, &split(line));
+    }
+    let notes: Vec<_> = translator.notes().take().into_iter().map(|note| (note.key, note.kind)).collect();
+    let key = |key: &str| Box::<[u8]>::from(key.as_bytes());
+    assert_eq!(
+        notes,
+        [
+            (key("s"), NoteKind::Doubtful(Doubt::GeneratedId)),
+            (key("a"), NoteKind::Doubtful(Doubt::Truncated)),
+            (key("m"), NoteKind::ExpiryDropped(Kind::MemberExpiry)),
+            (key("j"), NoteKind::Skipped(Kind::Json)),
+            (key("n"), NoteKind::Skipped(Kind::Command)),
+        ]
+    );
+    let by_name: Vec<_> = translator.by_name().collect();
+    assert_eq!(by_name[0], ("SET", NameCounts { written: 2, refused: 1, ..NameCounts::default() }));
+    assert_eq!(by_name.last(), Some(&(OTHER_NAME, NameCounts { left_out: 1, ..NameCounts::default() })));
+    assert_eq!(by_name.len(), 7);
+}
+
+#[test]
+fn errors_name_flow_db_command_key_reason_and_remedy() {
+    let error = run(&mut translator("7.0", Policy::default()), 0, &split("JSON.SET doc\u{1} $ 1")).0.unwrap_err();
+    insta::assert_snapshot!(error, @r#"flow 0, db 0: recorded command JSON.SET on key "doc\x01": the target cannot hold it (JSON documents, which need the JSON module); remedy: --on-unsupported json=skip or --on-unsupported json=string, or a target that has it"#);
+}
