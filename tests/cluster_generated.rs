@@ -3,25 +3,14 @@
 //! of them not to be applied twice, on keys of which several lie in one slot. `DF2REDIS_SEEDS=100` runs more seeds than the
 //! few that fit into CI.
 
+mod common;
+
+use common::job::{binary, seeds};
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::live::stage::{self, Fault, StageOptions};
 use df2redis::lab::live::target::Target;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use std::path::Path;
 use std::sync::Arc;
-
-fn binary() -> &'static Path {
-    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
-    // Another binary shows whether a test finds an old bug.
-    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
-}
-
-/// Seeds of a test: `few`, or as many as the environment asks for, from DF2REDIS_SEED on.
-fn seeds(few: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("DF2REDIS_SEED").unwrap_or(1);
-    first..first + number("DF2REDIS_SEEDS").unwrap_or(few)
-}
 
 fn runs(kind: ServerKind, replicas: bool, few: u64, options: impl Fn(u64) -> StageOptions) {
     let started = Cluster::start_kind(kind, 3, replicas).and_then(|cluster| {

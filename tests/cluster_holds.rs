@@ -3,49 +3,33 @@
 
 mod common;
 
-use common::server;
-use df2redis::lab::LabError;
+use common::clustered::{Clustered, key_on, node_of};
+use common::job::until;
 use df2redis::lab::client::Client;
-use df2redis::lab::cluster::Cluster;
 use df2redis::lab::generate::Spec;
-use df2redis::lab::live::{Live, LiveOptions};
-use df2redis::lab::master::MasterOptions;
-use df2redis::lab::servers::{ServerKind, ServerOptions, find_server};
-use df2redis::lab::torture::{Tool, compare, wait_for};
-use df2redis::redis::slot::slot;
-use std::path::{Path, PathBuf};
+use df2redis::lab::live::LiveOptions;
+use df2redis::lab::servers::ServerOptions;
+use df2redis::lab::torture::Tool;
+use std::ops::Deref;
+use std::path::PathBuf;
 use std::process::Command;
 
-struct World {
-    cluster: Cluster,
-    live: Live,
-    dir: tempfile::TempDir,
-}
+struct World(Clustered);
 
-fn node_of(key: &str) -> usize {
-    usize::from(slot(key.as_bytes()).0) * 3 / 16384
-}
+impl Deref for World {
+    type Target = Clustered;
 
-/// A key of this family on a node.
-fn key_on(node: usize, family: &str) -> String {
-    (0..).map(|i| format!("{family}:{i}")).find(|key| node_of(key) == node).unwrap()
+    fn deref(&self) -> &Clustered {
+        &self.0
+    }
 }
 
 impl World {
     fn new(mix: &str, options: LiveOptions) -> Option<Self> {
         // So that a file name can be set at which a dump fails.
-        let options_of_nodes = ServerOptions::default().config("enable-protected-configs", "yes");
-        let cluster = find_server(ServerKind::Redis7).and_then(|it| Cluster::start(&it, 3, false, options_of_nodes));
-        let cluster = match cluster {
-            Err(LabError::NoServer { what, .. }) => {
-                eprintln!("skipped: no {what} here");
-                return None;
-            }
-            cluster => cluster.unwrap(),
-        };
+        let nodes = ServerOptions::default().config("enable-protected-configs", "yes");
         let spec = Spec { seed: 9, flows_count: 2, ..Spec::of(mix).unwrap() };
-        let live = Live::start(spec, options, MasterOptions::default()).unwrap();
-        Some(Self { cluster, live, dir: tempfile::tempdir().unwrap() })
+        Clustered::new(false, nodes, spec, options).map(Self)
     }
 
     fn socket(&self) -> PathBuf {
@@ -53,27 +37,8 @@ impl World {
     }
 
     fn start(&self) -> Tool {
-        let (log, socket, report) = (self.dir.path().join("tool.log"), self.socket(), self.dir.path().join("report"));
-        let args = ["--control", socket.to_str().unwrap(), "--report", report.to_str().unwrap()];
-        let binary = Path::new(env!("CARGO_BIN_EXE_df2redis"));
-        Tool::start(binary, self.live.port(), self.cluster.port(), &log, &args).unwrap()
-    }
-
-    fn client(&self, node: usize) -> Client {
-        self.cluster.nodes[node].client().unwrap()
-    }
-
-    fn run(&self, line: &str) {
-        let args: Vec<Vec<u8>> = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
-        self.live.world().run(0, &args);
-    }
-
-    #[track_caller]
-    fn wait_applied(&self, tool: &mut Tool) {
-        until(tool, "not applied", || {
-            let phase = |at| self.client(at).ask(&["HGET", "df2redis:checkpoint", "phase"]).ok()?.text();
-            self.live.is_acknowledged() && (0..3).any(|at| phase(at).as_deref() == Some("stable"))
-        });
+        let (socket, report) = (self.socket(), self.dir.path().join("report"));
+        self.start_by(0, &["--control", socket.to_str().unwrap(), "--report", report.to_str().unwrap()])
     }
 
     /// What holds the job back, as `df2redis status` says it.
@@ -86,20 +51,13 @@ impl World {
         answer["status"]["throttle"]["reasons"].to_string()
     }
 
-    /// Waits until everything is acknowledged, stops the tool and compares every key.
+    /// As `Clustered::finish`; and the report counts what was waited for.
     #[track_caller]
-    fn finish(&self, mut tool: Tool) {
-        self.wait_applied(&mut tool);
-        tool.signal("INT");
-        assert_eq!(tool.wait(), Some(130), "{}", tool.said());
-        let Some(plain) = server(ServerKind::Redis7) else { return };
-        self.cluster.gather(&plain).unwrap();
-        let truth = self.dir.path().join("truth.jsonl");
-        self.live.write_truth(&truth).unwrap();
-        compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+    fn finish(&self, tool: Tool) {
+        self.0.finish(tool);
         let report = std::fs::read_to_string(self.dir.path().join("report/report.json")).unwrap();
         let report: serde_json::Value = serde_json::from_str(&report).unwrap();
-        assert!(report["counters"]["holds"].as_u64().unwrap() > 0, "{}", tool.said());
+        assert!(report["counters"]["holds"].as_u64().unwrap() > 0, "{report:#}");
     }
 
     /// While `refuse` holds on a node and until `restore`: the others go on, nothing of what that node refused is passed by.
@@ -133,15 +91,6 @@ impl World {
         restore.iter().for_each(|line| drop(client.run(line).unwrap()));
         self.wait_applied(tool);
     }
-}
-
-#[track_caller]
-fn until(tool: &mut Tool, what: &str, mut done: impl FnMut() -> bool) {
-    let reached = wait_for(|| {
-        assert_eq!(tool.ended(), None, "{}", tool.said());
-        done().then_some(())
-    });
-    assert!(reached.is_some(), "{what}:\n{}", tool.said());
 }
 
 const FULL: [&[&str]; 2] = [&["CONFIG SET maxmemory 1"], &["CONFIG SET maxmemory 0"]];
@@ -208,17 +157,11 @@ fn a_kill_while_a_node_refuses_loses_and_doubles_nothing() {
         }
         world.wait_applied(&mut tool);
     }
-    tool.signal("INT");
-    assert_eq!(tool.wait(), Some(130), "{}", tool.said());
-    let Some(plain) = server(ServerKind::Redis7) else { return };
-    world.cluster.gather(&plain).unwrap();
-    let truth = world.dir.path().join("truth.jsonl");
-    world.live.write_truth(&truth).unwrap();
-    compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+    world.0.finish(tool);
 }
 
 fn tool_said_holding(world: &World) -> bool {
-    let said = std::fs::read_to_string(world.dir.path().join("tool.log")).unwrap_or_default();
+    let said = std::fs::read_to_string(world.log()).unwrap_or_default();
     said.contains("the target refuses: holding")
 }
 

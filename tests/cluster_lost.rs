@@ -4,37 +4,21 @@
 
 mod common;
 
-use common::server;
-use df2redis::lab::LabError;
-use df2redis::lab::client::Client;
-use df2redis::lab::cluster::Cluster;
+use common::clustered::{Clustered, key_on, node_of};
+use common::job::until;
 use df2redis::lab::encode::owner;
 use df2redis::lab::generate::Spec;
-use df2redis::lab::live::{Live, LiveOptions};
-use df2redis::lab::master::MasterOptions;
-use df2redis::lab::servers::ServerKind;
-use df2redis::lab::torture::{Tool, compare, wait_for};
-use df2redis::redis::slot::slot;
+use df2redis::lab::live::LiveOptions;
+use df2redis::lab::servers::ServerOptions;
+use df2redis::lab::torture::{Tool, wait_for};
 use std::cell::Cell;
-use std::path::Path;
-
-fn binary() -> &'static Path {
-    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
-    // Another binary shows whether a test finds an old bug.
-    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
-}
+use std::ops::Deref;
 
 struct World {
     /// The node that loses something.
     node: usize,
-    cluster: Cluster,
-    live: Live,
-    dir: tempfile::TempDir,
+    inner: Clustered,
     written: Cell<u64>,
-}
-
-fn node_of(key: &str) -> usize {
-    usize::from(slot(key.as_bytes()).0) * 3 / 16384
 }
 
 /// The node that has the checkpoint, and another one.
@@ -43,35 +27,24 @@ fn nodes() -> [usize; 2] {
     [with_checkpoint, (with_checkpoint + 1) % 3]
 }
 
-/// A key of this family on a node.
-fn key_on(node: usize, family: &str) -> String {
-    (0..).map(|i| format!("{family}:{i}")).find(|key| node_of(key) == node).unwrap()
+impl Deref for World {
+    type Target = Clustered;
+
+    fn deref(&self) -> &Clustered {
+        &self.inner
+    }
 }
 
 impl World {
     fn new(node: usize, replicas: bool) -> Option<Self> {
-        let cluster = match Cluster::start_kind(ServerKind::Redis7, 3, replicas) {
-            Err(LabError::NoServer { what, .. }) => {
-                eprintln!("skipped: no {what} here");
-                return None;
-            }
-            cluster => cluster.unwrap(),
-        };
         let spec = Spec { seed: 3, flows_count: 2, ..Spec::of("string:60B=50,list:6x9=10").unwrap() };
-        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
-        Some(Self { node, cluster, live, dir: tempfile::tempdir().unwrap(), written: Cell::new(0) })
+        let inner = Clustered::new(replicas, ServerOptions::default(), spec, LiveOptions::default())?;
+        Some(Self { node, inner, written: Cell::new(0) })
     }
 
+    /// By a node that is there all the time.
     fn start(&self) -> Tool {
-        let log = self.dir.path().join("tool.log");
-        // A node that is there all the time.
-        let port = self.cluster.nodes[(self.node + 1) % 3].port();
-        Tool::start(binary(), self.live.port(), port, &log, &["--log", "info"]).unwrap()
-    }
-
-    fn run(&self, line: &str) {
-        let args: Vec<Vec<u8>> = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
-        self.live.world().run(0, &args);
+        self.start_by((self.node + 1) % 3, &["--log", "info"])
     }
 
     /// Records on keys of all nodes, none over several slots.
@@ -93,60 +66,21 @@ impl World {
         }
     }
 
-    fn client(&self, node: usize) -> Client {
-        self.cluster.nodes[node].client().unwrap()
-    }
-
-    /// The source's records are applied, the checkpoint is good, and names what the nodes keep.
-    #[track_caller]
-    fn wait_applied(&self, tool: &mut Tool) {
-        until(tool, "not applied", || {
-            let is_good = |at: usize| {
-                let mut client = self.cluster.nodes[at].client().ok()?;
-                let phase = client.ask(&["HGET", "df2redis:checkpoint", "phase"]).ok()?.text()?;
-                (phase == "stable").then_some(())
-            };
-            self.live.is_acknowledged() && self.cluster.primaries().into_iter().any(|at| is_good(at).is_some())
-        });
-    }
-
     /// What the node holds now is what it comes back with.
     fn save(&self) {
         self.client(self.node).run("SAVE").unwrap();
     }
 
     fn restart(&mut self) {
-        self.cluster.nodes[self.node].kill();
-        self.cluster.nodes[self.node].restart().unwrap();
+        self.inner.cluster.nodes[self.node].kill();
+        self.inner.cluster.nodes[self.node].restart().unwrap();
         self.cluster.wait_ok().unwrap();
-    }
-
-    /// Waits until everything is acknowledged, stops the tool and compares every key.
-    #[track_caller]
-    fn finish(&self, mut tool: Tool) {
-        self.wait_applied(&mut tool);
-        tool.signal("INT");
-        assert_eq!(tool.wait(), Some(130), "{}", tool.said());
-        let Some(plain) = server(ServerKind::Redis7) else { return };
-        self.cluster.gather(&plain).unwrap();
-        let truth = self.dir.path().join("truth.jsonl");
-        self.live.write_truth(&truth).unwrap();
-        compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
     }
 
     fn field(&self, field: &str) -> Option<String> {
         let node = node_of("df2redis:checkpoint");
         self.client(node).ask(&["HGET", "df2redis:checkpoint", field]).unwrap().text()
     }
-}
-
-#[track_caller]
-fn until(tool: &mut Tool, what: &str, mut done: impl FnMut() -> bool) {
-    let reached = wait_for(|| {
-        assert_eq!(tool.ended(), None, "{}", tool.said());
-        done().then_some(())
-    });
-    assert!(reached.is_some(), "{what}:\n{}", tool.said());
 }
 
 #[test]
@@ -252,7 +186,7 @@ fn what_a_replica_lacks_that_takes_over_is_caught_up() {
     });
     world.write(40);
     world.wait_applied(&mut tool);
-    world.cluster.kill(world.node);
+    world.inner.cluster.kill(world.node);
     world.write(20);
     world.finish(tool);
     assert!(world.cluster.primaries().contains(&(3 + world.node)));

@@ -3,69 +3,40 @@
 
 mod common;
 
-use common::{Stopped, server};
-use df2redis::lab::LabError;
-use df2redis::lab::cluster::Cluster;
+use common::Stopped;
+use common::clustered::{Clustered, node_of};
+use common::job::until;
 use df2redis::lab::generate::Spec;
-use df2redis::lab::live::{Live, LiveOptions};
-use df2redis::lab::master::MasterOptions;
+use df2redis::lab::live::LiveOptions;
 use df2redis::lab::rng::Rng;
-use df2redis::lab::servers::ServerKind;
-use df2redis::lab::torture::{Tool, compare, wait_for};
+use df2redis::lab::servers::ServerOptions;
+use df2redis::lab::torture::{Tool, wait_for};
 use df2redis::redis::slot::slot;
-use std::path::Path;
+use std::ops::Deref;
 use std::time::Duration;
 
 /// Records are sent together that come within this time, so that they share a batch.
 const TOGETHER: Duration = Duration::from_millis(300);
 
-fn binary() -> &'static Path {
-    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
-    // Another binary shows whether a test finds an old bug.
-    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
-}
+struct World(Clustered);
 
-struct World {
-    cluster: Cluster,
-    live: Live,
-    dir: tempfile::TempDir,
+impl Deref for World {
+    type Target = Clustered;
+
+    fn deref(&self) -> &Clustered {
+        &self.0
+    }
 }
 
 impl World {
     fn new(together: Duration) -> Option<Self> {
-        let cluster = match Cluster::start_kind(ServerKind::Redis7, 3, false) {
-            Err(LabError::NoServer { what, .. }) => {
-                eprintln!("skipped: no {what} here");
-                return None;
-            }
-            cluster => cluster.unwrap(),
-        };
         let spec = Spec { seed: 5, flows_count: 1, ..Spec::of("string:60B=5").unwrap() };
         let options = LiveOptions { dispatch_after: Some(together), ..LiveOptions::default() };
-        let live = Live::start(spec, options, MasterOptions::default()).unwrap();
-        Some(Self { cluster, live, dir: tempfile::tempdir().unwrap() })
+        Clustered::new(false, ServerOptions::default(), spec, options).map(Self)
     }
 
     fn start(&self) -> Tool {
-        let log = self.dir.path().join("tool.log");
-        Tool::start(binary(), self.live.port(), self.cluster.port(), &log, &["--log", "debug"]).unwrap()
-    }
-
-    fn run(&self, line: &str) {
-        let args: Vec<Vec<u8>> = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
-        self.live.world().run(0, &args);
-    }
-
-    /// The source's records are applied, and the checkpoint is good.
-    #[track_caller]
-    fn wait_applied(&self, tool: &mut Tool) {
-        until(tool, "not applied", || {
-            let phase = |at: usize| {
-                let mut client = self.cluster.nodes[at].client().ok()?;
-                client.ask(&["HGET", "df2redis:checkpoint", "phase"]).ok()?.text()
-            };
-            self.live.is_acknowledged() && (0..3).any(|at| phase(at).as_deref() == Some("stable"))
-        });
+        self.start_by(0, &["--log", "debug"])
     }
 
     /// Errors of this kind that a node has answered.
@@ -73,10 +44,6 @@ impl World {
         let text = self.cluster.nodes[node].client().unwrap().run("INFO errorstats").unwrap().text().unwrap();
         let prefix = format!("errorstat_{code}:count=");
         text.lines().find_map(|line| line.strip_prefix(&prefix)?.trim_end().parse().ok()).unwrap_or(0)
-    }
-
-    fn node_of(&self, slot: u16) -> usize {
-        usize::from(slot) * 3 / 16384
     }
 
     /// Begins to move the slot of `{tag}`: these keys are at the new node then, all others still at the old one.
@@ -88,43 +55,21 @@ impl World {
             old.run(&format!("MIGRATE 127.0.0.1 {} {key} 0 10000", self.cluster.nodes[to].port())).unwrap();
         }
     }
-
-    /// Waits until everything is acknowledged, stops the tool and compares every key.
-    #[track_caller]
-    fn finish(&self, mut tool: Tool) {
-        self.wait_applied(&mut tool);
-        tool.signal("INT");
-        assert_eq!(tool.wait(), Some(130), "{}", tool.said());
-        let Some(plain) = server(ServerKind::Redis7) else { return };
-        self.cluster.gather(&plain).unwrap();
-        let truth = self.dir.path().join("truth.jsonl");
-        self.live.write_truth(&truth).unwrap();
-        compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
-    }
-}
-
-#[track_caller]
-fn until(tool: &mut Tool, what: &str, done: impl Fn() -> bool) {
-    let reached = wait_for(|| {
-        assert_eq!(tool.ended(), None, "{}", tool.said());
-        done().then_some(())
-    });
-    assert!(reached.is_some(), "{what}:\n{}", tool.said());
 }
 
 /// `{tag}` of a slot that is not at the node of the checkpoint, its slot, its node and another one, none of them the checkpoint's.
-fn place(world: &World) -> (String, u16, usize, usize) {
-    let checkpoint = world.node_of(slot(b"df2redis:checkpoint").0);
-    let tag = (0..).map(|i| format!("t{i}")).find(|tag| world.node_of(slot(tag.as_bytes()).0) != checkpoint).unwrap();
+fn place() -> (String, u16, usize, usize) {
+    let checkpoint = node_of("df2redis:checkpoint");
+    let tag = (0..).map(|i| format!("t{i}")).find(|tag| node_of(tag) != checkpoint).unwrap();
     let number = slot(tag.as_bytes()).0;
-    let from = world.node_of(number);
+    let from = node_of(&tag);
     let to = (0..3).find(|node| *node != from && *node != checkpoint).unwrap();
     (format!("{{{tag}}}"), number, from, to)
 }
 
 /// The node still has one key and executes what comes for it; another key is at the new node already.
 fn half_moved(world: &World, tool: &mut Tool) -> (String, u16, usize, usize) {
-    let (tag, slot, from, to) = place(world);
+    let (tag, slot, from, to) = place();
     for key in ["a", "b"] {
         world.run(&format!("RPUSH {tag}:{key} begin"));
     }
@@ -178,7 +123,7 @@ fn kills_at_any_time_while_a_slot_moves_to_and_fro() {
     let Some(world) = World::new(Duration::from_millis(2)) else { return };
     let mut tool = world.start();
     world.wait_applied(&mut tool);
-    let (tag, slot, first, second) = place(&world);
+    let (tag, slot, first, second) = place();
     let mut rng = Rng::new(11);
     let mut number = 0u64;
     let mut write = |count: u64| {

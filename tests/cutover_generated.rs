@@ -3,6 +3,9 @@
 //! comparison behind the fence finds, and what rehearsals leave alone.
 //! `DF2REDIS_SEEDS=200` runs more seeds than the few that fit into CI; `DF2REDIS_SEED` is the first.
 
+mod common;
+
+use common::job::{binary, seeds};
 use df2redis::lab::live::stage::{Fault as StageFault, LiveStage, StageOptions};
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
@@ -13,8 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-
-const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
 
 /// What goes wrong in a cutover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +71,6 @@ const STEPS: [Step; 4] = [Step::BeforeFence, Step::AfterFence, Step::Drained, St
 /// What is compared before the switch.
 const COMPARISONS: [&[&str]; 4] = [&["none"], &["count"], &["sample", "--sample", "20%"], &["full"]];
 
-fn seeds(few: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("DF2REDIS_SEED").unwrap_or(1);
-    first..first + number("DF2REDIS_SEEDS").unwrap_or(few)
-}
-
 #[test]
 fn every_cutover_ends_handed_over_or_rolled_back() {
     let server = Arc::new(Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap());
@@ -119,7 +114,7 @@ impl Scene {
         }
         let tool_args = tool_args.into_iter().map(str::to_owned).collect();
         let options = StageOptions { tool_args, ..StageOptions::new(seed) };
-        let stage = LiveStage::new(Path::new(TOOL), server, ServerKind::Redis7, options).map_err(|e| e.to_string())?;
+        let stage = LiveStage::new(binary(), server, ServerKind::Redis7, options).map_err(|e| e.to_string())?;
         let tool = stage.start()?;
         Ok(Self { stage, tool, dir, socket })
     }
@@ -147,7 +142,7 @@ impl Scene {
     }
 
     fn begin(&self, args: &[&str]) -> Child {
-        Command::new(TOOL)
+        Command::new(binary())
             .args(["cutover", "--output", "json", "--control", self.socket.to_str().unwrap()])
             .args(args)
             .stdin(Stdio::null())
@@ -167,7 +162,7 @@ fn script(dir: &Path, name: &str, text: &str) -> String {
 
 fn tell(socket: &Path, args: &[&str]) -> Vec<u8> {
     let args = args.iter().copied().chain(["--output", "json", "--control", socket.to_str().unwrap()]);
-    Command::new(TOOL).args(args).output().unwrap().stdout
+    Command::new(binary()).args(args).output().unwrap().stdout
 }
 
 fn status(socket: &Path) -> Option<Value> {

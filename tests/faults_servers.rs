@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::job::{binary, until};
 use common::{DEADLINE, FlowBytes, Hand, contents, migrate, migrate_command, noise, server, server_with, start};
 use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::Spec;
@@ -15,14 +16,9 @@ use df2redis::lab::script::{Hostile, HostileRule, ScriptOptions, ScriptedTarget}
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Tool, compare, is_stable, wait_for};
 use std::net::TcpListener;
-use std::path::Path;
 use std::time::SystemTime;
 
 const HOUR_S: i64 = 3600;
-
-fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_df2redis"))
-}
 
 fn one_key() -> Vec<FlowBytes> {
     let mut flow = FlowBytes::new();
@@ -90,15 +86,6 @@ fn count_on(live: &Live, times: usize) {
 
 fn follow(port: u16, server: &Server) -> Tool {
     Tool::start(binary(), port, server.port(), &server.dir().join("tool.log"), &["--log", "info"]).unwrap()
-}
-
-#[track_caller]
-fn until(tool: &mut Tool, what: &str, mut look: impl FnMut() -> bool) {
-    let reached = wait_for(|| {
-        assert_eq!(tool.ended(), None, "{what}: {}", tool.said());
-        look().then_some(())
-    });
-    assert!(reached.is_some(), "{what}: {}", tool.said());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::job::seeds;
 use common::*;
 use df2redis::lab::encode::{self, types};
 use df2redis::lab::flow::Faults;
@@ -83,11 +84,6 @@ fn assert_truth(server: &Server, truth: &Contents, what: &str) {
     assert!(more.is_empty(), "{what}: left behind: {more:?}");
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let count = std::env::var("DF2REDIS_TEST_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
-    0..count
-}
-
 fn with_cuts(plan: impl Fn(u64) -> Faulty + Send + Sync + 'static, seed: u64, more: &[&str]) {
     let Some(server) = server(ServerKind::Redis7) else { return };
     let (flows, truth) = touchy_source();
@@ -112,7 +108,7 @@ fn draw(seed: u64, n: u64, below: u64) -> u64 {
 
 #[test]
 fn requests_cut_anywhere_end_at_the_truth() {
-    for seed in seeds() {
+    for seed in seeds(6) {
         // Connection 0 is the control plane's.
         with_cuts(
             move |n| match n {
@@ -127,7 +123,7 @@ fn requests_cut_anywhere_end_at_the_truth() {
 
 #[test]
 fn replies_lost_anywhere_end_at_the_truth() {
-    for seed in seeds() {
+    for seed in seeds(6) {
         with_cuts(
             move |n| match n {
                 1..=24 => Faulty::cut_replies(300 + draw(seed, n, 4_000)),
@@ -142,7 +138,7 @@ fn replies_lost_anywhere_end_at_the_truth() {
 /// Twice in a row before the first reply: the second resume starts from a state that the first one made.
 #[test]
 fn a_connection_lost_again_before_its_first_reply() {
-    for seed in seeds() {
+    for seed in seeds(6) {
         with_cuts(
             move |n| match n {
                 0 => Faulty::default(),

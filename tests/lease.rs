@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::job::{binary, until};
 use common::{Contents, FlowBytes, Hand, Run, Stopped, contents, migrate, migrate_command, noise, server, start};
 use df2redis::lab::client::Client;
 use df2redis::lab::cluster::Cluster;
@@ -19,10 +20,6 @@ use std::time::{Duration, Instant};
 const LEASE: &str = "df2redis:lease";
 /// A lease of a machine that cannot be looked at.
 const ELSEWHERE: &str = r#"{"id":"1","host":"elsewhere","boot":"b","pid_namespace":"p","pid":7,"started_ticks":1,"job":"migrate","source":"s:1","since_unix_s":1}"#;
-
-fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_df2redis"))
-}
 
 /// A source of so many keys whose names begin with this.
 fn flow(prefix: &str, keys: u64) -> (FlowBytes, Contents) {
@@ -59,15 +56,6 @@ fn follow(live: &Live, port: u16, dir: &Path, name: &str, more: &[&str]) -> Tool
     let mut args = vec!["--log", "info", "--control", "off", "--cores", "1"];
     args.extend_from_slice(more);
     Tool::start(binary(), live.port(), port, &dir.join(name), &args).unwrap()
-}
-
-#[track_caller]
-fn until(tool: &mut Tool, what: &str, mut look: impl FnMut() -> bool) {
-    let reached = wait_for(|| {
-        assert_eq!(tool.ended(), None, "{what}: {}", tool.said());
-        look().then_some(())
-    });
-    assert!(reached.is_some(), "{what}: {}", tool.said());
 }
 
 /// Waits until a value written at the source now is at the target.

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::job::{binary, stop, until};
 use common::{Stopped, noise};
 use df2redis::lab::encode::owner;
 use df2redis::lab::generate::Spec;
@@ -17,12 +18,6 @@ use std::sync::Arc;
 const FLOWS: usize = 2;
 /// Records that the source still has.
 const BACKLOG: u64 = 8;
-
-fn binary() -> &'static Path {
-    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
-    // Another binary shows whether a test finds an old bug.
-    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
-}
 
 /// A live source of two flows, a target, and what was written between them.
 struct World {
@@ -107,8 +102,7 @@ impl World {
     #[track_caller]
     fn finish(&self, mut tool: Tool) {
         until(&mut tool, "not acknowledged", || self.live.is_acknowledged());
-        tool.signal("INT");
-        assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+        stop(&mut tool);
         assert_eq!(self.live.master().unwrap().violations(), []);
         let truth = self.server.dir().join("truth.jsonl");
         self.live.write_truth(&truth).unwrap();
@@ -122,18 +116,6 @@ impl World {
 
 fn list_on(flow: usize) -> String {
     (0..).map(|i: u32| format!("drain:list:{i}")).find(|key| owner(key.as_bytes(), FLOWS) == flow).unwrap()
-}
-
-/// Waits for it, while the tool runs.
-#[track_caller]
-fn until(tool: &mut Tool, what: &str, mut holds: impl FnMut() -> bool) {
-    let reached = wait_for(|| {
-        if let Some(code) = tool.ended() {
-            panic!("{what}; the tool ended with {code}:\n{}", tool.said());
-        }
-        holds().then_some(())
-    });
-    assert!(reached.is_some(), "{what}:\n{}", tool.said());
 }
 
 #[track_caller]

@@ -1,26 +1,15 @@
 //! Seeded runs of `replicate` from a source that is written to all the time, with faults: the target ends equal to the
 //! source's own data. `DF2REDIS_SEEDS=100` runs more seeds than the few that fit into CI.
 
+mod common;
+
+use common::job::{binary, seeds};
 use df2redis::lab::client::{Address, Client};
 use df2redis::lab::live::stage::{self, Fault, LiveStage, StageOptions};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::wait_for;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-fn binary() -> &'static Path {
-    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
-    // Another binary shows whether a test finds an old bug.
-    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
-}
-
-/// Seeds of a test: `few`, or as many as the environment asks for, from DF2REDIS_SEED on.
-fn seeds(few: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("DF2REDIS_SEED").unwrap_or(1);
-    first..first + number("DF2REDIS_SEEDS").unwrap_or(few)
-}
 
 fn runs(kind: ServerKind, few: u64, options: impl Fn(u64) -> StageOptions) {
     let server = match Server::start_kind(kind, ServerOptions::default()) {

@@ -1,6 +1,9 @@
 //! What a killed, cut or stopped `replicate` leaves behind, and that the next one goes on from there: nothing lost, nothing
 //! doubled, nothing reordered.
 
+mod common;
+
+use common::job::binary;
 use df2redis::lab::client::Client;
 use df2redis::lab::encode::owner;
 use df2redis::lab::flow::Faults;
@@ -10,15 +13,8 @@ use df2redis::lab::recordings::recording;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{self, Options, Stage, Tool, wait_for};
 use df2redis::redis::slot::slot;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-fn binary() -> &'static Path {
-    static TOOL: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
-    // Another binary shows whether a test finds an old bug.
-    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
-}
 
 /// A stage whose first flow goes on with these records at the end of its journal.
 fn stage_with(records: &[&[&str]]) -> Stage {

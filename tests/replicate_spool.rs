@@ -6,6 +6,7 @@
 
 mod common;
 
+use common::job::binary;
 use common::{FlowBytes, Hand, Stopped, contents, migrate_command, noise, start};
 use df2redis::lab::flow::Faults;
 use df2redis::lab::journal;
@@ -19,10 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
-
-fn binary() -> &'static Path {
-    env!("CARGO_BIN_EXE_df2redis").as_ref()
-}
 
 /// Appends `count` pairs of records to the first flow's journal: a number to a list, and a long value.
 fn flood(mut recording: Recording, count: usize) -> Recording {

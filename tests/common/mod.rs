@@ -4,6 +4,8 @@
 #![allow(dead_code)] // each test file uses a part
 
 pub mod captures;
+pub mod clustered;
+pub mod job;
 
 use df2redis::lab::client::{Client, Reply};
 use df2redis::lab::encode as enc;
