@@ -1,17 +1,20 @@
-//! Nodes that redirect and refuse by script, in the stable journal: what was not executed is executed once, where it belongs, and
-//! nothing behind it on its key before it; an address outside of the cluster is never connected to.
+//! Nodes that redirect and refuse by script, in the stable journal and in the full sync: what was not executed is executed once, where
+//! it belongs, and nothing behind it on its key before it; an address outside of the cluster is never connected to.
 
 mod common;
 
+use common::migrate;
 use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
-use df2redis::lab::generate::Spec;
+use df2redis::lab::generate::{Generator, Spec};
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::torture::{Tool, wait_for};
 use df2redis::redis::slot::slot;
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::Path;
+use std::time::Duration;
 
 /// A key on the first of two nodes.
 fn key() -> String {
@@ -28,6 +31,10 @@ struct World {
 impl World {
     /// Two nodes; the first one answers with `errors`, in which `{other}` is the second one's address.
     fn new(errors: &[ErrorRule]) -> Self {
+        Self::with(errors, LiveOptions::default(), &[])
+    }
+
+    fn with(errors: &[ErrorRule], options: LiveOptions, more: &[&str]) -> Self {
         let ports = ClusterPorts::default();
         let start = |errors: Vec<ErrorRule>| {
             let identity = TargetIdentity::default().in_cluster(&ports);
@@ -41,11 +48,11 @@ impl World {
         let first = start(errors);
         ports.lock().unwrap().extend([first.port(), second.port()]);
         let spec = Spec { seed: 5, flows_count: 1, ..Spec::of("string:60B=5").unwrap() };
-        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        let live = Live::start(spec, options, MasterOptions::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("tool.log");
         let binary = Path::new(env!("CARGO_BIN_EXE_df2redis"));
-        let tool = Tool::start(binary, live.port(), first.port(), &log, &["--log", "info"]).unwrap();
+        let tool = Tool::start(binary, live.port(), first.port(), &log, &[&["--log", "info"], more].concat()).unwrap();
         let mut this = Self { nodes: [first, second], live, tool, _dir: dir };
         this.wait_acknowledged();
         this
@@ -118,6 +125,96 @@ fn a_node_that_cannot_yet_is_asked_again_and_nothing_passes() {
         assert!(received.iter().eq(wanted), "{reply}: {received:?}\n{}", world.tool.said());
         assert_eq!(world.received(1, &key), Vec::<String>::new());
     }
+}
+
+/// Ids of the entries of a stream in the order in which they were executed.
+fn executed(node: &ScriptedTarget, key: &str) -> Vec<String> {
+    let received = node.received();
+    let of = received.iter().filter(|received| received.executed && received.request[0] == b"XADD");
+    let of = of.filter(|received| received.request[1] == key.as_bytes());
+    of.map(|received| String::from_utf8_lossy(&received.request[2]).into_owned()).collect()
+}
+
+/// Once a later entry is there, a stream takes no earlier one.
+#[test]
+fn no_entry_of_a_stream_is_executed_before_an_earlier_one() {
+    let key = key();
+    let entries = 200;
+    for reply in [
+        "-CLUSTERDOWN The cluster is down",
+        "-TRYAGAIN Multiple keys request during rehashing of slot",
+        "-LOADING Redis is loading the dataset in memory",
+        "-OOM command not allowed when used memory > 'maxmemory'.",
+    ] {
+        // Several batches that come at once, and a node that cannot for a moment in the middle of one.
+        let errors = [ErrorRule { after: 70, ..rule("XADD", &key, reply, 3) }];
+        let options = LiveOptions { dispatch_after: Some(Duration::from_millis(300)), ..LiveOptions::default() };
+        let mut world = World::with(&errors, options, &["--batch-bytes", "4KiB"]);
+        for id in 1..=entries {
+            world.run(&format!("XADD {key} {id}-1 field value-{id:060}"));
+        }
+        world.wait_acknowledged();
+        let wanted: Vec<String> = (1..=entries).map(|id| format!("{id}-1")).collect();
+        assert_eq!(executed(&world.nodes[0], &key), wanted, "{reply}: {}", world.tool.said());
+        assert!(world.tool.said().contains("XADD") || !reply.starts_with("-OOM"), "{}", world.tool.said());
+    }
+}
+
+/// The same of streams that are too large to be restored whole, in the full sync.
+#[test]
+fn no_entry_of_a_large_stream_is_executed_before_an_earlier_one() {
+    let ports = ClusterPorts::default();
+    let identity = TargetIdentity { bulk_bytes_max: 2000, ..TargetIdentity::default().in_cluster(&ports) };
+    let flap = |after| ErrorRule { after, times: 3, ..ErrorRule::every("XADD", "-CLUSTERDOWN The cluster is down") };
+    let start = |errors| {
+        ScriptedTarget::start(ScriptOptions { identity: identity.clone(), errors, ..ScriptOptions::default() }).unwrap()
+    };
+    let nodes = [start(vec![flap(90), flap(400)]), start(vec![flap(300)])];
+    ports.lock().unwrap().extend(nodes.iter().map(ScriptedTarget::port));
+    let spec = Spec { seed: 5, flows_count: 2, ..Spec::of("stream:500x30=6").unwrap() };
+    let (master, _model) = Generator::start(spec, MasterOptions::default()).unwrap();
+    let run = migrate(master.port(), nodes[0].port(), &["--batch-bytes", "4KiB"]);
+    run.expect_code(0);
+    let keys: BTreeSet<_> = nodes
+        .iter()
+        .flat_map(|node| node.received_of("XADD"))
+        .map(|add| String::from_utf8(add[1].clone()).unwrap())
+        .collect();
+    assert_eq!(keys.len(), 6);
+    for key in keys {
+        let done: Vec<String> = nodes.iter().flat_map(|node| executed(node, &key)).collect();
+        let number = |id: &String| id.split('-').map(|part| part.parse().unwrap()).collect::<Vec<u64>>();
+        let numbers: Vec<_> = done.iter().map(number).collect();
+        assert!(numbers.len() > 100 && numbers.is_sorted_by(|a, b| a < b), "{key}: {done:?}\n{}", run.stderr);
+    }
+}
+
+/// A command that fails because the one before it was not executed is executed behind that, and one that fails because of what was
+/// executed behind it leaves that its place.
+#[test]
+fn an_error_behind_what_was_not_executed_says_nothing() {
+    let key = key();
+    let errors = [
+        rule("DEL", &key, "-CLUSTERDOWN The cluster is down", 1),
+        rule("HSET", &key, "-WRONGTYPE Operation against a key holding the wrong kind of value", 1),
+    ];
+    let options = LiveOptions { dispatch_after: Some(Duration::from_millis(300)), ..LiveOptions::default() };
+    let mut world = World::with(&errors, options.clone(), &[]);
+    let once = [format!("SET {key} v"), format!("DEL {key}"), format!("HSET {key} f v")];
+    once.iter().for_each(|line| world.run(line));
+    world.wait_acknowledged();
+    assert_eq!(world.received(0, &key), [&once[..], &once[1..]].concat(), "{}", world.tool.said());
+
+    let errors = [
+        rule("HSET", &key, "-CLUSTERDOWN The cluster is down", 1),
+        rule("HSET", &key, "-WRONGTYPE Operation against a key holding the wrong kind of value", 1),
+    ];
+    let mut world = World::with(&errors, options, &[]);
+    let once = ["SET {key} u", "DEL {key}", "HSET {key} f v", "DEL {key}", "SET {key} v"];
+    let once = once.map(|line| line.replace("{key}", &key));
+    once.iter().for_each(|line| world.run(line));
+    world.wait_acknowledged();
+    assert_eq!(world.received(0, &key), [&once[..], &once[2..]].concat(), "{}", world.tool.said());
 }
 
 #[test]

@@ -5,8 +5,11 @@ use crate::ids::{DbIndex, Slot};
 /// How a command may be treated when its outcome is unknown after a lost connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Sending it again in order changes nothing: SET, RESTORE REPLACE, DEL, HSET, SADD, plain ZADD, PEXPIREAT, XADD with id ...
+    /// Sending it again in order changes nothing: SET, RESTORE REPLACE, DEL, HSET, SADD, plain ZADD, PEXPIREAT ...
     Blind,
+    /// Likewise, but once a later one was executed the target refuses it for good: XADD with an id. Where a target may execute one
+    /// after it has not executed the one before (a cluster), it is sent as if it were Guarded.
+    Ordered,
     /// Twice is wrong (INCR, RPUSH, APPEND ...): the engine sends it with its position (MULTI, command, marker, EXEC).
     Guarded,
 }

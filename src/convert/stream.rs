@@ -233,7 +233,7 @@ fn add_stand_in(out: &mut impl Out, key: &Key<'_>, id: StreamId) {
 }
 
 fn begin_add<'o, O: Out>(out: &'o mut O, key: &Key<'_>, id: StreamId, fields: usize) -> Command<'o, O> {
-    let mut command = Command::begin(out, key.meta(Class::Blind), 3 + fields, b"$4\r\nXADD\r\n");
+    let mut command = Command::begin(out, key.meta(Class::Ordered), 3 + fields, b"$4\r\nXADD\r\n");
     command.bulk(key.bytes).bulk(&id_text(id));
     command
 }

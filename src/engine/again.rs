@@ -4,8 +4,8 @@
 //! Out: units in that order: what was sent elsewhere, what was refused because of the node's state, what was not answered;
 //! and blind commands that were executed although one before them on one of their keys was not.
 //! Invariants: nothing else is executed twice; a transaction that was executed stands behind nothing that was not
-//! (`layout`). Repeating blind commands in their order changes nothing (`convert::journal::table`) but for an XADD behind one
-//! that was not executed: its key is listed as doubtful.
+//! (`layout`), and so does an XADD, which always stands in one. Repeating blind commands in their order changes nothing
+//! (`convert::journal::table`), whatever errors they and those that they had passed meet meanwhile.
 
 use super::batch::Batch;
 use super::error::EngineError;
@@ -14,14 +14,14 @@ use super::layout::batch_of;
 use super::own::CHECKPOINT_KEY;
 use super::router::Router;
 use super::units::{Unit, units_of};
-use crate::report::document::NotCarried;
 use crate::uring::Slab;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 /// The units of `batches` that are to be executed (again), in order.
-pub fn unexecuted(batches: &[Batch], slab: &Slab, doubtful: &mut Vec<NotCarried>) -> Result<Vec<Unit>, EngineError> {
-    let mut units = Vec::new();
-    let mut keys: HashSet<Vec<u8>> = HashSet::new();
+pub fn unexecuted(batches: &[Batch], slab: &Slab) -> Result<Vec<Unit>, EngineError> {
+    let mut units: Vec<Unit> = Vec::new();
+    // By key: the units on it that were not executed, as long as nothing behind them was.
+    let mut keys: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
     for batch in batches {
         if batch.replied == batch.commands && !batch.has_unexecuted() && keys.is_empty() {
             continue;
@@ -31,7 +31,7 @@ pub fn unexecuted(batches: &[Batch], slab: &Slab, doubtful: &mut Vec<NotCarried>
             if range.end > batch.replied {
                 unit.unknown = true;
             } else if !range.clone().any(refused) {
-                if !unit.keys.iter().any(|key| keys.contains(key)) {
+                if !unit.keys.iter().any(|key| keys.contains_key(key)) {
                     continue;
                 }
                 if unit.marker.is_some() {
@@ -41,26 +41,21 @@ pub fn unexecuted(batches: &[Batch], slab: &Slab, doubtful: &mut Vec<NotCarried>
                     )));
                 }
                 unit.again = true;
-                if unit.name == b"XADD" {
-                    doubtful.push(out_of_order(&unit));
+                // They may meet what this one made of the key (another type), until it is executed again behind them.
+                for passed in unit.keys.iter().filter_map(|key| keys.get_mut(key).map(std::mem::take)).flatten() {
+                    units.get_mut(passed).into_iter().for_each(|passed| passed.again = true);
                 }
             }
-            keys.extend(unit.keys.iter().cloned());
+            for key in &unit.keys {
+                let passed = keys.entry(key.clone()).or_default();
+                if !unit.again {
+                    passed.push(units.len());
+                }
+            }
             units.push(unit);
         }
     }
     Ok(units)
-}
-
-fn out_of_order(unit: &Unit) -> NotCarried {
-    tracing::warn!(key = %unit.key.escape_ascii(), "a later entry of a stream was executed before an earlier one");
-    NotCarried {
-        db: 0,
-        key: unit.key.clone(),
-        kind: "doubtful-order".into(),
-        action: "verify".into(),
-        reason: "the cluster did not execute an XADD and executed the next one on the same stream".into(),
-    }
 }
 
 /// One batch of these units, in their order.
@@ -99,13 +94,9 @@ impl Lane {
     }
 
     /// Takes what was under way and was not executed, for the control plane.
-    pub fn take_unexecuted(
-        &mut self,
-        slab: &mut Slab,
-        doubtful: &mut Vec<NotCarried>,
-    ) -> Result<Vec<Unit>, EngineError> {
+    pub fn take_unexecuted(&mut self, slab: &mut Slab) -> Result<Vec<Unit>, EngineError> {
         let returned = std::mem::take(&mut self.returned);
-        let units = unexecuted(&returned, slab, doubtful)?;
+        let units = unexecuted(&returned, slab)?;
         for batch in returned {
             self.forget(&batch);
             batch.release(slab);
@@ -115,13 +106,9 @@ impl Lane {
 
     /// Everything under way was answered, some of it with a refusal because of the node's state: puts that in front of what
     /// waits. Returns the batches that are done with.
-    pub fn put_back_refused(
-        &mut self,
-        slab: &mut Slab,
-        doubtful: &mut Vec<NotCarried>,
-    ) -> Result<Vec<Batch>, EngineError> {
+    pub fn put_back_refused(&mut self, slab: &mut Slab) -> Result<Vec<Batch>, EngineError> {
         let mut returned = std::mem::take(&mut self.returned);
-        let units = unexecuted(&returned, slab, doubtful)?;
+        let units = unexecuted(&returned, slab)?;
         returned.iter().for_each(|batch| self.forget(batch));
         if let (Some(first), false) = (returned.first(), units.is_empty()) {
             let mut again = batch_of_units(&units, first);

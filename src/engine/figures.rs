@@ -17,7 +17,7 @@ impl Worker {
         self.next_sample_ns = now_ns + SAMPLE_NS;
         self.refresh_stats();
         let mut not_carried: Vec<_> = self.flows.iter_mut().flat_map(|flow| flow.handler.take_not_carried()).collect();
-        not_carried.append(&mut self.held.doubtful);
+        not_carried.append(&mut self.refused_scripts);
         let _ = self.events.send(WorkerEvent::Sample {
             worker: self.index,
             stats: Box::new(self.stats.clone()),
@@ -82,7 +82,7 @@ impl Worker {
         let mut summary = WorkerSummary {
             worker: self.index,
             tallies: Vec::new(),
-            not_carried: std::mem::take(&mut self.held.doubtful),
+            not_carried: std::mem::take(&mut self.refused_scripts),
             suspects: Vec::new(),
             lost: Vec::new(),
             strays_dropped: 0,

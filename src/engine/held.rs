@@ -13,7 +13,6 @@ use super::lane::Lane;
 use super::messages::{Held, LostLane, Settled, WorkerEvent};
 use super::worker::Worker;
 use crate::ids::{DbIndex, FlowId, Lsn};
-use crate::report::document::NotCarried;
 use crate::uring;
 
 /// A node that answers nothing for so long is treated as gone.
@@ -33,8 +32,6 @@ pub struct HeldState {
     apart_told: bool,
     /// Something was not executed, or a connection was lost, when the control plane was told.
     missed: bool,
-    /// Keys whose commands were executed in another order than they were recorded.
-    pub doubtful: Vec<NotCarried>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,7 +96,7 @@ impl Worker {
             } else {
                 lost.push(LostLane { lane: lane.index, node: lane.node, client_id: lane.client_id });
             }
-            units.extend(lane.take_unexecuted(self.ring.slab_mut(), &mut self.held.doubtful)?);
+            units.extend(lane.take_unexecuted(self.ring.slab_mut())?);
         }
         let mut apart = Vec::new();
         if !self.lanes.iter().any(Lane::has_waiting) {

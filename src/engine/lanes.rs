@@ -64,8 +64,7 @@ impl Worker {
             }
             let held_ns = hold.held_ns(now_ns);
             let mut acked = Vec::new();
-            let doubtful = &mut self.held.doubtful;
-            let holds = lane.settle_refusal(self.ring.slab_mut(), now_ns, doubtful, |batch| acked.push(batch))?;
+            let holds = lane.settle_refusal(self.ring.slab_mut(), now_ns, |batch| acked.push(batch))?;
             for batch in acked {
                 record_acked(&mut self.recorder, &mut self.stats, lane.node, &batch, now_ns);
                 confirm(&mut self.flows, &self.confirmed, &batch);
@@ -223,7 +222,7 @@ impl Worker {
         drop(view);
         for row in refused_scripts {
             tracing::warn!(script = %row.key.escape_ascii(), reason = row.reason, "a script is not carried over");
-            self.held.doubtful.push(row);
+            self.refused_scripts.push(row);
         }
         if let (None, Some((text, wants_login))) = (&lane.hold, refusal) {
             lane.hold = Some(Hold::new(text, wants_login, now_ns));

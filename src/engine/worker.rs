@@ -28,6 +28,7 @@ use super::witness::Witness;
 use crate::ids::{DbIndex, FlowId, Lsn};
 use crate::redis::resp;
 use crate::report::counters::WorkerStats;
+use crate::report::document::NotCarried;
 use crate::report::latency::{Latency, Recorder};
 use crate::uring::{self, Class, Completion, CompletionKind, Outgoing, Ring, Segment};
 use std::sync::Arc;
@@ -64,6 +65,8 @@ pub struct Worker {
     /// The target is a cluster.
     pub(super) router: Option<Box<Router>>,
     pub(super) held: HeldState,
+    /// Scripts that the target could not compile, to be listed.
+    pub(super) refused_scripts: Vec<NotCarried>,
     /// Memory and file of the backlogs of all flows.
     pub(super) pool: ChunkPool,
     pub(super) spool: Option<SpoolFile>,
@@ -175,6 +178,7 @@ impl Worker {
             lanes,
             router,
             held: HeldState::default(),
+            refused_scripts: Vec::new(),
             pool,
             spool: spool.map(|start| SpoolFile::new(start, sizes.layout.rx_chunk_bytes)),
             heap,

@@ -111,6 +111,8 @@ pub struct Received {
     pub request: Request,
     /// False: its reply was not sent.
     pub answered: bool,
+    /// It was not answered with an error on order, nor was its group.
+    pub executed: bool,
 }
 
 /// A running scripted target. Dropping it closes everything.
@@ -226,6 +228,8 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
     let mut fault: Option<ConnectionFault> = None;
     // A MULTI is open, and one of its commands was answered with an error: then its EXEC executes none, as at a real server.
     let (mut in_group, mut aborted) = (false, false);
+    // Its commands, by their places among all requests.
+    let mut group: Vec<usize> = Vec::new();
     loop {
         let Some(request) = read_request(&mut reader)? else { return Ok(()) };
         if fault.is_none() && carries_data(&request) {
@@ -242,9 +246,14 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
         let mut reply = Vec::new();
         let request_due = request.clone();
         let name = upper(&request[0]);
-        match due_error(shared, &request) {
+        let error = due_error(shared, &request);
+        let executed = error.is_none() && (!in_group || name == "EXEC" && !aborted);
+        match error {
             Some(line) => {
                 aborted |= in_group;
+                if name == "EXEC" {
+                    answers.answer(&[b"DISCARD".to_vec()], &mut Vec::new());
+                }
                 reply.extend_from_slice(format!("{line}\r\n").as_bytes());
             }
             None if name == "EXEC" && aborted => {
@@ -253,14 +262,23 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
             }
             None => answers.answer(&request, &mut reply),
         }
-        if matches!(name.as_str(), "MULTI" | "EXEC" | "DISCARD") {
-            (in_group, aborted) = (name == "MULTI", false);
-        }
         {
             let mut received = lock(&shared.received);
-            if received.len() < REQUESTS_KEPT_MAX {
-                received.push(Received { connection, request, answered: !mute });
+            if in_group && name != "EXEC" {
+                group.push(received.len());
             }
+            if received.len() < REQUESTS_KEPT_MAX {
+                received.push(Received { connection, request, answered: !mute, executed });
+            }
+            if name == "EXEC" && executed {
+                for at in &group {
+                    received.get_mut(*at).into_iter().for_each(|of| of.executed = true);
+                }
+            }
+        }
+        if matches!(name.as_str(), "MULTI" | "EXEC" | "DISCARD") {
+            (in_group, aborted) = (name == "MULTI", false);
+            group.clear();
         }
         if let Some(what) = due_hostility(shared, &request_due) {
             play(what, stream, &reply)?;

@@ -32,7 +32,7 @@ impl JournalTranslator {
         if parse_id(id).is_none() {
             return Err(record.error(TranslateReason::BadArgument { position, expected: "the id of a stream entry" }));
         }
-        self.pass(record, Class::Blind, out)
+        self.pass(record, Class::Ordered, out)
     }
 
     /// `XGROUP CREATE|SETID k g id [MKSTREAM] [ENTRIESREAD n]`, CREATECONSUMER, DELCONSUMER, DESTROY.

@@ -7,11 +7,16 @@
 //! idempotent by itself:
 //!
 //! - *Whole values* (SET with any options, MSET, DEL, RESTORE REPLACE): the last one wins, whatever was there.
-//! - *Elements set to an absolute value* (HSET, SADD, ZADD and GEOADD without flags, SETBIT, SETRANGE, BITFIELD SET, LSET,
-//!   PFADD): the last write of an element wins, and none of them changes which keys exist in a way that a DEL of the same
+//! - *Elements set to an absolute value* (HSET, SADD, ZADD and GEOADD without flags, SETBIT, SETRANGE, BITFIELD SET, LSET):
+//!   the last write of an element wins, and none of them changes which keys exist in a way that a DEL of the same
 //!   run does not change again. LSET counts from either end, but no other Blind command changes a list's length.
+//!
+//! The same holds where some of the run were executed and some not (a cluster's node that could not for a moment), and all from
+//! the first that was not are applied again: errors that they meet in between say nothing. One command is the exception, and
+//! hence **Ordered**:
+//!
 //! - *XADD with an explicit id*: the second time the target refuses it (`equal or smaller`), trimming included, which is
-//!   right; see [`super::replies`].
+//!   right (see [`super::replies`]); but once a later one was executed it refuses it the first time, too, and the entry is lost.
 //!
 //! Everything else is **Guarded**, in particular what looks harmless:
 //!
@@ -21,6 +26,8 @@
 //!   after t1 makes the target drop s and answer 0 to the second. Guarded, the SET is not repeated once the TTL moved.
 //! - *Conditions* (SETNX, HSETNX, ZADD NX/XX/GT/LT, JSON.SET NX/XX): the second time they meet another state.
 //! - *Trimming* (LTRIM, XTRIM): XTRIM ... MAXLEN 0 repeated removes the entries added after it, and their XADD is refused.
+//! - *PFADD*: a HyperLogLog is a string to SETBIT and SETRANGE, which make another one where it was not executed, and undo what
+//!   it then does again.
 //! - *What reads another key, or moves one* (RENAME, MOVE, SORT STORE, LMOVE, CMS.MERGE).
 //! - *JSON.SET elsewhere than at the root*: a filter in the path may match something else the second time.
 
@@ -191,7 +198,7 @@ pub static TABLE: &[Row] = &[
     row("GETSET", 3, First, How::GetSet),
     row("GETDEL", 2, First, How::Del),
     row("DELEX", 2, First, How::DelEx),
-    row("PFADD", 2, First, How::Blind),
+    row("PFADD", 2, First, How::Guarded),
     row("CL.THROTTLE", 5, First, How::Throttle),
     // Recorded raw only by old masters, or never; kept because their meaning is plain.
     row("MSETNX", 3, Twos, How::MSet),

@@ -9,7 +9,6 @@ use crate::engine::batch::{Batch, Watched};
 use crate::engine::error::EngineError;
 use crate::engine::refusal;
 use crate::redis::reply::Reply;
-use crate::report::document::NotCarried;
 use crate::uring::Slab;
 use std::collections::VecDeque;
 
@@ -45,9 +44,16 @@ impl Lane {
         mut failed: impl FnMut(&Batch, Fault, &[u8]) -> Result<Verdict, EngineError>,
         mut lost: impl FnMut(&Batch, Watched),
     ) -> Result<(), EngineError> {
+        let in_cluster = self.in_cluster;
         let Self { scanner, sent, ready, node, heard_ns, .. } = self;
+        let mut behind = in_cluster && (!self.returned.is_empty() || sent.iter().any(Batch::has_unexecuted));
         let mut judged = |batch: &mut Batch, fault: Fault, text: &[u8]| {
-            let verdict = failed(batch, fault, text)?;
+            let verdict = match failed(batch, fault, text) {
+                // It met what should have been changed before it. It is executed again behind that, and judged then.
+                Err(EngineError::Target(_)) if behind && fault.element.is_none() => Verdict::Refused,
+                verdict => verdict?,
+            };
+            behind |= in_cluster && matches!(verdict, Verdict::Rejected | Verdict::Refused);
             match verdict {
                 Verdict::Done | Verdict::ScriptRefused => {}
                 Verdict::Rejected => batch.rejected.push(fault.command),
@@ -195,7 +201,6 @@ impl Lane {
         &mut self,
         slab: &mut Slab,
         now_ns: u64,
-        doubtful: &mut Vec<NotCarried>,
         mut acked: impl FnMut(Batch),
     ) -> Result<bool, EngineError> {
         if !self.sent.is_empty() || self.in_kernel > 0 || self.cut_short {
@@ -208,7 +213,7 @@ impl Lane {
             return Ok(self.hold.is_some());
         }
         if self.in_cluster {
-            self.put_back_refused(slab, doubtful)?.into_iter().for_each(&mut acked);
+            self.put_back_refused(slab)?.into_iter().for_each(&mut acked);
         } else {
             refusal::settle(self, slab)?.into_iter().for_each(|batch| {
                 self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);

@@ -118,18 +118,20 @@ impl<'a> ClusterWriter<'a> {
         let Some(lane) = self.lanes.get_mut(at) else { return };
         let (slot, class) = self.begun;
         lane.encoder.batch.commands += 1;
-        lane.pieces.push(&lane.encoder, Some((self.flow, slot)), self.record, class == Class::Guarded);
-        if self.again && class == Class::Blind {
+        // With what must not be applied twice nothing behind it is executed before it.
+        let guarded = class != Class::Blind;
+        lane.pieces.push(&lane.encoder, Some((self.flow, slot)), self.record, guarded);
+        if self.again && class != Class::Guarded {
             lane.pieces.put_in_doubt();
         }
-        if class == Class::Guarded {
+        if guarded {
             self.router.marked.insert((self.flow, slot));
         }
         if self.record.is_none() {
             return self.close_if_full(at);
         }
         // A marker covers the whole of its record: the rest of it goes into the same transaction.
-        if class == Class::Guarded && !self.guarded.contains(&at) {
+        if guarded && !self.guarded.contains(&at) {
             self.guarded.push(at);
         }
         if !self.guarded.contains(&at) {

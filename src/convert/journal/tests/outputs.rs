@@ -48,7 +48,7 @@ fn strings_on_every_target() {
             ("BITFIELD k", "<Read>"),
             ("BITFIELD k GET u8 0 set u8 0 5", "B BITFIELD k GET u8 0 set u8 0 5"),
             ("BITFIELD k OVERFLOW SAT INCRBY u8 0 5 SET u8 8 1", "G BITFIELD k OVERFLOW SAT INCRBY u8 0 5 SET u8 8 1"),
-            ("PFADD k a b", "B PFADD k a b"),
+            ("PFADD k a b", "G PFADD k a b"),
             ("DELEX k", "B DEL k"),
             ("GETEX k", "<Read>"),
             ("GETEX k PERSIST", "G PERSIST k"),
@@ -219,9 +219,9 @@ fn streams_by_target() {
     check(
         &TARGETS,
         &[
-            ("XADD k 5-1 f v", "B XADD k 5-1 f v"),
-            ("XADD k MINID 4-0 NOMKSTREAM 5-1 f v", "B XADD k MINID 4-0 NOMKSTREAM 5-1 f v"),
-            ("XADD k NOMKSTREAM MAXLEN ~ 10 LIMIT 5 7 f v", "B XADD k NOMKSTREAM MAXLEN ~ 10 LIMIT 5 7 f v"),
+            ("XADD k 5-1 f v", "O XADD k 5-1 f v"),
+            ("XADD k MINID 4-0 NOMKSTREAM 5-1 f v", "O XADD k MINID 4-0 NOMKSTREAM 5-1 f v"),
+            ("XADD k NOMKSTREAM MAXLEN ~ 10 LIMIT 5 7 f v", "O XADD k NOMKSTREAM MAXLEN ~ 10 LIMIT 5 7 f v"),
             ("XADD k MAXLEN = 10 * f v", "G XADD k MAXLEN = 10 * f v"),
             ("XADD k 5-* f v", "G XADD k 5-* f v"),
             ("XTRIM k MINID 5-0", "G XTRIM k MINID 5-0"),

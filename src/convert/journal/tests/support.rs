@@ -98,7 +98,7 @@ impl Out for Sent {
 }
 
 impl Sent {
-    /// Each command in one line: class (`B`, `G`), `@slot` if it is not 0, `*` if for all nodes, and the strings.
+    /// Each command in one line: class (`B`, `O`, `G`), `@slot` if it is not 0, `*` if for all nodes, and the strings.
     pub fn lines(&self) -> Vec<String> {
         assert!(!self.open);
         self.commands.iter().map(|(meta, bytes)| line(meta, &strings(bytes))).collect()
@@ -127,7 +127,11 @@ pub fn strings(mut bytes: &[u8]) -> Vec<Vec<u8>> {
 }
 
 fn line(meta: &CommandMeta, strings: &[Vec<u8>]) -> String {
-    let class = if meta.class == Class::Blind { "B" } else { "G" };
+    let class = match meta.class {
+        Class::Blind => "B",
+        Class::Ordered => "O",
+        Class::Guarded => "G",
+    };
     let slot = if meta.slot == Slot(0) { String::new() } else { format!("@{}", meta.slot) };
     let all = if meta.all_nodes { "*" } else { "" };
     let shown = strings.iter().map(|string| match string.as_slice() {
@@ -188,7 +192,7 @@ pub fn run_in(
     assert_eq!(announced as usize, lines.len(), "{result:?} {lines:?}");
     for (at, (meta, _)) in sent.commands.iter().enumerate() {
         let is_last = sent.commands[at + 1..].iter().all(|(later, _)| later.slot != meta.slot);
-        assert!(meta.class == Class::Blind || is_last, "a Guarded command must be the last of its slot: {lines:?}");
+        assert!(meta.class != Class::Guarded || is_last, "a Guarded command must be the last of its slot: {lines:?}");
     }
     (result, sent)
 }
