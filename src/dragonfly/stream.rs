@@ -11,12 +11,15 @@
 //! Not here: decompression ([`super::blob`]), the elements inside values ([`super::value`]), journal records
 //! ([`super::journal`]).
 
-use super::error::{DecodeError, Limit, Reason};
-use super::event::{Codec, Event, KeyMeta, ObjectId, ObjectType};
+use super::error::{DecodeError, Reason};
+use super::event::{Event, KeyMeta, ObjectId, ObjectType};
 use super::layout::Left;
-use super::record::{Found, clip, find_chunk_value, find_value, opcode, plain_string, read_head, read_over, resolve};
+use super::record::{Found, find_value, opcode, plain_string, read_head};
 use super::wire::{Read, Stop};
-use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::ids::{DbIndex, FlowId};
+
+mod chunks;
+mod opcodes;
 
 /// What the decoder refuses to go beyond, each named in the error it causes.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +55,6 @@ pub enum Progress<'a> {
 
 /// `REDIS0009`.
 const HEADER_BYTES: usize = 9;
-/// Opcode, u32le stream id, u32le payload length.
-const CHUNK_HEAD_BYTES: usize = 9;
 /// Named by [`Event::Begin`] for an object split by us and not by tags; tagged ids are never 0.
 const UNTAGGED: u32 = 0;
 
@@ -298,44 +299,6 @@ impl StreamDecoder {
         }
     }
 
-    /// Length of the header, if all of it is there.
-    #[cold]
-    fn check_header(&self, input: &[u8]) -> Result<Option<usize>, DecodeError> {
-        let Some(found) = input.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
-        let version = found.strip_prefix(b"REDIS00").map(|digits| match digits {
-            [tens @ b'0'..=b'9', ones @ b'0'..=b'9'] => (tens - b'0') * 10 + (ones - b'0'),
-            _ => 0,
-        });
-        match version {
-            Some(5..=12) => Ok(Some(HEADER_BYTES)),
-            _ => Err(self.wrong(Reason::BadHeader { found: *found })),
-        }
-    }
-
-    /// Consumes the SELECTDBs at the front, if records are expected there. Returns their length.
-    fn select_dbs(&mut self, input: &[u8]) -> Result<usize, DecodeError> {
-        if self.stage == StreamStage::Ended || self.current != Current::Records {
-            return Ok(0);
-        }
-        let mut consumed = 0;
-        loop {
-            let mut reader = self.limits.reader(input.get(consumed..).unwrap_or_default());
-            if reader.peek() != Ok(opcode::SELECTDB) {
-                return Ok(consumed);
-            }
-            match reader.u8().and_then(|_| reader.packed()) {
-                Ok(index) => match u16::try_from(index) {
-                    Ok(index) => self.db = DbIndex(u32::from(index)),
-                    Err(_) => return Err(self.wrong(Reason::DbIndexTooLarge { index })),
-                },
-                Err(Stop::More(_)) => return Ok(consumed),
-                Err(Stop::Wrong(reason)) => return Err(self.wrong(*reason)),
-            }
-            consumed += reader.pos();
-            self.consume(reader.pos());
-        }
-    }
-
     /// One event at the front of `input` and its length. Nothing has changed if it is an `Err`.
     #[inline]
     fn step<'a>(&'a mut self, input: &'a [u8]) -> Read<(Event<'a>, usize)> {
@@ -397,202 +360,6 @@ impl StreamDecoder {
         self.consume(run.len);
         let body = input.get(..run.len).unwrap_or_default();
         Ok((Event::Run { object, stage: run.stage, count: run.count, body }, run.len))
-    }
-
-    /// A tagged chunk, from its opcode on.
-    fn chunk<'a>(&'a mut self, input: &'a [u8]) -> Read<(Event<'a>, usize)> {
-        let mut reader = self.limits.reader(input);
-        reader.u8()?;
-        let (id, len) = (reader.u32_le()?, reader.u32_le()?);
-        if id == 0 {
-            return Err(Reason::ChunkIdZero.into());
-        }
-        if len == 0 {
-            return Err(Reason::ChunkEmpty { id }.into());
-        }
-        let payload = input.get(CHUNK_HEAD_BYTES..).unwrap_or_default();
-        if self.open.iter().any(|split| split.id == id) {
-            return self.chunk_payload(id, u64::from(len), payload, CHUNK_HEAD_BYTES);
-        }
-        self.chunk_begin(id, u64::from(len), payload)
-    }
-
-    /// The first chunk of an object: attributes, type, key and the beginning of the value.
-    fn chunk_begin<'a>(&'a mut self, id: u32, len: u64, payload: &'a [u8]) -> Read<(Event<'a>, usize)> {
-        let view = clip(payload, len);
-        let in_chunk = |stop| within_chunk(stop, id, len, CHUNK_HEAD_BYTES);
-        let head = read_head(view, &self.limits, &mut self.scratch).map_err(in_chunk)?;
-        let found = find_chunk_value(&head, view, &self.limits).map_err(in_chunk)?;
-        let (end, left_over) = (CHUNK_HEAD_BYTES + found.end, len - found.end as u64);
-        match found.what {
-            Found::Whole => {
-                if left_over > 0 {
-                    return Err(Reason::ChunkLeftOver { id, left_over }.into());
-                }
-                self.consume(end);
-                let body = view.get(head.value_at..found.end).unwrap_or_default();
-                Ok((Event::Whole { meta: head.meta(self.db, &self.scratch), body }, end))
-            }
-            Found::Begin { count, left } => {
-                if let Left::Bytes(bytes) = left
-                    && bytes > left_over
-                {
-                    return Err(Reason::ChunkCutsElement { id }.into());
-                }
-                if self.open.len() >= self.limits.open_objects_max {
-                    let (announced, limit) = (self.open.len() as u64 + 1, self.limits.open_objects_max as u64);
-                    return Err(Reason::LimitPassed { what: Limit::OpenObjects, announced, limit }.into());
-                }
-                self.current = after_chunk_piece(id, left_over, &left)?;
-                self.open.push(Split { id, left });
-                self.consume(end);
-                let meta = head.meta(self.db, &self.scratch);
-                Ok((Event::Begin { object: ObjectId(id), meta, count }, end))
-            }
-        }
-    }
-
-    /// The next run of a tagged object: `len` bytes of payload are to come, `before` bytes were read before them.
-    fn chunk_payload<'a>(
-        &'a mut self,
-        id: u32,
-        len: u64,
-        payload: &'a [u8],
-        before: usize,
-    ) -> Read<(Event<'a>, usize)> {
-        let object = ObjectId(id);
-        let Some((index, split)) = self.open.iter_mut().enumerate().find(|(_, split)| split.id == id) else {
-            // Not reachable: `Current::Chunk` names an open object.
-            return Err(Reason::ChunkIdZero.into());
-        };
-        if split.left.is_done() {
-            if len > 0 {
-                return Err(Reason::ChunkLeftOver { id, left_over: len }.into());
-            }
-            self.open.swap_remove(index);
-            self.current = Current::Records;
-            return Ok((Event::End { object }, 0));
-        }
-        let view = clip(payload, len);
-        let mut left = split.left;
-        let run = left.advance(view, &self.limits).map_err(|stop| within_chunk(stop, id, len, before))?;
-        self.current = after_chunk_piece(id, len - run.len as u64, &left)?;
-        split.left = left;
-        self.consume(before + run.len);
-        let body = view.get(..run.len).unwrap_or_default();
-        Ok((Event::Run { object, stage: run.stage, count: run.count, body }, before + run.len))
-    }
-
-    /// The rest of something that is read over.
-    fn skip_on<'a>(&'a mut self, opcode: u8, mut left: Left, input: &'a [u8]) -> Read<(Event<'a>, usize)> {
-        let run = left.advance(input, &self.limits)?;
-        self.current = if left.is_done() { Current::Records } else { Current::Skipping { opcode, left } };
-        self.consume(run.len);
-        Ok((Event::Skipped { opcode }, run.len))
-    }
-
-    /// Everything that begins with an opcode of its own.
-    fn opcode<'a>(&'a mut self, first: u8, input: &'a [u8]) -> Read<(Event<'a>, usize)> {
-        let mut reader = self.limits.reader(input);
-        reader.u8()?;
-        let in_blob = matches!(self.blob, Blob::Inside(_));
-        match first {
-            opcode::AUX => {
-                let (name, value) = self.limits.atom(&mut reader, |reader| Ok((reader.string()?, reader.string()?)))?;
-                self.consume(reader.pos());
-                Ok((Event::Aux { name, value }, reader.pos()))
-            }
-            opcode::ZSTD_BLOB | opcode::LZ4_BLOB => {
-                if in_blob {
-                    return Err(Reason::NestedBlob.into());
-                }
-                let frame = reader.raw_string("compressed blob")?;
-                let at = self.offset;
-                self.consume(reader.pos());
-                self.blob = Blob::Reported(at);
-                let codec = if first == opcode::ZSTD_BLOB { Codec::Zstd } else { Codec::Lz4 };
-                Ok((Event::Compressed { codec, frame }, reader.pos()))
-            }
-            opcode::JOURNAL_BLOB => {
-                match reader.packed()? {
-                    1 => {}
-                    count => return Err(Reason::JournalBlobCount { count }.into()),
-                }
-                let text = reader.string()?;
-                let raw = resolve(text, &mut self.scratch)?;
-                self.consume(reader.pos());
-                Ok((Event::JournalBlob { record: raw.unwrap_or(&self.scratch) }, reader.pos()))
-            }
-            opcode::FULLSYNC_END => {
-                reader.take(8)?;
-                if self.full_sync_end_seen {
-                    return Err(Reason::SecondFullSyncEnd.into());
-                }
-                self.full_sync_end_seen = true;
-                self.consume(reader.pos());
-                Ok((Event::FullSyncEnd, reader.pos()))
-            }
-            opcode::JOURNAL_OFFSET => {
-                let lsn = Lsn(reader.u64_le()?);
-                if !self.full_sync_end_seen {
-                    return Err(Reason::EarlyJournalOffset.into());
-                }
-                self.journal_offset_seen = true;
-                self.consume(reader.pos());
-                Ok((Event::JournalOffset(lsn), reader.pos()))
-            }
-            opcode::EOF => {
-                self.check_end(in_blob)?;
-                reader.take(8)?;
-                let token = reader.array()?;
-                self.stage = StreamStage::Ended;
-                self.consume(reader.pos());
-                Ok((Event::Eof { token }, reader.pos()))
-            }
-            _ => {
-                let left = self.limits.atom(&mut reader, |reader| read_over(first, reader))?;
-                self.current =
-                    if left.is_done() { Current::Records } else { Current::Skipping { opcode: first, left } };
-                self.consume(reader.pos());
-                Ok((Event::Skipped { opcode: first }, reader.pos()))
-            }
-        }
-    }
-
-    fn check_end(&self, in_blob: bool) -> Read<()> {
-        if in_blob {
-            return Err(Reason::EofInBlob.into());
-        }
-        if let Some(first) = self.open.first() {
-            return Err(Reason::EofWithOpenObjects { open: self.open.len(), first_id: first.id }.into());
-        }
-        if !self.full_sync_end_seen {
-            return Err(Reason::EofWithoutFullSyncEnd.into());
-        }
-        match self.journal_offset_seen {
-            true => Ok(()),
-            false => Err(Reason::EofWithoutJournalOffset.into()),
-        }
-    }
-}
-
-/// What is read after a piece of a chunk: the chunk itself, or records when it has ended.
-fn after_chunk_piece(id: u32, len_left: u64, left: &Left) -> Read<Current> {
-    if len_left > 0 || left.is_done() {
-        return Ok(Current::Chunk { id, left: len_left });
-    }
-    match left.may_be_cut() {
-        true => Ok(Current::Records),
-        false => Err(Reason::ChunkCutsElement { id }.into()),
-    }
-}
-
-/// What is missing must still fit the chunk; it is counted from the front of the input, `before` bytes before the payload.
-fn within_chunk(stop: Stop, id: u32, len: u64, before: usize) -> Stop {
-    match stop {
-        Stop::More(at_least) if at_least as u64 > len => Reason::ChunkCutsElement { id }.into(),
-        Stop::More(at_least) => Stop::More(at_least.saturating_add(before)),
-        wrong => wrong,
     }
 }
 

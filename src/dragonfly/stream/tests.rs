@@ -2,6 +2,7 @@
 
 use super::super::testing::*;
 use super::*;
+use crate::dragonfly::error::Limit;
 
 fn hex(text: &str) -> Vec<u8> {
     text.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
