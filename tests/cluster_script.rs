@@ -217,6 +217,28 @@ fn an_error_behind_what_was_not_executed_says_nothing() {
     assert_eq!(world.received(0, &key), [&once[..], &once[2..]].concat(), "{}", world.tool.said());
 }
 
+/// A primary of a moment ago that is a replica now.
+#[test]
+fn what_every_primary_is_told_is_told_again_after_a_takeover() {
+    let ports = ClusterPorts::default();
+    let start = |errors| {
+        let identity = TargetIdentity::default().in_cluster(&ports);
+        ScriptedTarget::start(ScriptOptions { identity, errors, ..ScriptOptions::default() }).unwrap()
+    };
+    let readonly =
+        ErrorRule { times: 2, ..ErrorRule::every("FLUSHALL", "-READONLY You can't write against a replica.") };
+    let nodes = [start(vec![readonly]), start(Vec::new())];
+    ports.lock().unwrap().extend(nodes.iter().map(ScriptedTarget::port));
+    let spec = Spec { seed: 5, flows_count: 1, ..Spec::of("string:60B=5").unwrap() };
+    let (master, _model) = Generator::start(spec, MasterOptions::default()).unwrap();
+    let run = migrate(master.port(), nodes[0].port(), &["--on-existing", "flush"]);
+    run.expect_code(0);
+    for node in &nodes {
+        let flushed = node.received().iter().filter(|of| of.executed && of.request[0] == b"FLUSHALL").count();
+        assert!(flushed >= 1, "{}", run.stderr);
+    }
+}
+
 #[test]
 fn a_node_outside_of_the_cluster_is_never_connected_to() {
     let outside = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -326,30 +326,6 @@ impl Cluster {
         self.links.remove(id);
     }
 
-    /// Who has which slot, by the nodes' ids, and the epoch; `None` while a slot is being moved. Two equal answers mean that
-    /// no key changed its node in between, as far as the node with the newest epoch has heard: a slot that changed hands just now,
-    /// without a new epoch, may be missed. So what is looked for by this is looked for once more in the end.
-    pub async fn owners_at_rest(&mut self) -> Result<Option<(u64, Vec<String>)>, EngineError> {
-        self.refresh_patiently().await?;
-        for id in self.primary_ids() {
-            let reply = self.send(&id, false, &crate::redis::resp::command(&[b"CLUSTER", b"NODES"]), 1).await?;
-            match reply.into_iter().next() {
-                // Only the line of the asked node itself tells of slots on the move: `[93->-<id>]`, `[77-<-<id>]`.
-                Some(Value::Bulk(text)) if memchr::memmem::find(&text, b" [").is_some() => return Ok(None),
-                Some(Value::Error(text)) => {
-                    return Err(EngineError::Target(format!(
-                        "a node answered CLUSTER NODES with \"{}\"; the target's user needs +cluster|nodes",
-                        text.escape_ascii()
-                    )));
-                }
-                _ => {}
-            }
-        }
-        let owners = (0..crate::redis::slot::SLOTS).map(|slot| self.topology.owner(Slot(slot)));
-        let owners = owners.map(|node| node.map(|node| node.id.clone()).unwrap_or_default()).collect();
-        Ok(Some((self.topology.epoch, owners)))
-    }
-
     /// Sends encoded commands to one node and takes their replies.
     pub async fn send(&mut self, id: &str, asking: bool, bytes: &[u8], replies: usize) -> Result<Vec<Value>, Trouble> {
         let mut request = Vec::new();
@@ -458,8 +434,23 @@ impl Cluster {
         }
     }
 
-    /// One command to every primary; numbers are added up, else the last reply counts.
+    /// One command to every primary, which may be sent again; numbers are added up, else the last reply counts.
     pub async fn on_all(&mut self, request: &[u8]) -> Result<Value, EngineError> {
+        let mut patience = Patience::new();
+        loop {
+            match self.on_all_once(request).await {
+                // A primary of a moment ago is a replica now, or away.
+                Ok(Value::Error(text)) if is_rejection(&text) => {
+                    patience.wait(&format!("a node answers \"{}\"", text.escape_ascii())).await?;
+                }
+                Err(Trouble::Broken(error)) => patience.wait(&error.to_string()).await?,
+                done => return Ok(done?),
+            }
+            self.refresh_patiently().await?;
+        }
+    }
+
+    async fn on_all_once(&mut self, request: &[u8]) -> Result<Value, Trouble> {
         let (mut sum, mut last) = (0i64, Value::Null);
         for id in self.primary_ids() {
             let value = self.send(&id, false, request, 1).await?.into_iter().next().unwrap_or(Value::Null);
@@ -585,7 +576,8 @@ async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -
     Ok(topology)
 }
 
-fn ranges(slots: &[(Slot, Slot)]) -> String {
+/// Runs of slots, in words.
+pub fn ranges(slots: &[(Slot, Slot)]) -> String {
     let text = slots.iter().take(8).map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(", ");
     if slots.len() > 8 { text + ", ..." } else { text }
 }

@@ -236,7 +236,13 @@ impl Job<'_> {
                         () = signals.next() => return Err(EngineError::Interrupted),
                     };
                     self.report.expiries.put_right_by_sweep += swept.put_right;
-                    checkpoint::set_held(&mut target, &checkpoint.key, false).await?;
+                    match swept.whole() {
+                        Ok(_) => checkpoint::set_held(&mut target, &checkpoint.key, false).await?,
+                        Err(error) if handing_over => return Err(error),
+                        Err(error) => {
+                            tracing::warn!(%error, "stopped: near expiries in these slots stay held until the job goes on")
+                        }
+                    }
                 }
                 return if handing_over { Ok(()) } else { Err(EngineError::Interrupted) };
             }

@@ -15,7 +15,7 @@ use super::messages::{Lost, WorkerCommand};
 use super::own;
 use super::phase::Phase;
 use super::source::Source;
-use super::sweep::{FAST, sweep};
+use super::sweep::{FAST, PATIENCE, sweep};
 use super::target::{self, Target};
 use crate::convert::hold::ALL;
 use crate::ids::DbIndex;
@@ -183,9 +183,9 @@ impl Job<'_> {
 
     async fn put_expiries_right(&mut self, probed: &Target) -> Result<(), EngineError> {
         let mut link = self.control_again(probed).await?;
-        let swept = sweep(&mut link, &probed.capabilities, || ALL, || FAST).await?;
+        let swept = sweep(&mut link, &probed.capabilities, || ALL, || FAST, PATIENCE).await?;
         self.report.expiries.put_right_by_sweep += swept.put_right;
-        Ok(())
+        swept.whole().map(drop)
     }
 
     /// Removes what is this tool's at the target and waits for the end of the cutover.

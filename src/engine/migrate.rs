@@ -22,6 +22,7 @@ use crate::convert::hold::{ALL, Overflow};
 use crate::dragonfly::session::{Action, Session, Signal};
 use crate::report::counters::Totals;
 use crate::report::document::ServerInfo;
+use crate::uring;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -127,8 +128,9 @@ impl Job<'_> {
     /// Everything is loaded: a connection that breaks now is no reason to call it a failure.
     async fn settle_patiently(&mut self, probed: &Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
         let mut pause = SETTLE_PAUSE;
+        let until_ns = uring::clock::monotonic_ns() + self.settings.retry_max.as_nanos() as u64;
         for _ in 1..SETTLE_TRIES {
-            match self.settle(probed, summaries).await {
+            match self.settle(probed, summaries, until_ns).await {
                 Err(error @ (EngineError::Target(_) | EngineError::TargetLost(_))) => {
                     tracing::warn!(%error, "trying again to settle")
                 }
@@ -137,16 +139,18 @@ impl Job<'_> {
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
-        self.settle(probed, summaries).await
+        self.settle(probed, summaries, until_ns).await
     }
 
-    /// What must be done once everything is acknowledged. May be done again.
-    async fn settle(&mut self, probed: &Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+    /// What must be done once everything is acknowledged. May be done again. `until_ns`: how long slots that move are waited for.
+    async fn settle(&mut self, probed: &Target, summaries: &[WorkerSummary], until_ns: u64) -> Result<(), EngineError> {
         let mut target = self.target_again(&probed.run_id).await?;
         if self.sweep_needed {
             // Nothing follows: all are given back.
-            let swept = sweep::sweep(&mut target, &probed.capabilities, || ALL, || FAST).await?;
+            let patience = Duration::from_nanos(until_ns.saturating_sub(uring::clock::monotonic_ns()));
+            let swept = sweep::sweep(&mut target, &probed.capabilities, || ALL, || FAST, patience).await?;
             self.report.expiries.put_right_by_sweep += swept.put_right;
+            swept.whole()?;
             self.sweep_needed = false;
         }
         self.ask_suspects(&mut target, summaries).await?;

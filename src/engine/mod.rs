@@ -61,6 +61,7 @@ mod messages;
 mod migrate;
 mod outlet;
 mod own;
+mod owners;
 mod phase;
 mod preflight;
 mod reading;

@@ -8,10 +8,11 @@
 //! Keys without a name are no reason to look again and again: the source records a DEL for each that expires, and in the end
 //! every key is looked at. Of fields it records nothing.
 
+use super::cluster::ranges;
 use super::error::EngineError;
 use super::hold::HoldState;
 use super::settings::MigrateSettings;
-use super::sweep::{FAST, GENTLE, Swept, sweep};
+use super::sweep::{FAST, GENTLE, PATIENCE, Swept, sweep};
 use super::target::{self, TargetLink};
 use crate::convert::hold::{ALL, Bounds, LAGGING_HORIZON_MS, Overflow, due_bounds, is_lagging};
 use crate::redis::Capabilities;
@@ -73,7 +74,7 @@ impl Rightings {
             let rests = || if hold.easing() > 0 { FAST } else { GENTLE };
             let work = async {
                 let mut link = target::connect_control(&settings).await?;
-                sweep(&mut link, &capabilities, || bounds(&hold), rests).await
+                sweep(&mut link, &capabilities, || bounds(&hold), rests, PATIENCE).await
             };
             // Nobody listens any more if the session is over; the next one begins anew.
             let _ = done.send(work.await);
@@ -89,7 +90,7 @@ impl Rightings {
         match result {
             Ok(Ok(swept)) => {
                 self.not_before_ms = now_ms() + took_ms.saturating_mul(RESTS).max(REST_MS_MIN);
-                self.inherited = false;
+                let whole = swept.moving.is_empty();
                 tracing::info!(
                     keys = swept.keys,
                     put_right = swept.put_right,
@@ -99,7 +100,17 @@ impl Rightings {
                     "looked at every key for expiries held back"
                 );
                 self.hold.add_unnamed(swept.unnamed);
-                self.hold.set_swept(easing);
+                if whole {
+                    self.inherited = false;
+                    self.hold.set_swept(easing);
+                } else {
+                    let slots = ranges(&swept.moving);
+                    tracing::warn!(
+                        slots,
+                        "slots moved all the time: their keys are looked at later for expiries held back"
+                    );
+                    self.hold.add_unnamed(unnamed);
+                }
                 Ok(swept)
             }
             Ok(Err(error)) => {
@@ -112,12 +123,13 @@ impl Rightings {
         }
     }
 
-    /// The job ends in step, and nothing follows: whatever is still held is put right.
+    /// The job ends in step, and nothing follows: whatever is still held is put right, but for what lies in slots that move for longer
+    /// than the target is waited for.
     pub async fn end(&mut self, link: &mut TargetLink) -> Result<Swept, EngineError> {
         if self.running.is_none() && !is_any(self.hold.take_unnamed()) {
             return Ok(Swept::default());
         }
-        sweep(link, &self.capabilities, || ALL, || FAST).await
+        sweep(link, &self.capabilities, || ALL, || FAST, self.settings.retry_max).await
     }
 }
 

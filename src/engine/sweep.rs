@@ -5,18 +5,22 @@
 //! those, as far as memory has room. It goes through the keys by SCAN, a few hundred at a time, and rests a multiple of the
 //! time that each step took, so that most of the target's time is left to others. What it does to a key is one step at the
 //! target, so it needs no order with what the workers write.
+//!
+//! In a cluster a key that moves from a node not looked at to one that was would be missed. So a slot counts as looked at only if it
+//! stood still meanwhile (`owners`); the others are looked at again, and what never stands still is told.
 
+use super::cluster::ranges;
 use super::error::EngineError;
 use super::errors::is_rejection;
 use super::target::TargetLink;
 use crate::convert::hold::{Bounds, Overflow, script_numbers};
 use crate::convert::names::{NAME_OVERHEAD_BYTES, Name};
-use crate::ids::DbIndex;
+use crate::ids::{DbIndex, Slot};
 use crate::redis::Capabilities;
-use crate::redis::slot::slot;
+use crate::redis::slot::{SLOTS, slot};
 use crate::redis::value::Value;
 use crate::uring;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Puts right, or counts and names, one expiry: name of a Lua function of time and what tells the name.
@@ -65,9 +69,11 @@ const STEP_KEYS: &[u8] = b"300";
 /// A hash with more fields is gone through by HSCAN.
 const HASH_FIELDS_MAX: &[u8] = b"500";
 
-/// How often a cluster whose slots move meanwhile is gone through, and the pause before the second time.
-const CLUSTER_TRIES_MAX: u32 = 8;
-const CLUSTER_PAUSE: Duration = Duration::from_millis(500);
+/// How long slots of a cluster that move are looked at again, where a later sweep may do it.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Pauses before that: the first, and so many of it at the most.
+const CLUSTER_PAUSE: Duration = Duration::from_millis(250);
+const CLUSTER_PAUSES_MAX: u32 = 8;
 
 /// What a sweep did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -80,44 +86,61 @@ pub struct Swept {
     pub names: Vec<Name>,
     names_bytes: usize,
     pub unnamed: Overflow,
-    /// Steps that a node of a cluster did not do, because the keys had moved.
-    pub redirected: u64,
+    /// Slots of a cluster that moved all the time, and were not looked at.
+    pub moving: Vec<(Slot, Slot)>,
+    /// Slots in which a node of a cluster did not do a step, because the keys had moved.
+    redirected: BTreeSet<u16>,
 }
 
 /// Goes through every key of every database once. `bounds`: asked before each step; expiries after the first and up to the
-/// second are put right. `rests`: after each step, so many times as long as it took.
+/// second are put right. `rests`: after each step, so many times as long as it took. `patience`: for slots of a cluster that move.
 pub async fn sweep(
     link: &mut TargetLink,
     capabilities: &Capabilities,
     bounds: impl Fn() -> Bounds,
     rests: impl Fn() -> u32,
+    patience: Duration,
 ) -> Result<Swept, EngineError> {
     let mut swept = Swept::default();
     let Some(cluster) = link.cluster() else {
-        sweep_server(link, capabilities, &bounds, &rests, &mut swept).await?;
+        sweep_server(link, capabilities, &bounds, &rests, |_| true, &mut swept).await?;
         return Ok(swept);
     };
-    // A key that moves from a node not looked at to one that was would be missed.
-    for attempt in 1..=CLUSTER_TRIES_MAX {
-        let before = cluster.owners_at_rest().await?;
-        let mut this = Swept { put_right: swept.put_right, ..Swept::default() };
-        for id in cluster.primary_ids() {
+    let begun_ns = uring::clock::monotonic_ns();
+    let mut left: BTreeSet<u16> = (0..SLOTS).collect();
+    for attempt in 1u32.. {
+        let before = cluster.owners().await?;
+        let mut this = Swept { names_bytes: swept.names_bytes, ..Swept::default() };
+        for id in before.ids_of(left.iter().copied().map(Slot)) {
             let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
             let mut node = TargetLink::connect(&endpoint, cluster.settings().connect_timeout).await?;
-            sweep_server(&mut node, capabilities, &bounds, &rests, &mut this).await?;
+            let wanted = |slot: Slot| left.contains(&slot.0);
+            sweep_server(&mut node, capabilities, &bounds, &rests, wanted, &mut this).await?;
         }
-        let after = cluster.owners_at_rest().await?;
-        swept = this;
-        if before.is_some() && before == after && swept.redirected == 0 {
-            return Ok(swept);
+        let after = cluster.owners().await?;
+        let redirected = std::mem::take(&mut this.redirected);
+        let is_done = |slot: Slot| before.stood_still(&after, slot) && !redirected.contains(&slot.0);
+        // Those of the others are found again.
+        this.names.retain(|name| is_done(slot(&name.key)));
+        left.retain(|slot| !is_done(Slot(*slot)));
+        swept.add(this);
+        if left.is_empty() || Duration::from_nanos(uring::clock::monotonic_ns() - begun_ns) >= patience {
+            break;
         }
-        tracing::warn!(attempt, "slots moved while every key was looked at for expiries held back; looking again");
-        tokio::time::sleep(CLUSTER_PAUSE * attempt).await;
+        tracing::info!(
+            attempt,
+            slots = left.len(),
+            "slots moved while their keys were looked at for expiries held back"
+        );
+        tokio::time::sleep(CLUSTER_PAUSE * attempt.min(CLUSTER_PAUSES_MAX)).await;
     }
-    Err(EngineError::Target(format!(
-        "slots of the cluster moved each of the {CLUSTER_TRIES_MAX} times that every key was looked at for expiries held back: \
-         keys may still expire some 139 years late. Let the moving of slots end and run again"
-    )))
+    for slot in left {
+        match swept.moving.last_mut() {
+            Some((_, last)) if last.0 + 1 == slot => last.0 = slot,
+            _ => swept.moving.push((Slot(slot), Slot(slot))),
+        }
+    }
+    Ok(swept)
 }
 
 /// The same for one server, or one node of a cluster.
@@ -126,6 +149,7 @@ async fn sweep_server(
     capabilities: &Capabilities,
     bounds: &impl Fn() -> Bounds,
     rests: &impl Fn() -> u32,
+    wanted: impl Fn(Slot) -> bool,
     swept: &mut Swept,
 ) -> Result<(), EngineError> {
     for db in super::target::databases(link).await? {
@@ -138,11 +162,15 @@ async fn sweep_server(
             // A script's keys must lie in one slot of a cluster.
             let mut groups: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
             for key in keys {
-                let of = if capabilities.cluster { slot(&key).0 } else { 0 };
-                groups.entry(of).or_default().push(key);
+                let of = if capabilities.cluster { slot(&key) } else { Slot(0) };
+                if wanted(of) {
+                    groups.entry(of.0).or_default().push(key);
+                }
             }
-            for keys in groups.values() {
-                step(link, capabilities, db, keys, bounds(), swept).await?;
+            for (slot, keys) in &groups {
+                if !step(link, capabilities, db, keys, bounds(), swept).await? {
+                    swept.redirected.insert(*slot);
+                }
             }
             if next == b"0" {
                 break;
@@ -156,6 +184,7 @@ async fn sweep_server(
     link.call(&[b"SELECT", b"0"]).await.map(drop)
 }
 
+/// Looks at keys of one slot. False: a node of a cluster said that some are elsewhere.
 async fn step(
     link: &mut TargetLink,
     capabilities: &Capabilities,
@@ -163,7 +192,7 @@ async fn step(
     keys: &[Vec<u8>],
     bounds: Bounds,
     swept: &mut Swept,
-) -> Result<(), EngineError> {
+) -> Result<bool, EngineError> {
     let flag = |is: bool| if is { b"1" } else { b"0" };
     let numbers = script_numbers(bounds);
     let count = keys.len().to_string();
@@ -174,18 +203,19 @@ async fn step(
     args.push(flag(capabilities.has_command("PEXPIRETIME")));
     args.push(HASH_FIELDS_MAX);
     let reply = link.call_raw("EVAL", &args).await?;
-    let large = match script_reply(reply, capabilities, swept)? {
+    let large = match script_reply(reply, capabilities)? {
         Some(reply) => add(swept, reply, db, keys)?,
-        None => return Ok(()),
+        None => return Ok(false),
     };
+    let mut all = true;
     for position in large {
         let Some(key) = usize::try_from(position - 1).ok().and_then(|at| keys.get(at)) else { continue };
-        fields(link, capabilities, db, key, bounds, swept).await?;
+        all &= fields(link, capabilities, db, key, bounds, swept).await?;
     }
-    Ok(())
+    Ok(all)
 }
 
-/// One hash with many fields.
+/// One hash with many fields. False: it is elsewhere.
 async fn fields(
     link: &mut TargetLink,
     capabilities: &Capabilities,
@@ -193,39 +223,35 @@ async fn fields(
     key: &Vec<u8>,
     bounds: Bounds,
     swept: &mut Swept,
-) -> Result<(), EngineError> {
+) -> Result<bool, EngineError> {
     let numbers = script_numbers(bounds);
     let mut cursor = b"0".to_vec();
     loop {
         // The hash may be gone, or another type, by now.
         let reply = link.call_raw("HSCAN", &[b"HSCAN", key, &cursor, b"COUNT", STEP_KEYS]).await?;
         if let Value::Error(text) = &reply {
-            swept.redirected += u64::from(is_rejection(text));
-            return Ok(());
+            return Ok(!is_rejection(text));
         }
         let (next, pairs) = scanned(reply)?;
         let mut args: Vec<&[u8]> = vec![b"EVAL", FIELDS_SCRIPT.as_bytes(), b"1", key];
         args.extend(numbers.iter().map(String::as_bytes));
         args.extend(pairs.iter().step_by(2).map(Vec::as_slice));
         let reply = link.call_raw("EVAL", &args).await?;
-        match script_reply(reply, capabilities, swept)? {
+        match script_reply(reply, capabilities)? {
             Some(reply) => drop(add(swept, reply, db, std::slice::from_ref(key))?),
-            None => return Ok(()),
+            None => return Ok(false),
         }
         if next == b"0" {
-            return Ok(());
+            return Ok(true);
         }
         cursor = next;
     }
 }
 
 /// `None`: the node of a cluster said that the keys are elsewhere, and did nothing.
-fn script_reply(reply: Value, capabilities: &Capabilities, swept: &mut Swept) -> Result<Option<Value>, EngineError> {
+fn script_reply(reply: Value, capabilities: &Capabilities) -> Result<Option<Value>, EngineError> {
     match reply {
-        Value::Error(text) if capabilities.cluster && is_rejection(&text) => {
-            swept.redirected += 1;
-            Ok(None)
-        }
+        Value::Error(text) if capabilities.cluster && is_rejection(&text) => Ok(None),
         Value::Error(text) => Err(EngineError::Target(format!(
             "the target answered a script that looks at expiries with \"{}\"",
             text.escape_ascii()
@@ -298,6 +324,29 @@ fn parts_of(parts: &[Value]) -> Option<Parts<'_>> {
 }
 
 impl Swept {
+    /// What another look has found.
+    fn add(&mut self, other: Self) {
+        self.keys += other.keys;
+        self.put_right += other.put_right;
+        self.left += other.left;
+        self.names.extend(other.names);
+        self.names_bytes = other.names_bytes;
+        self.unnamed.keys |= other.unnamed.keys;
+        self.unnamed.fields |= other.unnamed.fields;
+    }
+
+    /// Nothing may be left that was not looked at.
+    pub fn whole(self) -> Result<Self, EngineError> {
+        match self.moving.is_empty() {
+            true => Ok(self),
+            false => Err(EngineError::Target(format!(
+                "slots of the cluster moved all the time that their keys were to be looked at for expiries held back: keys in {} may \
+                 still expire some 139 years late. Let the moving of slots end and run again",
+                ranges(&self.moving)
+            ))),
+        }
+    }
+
     /// Keeps a name, if there is room for it.
     fn remember(&mut self, name: Name) -> bool {
         let bytes = name.key.len() + name.field.as_ref().map_or(0, |field| field.len()) + NAME_OVERHEAD_BYTES;
