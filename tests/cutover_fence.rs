@@ -3,8 +3,10 @@
 
 use df2redis::convert::near::SHIFT_MS;
 use df2redis::lab::client::Client;
+use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::ServerKind;
 use df2redis::lab::torture::wait_for;
+use std::time::Duration;
 
 mod in_step;
 
@@ -69,6 +71,38 @@ fn regression_what_the_source_records_by_itself_rolls_nothing_back() {
     assert_eq!(done.status.code(), Some(0), "{done:?}\n{}", scene.tool.said());
     assert_eq!(report(&done)["outcome"], "handed-over");
     assert_eq!(scene.tool.wait(), Some(0), "{}", scene.tool.said());
+}
+
+/// A source with a `timeout` closes what is idle, as the cutover's connection is while a hook runs.
+#[test]
+fn regression_a_source_that_closes_idle_connections_is_not_lost() {
+    for way in [&["--verify", "full"][..], &["--takeover"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let before = dir.path().join("before");
+        write_hook(&before, 0);
+        let more = ["--hook-before-fence", before.to_str().unwrap(), "--hook-timeout", "100s"];
+        let idle_max = Duration::from_millis(300);
+        let options = MasterOptions { idle_max: Some(idle_max), ..MasterOptions::default() };
+        let Some(mut scene) = InStep::with_source(ServerKind::Redis7, &more, options) else { return };
+        let switch = scene.hook("switch", 0);
+        let args = ["cutover", "--execute", "--budget", "300s", "--hook", &switch, "--hook-timeout", "100s"];
+        let cutover = scene.begin(&[&args, way].concat());
+        assert!(
+            wait_for(|| dir.path().join("before.called").exists().then_some(())).is_some(),
+            "{}",
+            scene.tool.said()
+        );
+        std::thread::sleep(4 * idle_max);
+        std::fs::write(dir.path().join("before.go-on"), "").unwrap();
+        scene.wait_called("switch");
+        std::thread::sleep(4 * idle_max);
+        scene.let_go_on("switch");
+        let done = cutover.wait_with_output().unwrap();
+        assert_eq!(done.status.code(), Some(0), "{way:?}: {done:?}\n{}", scene.tool.said());
+        assert_eq!(report(&done)["outcome"], "handed-over");
+        assert_eq!(scene.tool.wait(), Some(0), "{}", scene.tool.said());
+        scene.assert_equal();
+    }
 }
 
 /// The DEL of a hollow key comes while the traffic is being switched. It waits, and is applied if it comes to nothing.

@@ -1,5 +1,9 @@
 //! The source's side of a cutover: fence, positions, release, takeover, counts; on a connection of its own.
 //!
+//! In: a request. Out: its answer. A source with a `timeout` closes the connection while a hook or a comparison runs: then another
+//! one is made, once a request, and the request is sent again, which harms with none but the takeover. Invariant: no answer
+//! comes from another process than the one that was connected to first.
+//!
 //! Facts about Dragonfly's `CLIENT PAUSE`, from its source: it holds journaled commands, PUBLISH and writing scripts of every
 //! connection that did not come through the admin port (but not a script inside of MULTI, nor XREADGROUP before 1.37);
 //! expiry and eviction rest meanwhile. It waits up to a second for running commands and then refuses, with nothing held.
@@ -8,9 +12,10 @@
 //! another replica begins or ends its full sync: it is one switch for all.
 
 use super::error::EngineError;
+use super::link::LinkError;
 use super::settings::MigrateSettings;
-use super::source::{Source, ask, encoded};
-use crate::dragonfly::reply::Reply;
+use super::source::{Source, encoded};
+use crate::dragonfly::reply::{Reply, parse_reply};
 use crate::dragonfly::session::{self, Request};
 use crate::redis::info::Info;
 use crate::redis::resp;
@@ -51,10 +56,17 @@ impl FenceLink {
         Ok(offsets.into_iter().map(|lsn| lsn.0).collect())
     }
 
-    /// Lets the source wait until this registration has acknowledged everything, and end itself.
-    pub async fn takeover(&mut self, seconds: u64, sync_id: &str) -> Result<(), String> {
+    /// Lets the source wait until this registration has acknowledged everything, and end itself. `patience`: for its answer.
+    pub async fn takeover(&mut self, seconds: u64, sync_id: &str, patience: Duration) -> Result<(), String> {
+        // An idle connection that was closed is made anew by this: the takeover itself is never sent twice.
+        self.ask("PING", resp::command(&[b"PING"])).await?;
+        if let Ok(link) = self.source.link() {
+            link.set_timeout(patience);
+        }
         let seconds = seconds.to_string();
-        self.ok("DFLY TAKEOVER", resp::command(&[b"DFLY", b"TAKEOVER", seconds.as_bytes(), sync_id.as_bytes()])).await
+        let request = resp::command(&[b"DFLY", b"TAKEOVER", seconds.as_bytes(), sync_id.as_bytes()]);
+        let reply = self.ask_once("DFLY TAKEOVER", request).await.map_err(|unanswered| unanswered.why)?;
+        is_ok("DFLY TAKEOVER", &reply)
     }
 
     pub async fn keyspace(&mut self) -> Result<Keyspace, String> {
@@ -64,21 +76,47 @@ impl FenceLink {
         }
     }
 
-    /// For requests that rightly take longer.
-    pub fn set_timeout(&mut self, timeout: Duration) {
-        if let Ok(link) = self.source.link() {
-            link.set_timeout(timeout);
+    async fn ask(&mut self, what: &str, request: Vec<u8>) -> Result<Reply, String> {
+        match self.ask_once(what, request.clone()).await {
+            Err(Unanswered { why, broken: true }) => {
+                self.connect_again(&why).await?;
+                self.ask_once(what, request).await
+            }
+            answer => answer,
         }
+        .map_err(|unanswered| unanswered.why)
     }
 
-    async fn ask(&mut self, what: &str, request: Vec<u8>) -> Result<Reply, String> {
-        let link = self.source.link().map_err(|error| error.to_string())?;
-        ask(link, what, request).await.map_err(|error| error.to_string())
+    async fn ask_once(&mut self, what: &str, request: Vec<u8>) -> Result<Reply, Unanswered> {
+        let link = self.source.link().map_err(|error| Unanswered { why: error.to_string(), broken: false })?;
+        link.request(what, request, parse_reply).await.map_err(|error| Unanswered {
+            broken: matches!(error, LinkError::Closed { .. } | LinkError::Io { .. }),
+            why: error.to_string(),
+        })
+    }
+
+    async fn connect_again(&mut self, why: &str) -> Result<(), String> {
+        let source = self.source.connect_again().await.map_err(|again| format!("{why}, and then: {again}"))?;
+        if !source.is_surely(self.source.process()) {
+            return Err(format!(
+                "{why}; it is not sure that the same process answers there now (INFO tells which it is)"
+            ));
+        }
+        tracing::debug!(why, "connected to the source again");
+        self.source = source;
+        Ok(())
     }
 
     async fn ok(&mut self, what: &str, request: Vec<u8>) -> Result<(), String> {
         is_ok(what, &self.ask(what, request).await?)
     }
+}
+
+/// Why there was no answer.
+struct Unanswered {
+    why: String,
+    /// The connection ended: another one may help.
+    broken: bool,
 }
 
 fn is_ok(what: &str, reply: &Reply) -> Result<(), String> {
@@ -133,6 +171,44 @@ pub fn compare_counts(source: &Keyspace, target: &Keyspace, own: &Keyspace) -> C
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::settings::Endpoint;
+    use crate::lab::generate::Spec;
+    use crate::lab::live::{Live, LiveOptions};
+    use crate::lab::master::MasterOptions;
+
+    #[test]
+    fn an_idle_connection_is_made_again_to_the_same_process_only() {
+        let idle_max = Duration::from_millis(50);
+        let options = MasterOptions { idle_max: Some(idle_max), ..MasterOptions::default() };
+        let spec = Spec::of("string:10B=20").unwrap();
+        let mut live = Live::start(spec, LiveOptions::default(), options).unwrap();
+        let endpoint = Endpoint {
+            host: "127.0.0.1".into(),
+            port: live.port(),
+            tls: None,
+            user: Default::default(),
+            password: Default::default(),
+        };
+        let flows = live.spec().flows_count as u32;
+        tokio_uring::start(async {
+            let source = Source::connect(&endpoint, Duration::from_secs(30)).await.unwrap();
+            let mut link = FenceLink { source };
+            for _ in 0..3 {
+                tokio::time::sleep(idle_max * 4).await;
+                link.positions(flows).await.unwrap();
+                tokio::time::sleep(idle_max * 4).await;
+                link.pause(1).await.unwrap().unwrap();
+                tokio::time::sleep(idle_max * 4).await;
+                link.unpause().await.unwrap();
+            }
+            live.restart().unwrap();
+            let why = link.positions(flows).await.unwrap_err();
+            assert!(why.contains("the same process"), "{why}");
+            live.die();
+            let why = link.positions(flows).await.unwrap_err();
+            assert!(why.contains("cannot connect"), "{why}");
+        });
+    }
 
     #[test]
     fn counts_are_compared_by_database() {

@@ -291,8 +291,8 @@ impl Run {
             Action::Verify { within_ns } => self.compare(Duration::from_nanos(*within_ns)).await,
             Action::Takeover { seconds } => {
                 let Some(source) = &mut self.source else { return lost() };
-                source.set_timeout(Duration::from_secs(seconds.saturating_mul(2).saturating_add(5)));
-                Input::TakenOver(source.takeover(*seconds, &self.handover.sync_id).await)
+                let patience = Duration::from_secs(seconds.saturating_mul(2).saturating_add(5));
+                Input::TakenOver(source.takeover(*seconds, &self.handover.sync_id, patience).await)
             }
             Action::EndJob => {
                 let (done, answer) = oneshot::channel();

@@ -116,6 +116,11 @@ impl Source {
         })
     }
 
+    /// Another connection to the same address.
+    pub async fn connect_again(&self) -> Result<Self, EngineError> {
+        Self::connect(&self.endpoint, self.timeout).await
+    }
+
     /// As `df-v1.40.1`; empty if the source does not tell.
     pub fn version(&self) -> &str {
         &self.version
@@ -144,6 +149,11 @@ impl Source {
     /// It is surely another process than `process`, so it may not hold what that one held.
     pub fn is_other_than(&self, process: &str) -> bool {
         !process.is_empty() && !self.process.is_empty() && self.process != process
+    }
+
+    /// It is the process `process`, by its own word.
+    pub fn is_surely(&self, process: &str) -> bool {
+        !process.is_empty() && self.process == process
     }
 
     /// It told what it is, and that it holds no key at all. A real Dragonfly lists database 0 even then, with `keys=0`.
@@ -404,6 +414,9 @@ mod tests {
         // Keys are deleted on the word of the process that was copied, or of one that does not tell which it is.
         assert!(source("df-v1.40.1", None).is_other_than("b") && !source("df-v1.40.1", None).is_other_than("a"));
         assert!(!source("df-v1.40.1", None).is_other_than(""));
+        // And nothing is proven on the word of one that may be another.
+        assert!(source("df-v1.40.1", None).is_surely("a"));
+        assert!(!source("df-v1.40.1", None).is_surely("b") && !source("df-v1.40.1", None).is_surely(""));
         // INFO was not allowed: nothing is known.
         assert!(!source("", None).is_empty());
     }

@@ -17,6 +17,7 @@ use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 /// Who a simulated master says it is.
 #[derive(Clone, Debug)]
@@ -119,6 +120,8 @@ pub struct MasterOptions {
     pub never_partial: Vec<usize>,
     /// Registrations after this many find another process (another master id), as after a restart.
     pub new_id_after: Option<u64>,
+    /// Connections of ordinary clients that were idle for so long are closed (Dragonfly's `timeout`).
+    pub idle_max: Option<Duration>,
 }
 
 impl Default for MasterOptions {
@@ -132,6 +135,7 @@ impl Default for MasterOptions {
             backlog_records: None,
             never_partial: Vec::new(),
             new_id_after: None,
+            idle_max: None,
         }
     }
 }
@@ -257,7 +261,7 @@ impl Master {
     }
 
     /// Sends nothing on one flow of the newest registration for so long.
-    pub fn stall_flow(&self, flow: usize, time: std::time::Duration) {
+    pub fn stall_flow(&self, flow: usize, time: Duration) {
         if let Some(flow) = self.shared.newest().and_then(|registration| registration.flows.get(flow).cloned()) {
             flow.stall_ms.store(time.as_millis() as u64, Ordering::Relaxed);
         }

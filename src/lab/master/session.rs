@@ -29,6 +29,9 @@ pub(super) fn serve(shared: &Arc<Shared>, stream: TcpStream) {
     };
     let mut reader = BufReader::new(reader);
     loop {
+        // Connections of replicas are spared.
+        let idle_max = shared.options.idle_max.filter(|_| session.registration.is_none());
+        session.stream.set_read_timeout(idle_max).ok();
         match read_request(&mut reader) {
             Ok(Some(request)) if session.flow.is_some() => session.on_flow(&request),
             Ok(Some(request)) => {
