@@ -6,6 +6,7 @@ use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::{AckSeen, MasterOptions};
+use df2redis::lab::proxy::{Faulty, Proxy};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::wait_for;
 use std::os::unix::net::UnixDatagram;
@@ -36,6 +37,38 @@ fn a_source_that_holds_its_commands_does_not_end_the_session() {
     let again = wait_for(|| (scene.live.registrations_count() == 2).then_some(()));
     assert!(again.is_some(), "{}", scene.tool.said());
     scene.stops_equal();
+}
+
+/// Both started by one service manager: the source is not there yet, and the checkpoint is good.
+#[test]
+fn regression_the_first_contact_of_a_job_that_goes_on_waits_for_the_source() {
+    const CUT: u64 = 3;
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    scene.tool.kill();
+    scene.source().run("SET x:meanwhile v").unwrap();
+    // It closes the first connections before it answers.
+    scene.source_proxy =
+        Proxy::start(scene.live.port(), |n| if n < CUT { Faulty::cut_replies(0) } else { Faulty::default() }).unwrap();
+    scene.again(&[]);
+    scene.wait(|status| status["in_step"] == true);
+    assert!(scene.source_proxy.cuts_count() == CUT && scene.live.partial_count() == 1, "{}", scene.tool.said());
+    scene.wait_acknowledged();
+
+    // It refuses them. Another process comes back: that is what the run ends with.
+    scene.tool.kill();
+    scene.live.die();
+    scene.source_proxy = Proxy::start(scene.live.port(), |_| Faulty::default()).unwrap();
+    scene.again(&[]);
+    let waits = wait_for(|| scene.tool.said().contains("the source cannot be reached").then_some(()));
+    assert!(waits.is_some(), "{}", scene.tool.said());
+    scene.live.restart().unwrap();
+    assert_eq!(scene.tool.wait(), Some(8), "{}", scene.tool.said());
+
+    // Where nothing was begun an address that is wrong is said at once.
+    scene.live.die();
+    scene.target().run("FLUSHALL").unwrap();
+    scene.again(&[]);
+    assert_eq!(scene.tool.wait(), Some(4), "{}", scene.tool.said());
 }
 
 /// Each second on a flow that is idle, and each 1024 records on one that is busy; a replica that says nothing looks dead.

@@ -1,11 +1,14 @@
 //! What is looked at before anything is written: a target that is ready, a user that may do the work, databases that have
 //! their place, clocks that agree.
 //!
-//! In: both servers. Out: connections, or a refusal that names the setting. Invariant: nothing here changes either server.
+//! In: both servers. Out: connections, or a refusal that names the setting. Invariant: nothing here changes either server. A
+//! source that is away is waited for only where an earlier run shows that it is the right one.
 
+use super::checkpoint;
 use super::crew::jittered;
 use super::error::EngineError;
 use super::job::Job;
+use super::own;
 use super::settings::OnExisting;
 use super::source::Source;
 use super::target::{self, Target, TargetLink};
@@ -17,6 +20,9 @@ use tokio::time::Instant;
 
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_LAST: Duration = Duration::from_secs(2);
+/// For so long a source that is away is waited for by a job that goes on. It may be restarting: both may be started by the same
+/// service manager.
+const AWAY_MAX: Duration = Duration::from_secs(300);
 
 /// Commands of every job in a form that cannot succeed, whatever the target holds: its permissions are checked before its
 /// arguments are understood. MULTI and EXEC with nothing between them succeed, and do nothing.
@@ -31,6 +37,40 @@ const ACCESS_PROBES: [&[&[u8]]; 5] = [
 const FLUSH_PROBE: &[&[u8]] = &[b"FLUSHALL", b"NO-OPTION"];
 
 impl Job<'_> {
+    /// What `replicate` begins with: both servers are looked at, and nothing of either is changed.
+    pub(super) async fn first_contact(&mut self) -> Result<(TargetLink, Target), EngineError> {
+        let began = Instant::now();
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let (mut target, probed) = self.first_target().await?;
+            let error = match self.first_source(&mut target, &probed).await {
+                Ok(()) => return Ok((target, probed)),
+                Err(error) => error,
+            };
+            if !is_away(&error) || began.elapsed() + pause > AWAY_MAX || !self.has_begun(&mut target).await {
+                return Err(error);
+            }
+            tracing::warn!(%error, ?pause, "the source cannot be reached, and an earlier run into this target could: trying again");
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(PAUSE_LAST);
+        }
+    }
+
+    /// The source is asked before the target is emptied: a wrong address must not cost a data set.
+    async fn first_source(&mut self, target: &mut TargetLink, probed: &Target) -> Result<(), EngineError> {
+        let mut source = self.connect_source().await?;
+        self.check_databases(&source, probed)?;
+        self.check_access(target).await?;
+        self.check_clocks(&mut source, target).await
+    }
+
+    /// The target holds what an earlier run of this job left, to go on from or to begin anew.
+    async fn has_begun(&self, target: &mut TargetLink) -> bool {
+        let goes_on = self.settings.on_existing != OnExisting::Flush;
+        let found = checkpoint::read(target, &own::checkpoint_key(&self.settings)).await;
+        goes_on && matches!(found, Ok(Some(checkpoint)) if checkpoint.stable || checkpoint.owned)
+    }
+
     /// The control connection and what the target is. Waits for one that is loading, busy, or has no room for a client.
     pub(super) async fn first_target(&mut self) -> Result<(TargetLink, Target), EngineError> {
         let began = Instant::now();
@@ -124,6 +164,21 @@ impl Job<'_> {
     }
 }
 
+/// Whether the source may be reached later. What the operator has to change is better said at once.
+fn is_away(error: &EngineError) -> bool {
+    let EngineError::Source(text) = error else { return false };
+    const AWAY: [&str; 7] = [
+        "cannot connect to",
+        "closed the connection",
+        "the connection to ",
+        "no answer from",
+        "is loading its data set",
+        "is shutting down",
+        "refuses more clients",
+    ];
+    AWAY.iter().any(|words| text.contains(words))
+}
+
 /// How long an error of the first contact may be waited out.
 fn patience(error: &EngineError, retry_max: Duration, connect_timeout: Duration) -> Duration {
     let (EngineError::Target(text) | EngineError::TargetLost(text)) = error else { return Duration::ZERO };
@@ -141,6 +196,36 @@ fn patience(error: &EngineError, retry_max: Duration, connect_timeout: Duration)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dragonfly::session::SessionError;
+    use crate::engine::link::LinkError;
+
+    #[test]
+    fn only_a_source_that_may_come_back_is_waited_for() {
+        let addr = "h:1".to_string();
+        let cause = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let (what, perhaps) = ("INFO".to_string(), "");
+        for (error, away) in [
+            (LinkError::Connect { addr: addr.clone(), cause: cause() }, true),
+            (LinkError::Timeout { addr: addr.clone(), what: what.clone(), after: PAUSE_LAST, perhaps }, true),
+            (LinkError::Closed { addr: addr.clone(), what: what.clone(), perhaps }, true),
+            (LinkError::Io { addr: addr.clone(), cause: cause(), perhaps }, true),
+            (LinkError::Resolve { host: addr.clone(), cause: cause() }, false),
+            (LinkError::Tls { addr: addr.clone(), cause: String::new() }, false),
+            (LinkError::Protocol { addr, what, reason: String::new() }, false),
+        ] {
+            assert_eq!(is_away(&EngineError::Source(error.to_string())), away, "{error}");
+            assert!(!is_away(&EngineError::Target(error.to_string())));
+        }
+        for (error, away) in [
+            (SessionError::Loading, true),
+            (SessionError::ShuttingDown, true),
+            (SessionError::MaxClients, true),
+            (SessionError::WrongPassword, false),
+            (SessionError::NoAuth { what: "INFO" }, false),
+        ] {
+            assert_eq!(is_away(&EngineError::Source(error.to_string())), away, "{error}");
+        }
+    }
 
     #[test]
     fn only_what_passes_by_itself_is_waited_for() {

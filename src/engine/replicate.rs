@@ -73,15 +73,9 @@ impl Job<'_> {
         }
         let mut signals = Signals::new(self.settings.control.clone())?;
         let (mut target, mut probed) = tokio::select! {
-            first = self.first_target() => first?,
+            first = self.first_contact() => first?,
             () = signals.next() => return Err(EngineError::Interrupted),
         };
-        // The source is asked before the target is emptied: a wrong address must not cost a data set.
-        let mut source = self.connect_source().await?;
-        self.check_databases(&source, &probed)?;
-        self.check_access(&mut target).await?;
-        self.check_clocks(&mut source, &mut target).await?;
-        drop(source);
         tokio::select! {
             taken = self.take_lease(&mut target, &mut probed) => taken?,
             () = signals.next() => return Err(EngineError::Interrupted),

@@ -212,9 +212,7 @@ impl LiveStage {
     fn has_ended(&self, tool: &mut Tool) -> Result<Option<i32>, String> {
         const SOURCE_LOST: i32 = 4;
         let ended = tool.ended();
-        // So does one that closes the very first connection.
-        let first_contact = || tool.said().contains("closed the connection after ");
-        if ended == Some(SOURCE_LOST) && (!self.target.is_stable() || first_contact()) {
+        if ended == Some(SOURCE_LOST) && !self.target.is_stable() {
             *tool = self.start()?;
             return Ok(None);
         }
