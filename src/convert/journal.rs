@@ -79,10 +79,8 @@ pub enum DropReason {
     NoMeaning,
     /// Changes what the target was never given (HGETEX PERSIST where fields have no expiry).
     NoEffect,
-    /// FT.*: flow 0 says it too, or this flow said it already under the same txid.
-    Duplicate,
-    /// FT.*: the target has no search module; noted.
-    NoModule,
+    /// FT.*: search indexes are not carried over; noted, by one flow.
+    Search,
     /// The record lost its operands (wire 6.19); noted as doubtful.
     Truncated,
 }
@@ -134,8 +132,6 @@ pub struct JournalTranslator {
     present: Box<[bool]>,
     /// By row of the table, the last one for names not known.
     counts: Box<[NameCounts]>,
-    /// Transaction of the last FT.* record.
-    search_txid: Option<u64>,
     /// A JSON.SET of a whole document keeps the key's expiry at the source.
     json_keeps_expiry: bool,
     /// Which expiries are written later than they are (wire 6.34).
@@ -155,7 +151,6 @@ impl JournalTranslator {
             policy,
             present,
             counts: vec![NameCounts::default(); table::TABLE.len() + 1].into(),
-            search_txid: None,
             json_keeps_expiry: false,
             near: Near::AS_IS,
             shifted_ms: None,
@@ -296,7 +291,7 @@ impl JournalTranslator {
             How::Filters(filter) => self.filters(record, filter, out),
             How::CmsMerge => self.cms_merge(record, out),
             How::Throttle => self.throttle(record, out),
-            How::Search => self.search(record, out),
+            How::Search => self.search(record),
             How::Script => self.script(record, out),
             How::DflyCluster => self.dfly_cluster(record),
             How::FlushAll => Ok(Outcome::Global(GlobalCommand::FlushAll)),

@@ -100,7 +100,7 @@ pub fn journal_note(note: Note) -> NotCarried {
     let (kind, action, reason) = match note.kind {
         NoteKind::ExpiryDropped(kind) => (kind.name().to_string(), "drop", "its expiry cannot be held"),
         NoteKind::Skipped(kind) => (kind.name().to_string(), "skip", "the recorded command cannot be applied"),
-        NoteKind::IndexNotCarried => ("search-index".to_string(), "skip", "the target has no search module"),
+        NoteKind::IndexNotCarried => ("search-index".to_string(), "skip", "search indexes are not carried over"),
         NoteKind::Doubtful(doubt) => (format!("doubtful-{doubt:?}"), "verify", "source and target may differ"),
     };
     NotCarried {

@@ -1,4 +1,4 @@
-//! What needs a module at the target (JSON, filters, search, throttling), and scripts and cluster commands.
+//! What needs a module at the target (JSON, filters, throttling), search, scripts and cluster commands.
 
 use super::error::{TranslateError, TranslateReason};
 use super::record::Record;
@@ -203,17 +203,13 @@ impl JournalTranslator {
         self.leave_out(record, Kind::Command, "CL.THROTTLE, which needs the redis-cell module")
     }
 
-    /// FT.*: on every flow with the same txid, without a barrier; one of them is enough.
-    pub(super) fn search<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        let repeated = record.txid != 0 && self.search_txid.replace(record.txid) == Some(record.txid);
-        if self.flow.0 != 0 || repeated {
-            return Ok(Outcome::Dropped(DropReason::Duplicate));
-        }
-        if !record.present {
+    /// FT.*: on every flow with the same txid; one of them is enough to list the index. It is left out whatever the target has,
+    /// for the indexes of the snapshot are not carried over either, and a module may not take what Dragonfly's search took.
+    pub(super) fn search(&mut self, record: &Record<'_>) -> Result<Outcome, TranslateError> {
+        if self.flow.0 == 0 && !record.row.name.ends_with("DROPINDEX") {
             self.notes.add(record.db, record.arg(1)?, record.row.name, NoteKind::IndexNotCarried);
-            return Ok(Outcome::Dropped(DropReason::NoModule));
         }
-        Ok(self.write_to_all_nodes(record, out))
+        Ok(Outcome::Dropped(DropReason::Search))
     }
 
     /// `SCRIPT LOAD body` on every node; `SCRIPT FLAGS` is Dragonfly's own.

@@ -24,7 +24,7 @@ pub enum NoteKind {
     ExpiryDropped(Kind),
     /// The record was left out by policy: the key may differ from now on.
     Skipped(Kind),
-    /// The target has no search module: the index is not carried over.
+    /// A search index, which is not carried over.
     IndexNotCarried,
     /// Written, but the key should be verified.
     Doubtful(Doubt),

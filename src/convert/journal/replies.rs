@@ -17,8 +17,6 @@ pub enum ErrorMeaning {
     KeyMissing,
     /// FIELDEXPIRE on a set: expiry of members, which no target has.
     MemberExpiry,
-    /// FT.*: another flow, or an earlier run, has done it.
-    AlreadyDone,
     /// A change of a JSON document that found nothing to change at the source either: that is recorded, too (wire 4.4).
     NothingChanged,
     /// SCRIPT LOAD of a text that the target cannot compile: Dragonfly runs Lua 5.4 and has flags of its own, the targets run
@@ -35,11 +33,6 @@ pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeanin
     }
     if is(name, "HPEXPIREAT") && error.starts_with(b"WRONGTYPE") {
         return ErrorMeaning::MemberExpiry;
-    }
-    if name.get(..3).is_some_and(|front| is(front, "FT."))
-        && (says("already exists") || says("nknown index") || says("no such index"))
-    {
-        return ErrorMeaning::AlreadyDone;
     }
     if name.get(..5).is_some_and(|front| is(front, "JSON.")) {
         // The texts of RedisJSON; valkey-json's begin with a word of their own.
@@ -94,7 +87,6 @@ mod tests {
         let meaning = |name: &str, error: &str, again| error_meaning(name.as_bytes(), error.as_bytes(), again);
         assert_eq!(meaning("RENAME", "ERR no such key", false), ErrorMeaning::KeyMissing);
         assert_eq!(meaning("HPEXPIREAT", "WRONGTYPE Operation", false), ErrorMeaning::MemberExpiry);
-        assert_eq!(meaning("FT.CREATE", "Index already exists", false), ErrorMeaning::AlreadyDone);
         let script = "ERR Error compiling script (new function): user_script:1: unexpected symbol near '/'";
         assert_eq!(meaning("SCRIPT", script, false), ErrorMeaning::ScriptRefused);
         assert_eq!(meaning("SCRIPT", "ERR unknown command 'SCRIPT'", false), ErrorMeaning::Unexpected);
