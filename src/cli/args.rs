@@ -4,7 +4,7 @@
 //! is wrong with one is said by `settings`, in the same words for flag, environment and file.
 
 use super::settings::Flags;
-use super::settings::table::{ASKING, Fallback, Form, Jobs, Setting, TABLE};
+use super::settings::table::{ASKING, Fallback, Form, Jobs, SOURCE, Setting, TABLE, VERIFY};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// The settings that a subcommand knows, as clap's derive wants them: `#[command(flatten)] raw: RawArgs<MIGRATE>`.
@@ -56,8 +56,13 @@ fn arg(setting: &'static Setting, jobs: Jobs) -> Arg {
     arg.action(if matches!(setting.form, Form::List | Form::Texts) { ArgAction::Append } else { ArgAction::Set })
 }
 
+/// A comparison reads its source with ordinary commands, which every server has.
+const COMPARED_SOURCE: &str = "Whose keys the target should hold: dragonfly://, redis:// or valkey://HOST:PORT, or dragonflys://, \
+                               rediss:// or valkeys:// for TLS (required)";
+
 fn help(setting: &Setting, jobs: Jobs) -> String {
     match setting.default {
+        _ if setting.name == SOURCE.name && jobs == VERIFY => COMPARED_SOURCE.to_string(),
         Fallback::Value(text) | Fallback::Computed(text) => format!("{} [default: {text}]", setting.help),
         Fallback::None => setting.help.to_string(),
         // Those that ask a running job find it without.

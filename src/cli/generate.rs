@@ -2,7 +2,8 @@
 //! itself, so that they are never out of date.
 
 use super::print_out;
-use super::settings::table::{Fallback, Form, Setting, TABLE};
+use super::settings::syntax::size_text;
+use super::settings::table::{self, Fallback, Form, Setting, TABLE};
 use crate::report::ExitClass;
 use clap::Command;
 use std::fmt::Write;
@@ -78,15 +79,32 @@ fn entry(out: &mut String, setting: &Setting) {
     if let Form::Choice(names) = setting.form {
         let _ = writeln!(out, "# One of: {}", names.join(", "));
     }
-    let quoted = |text: &str| toml::Value::from(text).to_string();
-    let line = match (setting.default, setting.form) {
-        (Fallback::Value(text), Form::Count { .. }) => format!("# {} = {text}", setting.name),
-        (Fallback::Value(text), _) => format!("# {} = {}", setting.name, quoted(text)),
-        (Fallback::Computed(how), _) => format!("# {} = ...   # default: {how}", setting.name),
-        (Fallback::None, _) => format!("# {} = {}   # not set", setting.name, quoted(setting.value_name)),
-        (Fallback::Required, _) => format!("# {} = {}   # required", setting.name, quoted(setting.value_name)),
+    let (text, note) = match setting.default {
+        Fallback::Value(text) => (text.to_string(), String::new()),
+        Fallback::Computed(how) => (example(setting), format!("   # default: {how}")),
+        Fallback::None => (example(setting), "   # not set".into()),
+        Fallback::Required => (example(setting), "   # required".into()),
     };
-    let _ = writeln!(out, "{line}");
+    let value = match setting.form {
+        Form::Count { .. } => text,
+        _ => toml::Value::from(text).to_string(),
+    };
+    let _ = writeln!(out, "# {} = {value}{note}", setting.name);
+}
+
+/// A value that its form takes.
+fn example(setting: &Setting) -> String {
+    match setting.form {
+        Form::Endpoint => {
+            format!("{}://HOST:6379", if setting.name == table::SOURCE.name { "dragonfly" } else { "redis" })
+        }
+        Form::Size { min, .. } => size_text(min),
+        Form::Count { min, .. } => min.to_string(),
+        Form::Time => "1s".into(),
+        Form::Switch => "off".into(),
+        Form::Choice(names) => names.first().copied().unwrap_or_default().into(),
+        Form::Text | Form::Path | Form::List | Form::Texts | Form::Secret => setting.value_name.into(),
+    }
 }
 
 /// Lines of at most `width` characters.
@@ -110,30 +128,42 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::settings::{Environment, Flags, Values, table};
+    use crate::cli::settings::{Environment, Flags, Values};
     use clap::CommandFactory;
 
-    /// Uncommented, the generated file is read, and changes nothing.
+    /// The file's settings, uncommented: those of which `is` is true.
+    fn uncommented(text: &str, is: impl Fn(&Setting) -> bool) -> Vec<&str> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix("# "));
+        let named = |name: &str| TABLE.iter().any(|setting| setting.name == name && is(setting));
+        lines.filter(|line| line.split_once(" = ").is_some_and(|(name, _)| named(name))).collect()
+    }
+
+    fn read(lines: &[&str]) -> Values {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("generated.toml");
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let mut flags = Flags::default();
+        flags.given.insert("config", vec![path.to_str().unwrap().into()]);
+        Values::merge(table::MIGRATE, &flags, &Environment::default()).unwrap()
+    }
+
+    /// Every line can be uncommented: it is TOML, and its form takes it.
+    #[test]
+    fn every_line_of_the_generated_file_is_a_setting() {
+        let text = config();
+        let all = uncommented(&text, |_| true);
+        assert_eq!(all.len(), TABLE.iter().filter(|setting| setting.in_file()).count());
+        let values = read(&all);
+        assert!(!values.texts(&table::CORES).is_empty() && !values.texts(&table::SQPOLL).is_empty());
+    }
+
+    /// Uncommented, what stands there as a default changes nothing.
     #[test]
     fn the_generated_file_says_what_holds_without_it() {
         let text = config();
-        let defaults: Vec<&str> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("# "))
-            .filter(|line| {
-                line.split_once(" = ").is_some_and(|(name, value)| {
-                    TABLE.iter().any(|s| s.name == name && matches!(s.default, Fallback::Value(_)))
-                        && !value.contains("...")
-                })
-            })
-            .collect();
+        let defaults = uncommented(&text, |setting| matches!(setting.default, Fallback::Value(_)));
         assert!(defaults.len() > 20, "{defaults:?}");
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("generated.toml");
-        std::fs::write(&path, defaults.join("\n")).unwrap();
-        let mut flags = Flags::default();
-        flags.given.insert("config", vec![path.to_str().unwrap().into()]);
-        let read = Values::merge(table::MIGRATE, &flags, &Environment::default()).unwrap();
+        let read = read(&defaults);
         let plain = Values::merge(table::MIGRATE, &Flags::default(), &Environment::default()).unwrap();
         for setting in TABLE.iter().filter(|s| s.jobs & table::MIGRATE != 0 && s.in_file() && !s.is_secret()) {
             assert_eq!(read.texts(setting), plain.texts(setting), "{}", setting.name);
