@@ -8,6 +8,7 @@ mod hashes;
 mod keys;
 mod lists;
 mod sets;
+mod several;
 mod streams;
 mod strings;
 mod zsets;
@@ -125,6 +126,13 @@ const WRITES: &[(&str, Keys)] = &[
     ("XAUTOCLAIM", Keys::First),
     ("XGROUP", Keys::Second),
     ("XREADGROUP", Keys::Streams),
+    ("SORT", Keys::Sort),
+    ("ZUNIONSTORE", Keys::Stored),
+    ("ZINTERSTORE", Keys::Stored),
+    ("ZDIFFSTORE", Keys::Stored),
+    ("ZRANGESTORE", Keys::Two),
+    ("LMPOP", Keys::Counted),
+    ("ZMPOP", Keys::Counted),
     ("FLUSHDB", Keys::None),
     ("FLUSHALL", Keys::None),
 ];
@@ -138,9 +146,14 @@ enum Keys {
     All,
     Pairs,
     Streams,
+    Sort,
+    Stored,
+    Counted,
 }
 
-/// The keys that a write may change; `None`: the command writes nothing.
+/// The keys that a write may change, or reads; `None`: the command writes nothing. (All of them have their baselines sent
+/// before the record. A real master does so for those that change only; what its replica makes of the record then may be
+/// wrong, and could not be compared.)
 pub fn written_keys<'a>(name: &str, args: &'a Args) -> Option<Vec<&'a [u8]>> {
     let (_, keys) = WRITES.iter().find(|(known, _)| *known == name)?;
     let key = |i: usize| args.get(i).map(Vec::as_slice);
@@ -151,6 +164,16 @@ pub fn written_keys<'a>(name: &str, args: &'a Args) -> Option<Vec<&'a [u8]>> {
         Keys::Two => key(1).into_iter().chain(key(2)).collect(),
         Keys::All => args.iter().skip(1).map(Vec::as_slice).collect(),
         Keys::Pairs => args.iter().skip(1).step_by(2).map(Vec::as_slice).collect(),
+        Keys::Sort => {
+            let store = args.iter().position(|arg| arg.eq_ignore_ascii_case(b"STORE")).and_then(|at| key(at + 1));
+            key(1).into_iter().chain(store).collect()
+        }
+        Keys::Stored | Keys::Counted => {
+            let at = if matches!(keys, Keys::Stored) { 2 } else { 1 };
+            let counted = several::counted(args, at).map(|(keys, _)| keys).unwrap_or_default();
+            let written = (at == 2).then(|| key(1)).flatten();
+            written.into_iter().chain(counted.iter().map(Vec::as_slice)).collect()
+        }
         Keys::Streams => {
             let begin =
                 args.iter().position(|arg| arg.eq_ignore_ascii_case(b"STREAMS")).map_or(args.len(), |at| at + 1);
@@ -186,6 +209,9 @@ impl<'a> Run<'a> {
             }
             "XADD" | "XDEL" | "XTRIM" | "XACK" | "XSETID" | "XCLAIM" | "XAUTOCLAIM" | "XGROUP" | "XREADGROUP" => {
                 self.stream_command(name, args)
+            }
+            "SORT" | "ZUNIONSTORE" | "ZINTERSTORE" | "ZDIFFSTORE" | "ZRANGESTORE" | "LMPOP" | "ZMPOP" => {
+                self.several_command(name, args)
             }
             _ => self.key_command(name, args),
         };

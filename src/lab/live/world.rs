@@ -218,14 +218,13 @@ impl World {
     }
 
     fn journal(&self, state: &mut State, record: &Record, txid: u64) {
-        let flows = match (record.global, record.args.get(1), record.args.get(2)) {
-            (true, ..) => 0..self.flows_count,
-            _ if record.args[0].eq_ignore_ascii_case(b"SCRIPT") => 0..1,
-            (_, _, Some(key)) if record.args[0] == b"XGROUP" => {
-                let flow = owner(key, self.flows_count);
-                flow..flow + 1
-            }
-            (_, Some(key), _) => {
+        let key_at = match record.args[0].as_slice() {
+            b"XGROUP" | b"LMPOP" | b"ZMPOP" => 2,
+            _ => 1,
+        };
+        let flows = match record.args.get(key_at) {
+            _ if record.global => 0..self.flows_count,
+            Some(key) if !record.args[0].eq_ignore_ascii_case(b"SCRIPT") => {
                 let flow = owner(key, self.flows_count);
                 flow..flow + 1
             }

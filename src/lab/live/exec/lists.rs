@@ -62,13 +62,13 @@ impl Run<'_> {
                 items.insert(at + usize::from(place == "AFTER"), item);
                 int(items.len())
             }
-            "RPOPLPUSH" => self.move_item(key, arg(args, 2)?, false, true),
+            "RPOPLPUSH" => self.move_item(args, false, true),
             _ => {
                 let (from, to) = (word(args, 3), word(args, 4));
                 if ![&from, &to].iter().all(|side| ["LEFT", "RIGHT"].contains(&side.as_str())) {
                     return Err(SYNTAX.into());
                 }
-                self.move_item(key, arg(args, 2)?, from == "LEFT", to == "LEFT")
+                self.move_item(args, from == "LEFT", to == "LEFT")
             }
         }
     }
@@ -95,8 +95,9 @@ impl Run<'_> {
         if count.is_some() { Ok(Reply::Array(taken)) } else { Ok(taken.into_iter().next().unwrap_or(Reply::Nil)) }
     }
 
-    /// Recorded as a pop and a push, each on its key's flow.
-    fn move_item(&mut self, from: &[u8], to: &[u8], from_left: bool, to_left: bool) -> Outcome {
+    /// On one flow recorded as typed, as older masters do; on two as a pop and a push, each on its key's flow.
+    fn move_item(&mut self, args: &Args, from_left: bool, to_left: bool) -> Outcome {
+        let (from, to) = (arg(args, 1)?, arg(args, 2)?);
         self.list_at(to, false)?;
         if from == to && self.list_at(from, false)?.is_some_and(|items| items.len() == 1) {
             // Recorded as a pop and a push it would cost the target the key's expiry.
@@ -121,8 +122,10 @@ impl Run<'_> {
                 false => items.push_back(item.clone()),
             }
         }
-        self.record_of(&[if from_left { b"LPOP" } else { b"RPOP" }, from]);
-        self.record_of(&[if to_left { b"LPUSH" } else { b"RPUSH" }, to, &item]);
+        if self.owner(from) != self.owner(to) {
+            self.record_of(&[if from_left { b"LPOP" } else { b"RPOP" }, from]);
+            self.record_of(&[if to_left { b"LPUSH" } else { b"RPUSH" }, to, &item]);
+        }
         bulk(Some(item))
     }
 }

@@ -56,7 +56,12 @@ const LIST: &[&str] = &[
     "LINSERT k BEFORE e v",
     "LINSERT k AFTER e v",
     "LMOVE k k LEFT RIGHT",
+    "LMOVE k k RIGHT RIGHT",
     "RPOPLPUSH k k",
+    "LMPOP 2 k k LEFT",
+    "LMPOP 3 k k k RIGHT COUNT 2",
+    "SORT k ALPHA STORE k",
+    "SORT k ALPHA DESC LIMIT 1 9 STORE k",
     "RPUSH k e e",
 ];
 const SET: &[&str] = &[
@@ -97,6 +102,14 @@ const ZSET: &[&str] = &[
     "ZREMRANGEBYRANK k 0 0",
     "ZREMRANGEBYSCORE k (5 8",
     "ZADD k s v",
+    "ZADD k s e s e2",
+    "ZUNIONSTORE k 2 k k WEIGHTS 1 2",
+    "ZUNIONSTORE k 3 k k k AGGREGATE MAX",
+    "ZINTERSTORE k 2 k k",
+    "ZDIFFSTORE k 2 k k",
+    "ZRANGESTORE k k 0 9",
+    "ZMPOP 2 k k MIN",
+    "ZMPOP 3 k k k MAX COUNT 2",
 ];
 const STREAM: &[&str] = &[
     "XADD k * f v",
