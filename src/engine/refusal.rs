@@ -259,7 +259,8 @@ fn has_more_keys(command: &CommandHead) -> bool {
         b"DEL" | b"UNLINK" => command.args_count > 2,
         b"MSET" => command.args_count > 3,
         b"JSON.MSET" | b"RENAME" | b"RENAMENX" | b"LMOVE" | b"RPOPLPUSH" | b"SORT" | b"GEORADIUS"
-        | b"GEORADIUSBYMEMBER" | b"CMS.MERGE" | b"MOVE" | b"COPY" => true,
+        | b"GEORADIUSBYMEMBER" | b"CMS.MERGE" | b"MOVE" | b"COPY" | b"LMPOP" | b"ZMPOP" | b"ZUNIONSTORE"
+        | b"ZINTERSTORE" | b"ZDIFFSTORE" | b"ZRANGESTORE" => true,
         _ => false,
     }
 }
@@ -294,6 +295,25 @@ mod tests {
         assert!(refuses(aborted, true) && !refuses(aborted, false));
         for text in ["ERR unknown command", "WRONGTYPE Operation", "BUSYKEY Target key name already exists.", "OOMX"] {
             assert!(!refuses(text.as_bytes(), true), "{text}");
+        }
+    }
+
+    /// A command that reads a refused key besides its first must not go unnoticed.
+    #[test]
+    fn every_command_of_several_keys_is_known() {
+        use crate::convert::journal::table::{How, Keys, TABLE};
+        let told_as = |name: &'static str, how| match (name, how) {
+            (_, How::MultiPop(name, _) | How::Unblock(name)) => Some(name),
+            (_, How::MSet) => Some("MSET"),
+            (_, How::Del) => Some("DEL"),
+            (_, How::Drop) => None,
+            (name, _) => Some(name),
+        };
+        let several = TABLE.iter().filter(|row| !matches!(row.keys, Keys::Nothing | Keys::First | Keys::Second));
+        for name in several.filter_map(|row| told_as(row.name, row.how)) {
+            let first_key = Some(b"k".to_vec());
+            let head = CommandHead { name: name.into(), args_count: 5, first_key, bytes_offset: 0, bytes_len: 0 };
+            assert!(has_more_keys(&head), "{name}");
         }
     }
 
