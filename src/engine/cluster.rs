@@ -349,7 +349,11 @@ impl Cluster {
             Err(error) => {
                 // The node may still execute it: the connection is ended there before the next one is used.
                 self.lost(id, self.client_ids.get(id).copied().unwrap_or_default());
-                Err(Trouble::Broken(error))
+                // An answer that is too long once is too long again.
+                Err(match error {
+                    EngineError::Refused(text) => Trouble::Final(EngineError::Target(text)),
+                    error => Trouble::Broken(error),
+                })
             }
         }
     }

@@ -228,14 +228,22 @@ fn judge(unit: &Unit, values: &[Value], again: bool) -> Result<(), EngineError> 
     let inner = elements.iter().zip(&unit.inner).map(|(value, inner)| (&inner.name, value, inner.again));
     // A group is not executed again where its marker stands.
     let again = again && unit.marker.is_none();
-    for (name, value, again) in values.iter().map(|value| (&unit.name, value, again)).chain(inner) {
-        let Some(text) = value.error_text() else { continue };
-        if error_meaning(name, text.as_bytes(), again) == ErrorMeaning::Unexpected {
-            return Err(EngineError::Target(format!(
-                "the cluster answered \"{text}\" to {} {}; the run stops here, because going on would leave a wrong value \
-                 behind",
-                name.escape_ascii(),
-                unit.key.escape_ascii()
+    let unexpected = |name: &[u8], value: &Value, again: bool| {
+        let text = value
+            .error_text()
+            .filter(|text| error_meaning(name, text.as_bytes(), again) == ErrorMeaning::Unexpected)?;
+        Some(format!("the cluster answered \"{text}\" to {} {}", name.escape_ascii(), unit.key.escape_ascii()))
+    };
+    if let Some(what) = values.iter().find_map(|value| unexpected(&unit.name, value, again)) {
+        return Err(EngineError::Target(format!(
+            "{what}; the run stops here, because going on would leave a wrong value behind"
+        )));
+    }
+    for (name, value, again) in inner {
+        if let Some(what) = unexpected(name, value, again) {
+            return Err(EngineError::Torn(format!(
+                "{what}. The rest of its transaction was executed, and the position with it, so nothing goes on from there: run \
+                 again with --on-existing flush"
             )));
         }
     }
@@ -269,6 +277,6 @@ mod tests {
         // A blind command of the group was sent by itself, by an earlier session.
         let values = [Value::Array(vec![wrong()])];
         assert!(judge(&unit(marker(), true), &values, true).is_ok());
-        assert!(judge(&unit(marker(), false), &values, true).is_err());
+        assert!(matches!(judge(&unit(marker(), false), &values, true), Err(EngineError::Torn(_))));
     }
 }

@@ -12,9 +12,11 @@ use super::own;
 use super::settings::{Endpoint, MigrateSettings, OnExisting};
 use super::wire::Connected;
 use crate::ids::{DbIndex, Slot};
+use crate::redis::ReplyError;
 use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
 use crate::redis::value::{self, Value};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,18 +146,30 @@ impl TargetLink {
         self.link.set_timeout(timeout);
     }
 
-    /// Sends encoded commands and takes as many replies.
+    /// Sends encoded commands and takes as many replies. `Refused`: one is longer than a control connection takes.
     pub async fn replies(&mut self, request: Vec<u8>, count: usize) -> Result<Vec<Value>, EngineError> {
-        let parse = |bytes: &[u8]| -> Result<_, crate::redis::ReplyError> {
+        let too_long = Cell::new(false);
+        let parse = |bytes: &[u8]| -> Result<_, ReplyError> {
             let (mut values, mut at) = (Vec::with_capacity(count.min(1024)), 0);
             while values.len() < count {
-                let Some((value, len)) = value::parse(bytes.get(at..).unwrap_or_default())? else { return Ok(None) };
+                let parsed = value::parse(bytes.get(at..).unwrap_or_default()).inspect_err(|error| {
+                    too_long.set(matches!(error, ReplyError::BadLength { .. } | ReplyError::TooLong { .. }));
+                })?;
+                let Some((value, len)) = parsed else { return Ok(None) };
                 values.push(value);
                 at += len;
             }
             Ok(Some((values, at)))
         };
-        self.link.request("a routed command", request, parse).await.map_err(target_error)
+        let replies = self.link.request("a routed command", request, parse).await;
+        replies.map_err(|error| match too_long.get() {
+            true => EngineError::Refused(format!(
+                "{} answered with more than the {} MiB that are taken at once",
+                self.link.addr(),
+                value::TOTAL_BYTES_MAX >> 20
+            )),
+            false => target_error(error),
+        })
     }
 
     /// One request and its reply, error replies included.
