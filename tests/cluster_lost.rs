@@ -35,6 +35,13 @@ impl Deref for World {
     }
 }
 
+/// The same of the source's flow that has another key.
+fn key_beside(other: &str, node: usize, family: &str) -> String {
+    let flow = owner(other.as_bytes(), 2);
+    let mut keys = (0..).map(|i| format!("{family}:{i}"));
+    keys.find(|key| node_of(key) == node && owner(key.as_bytes(), 2) == flow).unwrap()
+}
+
 impl World {
     fn new(node: usize, replicas: bool) -> Option<Self> {
         let spec = Spec { seed: 3, flows_count: 2, ..Spec::of("string:60B=50,list:6x9=10").unwrap() };
@@ -158,15 +165,58 @@ fn a_value_that_was_moved_to_the_node_and_lost_there_is_named() {
     world.save();
     // Of one flow: else the source records a DEL and a RESTORE.
     let from = key_on((world.node + 1) % 3, "n");
-    let to = (0..)
-        .map(|i| format!("moved:{i}"))
-        .find(|key| node_of(key) == world.node && owner(key.as_bytes(), 2) == owner(from.as_bytes(), 2));
-    let to = to.unwrap();
+    let to = key_beside(&from, world.node, "moved");
     world.run(&format!("RENAME {from} {to}"));
     world.wait_applied(&mut tool);
     world.restart();
     assert_eq!(tool.wait(), Some(8), "{}", tool.said());
     assert!(tool.said().contains(&format!("the node that has the key \"{to}\" has lost")), "{}", tool.said());
+}
+
+/// What was stored there cannot be stored again: what it was made of, at another node, is another one now.
+#[test]
+fn a_value_that_was_made_of_another_nodes_and_lost_is_named() {
+    let Some(mut world) = World::new(nodes()[1], false) else { return };
+    let mut tool = world.start();
+    let from = key_on((world.node + 1) % 3, "scores");
+    let to = key_beside(&from, world.node, "made");
+    world.run(&format!("ZADD {from} 1 a 2 b"));
+    world.write(5);
+    world.wait_applied(&mut tool);
+    world.save();
+    world.run(&format!("ZRANGESTORE {to} {from} 0 -1"));
+    world.run(&format!("ZADD {from} 3 c"));
+    world.wait_applied(&mut tool);
+    world.restart();
+    assert_eq!(tool.wait(), Some(8), "{}", tool.said());
+    assert!(tool.said().contains(&format!("the node that has the key \"{to}\" has lost")), "{}", tool.said());
+}
+
+/// What was taken off the first key that was there is taken off again, where that key is known; else it is named.
+#[test]
+fn elements_that_are_back_at_a_node_with_an_older_dump_are_taken_off_again() {
+    for known in [true, false] {
+        let Some(mut world) = World::new(nodes()[1], false) else { return };
+        let mut tool = world.start();
+        let other = key_on((world.node + 1) % 3, "queue");
+        let lost = key_beside(&other, world.node, "queue");
+        let keys = if known { format!("{lost} {other}") } else { format!("{other} {lost}") };
+        world.run(&format!("RPUSH {lost} 1 2 3"));
+        world.write(5);
+        world.wait_applied(&mut tool);
+        world.save();
+        world.run(&format!("LMPOP 2 {keys} LEFT"));
+        world.run(&format!("RPUSH {other} 4 5"));
+        world.wait_applied(&mut tool);
+        world.restart();
+        if known {
+            world.write(5);
+            world.finish(tool);
+        } else {
+            assert_eq!(tool.wait(), Some(8), "{}", tool.said());
+            assert!(tool.said().contains(&format!("the node that has the key \"{lost}\" has lost")), "{}", tool.said());
+        }
+    }
 }
 
 /// As replication is asynchronous, a replica that takes over may lack what its primary had acknowledged.

@@ -216,21 +216,3 @@ fn a_value_that_was_just_changed_is_moved_to_another_slot() {
         assert_eq!(found.as_deref(), Some("3"), "{key}");
     }
 }
-
-/// What is written back from what is read must be exact: distances are not.
-#[test]
-fn what_cannot_be_carried_out_over_several_slots_is_refused_by_name() {
-    let ports = ClusterPorts::default();
-    let identity = TargetIdentity::default().in_cluster(&ports);
-    let target = ScriptedTarget::start(ScriptOptions { identity, ..ScriptOptions::default() }).unwrap();
-    ports.lock().unwrap().push(target.port());
-    for words in ["GEORADIUS src 1 2 9 km STOREDIST dst", "GEORADIUSBYMEMBER src m 9 km STOREDIST dst"] {
-        let words: Vec<&str> = words.split(' ').collect();
-        let mut flow = FlowBytes::new();
-        flow.string(b"a", b"1").journal(0, &words);
-        let run = migrate(Hand::new(vec![flow]).start().port(), target.port(), &[]);
-        let wanted = format!("the recorded command {} on the key \"src\", over several slots", words[0]);
-        run.expect_code(3).expect_text(&wanted);
-    }
-    assert!(target.received_of("ZADD").is_empty() && target.received_of("GEORADIUS").is_empty());
-}

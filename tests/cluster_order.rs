@@ -1,5 +1,6 @@
 //! Order within a slot of a cluster while it is being moved and the tool is killed: commands that must not be applied twice, on
-//! keys of one slot of which some are at the old node, some at the new one. The source itself says what must be there.
+//! keys of one slot of which some are at the old node, some at the new one; and records over several slots, killed between
+//! their parts and behind them. The source itself says what must be there.
 
 mod common;
 
@@ -30,13 +31,13 @@ impl Deref for World {
 
 impl World {
     fn new(together: Duration) -> Option<Self> {
-        let spec = Spec { seed: 5, flows_count: 1, ..Spec::of("string:60B=5").unwrap() };
+        let spec = Spec { seed: 5, flows_count: 1, ..Spec::of("string:60B=5,json:60B=30").unwrap() };
         let options = LiveOptions { dispatch_after: Some(together), ..LiveOptions::default() };
         Clustered::new(false, ServerOptions::default(), spec, options).map(Self)
     }
 
     fn start(&self) -> Tool {
-        self.start_by(0, &["--log", "debug"])
+        self.start_by(0, &["--log", "debug", "--on-unsupported", "skip"])
     }
 
     /// Errors of this kind that a node has answered.
@@ -65,6 +66,22 @@ fn place() -> (String, u16, usize, usize) {
     let from = node_of(&tag);
     let to = (0..3).find(|node| *node != from && *node != checkpoint).unwrap();
     (format!("{{{tag}}}"), number, from, to)
+}
+
+/// A hash tag of each node, that of the checkpoint first.
+fn tags() -> [String; 3] {
+    let checkpoint = node_of("df2redis:checkpoint");
+    let of = |node: usize| (0..).map(|i| format!("{{n{i}}}")).find(|tag| node_of(tag) == node);
+    [0, 1, 2].map(|n| of((checkpoint + n) % 3).unwrap())
+}
+
+impl World {
+    /// Asks the node of the command's first key.
+    fn ask(&self, line: &str) -> Option<String> {
+        let key = line.split(' ').nth(1)?;
+        let reply = self.cluster.nodes[node_of(key)].client().ok()?.run(line).ok()?;
+        reply.text().or_else(|| reply.int().map(|number| number.to_string()))
+    }
 }
 
 /// The node still has one key and executes what comes for it; another key is at the new node already.
@@ -170,4 +187,107 @@ fn kills_at_any_time_while_a_slot_moves_to_and_fro() {
     }
     write(30);
     world.finish(tool);
+}
+
+/// The first part of a record is done, the other one, at a node that takes no writes, is not.
+#[test]
+fn a_kill_between_the_parts_of_a_record_over_several_slots() {
+    let Some(world) = World::new(TOGETHER) else { return };
+    let [c, p, q] = tags();
+    let mut tool = world.start();
+    for line in [
+        format!("ZADD {q}a 1 x 2 y"),
+        format!("ZADD {c}b 5 y 7 z"),
+        format!("RPUSH {p}one 1"),
+        format!("RPUSH {p}two 1 2"),
+        format!("RPUSH {c}more 1 2"),
+        format!("RPUSH {q}l gamma alpha beta"),
+        format!("SET {q}t 1"),
+        format!("ZADD {p}z 1 x 2 y"),
+    ] {
+        world.run(&line);
+    }
+    for (record, question, wanted) in [
+        (format!("ZUNIONSTORE {p}d 3 {q}a {c}b {q}a"), format!("ZCARD {p}d"), "3"),
+        (format!("ZRANGESTORE {p}r {q}a 0 0"), format!("ZCARD {p}r"), "1"),
+        // What is left must not be taken: of the list, or of the next one.
+        (format!("LMPOP 3 {q}none {p}two {c}more LEFT"), format!("LLEN {p}two"), "1"),
+        (format!("LMPOP 3 {q}none {p}one {c}more LEFT"), format!("LLEN {p}one"), "0"),
+        (format!("ZMPOP 2 {q}none {p}z MAX"), format!("ZCARD {p}z"), "1"),
+        (format!("SORT {q}l ALPHA STORE {p}s"), format!("LLEN {p}s"), "3"),
+        (format!("LMOVE {q}l {p}m LEFT RIGHT"), format!("LLEN {p}m"), "1"),
+        (format!("RENAME {q}t {p}u"), format!("EXISTS {p}u"), "1"),
+    ] {
+        // Nothing is under way then, the position either.
+        world.wait_applied(&mut tool);
+        std::thread::sleep(Duration::from_millis(500));
+        let mut paused = world.cluster.nodes[node_of(&q)].client().unwrap();
+        paused.run("CLIENT PAUSE 60000 WRITE").unwrap();
+        world.run(&record);
+        until(&mut tool, &record, || world.ask(&question).as_deref() == Some(wanted));
+        // The tool asks the other node for the rest now, and dies.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!world.live.is_acknowledged(), "{record} did not wait for the node that takes no writes");
+        tool.kill();
+        std::thread::sleep(Duration::from_millis(200));
+        paused.run("CLIENT UNPAUSE").unwrap();
+        tool = world.start();
+        world.run(&format!("ZADD {q}a 9 {}", record.len()));
+    }
+    world.finish(tool);
+}
+
+/// Records that were done meet again what was written behind them. It must not be taken for what they had read.
+#[test]
+fn what_a_record_has_read_may_change_behind_it_before_a_kill() {
+    let Some(world) = World::new(TOGETHER) else { return };
+    let [_, p, q] = tags();
+    let node_q = node_of(&q);
+    // In a slot with nothing else, whose marker would say more than this record's.
+    let alone = (0..).map(|i| format!("alone{i}")).find(|key| node_of(key) == node_q).unwrap();
+    let mut tool = world.start();
+    for line in [
+        format!("ZADD {p}own 1 x"),
+        format!("ZADD {q}a 1 x 2 y"),
+        format!("RPUSH {p}list 1 2"),
+        format!("ZADD {p}z 1 x 2 y 3 z"),
+        format!("ZADD {alone} 1 x"),
+        format!("SET {q}t 1"),
+    ] {
+        world.run(&line);
+    }
+    world.wait_applied(&mut tool);
+    // A document is left out, so that the target has nothing to rename.
+    let documents = world.live.world().look(|data| {
+        let keys = data.iter().filter(|(_, _, object)| object.value.type_name() == "ReJSON-RL").map(|(_, key, _)| key);
+        keys.map(|key| String::from_utf8(key.clone()).unwrap()).collect::<Vec<_>>()
+    });
+    let document = documents.iter().find(|key| node_of(key) == node_q).unwrap();
+    let position = world.ask("HGET df2redis:checkpoint lsn:0").unwrap();
+    for line in [
+        format!("ZUNIONSTORE {p}d 2 {p}own {q}a"),
+        format!("ZADD {q}a 5 later"),
+        // The second key is not even looked at.
+        format!("ZMPOP 2 {p}z {alone} MIN"),
+        format!("LMPOP 2 {q}nothing {q}neither RIGHT"),
+        format!("LMPOP 2 {p}nothing {q}nothing RIGHT"),
+        format!("RENAME {q}t {p}u"),
+        format!("SET {q}t later"),
+        format!("RENAME {document} {p}document"),
+        format!("SET {document} later"),
+        format!("RPUSH {q}nothing later"),
+        // Its marker stands for all before it.
+        format!("INCR {p}n"),
+        format!("SET {q}end 1"),
+    ] {
+        world.run(&line);
+    }
+    until(&mut tool, "the last record", || world.ask(&format!("GET {q}end")).is_some());
+    world.wait_applied(&mut tool);
+    tool.kill();
+    // As if it had been killed before the position was written.
+    world.ask(&format!("HSET df2redis:checkpoint lsn:0 {position}")).unwrap();
+    world.run(&format!("SET {q}end 2"));
+    world.finish(world.start());
+    assert_eq!(world.ask(&format!("EXISTS {p}document")).as_deref(), Some("0"));
 }

@@ -25,7 +25,7 @@ const KEYS: u64 = 40;
 fn record(rng: &mut Rng, flow: usize, number: u64) -> Vec<String> {
     let mut key = |family: &str| format!("t{flow}:{family}:{}", rng.below(KEYS));
     let (n, other) = (number.to_string(), number % 7);
-    let words: Vec<String> = match number % 23 {
+    let words: Vec<String> = match number % 31 {
         0..=3 => vec!["INCR".into(), key("count")],
         4 => vec!["DECRBY".into(), key("count"), "3".into()],
         5..=6 => vec!["APPEND".into(), key("text"), format!("{other}.")],
@@ -33,7 +33,7 @@ fn record(rng: &mut Rng, flow: usize, number: u64) -> Vec<String> {
         9 => vec!["LPOP".into(), key("list")],
         10 => vec!["HSET".into(), key("hash"), format!("f{other}"), n],
         11 => vec!["HINCRBY".into(), key("numbers"), format!("f{other}"), "2".into()],
-        12 => vec!["SADD".into(), key("set"), format!("m{}", number % 31)],
+        12 => vec!["SADD".into(), key("set"), format!("m{}", number % 37)],
         13 => vec!["SREM".into(), key("set"), format!("m{}", number % 29)],
         14 => vec!["ZINCRBY".into(), key("zset"), "1".into(), format!("m{other}")],
         15 => vec!["SET".into(), key("plain"), n],
@@ -43,9 +43,26 @@ fn record(rng: &mut Rng, flow: usize, number: u64) -> Vec<String> {
         19 => vec!["RENAME".into(), key("text"), key("text")],
         20 => vec!["RPOPLPUSH".into(), key("list"), key("list")],
         21 => vec!["LMOVE".into(), key("list"), key("list"), "LEFT".into(), "RIGHT".into()],
-        _ => vec!["SORT".into(), key("set"), "ALPHA".into(), "STORE".into(), key("sorted")],
+        22 => vec!["SORT".into(), key("set"), "ALPHA".into(), "STORE".into(), key("sorted")],
+        // Blind: without the marks that records over several slots leave, nothing would tell that they changed what was read.
+        23 => vec!["ZADD".into(), key("zset"), format!("{}", number % 50), format!("z{}", number % 41)],
+        24 => vec!["ZUNIONSTORE".into(), key("zset"), "2".into(), key("zset"), key("zset")],
+        25 => words_of("ZINTERSTORE", [key("sum"), "3".into(), key("zset"), key("zset"), key("zset")], "WEIGHTS 1 2 3"),
+        26 => words_of("ZDIFFSTORE", [key("sum"), "2".into(), key("zset"), key("zset")], ""),
+        27 => words_of("ZRANGESTORE", [key("zset"), key("sum")], "(3 +inf BYSCORE"),
+        28 => words_of("LMPOP", ["3".into(), key("list"), key("list"), key("list")], "RIGHT COUNT 2"),
+        29 => words_of("ZMPOP", ["2".into(), key("zset"), key("zset")], "MIN"),
+        _ if number.is_multiple_of(2) => {
+            vec!["GEOADD".into(), key("geo"), other.to_string(), "1".into(), format!("m{other}")]
+        }
+        _ => words_of("GEORADIUS", [key("geo")], &format!("3 1 350 km STOREDIST {}", key("dist"))),
     };
     words
+}
+
+fn words_of<const N: usize>(name: &str, keys: [String; N], rest: &str) -> Vec<String> {
+    let rest = rest.split(' ').filter(|word| !word.is_empty()).map(str::to_owned);
+    std::iter::once(name.to_owned()).chain(keys).chain(rest).collect()
 }
 
 /// A cluster, a source whose journal goes on for `stable_ms`, and what must be there in the end.

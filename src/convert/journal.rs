@@ -26,6 +26,7 @@ mod payload;
 mod pops;
 mod record;
 pub mod replies;
+mod several;
 mod streams;
 mod strings;
 mod suspects;
@@ -39,6 +40,7 @@ pub use error::{TranslateError, TranslateReason};
 pub use keys::{Args, KeyIter, key_positions, keys_of, stray_candidate};
 pub use notes::{Doubt, Note, NoteKind, Notes};
 pub use payload::{RestorePayload, Restored, payload_class};
+pub use several::{Several, Side, Take, several, stored_key};
 pub use suspects::{Suspects, SuspectsOverflow};
 
 use super::near::Near;
@@ -373,6 +375,14 @@ impl JournalTranslator {
         }
         self.note_all(record, NoteKind::ExpiryDropped(kind));
         Ok(())
+    }
+
+    /// A record of a full sync, for which [`stored_key`] gives a key: what it reads may lie where the snapshot has not been yet.
+    /// (The baseline of a key comes before what changes it, not before what reads it, wire 2.10.)
+    #[cold]
+    pub fn doubt_early_read(&mut self, db: DbIndex, args: &[&[u8]], key: &[u8]) {
+        let name = args.first().and_then(|name| table::find(name)).map_or("", |(_, row)| row.name);
+        self.notes.add(db, key, name, NoteKind::Doubtful(Doubt::EarlyRead));
     }
 
     fn doubt(&mut self, record: &Record<'_>, doubt: Doubt) {

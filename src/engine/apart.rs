@@ -1,50 +1,83 @@
 //! Recorded commands over several slots of a cluster: read, write, delete, in order, with the flow held.
 //!
 //! In: a record whose keys lie in different slots, and the markers' value for it. Out: the same effect by commands of one
-//! slot each. Invariants: everything before the record is acknowledged and nothing behind it is sent; what is written to
-//! the destination stands in one MULTI with the destination's marker, what is taken from the source in one with the
-//! source's; so after a lost connection or a restart each half is done once. Where the second half is done and the first is
-//! not, its node has lost it, and nothing goes on from there. What cannot be done is refused by key and LSN.
+//! slot each: a value that is moved (here), keys that are read brought home to the one that is written (`foreign`), elements
+//! taken off the first key that is there (`pops`).
+//!
+//! Invariants: everything before the record is acknowledged and nothing behind it is sent. What is written in a slot stands
+//! in one MULTI with the slot's marker; so after a lost connection or a restart each part is done once. The part that gives
+//! is done before the part that takes away, and in a slot where the record only read its marker is written last: nothing on
+//! any of its keys is applied before it stands in all of its slots, also if there was nothing to do. So where a slot has no
+//! marker of the record, its keys are as the record found them; and where one has that is written later, and another one
+//! has not that is written earlier, the node of that one has lost it, and nothing goes on from there. What cannot be done
+//! is refused by key and LSN.
+
+mod foreign;
+mod pops;
 
 use super::cluster::Cluster;
 use super::error::EngineError;
 use super::messages::Apart;
 use super::own::{self, marker_key};
-use super::router::says_applied;
+use super::router::{says_applied, taken};
 use super::units::{Inner, Unit};
-use crate::redis::resp::push_command;
+use crate::convert::journal::{Several, Side, several};
+use crate::ids::Slot;
+use crate::redis::resp::{self, push_command};
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
+use smallvec::SmallVec;
 
-/// Values of one RPUSH or ZADD.
-const VALUES_MAX: usize = 1000;
+/// Slots of a record, each once.
+type Slots = SmallVec<[Slot; 4]>;
+
+/// What the marker of a slot says of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Half {
+    /// The keys of the slot are as the record found them.
+    Open,
+    /// Done.
+    Done,
+    /// Done, and nothing behind it: it was decided here what the record takes off (`pops`).
+    Taken,
+}
+
+impl Half {
+    fn of(found: &[u8], apart: &Apart) -> Self {
+        match says_applied(found, &apart.marker) {
+            true if found == taken(&apart.marker) => Self::Taken,
+            true => Self::Done,
+            false => Self::Open,
+        }
+    }
+
+    fn is_done(self) -> bool {
+        self != Self::Open
+    }
+}
 
 impl Cluster {
     /// Carries a record out. May be done again.
     pub async fn carry_out(&mut self, apart: &Apart) -> Result<(), EngineError> {
-        let name = apart.args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
         let args: Vec<&[u8]> = apart.args.iter().map(Vec::as_slice).collect();
-        let done = match (name.as_slice(), args.get(1..).unwrap_or_default()) {
-            (b"RENAME" | b"RENAMENX", [from, to]) => self.rename(apart, from, to).await,
-            (b"LMOVE" | b"BLMOVE", [from, to, head, tail, ..]) => {
-                let left = |side: &[u8]| side.eq_ignore_ascii_case(b"LEFT");
-                self.move_element(apart, (from, left(head)), (to, left(tail))).await
-            }
-            (b"RPOPLPUSH" | b"BRPOPLPUSH", [from, to, ..]) => self.move_element(apart, (from, false), (to, true)).await,
-            (b"SORT", _) => self.sort_store(apart, &args).await,
-            (b"GEORADIUS" | b"GEORADIUSBYMEMBER", _) => self.geo_store(apart, &args).await,
-            _ => Err(EngineError::Refused("its keys lie in different slots of the cluster".into())),
+        let done = match several(&args) {
+            Ok(Several::Rename { from, to }) => self.rename(apart, from, to).await,
+            Ok(Several::MoveElement { from, to }) => self.move_element(apart, from, to).await,
+            Ok(Several::Store { reads, writes }) => self.store(apart, &args, &reads, writes).await,
+            Ok(Several::Pop { keys, take }) => self.pop(apart, &keys, take).await,
+            Err(why) => Err(EngineError::Refused(why.into())),
         };
         done.map_err(|error| {
             // What ends the session for another reason than this record keeps its meaning.
             if !matches!(error, EngineError::Refused(_) | EngineError::Target(_)) {
                 return error;
             }
-            let place = apart.next_lsn.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default();
-            let key = args.get(1).copied().unwrap_or_default();
+            let name = args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
+            let key = crate::convert::journal::keys_of(&args).next().unwrap_or_default();
             EngineError::Refused(format!(
-                "flow {}{place}: the recorded command {} on the key \"{}\", over several slots, cannot be carried out: {error}",
+                "flow {}{}: the recorded command {} on the key \"{}\", over several slots, cannot be carried out: {error}",
                 apart.flow,
+                at_lsn(apart),
                 name.escape_ascii(),
                 key.escape_ascii()
             ))
@@ -52,17 +85,19 @@ impl Cluster {
     }
 
     async fn rename(&mut self, apart: &Apart, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
-        if self.is_done(apart, from).await? {
-            return self.must_be_done(apart, to).await;
+        if self.is_moved(apart, from, to).await? {
+            return Ok(());
         }
-        if !self.is_done(apart, to).await? {
-            let payload = match self.read(&[b"DUMP", from]).await? {
-                Value::Bulk(payload) => payload,
-                // It was left out, or has expired: there is nothing to rename.
-                _ => return Ok(()),
-            };
-            let expiry = self.expiry_ms(from).await?.to_string();
-            self.group(apart, to, &[&[b"RESTORE", to, expiry.as_bytes(), &payload, b"REPLACE", b"ABSTTL"]]).await?;
+        if !self.half(apart, slot(to)).await?.is_done() {
+            // Without a value it was left out, or has expired: there is nothing to rename.
+            match self.dump(from).await? {
+                None => self.note(apart, slot(to)).await?,
+                Some(payload) => {
+                    let expiry = self.expiry_ms(from).await?.to_string();
+                    let restore: [&[u8]; 6] = [b"RESTORE", to, expiry.as_bytes(), &payload, b"REPLACE", b"ABSTTL"];
+                    self.group(apart, to, &[&restore]).await?;
+                }
+            }
         }
         self.group(apart, from, &[&[b"DEL", from]]).await
     }
@@ -88,130 +123,94 @@ impl Cluster {
     async fn move_element(
         &mut self,
         apart: &Apart,
-        (from, from_left): (&[u8], bool),
-        (to, to_left): (&[u8], bool),
+        (from, taken_at): (&[u8], Side),
+        (to, put_at): (&[u8], Side),
     ) -> Result<(), EngineError> {
-        if self.is_done(apart, from).await? {
-            return self.must_be_done(apart, to).await;
-        }
-        if !self.is_done(apart, to).await? {
-            let element = match self.read(&[b"LINDEX", from, if from_left { b"0" } else { b"-1" }]).await? {
-                Value::Bulk(element) => element,
-                _ => return Ok(()),
-            };
-            self.group(apart, to, &[&[if to_left { b"LPUSH" } else { b"RPUSH" }, to, &element]]).await?;
-        }
-        self.group(apart, from, &[&[if from_left { b"LPOP" } else { b"RPOP" }, from]]).await
-    }
-
-    async fn sort_store(&mut self, apart: &Apart, args: &[&[u8]]) -> Result<(), EngineError> {
-        let (question, to) = without_store(args, b"STORE")?;
-        if self.is_read(apart, args, to).await? {
+        if self.is_moved(apart, from, to).await? {
             return Ok(());
         }
-        let Value::Array(values) = self.read(&question).await? else { return Err(unknown_shape()) };
-        let texts: Vec<&[u8]> = values.iter().map(|value| value.bytes().unwrap_or_default()).collect();
-        self.replace(apart, to, b"RPUSH", &texts, VALUES_MAX).await?;
-        self.note_read(apart, args).await
+        let (end, pop): (&[u8], &[u8]) = if taken_at == Side::Left { (b"0", b"LPOP") } else { (b"-1", b"RPOP") };
+        let push: &[u8] = if put_at == Side::Left { b"LPUSH" } else { b"RPUSH" };
+        if !self.half(apart, slot(to)).await?.is_done() {
+            match self.read(&[b"LINDEX", from, end]).await? {
+                Value::Bulk(element) => self.group(apart, to, &[&[push, to, &element]]).await?,
+                _ => self.note(apart, slot(to)).await?,
+            }
+        }
+        self.group(apart, from, &[&[pop, from]]).await
     }
 
-    async fn geo_store(&mut self, apart: &Apart, args: &[&[u8]]) -> Result<(), EngineError> {
-        let (mut question, to) = without_store(args, b"STORE")?;
-        question.push(b"WITHHASH");
-        if self.is_read(apart, args, to).await? {
-            return Ok(());
+    /// Whether a record that moves something was done before: what takes away is done last.
+    async fn is_moved(&mut self, apart: &Apart, from: &[u8], to: &[u8]) -> Result<bool, EngineError> {
+        if !self.half(apart, slot(from)).await?.is_done() {
+            return Ok(false);
         }
-        let Value::Array(rows) = self.read(&question).await? else { return Err(unknown_shape()) };
-        let mut owned: Vec<Vec<u8>> = Vec::new();
-        for row in &rows {
-            let [member, Value::Integer(hash), ..] = row.array().unwrap_or_default() else {
-                return Err(unknown_shape());
-            };
-            owned.push(hash.to_string().into_bytes());
-            owned.push(member.bytes().unwrap_or_default().to_vec());
+        match self.half(apart, slot(to)).await?.is_done() {
+            true => Ok(true),
+            false => Err(lost(apart, to)),
         }
-        let texts: Vec<&[u8]> = owned.iter().map(Vec::as_slice).collect();
-        self.replace(apart, to, b"ZADD", &texts, 2 * VALUES_MAX).await?;
-        self.note_read(apart, args).await
     }
 
-    /// Whether a record that reads one key and stores into another was done before.
-    async fn is_read(&mut self, apart: &Apart, args: &[&[u8]], to: &[u8]) -> Result<bool, EngineError> {
-        let from = args.get(1).copied().unwrap_or_default();
-        if self.is_done(apart, to).await? {
-            self.note_read(apart, args).await?;
-            return Ok(true);
-        }
-        if self.is_done(apart, from).await? {
-            self.must_be_done(apart, to).await?;
-        }
-        Ok(false)
+    /// What the marker of a slot says of the record.
+    async fn half(&mut self, apart: &Apart, slot: Slot) -> Result<Half, EngineError> {
+        let halves = self.halves(apart, &[slot]).await?;
+        Ok(halves.first().copied().unwrap_or(Half::Open))
     }
 
-    /// Behind what was stored: the key that was read may change from now on.
-    async fn note_read(&mut self, apart: &Apart, args: &[&[u8]]) -> Result<(), EngineError> {
-        let from = args.get(1).copied().unwrap_or_default();
-        if self.is_done(apart, from).await? { Ok(()) } else { self.group(apart, from, &[]).await }
+    /// The same of several slots.
+    async fn halves(&mut self, apart: &Apart, slots: &[Slot]) -> Result<Vec<Half>, EngineError> {
+        let tag = own::tag(self.settings());
+        let question = |slot: &Slot| (*slot, resp::command(&[b"GET", &marker_key(&tag, apart.flow, *slot)]));
+        let questions: Vec<_> = slots.iter().map(question).collect();
+        let answers = self.pipeline(&questions).await?.into_iter();
+        answers
+            .map(|answer| match answer {
+                Value::Bulk(found) => Ok(Half::of(&found, apart)),
+                Value::Error(text) => Err(answered(&text)),
+                _ => Ok(Half::Open),
+            })
+            .collect()
     }
 
-    /// The half of a record that is done first, where the other half is done: else its node has lost it.
-    async fn must_be_done(&mut self, apart: &Apart, key: &[u8]) -> Result<(), EngineError> {
-        if self.is_done(apart, key).await? {
-            return Ok(());
-        }
-        Err(EngineError::LostPosition(format!(
-            "flow {}{}: the node that has the key \"{}\" has lost what a recorded command had put there from another node, which \
-             no longer has it: only a full sync brings it back (--on-lost-position resync, which empties the target, or a new run \
-             with --on-existing flush)",
-            apart.flow,
-            apart.next_lsn.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default(),
-            key.escape_ascii()
-        )))
-    }
-
-    /// The key holds `values` now, and nothing else.
-    async fn replace(
-        &mut self,
-        apart: &Apart,
-        to: &[u8],
-        name: &[u8],
-        values: &[&[u8]],
-        values_max: usize,
-    ) -> Result<(), EngineError> {
-        let mut commands: Vec<Vec<&[u8]>> = vec![vec![b"DEL", to]];
-        for chunk in values.chunks(values_max) {
-            let mut command: Vec<&[u8]> = vec![name, to];
-            command.extend_from_slice(chunk);
-            commands.push(command);
-        }
-        let commands: Vec<&[&[u8]]> = commands.iter().map(Vec::as_slice).collect();
-        self.group(apart, to, &commands).await
-    }
-
-    /// Whether the record's half in the slot of `key` was done before.
-    async fn is_done(&mut self, apart: &Apart, key: &[u8]) -> Result<bool, EngineError> {
-        match self.call(&[b"GET", &marker_key(&own::tag(self.settings()), apart.flow, slot(key))]).await? {
-            Value::Bulk(found) => Ok(says_applied(&found, &apart.marker)),
-            _ => Ok(false),
+    /// The payload of a key; `None`: there is no such key.
+    async fn dump(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        match self.read(&[b"DUMP", key]).await? {
+            Value::Bulk(payload) => Ok(Some(payload)),
+            _ => Ok(None),
         }
     }
 
     /// A question about one key; an error reply is an error.
     async fn read(&mut self, args: &[&[u8]]) -> Result<Value, EngineError> {
         match self.call(args).await? {
-            Value::Error(text) => Err(EngineError::Target(format!("the cluster answered \"{}\"", text.escape_ascii()))),
+            Value::Error(text) => Err(answered(&text)),
             value => Ok(value),
         }
     }
 
+    /// In a slot in which nothing is to be done: the record's keys there may change from now on.
+    async fn note(&mut self, apart: &Apart, slot: Slot) -> Result<(), EngineError> {
+        self.transaction(apart, slot, b"", &apart.marker, &[]).await
+    }
+
     /// Commands on `key`, once, with the marker of its slot.
     async fn group(&mut self, apart: &Apart, key: &[u8], commands: &[&[&[u8]]]) -> Result<(), EngineError> {
-        let slot = slot(key);
+        self.transaction(apart, slot(key), key, &apart.marker, commands).await
+    }
+
+    async fn transaction(
+        &mut self,
+        apart: &Apart,
+        slot: Slot,
+        key: &[u8],
+        value: &[u8],
+        commands: &[&[&[u8]]],
+    ) -> Result<(), EngineError> {
         let marker = marker_key(&own::tag(self.settings()), apart.flow, slot);
         let mut bytes = Vec::new();
         push_command(&mut bytes, &[b"MULTI"]);
         commands.iter().for_each(|args| push_command(&mut bytes, args));
-        push_command(&mut bytes, &[b"SET", &marker, &apart.marker]);
+        push_command(&mut bytes, &[b"SET", &marker, value]);
         push_command(&mut bytes, &[b"EXEC"]);
         let unit = Unit {
             bytes,
@@ -225,7 +224,7 @@ impl Cluster {
             key: key.to_vec(),
             keys: vec![key.to_vec()],
             slot: Some(slot),
-            marker: Some((marker, apart.marker.clone())),
+            marker: Some((marker, value.to_vec())),
             unknown: false,
             again: false,
         };
@@ -233,19 +232,33 @@ impl Cluster {
     }
 }
 
-/// The command without `STORE key`, and that key.
-fn without_store<'a>(args: &[&'a [u8]], option: &[u8]) -> Result<(Vec<&'a [u8]>, &'a [u8]), EngineError> {
-    let store = args.iter().rposition(|arg| arg.eq_ignore_ascii_case(option));
-    let key = store.and_then(|at| args.get(at + 1));
-    match (store, key) {
-        (Some(at), Some(key)) => {
-            let kept = args.iter().enumerate().filter(|(i, _)| *i != at && *i != at + 1);
-            Ok((kept.map(|(_, arg)| *arg).collect(), key))
-        }
-        _ => Err(EngineError::Refused("its form of storing cannot be read back exactly".into())),
-    }
+/// The part of a record that is done first is not there, and one that is done later is.
+fn lost(apart: &Apart, key: &[u8]) -> EngineError {
+    EngineError::LostPosition(format!(
+        "flow {}{}: the node that has the key \"{}\" has lost what a recorded command had done there by what it read at another \
+         node, where that has changed since: only a full sync brings it back (--on-lost-position resync, which empties the \
+         target, or a new run with --on-existing flush)",
+        apart.flow,
+        at_lsn(apart),
+        key.escape_ascii()
+    ))
 }
 
-fn unknown_shape() -> EngineError {
-    EngineError::Target("the cluster answered with an unknown shape".into())
+fn at_lsn(apart: &Apart) -> String {
+    apart.next_lsn.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default()
+}
+
+fn answered(text: &[u8]) -> EngineError {
+    EngineError::Target(format!("the cluster answered \"{}\"", text.escape_ascii()))
+}
+
+/// The slots of keys, each once, but for one.
+fn slots_besides<'a>(keys: impl Iterator<Item = &'a [u8]>, home: Option<Slot>) -> Slots {
+    let mut slots = Slots::new();
+    for slot in keys.map(slot).filter(|slot| Some(*slot) != home) {
+        if !slots.contains(&slot) {
+            slots.push(slot);
+        }
+    }
+    slots
 }

@@ -440,7 +440,7 @@ impl FlowHandler {
             return self.journal_scoped(db, txid, args, now_ms, stable, out);
         }
         self.note_suspects(db, args, stable)?;
-        self.apply_record(db, txid, args, now_ms, out)
+        self.apply_record(db, txid, args, now_ms, stable, out)
     }
 
     /// What a record means for the keys that the source may have deleted silently. Names are the source's.
@@ -460,6 +460,7 @@ impl FlowHandler {
         txid: u64,
         args: &[&[u8]],
         now_ms: i64,
+        stable: bool,
         out: &mut impl Out,
     ) -> Result<Applied, EngineError> {
         if !self.existing.is_empty() {
@@ -471,9 +472,15 @@ impl FlowHandler {
         }
         self.held.record(db, args);
         let Self { translator, restorer, .. } = self;
-        let outcome = translator.command(db, txid, args, now_ms, restorer, out);
+        let outcome = translator.command(db, txid, args, now_ms, restorer, out).map_err(EngineError::from)?;
+        if !stable
+            && matches!(outcome, Outcome::Written { .. } | Outcome::NotCarried { .. })
+            && let Some(key) = journal::stored_key(args)
+        {
+            translator.doubt_early_read(db, args, key);
+        }
         self.note_held(db, args);
-        match outcome.map_err(EngineError::from)? {
+        match outcome {
             Outcome::Global(global) => Ok(Applied::Global(global)),
             Outcome::NotCarried { kind: NotCarriedKind::CrossSlot } if db == DbIndex(0) => {
                 Ok(Applied::Apart(args.iter().map(|arg| arg.to_vec()).collect()))

@@ -12,7 +12,9 @@ use super::flow::Flow;
 use super::lane::Lane;
 use super::messages::{Held, LostLane, Settled, WorkerEvent};
 use super::worker::Worker;
+use crate::convert::journal;
 use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::redis::slot::slot;
 use crate::uring;
 
 /// A node that answers nothing for so long is treated as gone.
@@ -106,6 +108,12 @@ impl Worker {
                     record.marker = router.marks.next_sequence();
                 }
                 apart.push(record.clone());
+            }
+        }
+        if let Some(router) = &mut self.router {
+            for record in &apart {
+                let args: journal::Args<'_> = record.args.iter().map(Vec::as_slice).collect();
+                router.marked.extend(journal::keys_of(&args).map(|key| (record.flow, slot(key))));
             }
         }
         self.held.apart_told = !apart.is_empty();

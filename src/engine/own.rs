@@ -63,6 +63,13 @@ pub fn position_key(tag: &str, flow: FlowId, slot: Slot) -> Vec<u8> {
     key_in_slot('p', tag, flow, slot)
 }
 
+/// A key that lives inside of one transaction, in a slot of a cluster.
+pub fn temporary_key(tag: &str, flow: FlowId, slot: Slot, number: usize) -> Vec<u8> {
+    let mut key = key_in_slot('t', tag, flow, slot);
+    key.extend_from_slice(format!(":{number}").as_bytes());
+    key
+}
+
 fn key_in_slot(kind: char, tag: &str, flow: FlowId, slot: Slot) -> Vec<u8> {
     let mut key = format!("df2redis:{kind}:{{{}}}:{flow}", slot::tag(slot));
     if !tag.is_empty() {
@@ -88,6 +95,8 @@ mod tests {
             assert!(key.starts_with(super::super::target::OWN_PREFIX.as_bytes()));
             let position = position_key(tag, FlowId(12), Slot(77));
             assert!(slot::slot(&position) == Slot(77) && position != key);
+            let temporary = temporary_key(tag, FlowId(12), Slot(77), 3);
+            assert!(slot::slot(&temporary) == Slot(77) && temporary.starts_with(b"df2redis:t:"));
         }
         assert_ne!(marker_key("", FlowId(1), Slot(7)), marker_key("a", FlowId(1), Slot(7)));
     }

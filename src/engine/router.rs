@@ -73,6 +73,14 @@ pub fn says_applied(found: &[u8], wanted: &[u8]) -> bool {
     }
 }
 
+/// The form of a marker that also says: what its record takes off one of several keys was decided in this slot (`apart::pops`).
+/// It says the same of positions.
+pub fn taken(marker: &[u8]) -> Vec<u8> {
+    let number_at = memchr::memrchr(b':', marker).map_or(0, |at| at + 1);
+    let (tag, number) = marker.split_at(number_at);
+    [tag, b"+", number].concat()
+}
+
 /// Everything encoded at one moment, and how far each flow was then.
 struct Cut {
     /// By lane: batches that must be acknowledged.

@@ -51,7 +51,7 @@ impl FlowHandler {
             if reason == Reason::Type && was_suspect {
                 // A string was written there by a record, and what stands there now is left out.
                 let (db, name) = self.scope().at_target(meta.db, meta.key)?;
-                self.apply_record(db, 0, &[b"DEL", &name], now_ms, out)?;
+                self.apply_record(db, 0, &[b"DEL", &name], now_ms, false, out)?;
             }
             return Ok(());
         }
@@ -126,7 +126,7 @@ impl FlowHandler {
         let named = self.scope().name_record(db, args, &mut sketch);
         let result = named
             .map_err(EngineError::from)
-            .and_then(|db| self.apply_record(db, txid, &sketch.record(args), now_ms, out));
+            .and_then(|db| self.apply_record(db, txid, &sketch.record(args), now_ms, stable, out));
         self.names.sketch = sketch;
         result
     }

@@ -38,6 +38,8 @@ pub enum Doubt {
     GeneratedId,
     /// The record of a command over several shards lost its operands (SORT STORE, CMS.MERGE, GEORADIUS STORE).
     Truncated,
+    /// Stored in the full sync from another key, which the snapshot may have sent only later.
+    EarlyRead,
     /// XCLAIM or XAUTOCLAIM by idle time, where no script may decide it by the source's time.
     IdleTime,
     /// A filter whose base may have been left out of the snapshot (no filter can be carried).

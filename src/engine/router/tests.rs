@@ -566,6 +566,8 @@ fn markers_say_what_was_applied() {
         ("j:5", "j:5", true),
         ("j:6", "j:5", true),
         ("j:4", "j:5", false),
+        ("j:+5", "j:5", true),
+        ("j:+4", "j:5", false),
         ("s:9", "j:5", false),
         ("j:x", "j:5", false),
         ("", "j:5", false),
@@ -573,4 +575,5 @@ fn markers_say_what_was_applied() {
         assert_eq!(says_applied(found.as_bytes(), wanted.as_bytes()), applied, "{found} {wanted}");
     }
     assert_eq!(slot(&marker_key("", FlowId(12), Slot(77))), Slot(77));
+    assert_eq!(super::taken(b"a:b:17"), b"a:b:+17");
 }

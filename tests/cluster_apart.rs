@@ -1,0 +1,224 @@
+//! Recorded commands over several slots of a cluster, one by one: the cluster ends with what one server makes of the same
+//! commands, and nothing of the tool's own is left behind. What cannot be carried out is refused by name, what has lost its
+//! operands is listed. (Kills between the parts of such a record: `cluster_order`.)
+
+mod common;
+
+use common::{Contents, FlowBytes, Hand, contents, migrate, server_with};
+use df2redis::lab::LabError;
+use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
+use df2redis::lab::cluster::Cluster;
+use df2redis::lab::script::{ScriptOptions, ScriptedTarget};
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions, find_module, find_server};
+use df2redis::redis::slot::slot;
+use std::collections::BTreeSet;
+
+/// What the commands work on. Names of one letter lie in different slots.
+const BEFORE: &[&str] = &[
+    "ZADD a 1 x 2.5 y 0.1 z 1e300 w",
+    "ZADD b 10 y 0.2 z 7 v",
+    "ZADD c 3 y 4 u",
+    "SADD s y z new",
+    "RPUSH l gamma Alpha beta alpha",
+    "RPUSH m 10 9 8 7 6",
+    "GEOADD g 13.361389 38.115556 Palermo 15.087269 37.502669 Catania 2.349014 48.864716 Paris",
+    "SET t text PXAT 99999999999999",
+    "HSET h f v",
+    "XADD x 5-1 f v",
+];
+
+/// Each over several slots; the last key of each is its own.
+const COMMANDS: &[&str] = &[
+    "ZUNIONSTORE d1 3 a b c",
+    "ZUNIONSTORE d2 3 a s none WEIGHTS 2 3 4 AGGREGATE MAX",
+    "ZINTERSTORE d3 2 a b",
+    "ZINTERSTORE d4 3 a b a AGGREGATE MIN",
+    "ZDIFFSTORE d5 3 a b c",
+    "ZUNIONSTORE a 2 a b",
+    "ZINTERSTORE gone 2 none nothing",
+    "ZRANGESTORE d6 a 1 -1",
+    "ZRANGESTORE d7 a +inf (1 BYSCORE REV LIMIT 0 2",
+    "ZRANGESTORE d8 none 0 -1",
+    "SORT l ALPHA STORE d9",
+    "SORT l ALPHA DESC LIMIT 1 2 STORE d10",
+    "SORT m STORE d11",
+    "SORT s BY nosort ALPHA STORE d12",
+    "SORT none STORE t2",
+    "GEORADIUS g 15 37 200 km STORE d13",
+    "GEORADIUS g 15 37 2000 km ASC COUNT 2 STOREDIST d14",
+    "GEORADIUSBYMEMBER g Paris 2000 mi STOREDIST d15",
+    "LMPOP 3 none m l LEFT",
+    "LMPOP 2 none m RIGHT COUNT 2",
+    "LMPOP 2 none nothing LEFT",
+    "BLMPOP 0 2 d9 m LEFT COUNT 100",
+    "ZMPOP 3 none c b MIN",
+    "ZMPOP 2 none b MAX COUNT 100",
+    "LMOVE l m RIGHT LEFT",
+    "BLMOVE m d16 LEFT RIGHT 0",
+    "RPOPLPUSH l d17",
+    "BRPOPLPUSH m d18 0",
+    "RENAME t t3",
+    "RENAMENX h h2",
+    "RENAME x x2",
+    "MSET p 1 q 2 r 3",
+    "DEL p r none",
+];
+
+fn words(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
+}
+
+/// A cluster and a server of the same kind, or why the test skips.
+fn servers(kind: ServerKind, options: ServerOptions) -> Option<(Cluster, Server)> {
+    let cluster = match find_server(kind).and_then(|binary| Cluster::start(&binary, 3, false, options.clone())) {
+        Err(LabError::NoServer { what, .. }) => {
+            eprintln!("skipped: no {what} here");
+            return None;
+        }
+        cluster => cluster.unwrap(),
+    };
+    Some((cluster, server_with(kind, options)?))
+}
+
+fn source(lines: &[&str]) -> FlowBytes {
+    let mut flow = FlowBytes::new();
+    for line in lines {
+        flow.journal(0, &words(line));
+    }
+    flow
+}
+
+/// Without the blocking forms' wait, as a client of one server.
+fn tell(server: &Server, line: &str) {
+    let mut client = server.client().unwrap();
+    let reply = client.run(line);
+    assert!(reply.is_ok(), "{line}: {reply:?}");
+}
+
+#[test]
+fn every_command_comes_to_what_one_server_makes_of_it() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some((cluster, judge)) = servers(kind, ServerOptions::default()) else { continue };
+        let names: BTreeSet<u16> = "abcslmgthx".chars().map(|name| slot(name.to_string().as_bytes()).0).collect();
+        assert_eq!(names.len(), 10, "two names in one slot");
+        let lines: Vec<&str> = BEFORE.iter().chain(COMMANDS).copied().collect();
+        lines.iter().for_each(|line| tell(&judge, line));
+        let wanted: Contents = contents(&mut judge.client().unwrap());
+        // What MSET writes in a full sync may have been deleted silently: the source is asked.
+        let master = Hand::new(vec![source(&lines)]).holds(0, b"q").start();
+        let run = migrate(master.port(), cluster.port(), &[]);
+        run.expect_code(0);
+        cluster.gather(&judge).unwrap();
+        let found = contents(&mut judge.client().unwrap());
+        for (key, value) in &wanted {
+            assert_eq!(found.get(key), Some(value), "{kind:?} {}\n{}", key.1.escape_ascii(), run.stderr);
+        }
+        let more: Vec<String> =
+            found.keys().filter(|key| !wanted.contains_key(key)).map(|key| key.1.escape_ascii().to_string()).collect();
+        assert!(more.is_empty(), "{kind:?}: left behind: {more:?}");
+        let expiry = judge.client().unwrap().run("PEXPIRETIME t3").unwrap().int();
+        assert_eq!(expiry, Some(99_999_999_999_999));
+    }
+}
+
+#[test]
+fn count_min_sketches_are_merged_from_other_slots() {
+    let module = match find_module("redisbloom.so") {
+        Ok(module) => module,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    let options = ServerOptions::default().module(module);
+    let Some((cluster, judge)) = servers(ServerKind::Redis7, options) else { return };
+    let lines = [
+        "CMS.INITBYDIM d 2000 5",
+        "CMS.INITBYDIM e 2000 5",
+        "CMS.INITBYDIM f 2000 5",
+        "CMS.INCRBY d x 100",
+        "CMS.INCRBY e x 5 y 7",
+        "CMS.INCRBY f x 1 z 3",
+        "CMS.MERGE d 2 e f WEIGHTS 2 10",
+        "CMS.MERGE f 2 f d",
+        "CMS.INCRBY e y 1",
+    ];
+    lines.iter().for_each(|line| tell(&judge, line));
+    let run = migrate(Hand::new(vec![source(&lines)]).start().port(), cluster.port(), &[]);
+    run.expect_code(0);
+    let mut keys = cluster.keys().unwrap();
+    keys.sort();
+    assert_eq!(keys, [b"d", b"e", b"f"]);
+    for key in ["d", "e", "f"] {
+        let question = format!("CMS.QUERY {key} x y z");
+        let wanted = judge.client().unwrap().run(&question).unwrap();
+        let node = usize::from(slot(key.as_bytes()).0) * 3 / 16384;
+        assert_eq!(cluster.nodes[node].client().unwrap().run(&question).unwrap(), wanted, "{key}");
+    }
+}
+
+/// Nobody can carry them out: as into one server they are listed, and the run goes on.
+#[test]
+fn what_lost_its_operands_is_listed() {
+    let Some((cluster, _)) = servers(ServerKind::Redis7, ServerOptions::default()) else { return };
+    let lines = [
+        "ZUNIONSTORE d1 a b",
+        "ZINTERSTORE d2",
+        "ZDIFFSTORE a d3",
+        "ZRANGESTORE d4 a",
+        "LMPOP l m",
+        "ZMPOP b c",
+        "SORT d5",
+        "GEORADIUS d6",
+    ];
+    let lines: Vec<&str> = BEFORE.iter().chain(&lines).copied().collect();
+    let run = migrate(Hand::new(vec![source(&lines)]).start().port(), cluster.port(), &[]);
+    run.expect_code(0);
+    let listed = serde_json::to_string(&run.report).unwrap();
+    for key in ["d1", "d2", "d3", "d4", "d5", "d6", "l", "m", "b", "c"] {
+        assert!(listed.contains(&format!("\"key\":\"{key}\"")), "{key} is not listed in {listed}");
+    }
+    assert!(listed.contains("doubtful-Truncated"), "{listed}");
+}
+
+/// A key that is read, and not changed, may be sent by the snapshot behind the record.
+#[test]
+fn what_was_stored_in_a_full_sync_is_listed() {
+    let Some((cluster, one)) = servers(ServerKind::Redis7, ServerOptions::default()) else { return };
+    for port in [cluster.port(), one.port()] {
+        let mut flow = source(&BEFORE[..1]);
+        flow.journal(0, &words("ZUNIONSTORE d 2 a b")).journal(0, &words("ZRANGESTORE e b 0 -1"));
+        flow.journal(0, &words("SORT b STORE f")).journal(0, &words("RENAME a g")).journal(0, &words("ZADD b 1 x"));
+        let run = migrate(Hand::new(vec![flow]).start().port(), port, &[]);
+        run.expect_code(0);
+        let listed = serde_json::to_string(&run.report["not_carried"]).unwrap();
+        assert_eq!(run.report["not_carried"]["counts"]["doubtful-EarlyRead/verify"], 3, "{listed}");
+        for key in ["d", "e", "f"] {
+            assert!(listed.contains(&format!("\"key\":\"{key}\"")), "{key} is not listed in {listed}");
+        }
+    }
+}
+
+/// Patterns name keys that the record does not: no node of a cluster reads them.
+#[test]
+fn patterns_over_several_slots_are_refused_by_name() {
+    let ports = ClusterPorts::default();
+    let identity = TargetIdentity::default().in_cluster(&ports);
+    let target = ScriptedTarget::start(ScriptOptions { identity, ..ScriptOptions::default() }).unwrap();
+    ports.lock().unwrap().push(target.port());
+    for line in ["SORT src BY w_* STORE dst", "SORT src GET # GET v_* STORE dst"] {
+        let run = migrate(Hand::new(vec![source(&[line])]).start().port(), target.port(), &[]);
+        run.expect_code(3)
+            .expect_text("the recorded command SORT on the key \"src\", over several slots")
+            .expect_text("by a pattern");
+    }
+    assert!(target.received_of("SORT").is_empty() && target.received_of("DUMP").is_empty());
+}
+
+/// Such a value does not pass through a control connection. That is said at once.
+#[test]
+fn values_that_are_too_long_are_refused_by_name() {
+    let Some((cluster, _)) = servers(ServerKind::Redis7, ServerOptions::default()) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"long", &common::noise(7, 17 << 20)).journal(0, &["RENAME", "long", "longer"]);
+    let run = migrate(Hand::new(vec![flow]).start().port(), cluster.port(), &[]);
+    run.expect_code(3).expect_text("RENAME on the key \"long\"").expect_text("more than the 16 MiB");
+    assert!(run.elapsed.as_secs() < 40, "{:?}", run.elapsed);
+}
