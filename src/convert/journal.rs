@@ -257,6 +257,7 @@ impl JournalTranslator {
             How::Del => Ok(self.del(record, record.from(1), out)),
             How::GetEx => self.get_ex(record, out),
             How::PExpireAt => self.pexpire_at(record, out),
+            How::Persist => self.persist(record, out),
             How::Expire(unit_ms, relative) => self.expire(record, unit_ms, relative, out),
             How::Prepend => self.prepend(record, out),
             How::AddFloat => self.add_float(record, out),

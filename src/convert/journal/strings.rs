@@ -10,6 +10,8 @@ use crate::convert::policy::Kind;
 use crate::redis::capabilities::Make;
 
 /// PREPEND: keeps the TTL, creates a missing key.
+/// An expiry that never comes: in the year 2286.
+const FAR_AWAY_MS: i64 = 9_999_999_999_999;
 const PREPEND_SCRIPT: &str = "local v=redis.call('GET',KEYS[1]) \
 if v then redis.call('SET',KEYS[1],ARGV[1]..v,'KEEPTTL') else redis.call('SET',KEYS[1],ARGV[1]) end return 1";
 /// DELEX IFEQ.
@@ -151,13 +153,24 @@ impl JournalTranslator {
             return Ok(Outcome::Dropped(DropReason::Read));
         }
         if record.is(2, "PERSIST") {
-            let mut request = Request::open(out, self.meta(record, record.key()?, Class::Guarded), 2, "PERSIST");
-            request.text(record.key()?);
-            request.close();
-            return Ok(Outcome::Written { commands: 1 });
+            return self.persist(record, out);
         }
         let at_ms = record.expiry_option(2)?.ok_or_else(|| record.unknown_option(2))?;
         self.write_pexpire_at(record, at_ms, &[], out)
+    }
+
+    /// Its answer is 0 also where the key has no expiry, which is recorded too (GETEX). So that a 0 says that there is no key,
+    /// it is given one first. (Blind either way, for it stands before a Guarded command of the same record.)
+    pub(super) fn persist<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        let key = record.key()?;
+        let mut request = Request::open(out, self.meta(record, key, Class::Blind), 3, "PEXPIREAT");
+        request.text(key);
+        request.number(FAR_AWAY_MS);
+        request.close();
+        let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 2, "PERSIST");
+        request.text(key);
+        request.close();
+        Ok(Outcome::Written { commands: 2 })
     }
 
     pub(super) fn pexpire_at<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {

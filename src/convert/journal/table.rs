@@ -98,6 +98,7 @@ pub enum How {
     Del,
     GetEx,
     PExpireAt,
+    Persist,
     /// EXPIRE (1000, true), PEXPIRE (1, true), EXPIREAT (1000, false): PEXPIREAT.
     Expire(i64, bool),
     Prepend,
@@ -208,7 +209,7 @@ pub static TABLE: &[Row] = &[
     row("UNLINK", 2, All, How::Del),
     // Keys.
     row("PEXPIREAT", 3, First, How::PExpireAt),
-    row("PERSIST", 2, First, How::Guarded),
+    row("PERSIST", 2, First, How::Persist),
     row("EXPIRE", 3, First, How::Expire(1000, true)),
     row("PEXPIRE", 3, First, How::Expire(1, true)),
     row("EXPIREAT", 3, First, How::Expire(1000, false)),

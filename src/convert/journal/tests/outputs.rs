@@ -51,7 +51,7 @@ fn strings_on_every_target() {
             ("PFADD k a b", "G PFADD k a b"),
             ("DELEX k", "B DEL k"),
             ("GETEX k", "<Read>"),
-            ("GETEX k PERSIST", "G PERSIST k"),
+            ("GETEX k PERSIST", "B PEXPIREAT k 9999999999999 | G PERSIST k"),
             ("GETEX k EX 10", "G PEXPIREAT k 1800000010000"),
         ],
     );
@@ -80,7 +80,7 @@ fn keys_on_every_target() {
         &TARGETS,
         &[
             ("PEXPIREAT k 1900000000000", "G PEXPIREAT k 1900000000000"),
-            ("PERSIST k", "G PERSIST k"),
+            ("PERSIST k", "B PEXPIREAT k 9999999999999 | G PERSIST k"),
             ("EXPIRE k 10", "G PEXPIREAT k 1800000010000"),
             ("PEXPIRE k 10", "G PEXPIREAT k 1800000000010"),
             ("EXPIREAT k 1900000000", "G PEXPIREAT k 1900000000000"),
