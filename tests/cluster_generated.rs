@@ -54,3 +54,18 @@ fn faults_while_slots_move_lose_and_double_nothing() {
 fn replicas_that_take_over_lose_and_double_nothing() {
     runs(ServerKind::Redis7, true, 2, |seed| options(seed, &[Fault::FailOver, Fault::Kill]));
 }
+
+/// What the nodes lose behind the tool's back is there again as soon as the source renews it.
+#[test]
+fn keys_that_nodes_lose_come_back() {
+    runs(ServerKind::Redis7, false, 1, |seed| StageOptions { keys_lost: true, ..options(seed, &Fault::HARMLESS) });
+}
+
+#[test]
+fn keys_that_nodes_lose_while_slots_move_come_back() {
+    runs(ServerKind::Valkey9, false, 1, |seed| StageOptions {
+        slots_move: true,
+        keys_lost: true,
+        ..options(seed, &Fault::HARMLESS)
+    });
+}

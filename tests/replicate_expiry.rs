@@ -527,6 +527,51 @@ fn a_lost_key_is_not_forgotten(unheard: Unheard) {
     assert_eq!(fields.chunks(2).filter(names).count(), 0, "{fields:?}");
 }
 
+/// GETEX PERSIST is recorded of keys without an expiry, too: the target's 0 did not tell them from lost ones, and each was fetched.
+#[test]
+fn a_key_that_had_no_expiry_is_not_taken_for_a_lost_one() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    for line in ["SET x:plain v", "SET x:lost v", "SET x:expires v PX 5000000"] {
+        source.run(line).unwrap();
+    }
+    scene.wait_acknowledged();
+    target.run("DEL x:lost").unwrap();
+    for key in ["x:plain", "x:lost", "x:expires"] {
+        source.run(&format!("GETEX {key} PERSIST")).unwrap();
+    }
+    let fetched = wait_for(|| (text(&mut target, "GET x:lost").as_deref() == Some("v")).then_some(()));
+    assert!(fetched.is_some(), "{}", scene.tool.said());
+    scene.stops_equal();
+    let said = scene.tool.said();
+    assert_eq!(said.matches("the target lost a key").count(), 1, "{said}");
+    assert!(said.contains("key=x:lost"), "{said}");
+}
+
+/// A key is asked for by its name at the source, and written under the one at the target.
+#[test]
+fn lost_keys_with_other_names_are_fetched_again() {
+    let scope = ["--rewrite-prefix", "p:=q:", "--exclude-prefix", "no:", "--db-map", "0:3", "--db-map", "3:0"];
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &scope) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    target.run("SELECT 3").unwrap();
+    for key in ["p:list", "list"] {
+        source.run(&format!("RPUSH {key} a b")).unwrap();
+    }
+    scene.wait_acknowledged();
+    target.run("DEL q:list list").unwrap();
+    for key in ["p:list", "list"] {
+        source.run(&format!("PEXPIRE {key} 5000000")).unwrap();
+        source.run(&format!("RPUSH {key} c")).unwrap();
+    }
+    for key in ["q:list", "list"] {
+        let fetched = wait_for(|| (int(&mut target, &format!("LLEN {key}")) == 3).then_some(()));
+        assert!(fetched.is_some(), "{key}: {}", scene.tool.said());
+    }
+    scene.wait_acknowledged();
+    assert_eq!(int(&mut target, "EXISTS p:list"), 0);
+}
+
 /// The names of lost keys lie in database 0, whatever theirs is.
 #[test]
 fn lost_keys_of_other_databases_outlive_a_flush() {

@@ -131,3 +131,54 @@ fn what_differs_is_repaired_by_the_running_job() {
     workload.stop();
     scene.stops_equal();
 }
+
+/// The job gives keys other names and leaves some out; a repair goes by the source's names, as the comparison does.
+#[test]
+fn a_job_with_filters_and_other_names_repairs_what_it_carries() {
+    let scope = [
+        "--rewrite-prefix",
+        "p:=q:",
+        "--exclude-prefix",
+        "no:",
+        "--exclude-type",
+        "stream",
+        "--db-map",
+        "0:3",
+        "--db-map",
+        "3:0",
+    ];
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &scope) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    target.run("SELECT 3").unwrap();
+    for line in ["SET p:value right", "RPUSH p:list a b", "SET other v", "SET no:1 v", "XADD p:stream 1-1 f v"] {
+        source.run(line).unwrap();
+    }
+    scene.wait_acknowledged();
+    for line in ["SET q:value wrong", "DEL q:list", "APPEND other w", "SET q:extra v"] {
+        target.run(line).unwrap();
+    }
+    let socket = scene.socket();
+    let control = ["--control", socket.to_str().unwrap()];
+    let alone = verify(&scene, &[&["--repair", "copy", "--control", "off"][..], &scope].concat());
+    assert_eq!(alone.status.code(), Some(3), "{alone:?}");
+    let mirrored = verify(&scene, &[&["--repair", "mirror"][..], &control, &scope].concat());
+    let told = lines(&mirrored);
+    let mut keys: Vec<(&str, Option<bool>)> =
+        told[..told.len() - 1].iter().map(|line| (line["key"].as_str().unwrap(), line["repaired"].as_bool())).collect();
+    keys.sort_unstable();
+    let wanted = ["other", "p:extra", "p:list", "p:value"].map(|key| (key, Some(true)));
+    assert_eq!(keys, wanted, "{told:#?}\n{}", scene.tool.said());
+    for (question, answer) in [("GET q:value", "right"), ("LINDEX q:list 1", "b"), ("GET other", "v")] {
+        assert_eq!(target.run(question).unwrap().text().as_deref(), Some(answer), "{question}");
+    }
+    assert_eq!(target.run("EXISTS q:extra p:list p:value no:1 q:stream").unwrap().int(), Some(0));
+    // What the job leaves out, by its name or its type, it does not bring by a repair either.
+    let mut job = Client::connect(&scene.socket()).unwrap();
+    let left_out = job.ask(&Request::Repair { db: 0, key: hex(b"no:1") }).unwrap();
+    assert!(!left_out.ok, "{left_out:?}");
+    assert!(job.ask(&Request::Repair { db: 0, key: hex(b"p:stream") }).unwrap().ok);
+    scene.tool.signal("INT");
+    assert_eq!(scene.tool.wait(), Some(130), "{}", scene.tool.said());
+    assert_eq!(target.run("EXISTS q:stream").unwrap().int(), Some(0));
+    assert_eq!(verify(&scene, &scope).status.code(), Some(0));
+}

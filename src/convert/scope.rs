@@ -252,6 +252,19 @@ impl Scope {
         Ok(())
     }
 
+    /// The name at the source, in `db` there, of a key of the target. `None`: no carried key goes there, or other databases
+    /// go into the same one.
+    pub fn source_of(&self, db: DbIndex, name: &[u8]) -> Option<Vec<u8>> {
+        let rewritten = self.rewrites.iter().find_map(|rule| {
+            let rest = name.strip_prefix(&rule.new[..])?;
+            Some([&rule.old[..], rest].concat())
+        });
+        let key = rewritten.unwrap_or_else(|| name.to_vec());
+        let mut again = Vec::with_capacity(name.len());
+        let is_inverse = self.push_name(db, &key, &mut again).is_ok() && again == name;
+        (is_inverse && self.is_alone(db) && self.admits(db, &key, None).is_ok()).then_some(key)
+    }
+
     /// The name at the target of an admitted key, and its database.
     pub fn at_target(&self, db: DbIndex, key: &[u8]) -> Result<(DbIndex, Vec<u8>), ScopeError> {
         let mut name = Vec::with_capacity(key.len());

@@ -7,7 +7,7 @@
 //! (`layout`), and so does an XADD, which always stands in one. Repeating blind commands in their order changes nothing
 //! (`convert::journal::table`), whatever errors they and those that they had passed meet meanwhile.
 
-use super::batch::Batch;
+use super::batch::{Batch, Watched};
 use super::error::EngineError;
 use super::lane::Lane;
 use super::layout::batch_of;
@@ -71,7 +71,11 @@ fn batch_of_units(units: &[Unit], like: &Batch) -> Batch {
         for (inner, _) in (1..).zip(&unit.inner).filter(|(_, inner)| inner.again) {
             batch.put_in_doubt(at + inner..at + inner + 1);
         }
+        batch.watched.extend(unit.watched.iter().map(|of| Watched { command: at + of.place, ..of.watched }));
         at += unit.replies;
+        if unit.replies > 1 && !unit.watched.is_empty() {
+            batch.groups.push((at - 1, at - unit.replies + 1));
+        }
     }
     batch.first_read_ns = like.first_read_ns;
     batch

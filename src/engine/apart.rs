@@ -227,8 +227,9 @@ impl Cluster {
             marker: Some((marker, value.to_vec())),
             unknown: false,
             again: false,
+            watched: Vec::new(),
         };
-        self.execute_unit(&unit).await
+        self.execute_unit(&unit).await.map(drop)
     }
 }
 

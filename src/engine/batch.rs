@@ -46,6 +46,8 @@ pub struct Batch {
     pub positions: Vec<(FlowId, Lsn)>,
     /// Commands whose answer may say that the target lost a key, in order.
     pub watched: Vec<Watched>,
+    /// A cluster's: its transactions, if anything is watched: index of the EXEC, and of the first command inside.
+    pub groups: Vec<(u32, u32)>,
     /// SELECTs inside: index of the command and the database.
     pub selects: Vec<(u32, DbIndex)>,
     /// Database selected where the batch begins.
@@ -79,6 +81,7 @@ impl Batch {
             fenced: false,
             positions: Vec::new(),
             watched: Vec::new(),
+            groups: Vec::new(),
             selects: Vec::new(),
             db_at_start,
             first_read_ns: 0,
@@ -109,6 +112,26 @@ impl Batch {
             }
             Segment::Heap(bytes) => &bytes[..],
         })
+    }
+
+    /// What is watched of the command that the next reply is for, or of element `element` of the EXEC that it is for.
+    pub fn watched_at(&self, element: Option<u64>) -> Option<Watched> {
+        if self.watched.is_empty() {
+            return None;
+        }
+        let of_group = |(exec, first): &(u32, u32)| (*exec == self.replied).then_some(*first);
+        let command = match element {
+            None => self.replied,
+            Some(element) => {
+                let first = match self.guard {
+                    Some(guard) => guard.first_command + 1,
+                    None => self.groups.iter().find_map(of_group).unwrap_or(self.replied),
+                };
+                first.saturating_add(u32::try_from(element).ok()?)
+            }
+        };
+        let found = self.watched.binary_search_by_key(&command, |watched| watched.command).ok()?;
+        self.watched.get(found).copied()
     }
 
     /// A node refused some of it, or sent it elsewhere.

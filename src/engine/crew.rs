@@ -65,6 +65,8 @@ pub struct ClusterPlan {
     pub resumed: Arc<Resumed>,
     /// By flow: what stands before this LSN may have been sent by an earlier session, though no position says so.
     pub sent_before: Arc<[Lsn]>,
+    /// By flow: the checkpoint's position, before what the nodes lack is counted.
+    pub heard_before: Arc<[Lsn]>,
     /// Keys of positions found at the nodes.
     pub noted: Arc<[(FlowId, Slot)]>,
     /// The checkpoint is good: a session that ends may be followed by one that goes on from it.
@@ -210,6 +212,7 @@ impl Crew {
                         checkpoint_key: own::checkpoint_key(&settings),
                         resumed: plan.resumed,
                         sent_before: plan.sent_before,
+                        heard_before: plan.heard_before,
                         noted: plan.noted,
                     })
                 }

@@ -95,9 +95,13 @@ impl Job<'_> {
         let RepairAsked { db, key, done } = asked;
         let result = match crew.flow_of(&key) {
             _ if drains => Err("the source is gone".to_string()),
-            _ if crew.is_cluster() => Err("a job into a cluster cannot copy keys again".into()),
-            _ if !self.settings.scope.is_plain(db) => {
-                Err("the job has filters, or other names at the target: keys are not copied again".into())
+            _ if crew.is_cluster() && self.settings.scope.target_db(db) != Ok(DbIndex(0)) => {
+                Err("a cluster has only database 0".into())
+            }
+            _ if self.settings.scope.admits(db, &key, None).is_err() => Err("the job leaves the key out".into()),
+            _ if !self.settings.scope.is_alone(db) => {
+                Err("several databases go into this one of the target (--db-merge): whose key it is cannot be told"
+                    .into())
             }
             None => Err("which flow the key comes on is not known, so the order with its records is not".into()),
             Some(flow) => {

@@ -11,15 +11,13 @@ use super::returned::Returned;
 use super::rows;
 use super::scoped::Names;
 use crate::convert::hold::{Due, HORIZON_MS_MIN, Held, hold_again};
-use crate::convert::journal::{
-    self, Doubt, GlobalCommand, JournalTranslator, NotCarriedKind, NoteKind, Outcome, Suspects,
-};
+use crate::convert::journal::{self, GlobalCommand, JournalTranslator, NotCarriedKind, Outcome, Suspects};
 use crate::convert::names::Name;
 use crate::convert::{Class, CommandMeta, Converter, Out, Plan, Scope};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
-use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::ids::{DbIndex, FlowId};
 use crate::redis::slot::slot;
 use crate::report::document::{Filtered, NotCarried};
 use smallvec::SmallVec;
@@ -100,7 +98,7 @@ pub struct FlowHandler {
     pub flow: FlowId,
     pub converter: Converter,
     /// Converts the values of RESTORE records; counted apart from the snapshot's keys.
-    restorer: Converter,
+    pub(super) restorer: Converter,
     pub translator: JournalTranslator,
     pub suspects: Suspects,
     pub counts: FlowCounts,
@@ -288,7 +286,7 @@ impl FlowHandler {
         }
     }
 
-    /// The cutover that had held expiries given back is rolled back: they are held again, by [`FlowHandler::hold_again`].
+    /// The cutover that had held expiries given back is rolled back: they are held again, by [`FlowHandler::next_again`].
     pub fn begin_holding_again(&mut self) {
         self.returned.begin();
     }
@@ -297,16 +295,21 @@ impl FlowHandler {
         self.returned.is_begun()
     }
 
-    /// Holds one again. Returns it if the answer tells whether the target has lost the key.
-    pub fn hold_again(&mut self, out: &mut impl Out) -> Option<Name> {
+    /// The next one to be held again, and whether the answer to that tells if the target has lost a key of this flow.
+    pub fn next_again(&mut self) -> Option<(Name, bool)> {
         let name = self.returned.next()?;
-        out.begin(CommandMeta { slot: slot(&name.key), db: name.db, class: Class::Blind, all_nodes: false });
-        out.put_owned(hold_again(&name, self.tells_expiry).into());
-        out.end();
-        self.held.found(&name);
         // A name that was found at the target may be another flow's: what is written again must be in order with its records.
         let own = self.owner.owner(&name.key) == Some(self.flow);
-        (own && self.scope().is_plain(name.db)).then_some(name)
+        let own = own && self.scope().is_plain(name.db);
+        Some((name, own))
+    }
+
+    /// Holds one again.
+    pub fn hold_again(&mut self, name: &Name, out: &mut impl Out) {
+        out.begin(CommandMeta { slot: slot(&name.key), db: name.db, class: Class::Blind, all_nodes: false });
+        out.put_owned(hold_again(name, self.tells_expiry).into());
+        out.end();
+        self.held.found(name);
     }
 
     /// Whether the object is to be written. Learns the owner rule on the way.
@@ -497,52 +500,8 @@ impl FlowHandler {
 }
 
 impl FlowHandler {
-    /// A record that names keys which the target lost.
-    pub fn touch(&mut self, command: &Command<'_>, lsn: Lsn) {
-        let args: SmallVec<[&[u8]; 16]> = command.args().collect();
-        journal::keys_of(&args).for_each(|key| self.doubts.touched(command.db, key, lsn));
-    }
-
-    /// Writes a key as the source has it. `payload`: as DUMP gives it; None: it has no such key.
-    pub fn put_back(
-        &mut self,
-        db: DbIndex,
-        key: &[u8],
-        payload: Option<&[u8]>,
-        expire_at_ms: Option<i64>,
-        now_ms: i64,
-        out: &mut impl Out,
-    ) {
-        let at = expire_at_ms.unwrap_or(0).to_string();
-        let args: SmallVec<[&[u8]; 6]> = match payload {
-            Some(payload) => {
-                SmallVec::from_slice(&[&b"RESTORE"[..], key, at.as_bytes(), payload, b"REPLACE", b"ABSTTL"])
-            }
-            None => SmallVec::from_slice(&[&b"DEL"[..], key]),
-        };
-        self.held.record(db, &args);
-        let outcome = self.translator.command(db, 0, &args, now_ms, &mut self.restorer, out);
-        self.note_held(db, &args);
-        match outcome {
-            Ok(Outcome::Written { .. }) => self.counts.fetched_again += 1,
-            // It was never there, and is listed as such.
-            Ok(_) => self.doubts.leave_out(db, key),
-            Err(error) => {
-                self.doubts.leave_out(db, key);
-                self.give_up(db, key, &error.to_string());
-            }
-        }
-    }
-
-    /// A lost key cannot be had again: the report lists it.
-    pub fn give_up(&mut self, db: DbIndex, key: &[u8], why: &str) {
-        tracing::warn!(flow = %self.flow, %db, key = %key.escape_ascii(), why, "a key that the target lost is not fetched again");
-        self.counts.not_fetched += 1;
-        self.translator.notes().add(db, key, "", NoteKind::Doubtful(Doubt::Vanished));
-    }
-
     /// Remembers the names of what the record had shifted.
-    fn note_held(&mut self, db: DbIndex, args: &[&[u8]]) {
+    pub(super) fn note_held(&mut self, db: DbIndex, args: &[&[u8]]) {
         self.held.unnamed_fields(self.restorer.take_shifted_fields());
         let Some(at_ms) = self.translator.take_shifted_ms() else { return };
         let [name, key, more @ ..] = args else { return };

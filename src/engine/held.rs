@@ -174,6 +174,8 @@ impl Worker {
         let lost = self.router.as_ref().is_some_and(|router| !router.uses_only(&self.lanes));
         self.held.stage = if lost { Stage::Draining } else { Stage::Free };
         self.held.stops = lost;
+        // In front of every position that passes them.
+        self.put_in_doubt(0, settled.missed)?;
         // Where records over several slots follow each other closely, the worker is held again before its next look.
         self.note_positions(now_ns, false);
         Ok(())
@@ -191,6 +193,7 @@ impl Worker {
             router.cut(&self.lanes, positions);
             let batch_bytes = self.settings.batch_bytes;
             router.note_positions(&mut self.lanes, self.ring.slab_mut(), batch_bytes, now_ns, when_idle);
+            router.forget_found(&mut self.lanes, self.ring.slab_mut(), batch_bytes, now_ns, self.draining);
         }
     }
 

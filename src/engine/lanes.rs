@@ -5,18 +5,19 @@
 //! forward behind what was acknowledged. Invariants: a position moves only with its acknowledged batch; what the target
 //! refused is sent again in its order; a connection that owes replies is never silent for ever.
 
-use super::batch::{Batch, Watched};
+use super::batch::Batch;
 use super::error::EngineError;
 use super::flow::Flow;
 use super::lane::{Lane, Link, Verdict};
 use super::messages::WorkerEvent;
 use super::refusal::{self, Hold};
 use super::settings::MigrateSettings;
+use super::units::Missed;
 use super::wire::{Begun, Connected};
 use super::worker::{KIND_REPLY, KIND_SEND, Worker, token};
 use crate::report::counters::WorkerStats;
 use crate::report::latency::{Latency, Recorder};
-use crate::uring::{Class, Completion, CompletionKind, Ring};
+use crate::uring::{self, Class, Completion, CompletionKind, Ring};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A connection that owes replies may be silent for so many connect timeouts.
@@ -259,12 +260,18 @@ impl Worker {
     }
 
     /// The target may have lost these keys: they are fetched again, and remembered until then.
-    fn put_in_doubt(&mut self, lane: usize, lost: Vec<(Watched, Option<Vec<u8>>)>) -> Result<(), EngineError> {
+    pub(super) fn put_in_doubt(&mut self, lane: usize, lost: Vec<Missed>) -> Result<(), EngineError> {
         let mut remembered = Vec::new();
         for (watched, key) in lost {
             if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == watched.flow) {
-                remembered.extend(flow.lost(watched.db, key, &self.events));
+                remembered.extend(flow.lost_at_target(watched.db, key, &self.events));
             }
+        }
+        if let Some(router) = &mut self.router {
+            let now_ns = uring::clock::monotonic_ns();
+            let (slab, batch_bytes) = (self.ring.slab_mut(), self.settings.batch_bytes);
+            router.remember_lost(&mut self.lanes, slab, batch_bytes, now_ns, &remembered);
+            return Ok(());
         }
         let Some(lane) = self.lanes.get_mut(lane) else { return Ok(()) };
         lane.remember_lost(self.ring.slab_mut(), &remembered)

@@ -11,9 +11,10 @@
 //! - such a batch is sent only when all before it were executed, and nothing behind it before it was (`Lane::submit`). So a
 //!   marker never passes what was not executed, whatever the node refuses or sends elsewhere, and whenever the tool dies.
 
+use super::batch::Watched;
 use super::own::marker_key;
 use super::writer::Encoder;
-use crate::ids::{FlowId, Lsn, Slot};
+use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::resp::push_command;
 use crate::uring::{Segment, Slab};
 use bytes::Bytes;
@@ -75,6 +76,8 @@ pub struct Pieces {
     pieces: Vec<Piece>,
     guarded: bool,
     doubts: bool,
+    /// Whose answers are watched; `command`: the index of the piece.
+    watched: Vec<Watched>,
 }
 
 impl Pieces {
@@ -91,6 +94,12 @@ impl Pieces {
             piece.in_doubt = true;
             self.doubts = true;
         }
+    }
+
+    /// The answer to the last one may say that the target lost its key.
+    pub fn watch(&mut self, flow: FlowId, db: DbIndex, lost_if: i64) {
+        let command = self.pieces.len().saturating_sub(1) as u32;
+        self.watched.push(Watched { command, flow, db, lost_if });
     }
 
     /// Some of them must not be applied twice.
@@ -129,6 +138,10 @@ impl Pieces {
                         push_command(&mut text, &[b"SET", &marker_key(&marks.job_tag, *flow, *slot), &value]);
                         push_command(&mut text, &[b"EXEC"]);
                         order.extend([None, None]);
+                        if !self.watched.is_empty() {
+                            let exec = order.len() - 1;
+                            encoder.batch.groups.push((exec as u32, (exec - 1 - members.len()) as u32));
+                        }
                     }
                 }
             }
@@ -136,11 +149,14 @@ impl Pieces {
             old.release(slab);
             encoder.batch.commands = order.len() as u32;
             encoder.batch.fenced = true;
+            self.note_watched(order.iter().copied(), encoder);
             self.note_doubts(order.into_iter(), encoder);
         } else {
+            self.note_watched((0..self.pieces.len()).map(Some), encoder);
             self.note_doubts((0..self.pieces.len()).map(Some), encoder);
         }
         self.pieces.clear();
+        self.watched.clear();
         (self.guarded, self.doubts) = (false, false);
     }
 
@@ -152,6 +168,20 @@ impl Pieces {
         for (command, piece) in (0u32..).zip(commands) {
             if piece.and_then(|at| self.pieces.get(at)).is_some_and(|piece| piece.in_doubt) {
                 encoder.batch.put_in_doubt(command..command + 1);
+            }
+        }
+    }
+
+    /// By command: the piece that it is.
+    fn note_watched(&self, commands: impl Iterator<Item = Option<usize>>, encoder: &mut Encoder) {
+        if self.watched.is_empty() {
+            return;
+        }
+        for (command, piece) in (0u32..).zip(commands) {
+            let Some(piece) = piece else { continue };
+            let found = self.watched.binary_search_by_key(&(piece as u32), |watched| watched.command);
+            if let Some(watched) = found.ok().and_then(|at| self.watched.get(at)) {
+                encoder.batch.watched.push(Watched { command, ..*watched });
             }
         }
     }

@@ -11,7 +11,7 @@ use super::router::RouterStart;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::SpoolStart;
-use super::units::Unit;
+use super::units::{Missed, Unit};
 use super::wire::Connected;
 use super::witness::Witness;
 use crate::convert::journal::GlobalCommand;
@@ -102,6 +102,8 @@ pub struct Settled {
     pub fresh: Vec<(usize, LaneStart)>,
     /// Lanes to nodes that have no slots any more.
     pub gone: Vec<usize>,
+    /// Keys that the target lacks, going by the answers to what was executed, or may lack, where nobody saw an answer.
+    pub missed: Vec<Missed>,
 }
 
 pub struct WorkerStart {

@@ -203,6 +203,7 @@ impl Job<'_> {
         let Some(mut cluster) = TargetLink::open(&self.settings).await?.into_cluster() else { return Ok(None) };
         let tag = checkpoint.as_ref().map(|checkpoint| journal_tag(&checkpoint.master_id)).unwrap_or_default();
         let stable = Arc::new(AtomicBool::new(checkpoint.is_some()));
+        let heard_before = checkpoint.as_ref().map(|checkpoint| checkpoint.lsns.clone()).unwrap_or_default();
         let (resumed, found) = match checkpoint {
             None => (Resumed::new(), Found::default()),
             Some(checkpoint) => {
@@ -231,6 +232,7 @@ impl Job<'_> {
             journal_tag: tag,
             resumed: Arc::new(resumed),
             sent_before: Arc::new([]),
+            heard_before: heard_before.into(),
             noted: found.places().collect(),
             stable,
         }))

@@ -8,6 +8,7 @@
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
 //!   reading socket -> backlog -> spool file -> input, where the target does not keep up
 //!   upstream a source that is gone: what was read is applied to its end
+//!   vanished keys that the target lost: in doubt (`doubt`), fetched again (`fetch`), kept in the checkpoint (`lost`)
 //!   lane    writer -> batches -> linked sends -> replies; lanes: all of a worker's, lost, refused, silent ones too
 //!   router  of a cluster: slots to lanes, markers, positions; held, units: between two slot maps
 //! cluster   who has which slot, routed commands; settle, apart: what a held worker left behind
@@ -85,6 +86,7 @@ pub mod throttle;
 pub mod tls;
 mod units;
 mod upstream;
+mod vanished;
 pub mod verify;
 mod view;
 mod wire;

@@ -16,17 +16,21 @@ use super::error::EngineError;
 use super::homes;
 use super::lane::Lane;
 use super::layout::Marks;
+use super::lost::lost_field;
+use super::messages::Lost;
 use super::own::{marker_key, position_key};
 use super::writer::LSN_FIELD_PREFIX;
 use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::slot;
 use crate::uring::Slab;
+use found::FoundAgain;
 use routes::Routes;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
+mod found;
 mod routes;
 mod writer;
 
@@ -55,6 +59,8 @@ pub struct RouterStart {
     pub resumed: Arc<Resumed>,
     /// By flow: what stands before this LSN may have been sent by an earlier session.
     pub sent_before: Arc<[Lsn]>,
+    /// By flow: the answers to everything before this LSN were seen, and what they said of lost keys is in the checkpoint.
+    pub heard_before: Arc<[Lsn]>,
     /// Keys of positions found at the nodes.
     pub noted: Arc<[(FlowId, Slot)]>,
 }
@@ -102,6 +108,7 @@ pub struct Router {
     checkpoint_key: String,
     resumed: Arc<Resumed>,
     sent_before: Arc<[Lsn]>,
+    heard_before: Arc<[Lsn]>,
     /// By flow: the last LSN of `resumed`.
     resumed_to: BTreeMap<FlowId, Lsn>,
     scratch: Vec<u8>,
@@ -127,6 +134,7 @@ pub struct Router {
     homes_named: String,
     /// Keys of positions that were written.
     pub noted: HashSet<(FlowId, Slot)>,
+    found_again: FoundAgain,
 }
 
 impl Router {
@@ -156,6 +164,7 @@ impl Router {
             marked: start.resumed.keys().copied().collect(),
             resumed: start.resumed,
             sent_before: start.sent_before,
+            heard_before: start.heard_before,
             resumed_to,
             scratch: Vec::new(),
             scratch_mark: 0,
@@ -166,6 +175,7 @@ impl Router {
             confirmed: Vec::new(),
             written: Vec::new(),
             written_ns: 0,
+            found_again: FoundAgain::default(),
         }
     }
 
@@ -199,6 +209,7 @@ impl Router {
     pub fn forget_cuts(&mut self) {
         self.cuts.clear();
         self.cut_last.clear();
+        self.found_again.count_anew();
     }
 
     /// The target's keys of the tool's own may be gone: they are written again.
@@ -272,9 +283,7 @@ impl Router {
         if moved {
             self.note_at_nodes(lanes, slab, now_ns);
         }
-        let checkpoint = self.checkpoint_key.as_bytes();
-        let lane = self.lane_of(slot::slot(checkpoint));
-        let Some(lane) = lanes.get_mut(lane) else { return };
+        let Some(lane) = lanes.get_mut(self.lane_of_checkpoint()) else { return };
         let mut fields: Vec<String> = Vec::new();
         for position in self.confirmed.iter().filter(|position| !self.written.contains(position)) {
             let (flow, lsn) = *position;
@@ -295,19 +304,71 @@ impl Router {
         if fields.is_empty() {
             return;
         }
-        let mut args: Vec<&[u8]> = vec![b"HSET", checkpoint];
-        args.extend(fields.iter().map(String::as_bytes));
+        let fields: Vec<&[u8]> = fields.iter().map(String::as_bytes).collect();
+        self.tell_checkpoint(lanes, slab, batch_bytes, now_ns, b"HSET", &fields);
+        self.written.clone_from(&self.confirmed);
+        self.written_ns = now_ns;
+    }
+
+    fn lane_of_checkpoint(&self) -> usize {
+        self.lane_of(slot::slot(self.checkpoint_key.as_bytes()))
+    }
+
+    /// A command on the checkpoint, behind everything that its lane has. Only between two records.
+    fn tell_checkpoint(
+        &self,
+        lanes: &mut [Lane],
+        slab: &mut Slab,
+        batch_bytes: usize,
+        now_ns: u64,
+        name: &[u8],
+        args: &[&[u8]],
+    ) {
+        let Some(lane) = lanes.get_mut(self.lane_of_checkpoint()) else { return };
         if lane.encoder.batch.first_read_ns == 0 {
             lane.encoder.batch.first_read_ns = now_ns;
         }
-        lane.encoder.command(slab, &args);
+        lane.encoder.command(slab, &[&[name, self.checkpoint_key.as_bytes()], args].concat());
         lane.pieces.push(&lane.encoder, None, None, false);
         // Behind the last record, so that no record is cut in two.
         if lane.encoder.is_full(batch_bytes) {
             lane.close_cluster(slab);
         }
-        self.written.clone_from(&self.confirmed);
-        self.written_ns = now_ns;
+    }
+
+    /// Keeps the names of lost keys in the checkpoint, in front of every position that is written from now on.
+    pub fn remember_lost(
+        &mut self,
+        lanes: &mut [Lane],
+        slab: &mut Slab,
+        batch_bytes: usize,
+        now_ns: u64,
+        lost: &[Lost],
+    ) {
+        if lost.is_empty() {
+            return;
+        }
+        let fields: Vec<Vec<u8>> = lost.iter().map(lost_field).collect();
+        self.found_again.lost_again(&fields);
+        let args: Vec<&[u8]> = fields.iter().flat_map(|field| [&field[..], b""]).collect();
+        self.tell_checkpoint(lanes, slab, batch_bytes, now_ns, b"HSET", &args);
+    }
+
+    /// A lost key was written again, behind everything that its lane has: its name goes from the checkpoint when it is there.
+    pub fn found_again(&mut self, lost: &Lost, now_ns: u64) {
+        self.found_again.add(lost_field(lost), now_ns);
+    }
+
+    /// Takes names out of the checkpoint for which it is time; `all`: all whose keys are there.
+    pub fn forget_found(&mut self, lanes: &mut [Lane], slab: &mut Slab, batch_bytes: usize, now_ns: u64, all: bool) {
+        if self.found_again.is_empty() {
+            return;
+        }
+        let due = self.found_again.take_due(|| queued(lanes), |batches| are_acked(batches, lanes), now_ns, all);
+        if !due.is_empty() {
+            let args: Vec<&[u8]> = due.iter().map(Vec::as_slice).collect();
+            self.tell_checkpoint(lanes, slab, batch_bytes, now_ns, b"HDEL", &args);
+        }
     }
 
     /// Writes the confirmed positions to every node.

@@ -43,14 +43,17 @@ impl Flow {
     /// asked for at the source.
     pub(super) fn hold_again(&mut self, slab: &mut Slab, lane: &mut Outlet<'_>, settings: &MigrateSettings) {
         lane.reopen_window(settings.window_bytes);
-        while self.handler.holds_again() && lane.has_room(slab, settings.window_bytes) {
+        let Some(next_lsn) = self.given_lsn() else { return };
+        while lane.has_room(slab, settings.window_bytes)
+            && let Some((name, own)) = self.handler.next_again()
+        {
             match lane {
                 Outlet::One(lane) => {
-                    let Some(next_lsn) = self.given_lsn() else { return };
                     let mut writer = lane.plain_writer(slab, settings.batch_bytes, self.read_ns);
                     // Only answers in a transaction are told one by one.
                     writer.in_record = true;
-                    if let Some(name) = self.handler.hold_again(&mut writer) {
+                    self.handler.hold_again(&name, &mut writer);
+                    if own {
                         writer.watch(self.id, name.db, &name.key, GONE_AGAIN);
                     }
                     writer.record_done(self.id, next_lsn);
@@ -58,7 +61,10 @@ impl Flow {
                 Outlet::Cluster { lanes, router } => {
                     let write = WriteSettings::copying(settings.batch_bytes, self.read_ns);
                     let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, (self.id, None), write);
-                    self.handler.hold_again(&mut writer);
+                    if own {
+                        writer.watch(name.db, GONE_AGAIN);
+                    }
+                    self.handler.hold_again(&name, &mut writer);
                 }
             }
             lane.queue_closed();

@@ -32,15 +32,20 @@ impl Cluster {
         if !held.units.is_empty() || !held.lost.is_empty() {
             self.refresh_patiently().await?;
         }
+        let mut missed = Vec::new();
         for unit in &held.units {
-            if !(unit.unknown && self.was_applied(unit).await?) {
-                self.execute_unit(unit).await?;
-            }
+            let answers = match unit.unknown && self.was_applied(unit).await? {
+                true => None,
+                false => self.execute_unit(unit).await?,
+            };
+            missed.extend(unit.missed(answers.as_deref()));
         }
         for apart in &held.apart {
             self.carry_out(apart).await?;
         }
-        self.assign(held).await
+        let mut settled = self.assign(held).await?;
+        settled.missed = missed;
+        Ok(settled)
     }
 
     /// Its marker says that it was executed.
@@ -50,17 +55,22 @@ impl Cluster {
         Ok(matches!(found, Value::Bulk(found) if says_applied(&found, wanted)))
     }
 
-    /// Executes a command or a group until it is known to be applied.
-    pub async fn execute_unit(&mut self, unit: &Unit) -> Result<(), EngineError> {
+    /// Executes a command or a group until it is known to be applied. Returns its answers, if they are those to the only time
+    /// that it was executed.
+    pub async fn execute_unit(&mut self, unit: &Unit) -> Result<Option<Vec<Value>>, EngineError> {
         let Some(slot) = unit.slot else {
-            return self.on_all(&unit.bytes).await.map(drop);
+            return self.on_all(&unit.bytes).await.map(|_| None);
         };
         let mut patience = Patience::new();
         let mut again = unit.unknown || unit.again;
         loop {
             match self.execute(slot, &unit.bytes, unit.replies as usize).await {
                 Ok(values) => match refused(&values)? {
-                    None => return judge(unit, &values, again),
+                    None => {
+                        judge(unit, &values, again)?;
+                        let only_time = !again || unit.marker.is_some();
+                        return Ok(only_time.then_some(values));
+                    }
                     Some(text) => patience.wait(&format!("a node answers \"{text}\"")).await?,
                 },
                 Err(Trouble::Final(error)) => return Err(error),
@@ -68,7 +78,7 @@ impl Cluster {
                     patience.wait(&error.to_string()).await?;
                     self.refresh_patiently().await?;
                     if self.was_applied(unit).await? {
-                        return Ok(());
+                        return Ok(None);
                     }
                     again = true;
                 }
@@ -115,7 +125,8 @@ impl Cluster {
                     }
                 }
             }
-            return Ok(Settled { lanes_by_slot: self.changed_lanes(held.worker, places), fresh, gone });
+            let lanes_by_slot = self.changed_lanes(held.worker, places);
+            return Ok(Settled { lanes_by_slot, fresh, gone, missed: Vec::new() });
         }
     }
 
@@ -268,6 +279,7 @@ mod tests {
             marker,
             unknown: true,
             again: false,
+            watched: Vec::new(),
         };
         let wrong = || Value::Error(b"WRONGTYPE Operation".to_vec());
         assert!(judge(&unit(None, false), &[wrong()], true).is_ok());

@@ -5,33 +5,27 @@
 //! must equal the LSN of the record before it, else something was lost or counted twice; a global command is not applied
 //! here: the flow stops before it until all flows have reached it and it was executed once (wire 4.5).
 
-use super::doubt::Settled;
 use super::error::EngineError;
 use super::flow::{Flow, FlowState, Stop};
 use super::handle::{Applied, FlowHandler};
 use super::lane::Lane;
-use super::lost;
 use super::messages::{Apart, Barrier, Lost, WorkerEvent};
 use super::outlet::Outlet;
 use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
+use super::vanished::lost_answer;
 use super::witness::is_clients;
-use super::worker::has_room;
-use super::writer::{CHECKPOINT_DB, Source, Writer};
+use super::writer::{Source, Writer};
+use crate::convert::Out;
 use crate::convert::journal::GlobalCommand;
-use crate::convert::{Class, CommandMeta, Out};
 use crate::dragonfly::Reason;
-use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent, JournalProgress};
-use crate::ids::{DbIndex, Lsn, Slot};
-use crate::redis::resp;
+use crate::dragonfly::journal::{JournalDecoder, JournalEvent, JournalProgress};
+use crate::ids::{DbIndex, Lsn};
 use crate::uring::Slab;
-use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Records between two acknowledgements at the most (the native replica's figure).
 const ACK_RECORDS_MAX: u64 = 1024;
-/// Names of keys that could not be fetched again stay in the checkpoint for the next process, so many of a flow.
-const REMEMBERED_MAX: u64 = 1024;
 const ACK_EVERY_NS: u64 = 1_000_000_000;
 
 /// What a flow keeps in stable sync.
@@ -110,24 +104,6 @@ fn apply(
     }
 }
 
-/// The answer to the last command made of this record that says that the target lacks the key, or a field, of which the
-/// source had it (wire 4.4).
-fn lost_answer(command: &Command<'_>) -> Option<i64> {
-    let name = command.name();
-    let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
-    match name.len() {
-        5 if is("GETEX") => Some(0),
-        6 if is("HGETEX") => Some(-2),
-        7 if is("PERSIST") => Some(0),
-        7 if is("HEXPIRE") => Some(-2),
-        9 if is("PEXPIREAT") => Some(0),
-        // With a condition 0 may mean that it does not hold.
-        6..=8 if is("EXPIRE") || is("PEXPIRE") || is("EXPIREAT") => (command.args().count() == 3).then_some(0),
-        11 if is("FIELDEXPIRE") => Some(-2),
-        _ => None,
-    }
-}
-
 impl Flow {
     /// Decodes and applies journal records from the current window until something is missing.
     pub(super) fn decode_stable(
@@ -185,6 +161,8 @@ impl Flow {
         events: &UnboundedSender<WorkerEvent>,
         consumed_bytes: &mut usize,
     ) -> Result<Stop, EngineError> {
+        // Watched records that an earlier session applied.
+        let mut unheard: Vec<(DbIndex, Vec<u8>)> = Vec::new();
         let Self { id, handler, stable, state, read_ns, pump_bytes_max, apart, upstream, .. } = self;
         let Some(stable) = stable else {
             return Err(EngineError::Internal("a flow is in stable sync without its counters".into()));
@@ -267,9 +245,20 @@ impl Flow {
                         read_ns: *read_ns,
                     };
                     let mut writer = ClusterWriter::new(router, lanes, slab, source, position_of_record, write);
+                    // Each of these records is one command at the most, but for PERSIST, whose two have the same answer.
+                    let watched = match &event {
+                        JournalEvent::Command(command) => lost_answer(command).map(|lost_if| (command, lost_if)),
+                        _ => None,
+                    };
+                    if let Some((command, lost_if)) = watched {
+                        writer.watch(command.db, lost_if);
+                    }
                     let applied = apply(handler, &event, now_ms, &mut writer)
                         .map_err(|error| error.at_lsn(*id, stable.next_lsn))?;
                     writer.record_done();
+                    if let Some((command, _)) = watched.filter(|_| writer.is_unheard()) {
+                        unheard.push((command.db, command.args().nth(1).unwrap_or_default().to_vec()));
+                    }
                     router.take_refusal()?;
                     if let Applied::Apart(args) = &applied {
                         let marker = router.marks.journal_value(after);
@@ -308,92 +297,13 @@ impl Flow {
                 break Stop::Budget;
             }
         };
+        if !unheard.is_empty()
+            && let Outlet::Cluster { lanes, router } = lane
+        {
+            let lost: Vec<Lost> = unheard.into_iter().filter_map(|(db, key)| self.lost(db, key, events)).collect();
+            router.remember_lost(lanes, slab, settings.batch_bytes, self.read_ns, &lost);
+        }
         Ok(stop)
-    }
-
-    /// The target lost a key, or may have. `key`: `None` if it is too long to be told. Returns it if it is to be fetched.
-    pub(super) fn lost(
-        &mut self,
-        db: DbIndex,
-        key: Option<Vec<u8>>,
-        events: &UnboundedSender<WorkerEvent>,
-    ) -> Option<Lost> {
-        let scope = self.handler.scope();
-        if !scope.is_plain(db) {
-            // Of a type that is left out it was never there; else its name at the source is not known here.
-            if !scope.filters_types() {
-                self.handler.give_up(db, key.as_deref().unwrap_or_default(), "filters, or other names at the target");
-            }
-            return None;
-        }
-        let Some(key) = key else {
-            self.handler.give_up(db, b"", "its name is too long");
-            return None;
-        };
-        match self.handler.doubts.lost(db, &key) {
-            Ok(true) => {
-                let lost = Lost { flow: self.id, db, key };
-                let _ = events.send(WorkerEvent::Lost(lost.clone()));
-                (self.handler.counts.not_fetched < REMEMBERED_MAX).then_some(lost)
-            }
-            Ok(false) => None,
-            Err(why) => {
-                self.handler.give_up(db, &key, &why);
-                None
-            }
-        }
-    }
-
-    /// Writes what was fetched again, where its place in the flow has come.
-    pub(super) fn settle_doubts(
-        &mut self,
-        slab: &mut Slab,
-        lane: &mut Lane,
-        settings: &MigrateSettings,
-        now_ms: i64,
-        events: &UnboundedSender<WorkerEvent>,
-    ) {
-        // In front of a global command that was read but not executed, for the position goes with what is written.
-        let Some(next_lsn) = self.given_lsn() else { return };
-        while has_room(slab, lane, settings.window_bytes) {
-            let (db, key, fetched) = match self.handler.doubts.settle(next_lsn) {
-                None => return,
-                Some(Settled::Write { db, key, fetched }) => (db, key, fetched),
-                Some(Settled::Again { db, key }) => {
-                    let lost = Lost { flow: self.id, db, key: key.into_vec() };
-                    let _ = events.send(WorkerEvent::Lost(lost));
-                    continue;
-                }
-                // Its name stays in the checkpoint: the next process tries again.
-                Some(Settled::GivenUp { db, key, why }) => {
-                    self.handler.give_up(db, &key, &why);
-                    continue;
-                }
-            };
-            let field = lost::lost_field(&Lost { flow: self.id, db, key: key.to_vec() });
-            let payload = fetched.payload.map(Bytes::from);
-            let source = payload.clone().map_or(Source::None, Source::Heap);
-            let Lane { encoder, guard, closed, spare_segments, .. } = &mut *lane;
-            let forget = resp::command(&[b"HDEL", guard.checkpoint.as_bytes(), &field]);
-            let mut writer = Writer {
-                encoder,
-                slab: &mut *slab,
-                guard: Some(guard),
-                source: &source,
-                borrow_bytes_min: settings.borrow_bytes_min,
-                batch_bytes: settings.batch_bytes,
-                in_record: true,
-                closed,
-                spare_segments,
-                read_ns: self.read_ns,
-            };
-            self.handler.put_back(db, &key, payload.as_deref(), fetched.expire_at_ms, now_ms, &mut writer);
-            writer.begin(CommandMeta { slot: Slot(0), db: CHECKPOINT_DB, class: Class::Guarded, all_nodes: false });
-            writer.put(&forget);
-            writer.end();
-            writer.record_done(self.id, next_lsn);
-            lane.queue_closed();
-        }
     }
 
     /// The target confirmed everything before `lsn`.

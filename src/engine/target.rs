@@ -275,7 +275,8 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     capabilities.scripts_ask = !matches!(link.call_raw("EVAL", &asking(&capabilities)).await?, Value::Error(_));
     capabilities.scripts_add = !matches!(link.call_raw("EVAL", &adding(&capabilities)).await?, Value::Error(_));
     capabilities.scripts_claim = !matches!(link.call_raw("EVAL", CLAIMING).await?, Value::Error(_));
-    // Each node would have to be told, also those that take over later: expiries are held back instead.
+    // In import mode MIGRATE does not find keys that have expired, so that their slots could not be moved any more (tried with
+    // Valkey 8.1.8 and 9.1.2), and nodes that take over are not in it: expiries are held back instead.
     capabilities.import_mode &= !capabilities.cluster;
     if info.get("role") == Some("slave") && !capabilities.cluster {
         return Err(EngineError::Refused(format!(

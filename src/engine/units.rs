@@ -4,12 +4,14 @@
 //! with its bytes, slot and marker. Nothing is noted of a command on the happy path; this walk happens only after a
 //! redirect or a lost connection.
 
-use super::batch::Batch;
+use super::batch::{Batch, Watched};
 use super::error::EngineError;
+use super::errors::key_of;
 use crate::convert::journal::keys_of;
 use crate::ids::Slot;
 use crate::redis::request::key_position;
 use crate::redis::slot::slot;
+use crate::redis::value::Value;
 use crate::uring::Slab;
 use std::ops::Range;
 
@@ -35,6 +37,46 @@ pub struct Unit {
     pub unknown: bool,
     /// A single command that may have been applied at an earlier time: sent again after a restart or a lost connection.
     pub again: bool,
+    /// Commands whose answers may say that the target lost a key.
+    pub watched: Vec<WatchedCommand>,
+}
+
+/// A command of a unit whose answer may say that the target lost its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchedCommand {
+    /// Its place in the unit: 0 for a single one, else behind the MULTI.
+    pub place: u32,
+    pub watched: Watched,
+    /// `None`: its name is too long to be known.
+    pub key: Option<Vec<u8>>,
+}
+
+/// A key that the target lacks, or may lack, by its name there.
+pub type Missed = (Watched, Option<Vec<u8>>);
+
+impl Unit {
+    /// The keys that the target lacks, going by the answers; `None`: nobody has seen them, so any may be.
+    pub fn missed(&self, answers: Option<&[Value]>) -> impl Iterator<Item = Missed> {
+        let elements = answers.map(|values| match values.last() {
+            Some(Value::Array(elements)) if self.replies > 1 => elements,
+            _ => values,
+        });
+        let is_missed = move |of: &&WatchedCommand| {
+            let at = if self.replies > 1 { of.place.checked_sub(1) } else { Some(0) };
+            let value = elements.and_then(|values| values.get(at? as usize));
+            elements.is_none() || value.is_some_and(|value| says(value, of.watched.lost_if))
+        };
+        self.watched.iter().filter(is_missed).map(|of| (of.watched, of.key.clone()))
+    }
+}
+
+/// The answer, or a part of it, is this number.
+fn says(value: &Value, number: i64) -> bool {
+    match value {
+        Value::Integer(found) => *found == number,
+        Value::Array(parts) => parts.iter().any(|part| matches!(part, Value::Integer(found) if *found == number)),
+        _ => false,
+    }
 }
 
 /// One command of a MULTI group.
@@ -59,6 +101,12 @@ pub fn units_of(batch: &Batch, slab: &Slab) -> Result<Vec<(Range<u32>, Unit)>, E
         for (command, inner) in (range.start + 1..).zip(&mut unit.inner) {
             inner.again = batch.is_in_doubt(command);
         }
+        let watched = batch.watched.iter().filter(|watched| range.contains(&watched.command));
+        unit.watched.extend(watched.map(|watched| WatchedCommand {
+            place: watched.command - range.start,
+            watched: *watched,
+            key: key_of(batch, slab, watched.command),
+        }));
     }
     Ok(units)
 }
@@ -111,6 +159,7 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
             marker,
             unknown: false,
             again: false,
+            watched: Vec::new(),
         };
         units.push((first_index..index, unit));
         at = end;

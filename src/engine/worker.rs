@@ -317,7 +317,7 @@ impl Worker {
                 Ok(WorkerCommand::Doubt(Lost { flow, db, key, .. })) => {
                     if let Some(flow) = self.flows.iter_mut().find(|of| of.id == flow) {
                         // It stands in the checkpoint already.
-                        let _ = flow.lost(db, Some(key), &self.events);
+                        let _ = flow.lost(db, key, &self.events);
                     }
                 }
                 Ok(WorkerCommand::Fetched(answer)) => {
@@ -356,15 +356,14 @@ impl Worker {
             let until_ms = self.hold.applied_until_ms(flow.id);
             flow.handler.turn(now_ms, until_ms, until_ms_min, horizon_ms, easing > 0);
             let lane = flow.lane;
-            if !flow.handler.doubts.is_empty() && self.router.is_none() {
-                let slab = self.ring.slab_mut();
-                flow.settle_doubts(slab, &mut self.lanes[lane], &self.settings, now_ms, &self.events);
-            }
             let mut outlet = match &mut self.router {
                 None => Outlet::One(&mut self.lanes[lane]),
                 Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
             };
             let outlet = &mut outlet;
+            if !flow.handler.doubts.is_empty() {
+                flow.settle_doubts(self.ring.slab_mut(), outlet, &self.settings, now_ms, &self.events);
+            }
             let pumped =
                 flow.pump(self.ring.slab_mut(), outlet, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
             self.hold.add_unnamed(flow.handler.held.take_overflow());
@@ -397,14 +396,13 @@ impl Worker {
     fn release_held(&mut self) -> bool {
         let now_ms = uring::clock::realtime_ms() as i64;
         for flow in &mut self.flows {
-            if !flow.handler.doubts.is_empty() && self.router.is_none() {
-                let (slab, lane) = (self.ring.slab_mut(), &mut self.lanes[flow.lane]);
-                flow.settle_doubts(slab, lane, &self.settings, now_ms, &self.events);
-            }
             let mut outlet = match &mut self.router {
                 None => Outlet::One(&mut self.lanes[flow.lane]),
                 Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
             };
+            if !flow.handler.doubts.is_empty() {
+                flow.settle_doubts(self.ring.slab_mut(), &mut outlet, &self.settings, now_ms, &self.events);
+            }
             flow.release_held(self.ring.slab_mut(), &mut outlet, &self.settings, now_ms);
         }
         false

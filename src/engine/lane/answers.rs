@@ -108,18 +108,18 @@ impl Lane {
                     // 1 is what nearly all answer.
                     if value != 1
                         && let Some(batch) = answered(sent, ready)
-                        && !batch.watched.is_empty()
+                        && let Some(watched) = batch.watched_at(Some(index)).filter(|of| of.lost_if == value)
                     {
-                        let first = batch.guard.map_or(batch.replied, |guard| guard.first_command + 1);
-                        let command = first.saturating_add(index as u32);
-                        let found = batch.watched.binary_search_by_key(&command, |watched| watched.command);
-                        if let Some(watched) = found.ok().and_then(|at| batch.watched.get(at))
-                            && watched.lost_if == value
-                        {
-                            lost(batch, *watched);
-                        }
+                        lost(batch, watched);
                     }
                     return;
+                }
+                Reply::Integer(value) if value != 1 => {
+                    if let Some(batch) = answered(sent, ready)
+                        && let Some(watched) = batch.watched_at(None).filter(|of| of.lost_if == value)
+                    {
+                        lost(batch, watched);
+                    }
                 }
                 Reply::Null if answered(sent, ready).is_some_and(|batch| is_at_exec(batch)) => {
                     outcome = Err(EngineError::Target(format!(

@@ -38,6 +38,9 @@ fn laid_out(made: &[Made], slab: &mut Slab) -> Encoder {
         encoder.batch.commands += 1;
         let place = Some((FlowId(*flow), slot(&key)));
         pieces.push(&encoder, place, Some(Lsn(n as u64 + 1)), *guarded);
+        if n % 3 == 0 {
+            pieces.watch(FlowId(*flow), DbIndex(0), n as i64);
+        }
     }
     pieces.lay_out(&mut encoder, slab, &marks);
     assert!(pieces.pieces.is_empty() && !pieces.is_guarded());
@@ -55,7 +58,7 @@ proptest! {
         let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 24 };
         let mut slab = Slab::unregistered(layout).unwrap();
         let mut encoder = laid_out(&made, &mut slab);
-        let batch = encoder.take_batch(&mut slab, Vec::new());
+        let mut batch = encoder.take_batch(&mut slab, Vec::new());
         prop_assert_eq!(batch.bytes, batch.slices(&slab).map(<[u8]>::len).sum::<usize>());
         let units = units_of(&batch, &slab).unwrap();
         prop_assert_eq!(units.iter().map(|(_, unit)| unit.replies).sum::<u32>(), batch.commands);
@@ -86,6 +89,22 @@ proptest! {
                 found.entry(place).or_default().push(unit.bytes.clone());
             }
         }
+        // Each one that is watched is found by the reply that has its answer.
+        let mut at = 0;
+        let mut watched = Vec::new();
+        for (_, unit) in &units {
+            for of in &unit.watched {
+                let (flow, number, ..) = made[of.watched.lost_if as usize];
+                prop_assert_eq!(of.key.as_ref(), Some(&key(flow, number)));
+                watched.push(of.watched.lost_if);
+                let element = (unit.replies > 1).then(|| u64::from(of.place) - 1);
+                batch.replied = at + unit.replies.saturating_sub(1);
+                prop_assert_eq!(batch.watched_at(element).map(|found| found.lost_if), Some(of.watched.lost_if));
+            }
+            at += unit.replies;
+        }
+        watched.sort_unstable();
+        prop_assert!(watched.into_iter().eq((0..made.len() as i64).step_by(3)));
         let wanted: HashMap<_, _> = wanted.into_iter().map(|(place, of)| (place, of.commands)).collect();
         prop_assert_eq!(found, wanted);
         // Every hold is given back.

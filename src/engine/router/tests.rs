@@ -17,10 +17,14 @@ use crate::redis::slot::{SLOTS, slot};
 use crate::uring::{SlabLayout, tcp_pair};
 use std::net::TcpStream;
 
+mod lost;
+
 const FLOW: FlowId = FlowId(3);
 const READ_NS: u64 = 77;
 /// What an earlier session may have sent ends here.
 const SENT_BEFORE: Lsn = Lsn(20);
+/// The answers to what stands before this were seen.
+const HEARD_BEFORE: Lsn = Lsn(6);
 
 struct World {
     router: Router,
@@ -40,6 +44,7 @@ fn world(resumed: Resumed) -> World {
         checkpoint_key: CHECKPOINT_KEY.into(),
         resumed: Arc::new(resumed),
         sent_before: Arc::new([Lsn(0), Lsn(0), Lsn(0), SENT_BEFORE]),
+        heard_before: Arc::new([Lsn(0), Lsn(0), Lsn(0), HEARD_BEFORE]),
         noted: Arc::new([]),
     };
     let mut peers = Vec::new();

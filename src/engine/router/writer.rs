@@ -43,6 +43,10 @@ pub struct ClusterWriter<'a> {
     aim: Aim,
     /// Slot and class of the command begun.
     begun: (Slot, Class),
+    /// The answer to the next command is watched: the source's database, and the answer that says that the key is lost.
+    watching: Option<(DbIndex, i64)>,
+    /// It was applied by an earlier session, which may not have heard the answer.
+    unheard: bool,
     /// Lanes that got a guarded command of the record, and lanes that are to be looked at behind it.
     guarded: SmallVec<[usize; 4]>,
     unclosed: SmallVec<[usize; 4]>,
@@ -91,9 +95,21 @@ impl<'a> ClusterWriter<'a> {
             read_ns,
             aim: Aim::Nowhere,
             begun: (Slot(0), Class::Blind),
+            watching: None,
+            unheard: false,
             guarded: SmallVec::new(),
             unclosed: SmallVec::new(),
         }
+    }
+
+    /// The answer `lost_if` to the command that comes next says that the target lost its key. `db`: at the source.
+    pub fn watch(&mut self, db: DbIndex, lost_if: i64) {
+        self.watching = Some((db, lost_if));
+    }
+
+    /// What was watched was applied by an earlier session, and whether that heard the answer is not known.
+    pub fn is_unheard(&self) -> bool {
+        self.unheard
     }
 
     /// The record is complete: a batch may end here.
@@ -123,6 +139,9 @@ impl<'a> ClusterWriter<'a> {
         lane.pieces.push(&lane.encoder, Some((self.flow, slot)), self.record, guarded);
         if self.again && class != Class::Guarded {
             lane.pieces.put_in_doubt();
+        }
+        if let Some((db, lost_if)) = self.watching.take() {
+            lane.pieces.watch(self.flow, db, lost_if);
         }
         if guarded {
             self.router.marked.insert((self.flow, slot));
@@ -161,6 +180,8 @@ impl<'a> ClusterWriter<'a> {
             return self.refuse_db(meta.db);
         }
         if self.resuming && self.was_applied(meta.slot) {
+            let heard = self.router.heard_before.get(self.flow.0 as usize).copied().unwrap_or_default();
+            self.unheard |= self.watching.is_some() && self.record.is_some_and(|lsn| lsn > heard);
             return Aim::Nowhere;
         }
         Aim::Lane(self.router.lane_of(meta.slot))

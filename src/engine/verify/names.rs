@@ -20,15 +20,11 @@ const DATABASES: u32 = 64;
 #[derive(Clone, Debug)]
 pub struct Names {
     scope: Arc<Scope>,
-    /// Old and new prefix.
-    rules: Arc<Vec<(Vec<u8>, Vec<u8>)>>,
 }
 
 impl Names {
     pub fn new(scope: Scope) -> Self {
-        let split = |text: &String| text.split_once('=').map(|(old, new)| (old.into(), new.into()));
-        let rules = Arc::new(scope.spec().rewrite_prefix.iter().filter_map(split).collect());
-        Self { scope: Arc::new(scope), rules }
+        Self { scope: Arc::new(scope) }
     }
 
     /// For the state file: differs where scopes differ. Empty for everything.
@@ -75,11 +71,7 @@ impl Names {
 
     /// The name at the source, in `db` there, of a key of the target. None: no carried key goes there.
     pub fn source_of(&self, db: u32, name: &[u8]) -> Option<Vec<u8>> {
-        let rewritten = self.rules.iter().find_map(|(old, new)| Some([old, name.strip_prefix(&new[..])?].concat()));
-        let key = rewritten.unwrap_or_else(|| name.to_vec());
-        let mut again = Vec::with_capacity(name.len());
-        let is_inverse = self.scope.push_name(DbIndex(db), &key, &mut again).is_ok() && again == name;
-        (is_inverse && self.admits(db, &key)).then_some(key)
+        self.scope.source_of(DbIndex(db), name)
     }
 
     /// The same commands for the target, and the database there; none: they are the same.

@@ -51,13 +51,13 @@ impl Mender {
             return Ok(Self::Nobody);
         }
         if !is_job_connected(target).await? {
+            if settings.scope.rewrites() {
+                return Err(EngineError::Refused(OTHER_NAMES.into()));
+            }
             return Ok(Self::Copies(Box::new(Repairer::new(settings, target).await?)));
         }
-        let asked = match target.traits.cluster {
-            true => Err("a job into a cluster does not copy keys again".into()),
-            false => observer.finds_job(),
-        };
-        asked
+        observer
+            .finds_job()
             .map(|()| Self::Job)
             .map_err(|why| EngineError::Refused(format!("{BESIDE_A_JOB} It cannot be asked: {why}")))
     }
@@ -66,6 +66,9 @@ impl Mender {
 const BESIDE_A_JOB: &str = "a migrate or replicate job is connected to the target: it would write to keys while they are \
     repaired, in another order than the source. A running replicate can do it, if it is asked through its control socket; \
     else compare without --repair, or stop the job first.";
+
+const OTHER_NAMES: &str = "--rewrite-prefix gives keys other names at the target, under which only a running replicate copies keys \
+    again: compare without --repair, or repair beside the job";
 
 const HAS_POSITION: &str = "the target holds the position of a replicate job (df2redis:checkpoint, or one with a tag behind it) \
     that would go on from there and apply writes to repaired keys a second time. Repair when the job is over; if it is, delete \

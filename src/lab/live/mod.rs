@@ -6,13 +6,14 @@
 //! can be restarted under another id. Nothing of the tool's own code is used to make it.
 //!
 //! - [`world`]: the state; [`exec`]: commands on [`data`]; [`read`]: commands that change nothing.
-//! - [`stage`]: a run of the tool against it, with faults; [`target`]: what it writes to.
+//! - [`stage`]: a run of the tool against it, with faults; [`target`]: what it writes to; [`losses`]: what that loses.
 //! - [`dump`]: values on the wire; [`feed`]: flows and connections; [`rows`]: the truth.
 
 pub mod data;
 mod dump;
 pub mod exec;
 mod feed;
+mod losses;
 mod read;
 mod rows;
 pub mod stage;

@@ -4,6 +4,7 @@
 //! source holds, else what differs and what the tool said. The writers go on through every fault; in the end they stop,
 //! the tool is left alone until every record is acknowledged, and truth.py compares.
 
+use super::losses::Losses;
 use super::target::{Mover, Target};
 use super::{Live, LiveOptions, Mix, Workload, WorkloadOptions};
 use crate::lab::LabError;
@@ -65,6 +66,8 @@ pub struct StageOptions {
     pub tool_args: Vec<String>,
     /// Slots of a cluster move to and fro, key by key, all the time.
     pub slots_move: bool,
+    /// The nodes of a cluster lose keys once the full sync is done.
+    pub keys_lost: bool,
 }
 
 impl StageOptions {
@@ -80,6 +83,7 @@ impl StageOptions {
             workload_rate: 3000,
             tool_args: Vec::new(),
             slots_move: false,
+            keys_lost: false,
         }
     }
 }
@@ -93,6 +97,7 @@ pub struct RunSummary {
     pub registrations: u64,
     pub commands: u64,
     pub slots_moved: u64,
+    pub keys_lost: u64,
 }
 
 /// A source, its writers, and a target.
@@ -100,6 +105,7 @@ pub struct LiveStage {
     pub live: Live,
     pub workload: Workload,
     flushes: Option<Workload>,
+    losses: Option<Losses>,
     /// The target, or the server that a cluster is gathered into in the end.
     pub server: Arc<Server>,
     pub target: Target,
@@ -122,6 +128,9 @@ pub fn run(
     let mut tool = stage.start()?;
     if stage.options.flush_every > 0 {
         stage.begin_flushes(&mut tool)?;
+    }
+    if stage.options.keys_lost {
+        stage.begin_losses(&mut tool)?;
     }
     for _ in 0..stage.options.faults_count {
         stage.some_fault(&mut tool)?;
@@ -173,7 +182,20 @@ impl LiveStage {
             _ => None,
         };
         let server = target.server().clone();
-        Ok(Self { live, workload, flushes: None, server, target, mover, kind, binary, options, rng, summary })
+        Ok(Self {
+            live,
+            workload,
+            flushes: None,
+            losses: None,
+            server,
+            target,
+            mover,
+            kind,
+            binary,
+            options,
+            rng,
+            summary,
+        })
     }
 
     /// Starts the tool, always with the same arguments.
@@ -193,6 +215,15 @@ impl LiveStage {
             ..WorkloadOptions::default()
         };
         self.flushes = Some(Workload::start(self.live.world(), self.live.spec(), options));
+        Ok(())
+    }
+
+    /// In the full sync no answer is looked at: what is lost there is lost.
+    fn begin_losses(&mut self, tool: &mut Tool) -> Result<(), String> {
+        self.wait_stable(tool)?;
+        if let Target::Cluster { cluster, .. } = &self.target {
+            self.losses = Some(Losses::start(self.live.world(), cluster.clone(), self.options.seed));
+        }
         Ok(())
     }
 
@@ -261,6 +292,9 @@ impl LiveStage {
         self.wait_stable(&mut tool)?;
         // What follows the last fault, too.
         std::thread::sleep(Duration::from_millis(100));
+        if let Some(losses) = self.losses.take() {
+            self.summary.keys_lost = losses.stop().map_err(|why| format!("{why}\n{}", tool.said()))?;
+        }
         self.workload.stop();
         self.flushes = None;
         if let Some(mover) = self.mover.take() {

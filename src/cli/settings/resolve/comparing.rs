@@ -5,7 +5,7 @@ use super::{plain_scope, policy, together};
 use crate::cli::settings::error::UsageError;
 use crate::cli::settings::layers::Values;
 use crate::cli::settings::syntax;
-use crate::cli::settings::table::{self, Setting};
+use crate::cli::settings::table;
 use crate::engine::cutover::{Plan, Verify};
 use crate::engine::verify::{Mode, Rate, Repair, SampleSize, VerifySettings};
 
@@ -68,15 +68,10 @@ pub fn verify(values: &mut Values) -> Result<VerifySettings, UsageError> {
         return Err(together(values, &table::MODE, &table::REPAIR, "to count finds no key that could be repaired"));
     }
     let scope = plain_scope(values)?;
-    let refused =
-        |setting: &'static Setting, other: &'static Setting, why: &str| Err(together(values, setting, other, why));
     if scope.spec().db_merge {
         return Err(UsageError::Combination(
             "verify cannot compare databases that were merged (db-merge = on): whose a key is cannot be told".into(),
         ));
-    }
-    if scope.rewrites() && repair != Repair::Off {
-        return refused(&table::REPAIR, &table::REWRITE_PREFIX, "a repair knows no other names");
     }
     if mode == Mode::Count && scope.leaves_out_keys() {
         return Err(UsageError::Combination(

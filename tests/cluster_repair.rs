@@ -1,0 +1,139 @@
+//! `verify --repair` beside a running `replicate` into a cluster: the job copies keys again, each in its place among the
+//! records, while the source is written to.
+
+use df2redis::lab::client::Reply;
+use df2redis::lab::live::{Workload, WorkloadOptions};
+use df2redis::lab::rng::Rng;
+use df2redis::lab::servers::ServerKind;
+use df2redis::operator::control::client::Client;
+use df2redis::operator::control::{Request, hex};
+use serde_json::Value;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+mod in_cluster;
+
+use in_cluster::{InCluster, TOOL};
+
+fn verify(scene: &InCluster, more: &[&str]) -> Output {
+    let source = format!("dragonfly://127.0.0.1:{}", scene.live.port());
+    let target = format!("redis://127.0.0.1:{}", scene.cluster.port());
+    let socket = scene.socket();
+    let args = ["verify", "--source", &source, "--target", &target, "--lag-max", "4s", "--output", "json"];
+    let control = ["--control", socket.to_str().unwrap()];
+    Command::new(TOOL).args(args).args(control).args(more).output().unwrap()
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Values that every repeated or missing record changes, written as fast as it goes, and copied again and again, while their
+/// slots move.
+#[test]
+fn a_repair_is_in_order_with_the_journal_while_slots_move() {
+    let Some(mut scene) = InCluster::with(ServerKind::Redis7, &[]) else { return };
+    let stop = AtomicBool::new(false);
+    let commands = [
+        "INCR x:count",
+        "RPUSH x:list",
+        "APPEND x:text",
+        "HINCRBY x:hash f 1",
+        "SPOP x:set",
+        "SADD x:set",
+        "HSET x:plain f",
+        "DEL x:list",
+    ];
+    let keys = ["x:count", "x:list", "x:text", "x:hash", "x:set", "x:plain", "x:never"];
+    std::thread::scope(|scope| {
+        for seed in 0..2 {
+            let mut source = scene.source();
+            let stop = &stop;
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed);
+                while !stop.load(Ordering::Relaxed) {
+                    // One in a hundred starts the list anew.
+                    let command = if rng.below(100) == 0 { 7 } else { rng.below(7) as usize };
+                    let value = match command {
+                        1 | 2 | 5 | 6 => format!(" {}", rng.below(1000)),
+                        _ => String::new(),
+                    };
+                    source.run(&format!("{}{value}", commands[command])).unwrap();
+                }
+            });
+        }
+        let mut job = Client::connect(&scene.socket()).unwrap();
+        let mut rng = Rng::new(7);
+        for round in 0..300 {
+            let key = keys[rng.below(keys.len() as u64) as usize];
+            let answer = job.ask(&Request::Repair { db: 0, key: hex(key.as_bytes()) }).unwrap();
+            assert!(answer.ok, "{answer:?}\n{}", scene.tool.said());
+            if round % 60 == 0 {
+                let slot = scene.cluster.nodes[0].client().unwrap().run(&format!("CLUSTER KEYSLOT {key}")).unwrap();
+                let slot = slot.int().unwrap() as u16;
+                let is_at = |node: &usize| {
+                    let mut client = scene.cluster.nodes[*node].client().unwrap();
+                    !matches!(client.run(&format!("EXISTS {key}")), Ok(Reply::Error(_)) | Err(_))
+                };
+                let from = (0..3).find(is_at).unwrap();
+                scene.cluster.wait_agreed().unwrap();
+                scene.cluster.move_slot(slot, from, (from + 1) % 3).unwrap();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    scene.stops_equal();
+}
+
+/// What is planted while writers write is found, mended by the job, and nothing else is changed.
+#[test]
+fn what_differs_in_a_cluster_is_repaired_by_the_running_job() {
+    let Some(mut scene) = InCluster::with(ServerKind::Redis8, &[]) else { return };
+    let mut source = scene.source();
+    for line in [
+        "SET p:value right",
+        "SET p:missing v",
+        "RPUSH p:type a b",
+        "ZADD p:score 0.1 m",
+        "SET p:expiry v PX 5000000",
+        "HSET p:hash f 1 g 2",
+        "RPUSH p:list a b c",
+        "XADD p:stream 1-1 f v",
+        "XGROUP CREATE p:stream g 0",
+    ] {
+        source.run(line).unwrap();
+    }
+    let options = WorkloadOptions { rate: Some(700), ..WorkloadOptions::default() };
+    let mut workload = Workload::start(scene.live.world(), scene.live.spec(), options);
+    scene.wait_at_target("EXISTS p:stream", |answer| answer.int() == Some(1));
+    for line in [
+        "SET p:value wrong",
+        "DEL p:missing",
+        "DEL p:type",
+        "SET p:type string",
+        "ZADD p:score 0.10000000000000002 m",
+        "PERSIST p:expiry",
+        "HSET p:hash g 3",
+        "LSET p:list 1 c",
+        "XGROUP DESTROY p:stream g",
+        "SET p:extra v",
+    ] {
+        assert!(!matches!(scene.at_target(line), Reply::Error(_)), "{line}");
+    }
+    let copied = verify(&scene, &["--repair", "copy"]);
+    let told = lines(&copied);
+    let mut keys: Vec<(&str, Option<bool>)> =
+        told[..told.len() - 1].iter().map(|line| (line["key"].as_str().unwrap(), line["repaired"].as_bool())).collect();
+    keys.sort_unstable();
+    let repaired = ["p:expiry", "p:hash", "p:list", "p:missing", "p:score", "p:stream", "p:type", "p:value"];
+    let mut wanted: Vec<_> = repaired.iter().map(|key| (*key, Some(true))).collect();
+    wanted.push(("p:extra", None));
+    wanted.sort_unstable();
+    assert_eq!(keys, wanted, "{told:#?}\n{}", scene.tool.said());
+    assert_eq!(copied.status.code(), Some(10), "only mirror deletes");
+    let mirrored = verify(&scene, &["--repair", "mirror"]);
+    assert_eq!((mirrored.status.code(), lines(&mirrored).len()), (Some(0), 2), "{mirrored:?}");
+    workload.stop();
+    assert_eq!(verify(&scene, &[]).status.code(), Some(0));
+    scene.stops_equal();
+}
