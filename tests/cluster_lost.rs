@@ -11,6 +11,7 @@ use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
 use df2redis::lab::servers::ServerOptions;
 use df2redis::lab::torture::{Tool, wait_for};
+use df2redis::redis::own_slots::OwnSlots;
 use std::cell::Cell;
 use std::ops::Deref;
 
@@ -153,6 +154,71 @@ fn a_node_without_its_data_is_named() {
     assert_eq!(tool.wait(), Some(8), "{}", tool.said());
     let id = world.cluster.id(world.node);
     assert!(tool.said().contains(&format!("node {id} of the cluster has slot")), "{}", tool.said());
+}
+
+impl World {
+    /// Slots in which this node keeps positions, as the checkpoint names them.
+    fn homes(&self, node: usize) -> Vec<u16> {
+        let named = self.field("homes:0").unwrap();
+        let slots = named.split(':').next().unwrap().split(',').map(|slot| slot.parse::<u16>().unwrap());
+        let nodes = self.client(node).run("CLUSTER NODES").unwrap().text().unwrap();
+        let own = OwnSlots::parse(nodes.as_bytes()).unwrap();
+        slots.filter(|slot| own.runs.iter().any(|(first, last)| (first.0..=last.0).contains(slot))).collect()
+    }
+
+    /// A tool that was killed when more had been applied than the node's dump holds.
+    fn killed_ahead_of_the_dump(&self) {
+        let mut tool = self.start();
+        self.write(20);
+        self.wait_applied(&mut tool);
+        until(&mut tool, "nothing is named", || self.field("homes:0").is_some() && self.field("nodes").is_some());
+        self.save();
+        self.write(40);
+        self.wait_applied(&mut tool);
+        tool.kill();
+    }
+}
+
+/// The slots with its positions were moved away before it lost something.
+#[test]
+fn a_restarted_node_that_has_no_position_any_more_is_named() {
+    let Some(mut world) = World::new(nodes()[1], false) else { return };
+    world.killed_ahead_of_the_dump();
+    let move_homes = |world: &World| {
+        let homes = world.homes(world.node);
+        assert_eq!(homes.len(), 4);
+        for slot in homes {
+            world.cluster.move_slot(slot, world.node, (world.node + 1) % 3).unwrap();
+        }
+        world.cluster.wait_agreed().unwrap();
+    };
+    move_homes(&world);
+    // As long as it is the same process it has lost nothing.
+    let mut tool = world.start();
+    until(&mut tool, "no new homes", || {
+        world.write(1);
+        world.homes(world.node).len() == 4
+    });
+    tool.kill();
+    move_homes(&world);
+    world.restart();
+    let mut tool = world.start();
+    assert_eq!(tool.wait(), Some(8), "{}", tool.said());
+    let id = world.cluster.id(world.node);
+    assert!(tool.said().contains(&format!("node {id} of the cluster was restarted")), "{}", tool.said());
+}
+
+/// A slot with newer positions was moved to it behind its loss.
+#[test]
+fn a_position_that_came_from_another_node_hides_no_loss() {
+    let Some(mut world) = World::new(nodes()[1], false) else { return };
+    world.killed_ahead_of_the_dump();
+    world.restart();
+    let other = (world.node + 1) % 3;
+    world.cluster.move_slot(world.homes(other)[1], other, world.node).unwrap();
+    world.cluster.wait_agreed().unwrap();
+    world.write(20);
+    world.finish(world.start());
 }
 
 /// A value that another node has given away and the node has lost is nowhere any more.

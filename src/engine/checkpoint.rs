@@ -4,8 +4,8 @@
 //! confirmed, then `stable`), `owned` (1: the target was empty, or emptied by us, when the job began), `held` (1: expiries may
 //! stand there that are written later than they are), `lsn:<flow>` (LSN
 //! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
-//! behind blind ones), `scope` (the job's filters), `watched:` and `lost:` (see `lost`), `homes:` and `flushing` (of a cluster, see
-//! `homes`). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
+//! behind blind ones), `scope` (the job's filters), `watched:` and `lost:` (see `lost`), `homes:`, `nodes` and `flushing` (of a cluster,
+//! see `homes`). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
 use super::cluster::{Cluster, Patience, Trouble};
@@ -18,7 +18,7 @@ use super::messages::Lost;
 use super::refusal;
 use super::target::TargetLink;
 use super::writer::LSN_FIELD_PREFIX;
-use crate::ids::{FlowId, Lsn, Slot};
+use crate::ids::{FlowId, Lsn};
 use crate::redis::resp;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
@@ -44,8 +44,10 @@ pub struct Checkpoint {
     pub scope: String,
     /// Keys that the target may have lost.
     pub lost: Vec<Lost>,
-    /// A cluster's: where its nodes keep positions, by the first flow of each worker.
-    pub homes: Vec<(FlowId, Vec<Slot>)>,
+    /// A cluster's: where its nodes keep positions, by worker.
+    pub homes: Vec<homes::Named>,
+    /// A cluster's: its primaries, and their processes (run ids) when they were seen last.
+    pub nodes: Vec<(String, String)>,
     /// A cluster's: a global command was being executed, node by node.
     pub flushing: bool,
 }
@@ -80,10 +82,13 @@ pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>
     let text = |value: &Value| -> Vec<u8> { value.bytes().map(<[u8]>::to_vec).unwrap_or_default() };
     let lost = pairs.chunks_exact(2).flat_map(|pair| lost::parse(&text(&pair[0]), &text(&pair[1]))).collect();
     let homes = pairs.chunks_exact(2).filter_map(|pair| homes::parse(&text(&pair[0]), &text(&pair[1]))).collect();
+    let nodes = field(homes::NODES_FIELD).unwrap_or_default();
+    let nodes =
+        nodes.split(',').filter_map(|node| node.split_once('=')).map(|(id, run)| (id.into(), run.into())).collect();
     let flushing = field(FLUSHING).as_deref() == Some("1");
     let (master_id, owned) = (need("master")?, need("owned")? == "1");
     let key = key.to_string();
-    Ok(Some(Checkpoint { key, master_id, flows, stable, owned, held, lsns, scope, lost, homes, flushing }))
+    Ok(Some(Checkpoint { key, master_id, flows, stable, owned, held, lsns, scope, lost, homes, nodes, flushing }))
 }
 
 /// The same on every primary of a cluster. What is `behind` the command, the positions

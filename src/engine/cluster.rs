@@ -11,6 +11,7 @@ use super::error::EngineError;
 use super::errors::is_rejection;
 use super::settings::{Endpoint, MigrateSettings};
 use super::target::{self, TargetLink};
+use super::{homes, own};
 use crate::ids::Slot;
 use crate::redis::info::Info;
 use crate::redis::slot::slot;
@@ -101,6 +102,8 @@ pub struct Cluster {
     seen_run_ids: HashMap<String, String>,
     /// A session that ends now can be followed by one that goes on from what each node holds.
     ends_on_takeover: Arc<AtomicBool>,
+    /// What the checkpoint was told of these processes.
+    noted_run_ids: String,
     /// Counts topologies.
     topology_number: u64,
     /// By worker: the topology and the places of the nodes' lanes when it was told last.
@@ -140,6 +143,7 @@ impl Cluster {
             lost_clients: HashMap::new(),
             seen_run_ids: HashMap::new(),
             ends_on_takeover: Arc::default(),
+            noted_run_ids: String::new(),
             topology_number: 0,
             assigned: HashMap::new(),
         })
@@ -149,6 +153,30 @@ impl Cluster {
     /// the session: the next one goes on from the positions that the nodes hold (`homes`).
     pub fn ends_on_takeover(&mut self, on: Arc<AtomicBool>) {
         self.ends_on_takeover = on;
+    }
+
+    /// The primaries that have slots, with the processes that they are.
+    pub fn processes(&self) -> Vec<(String, String)> {
+        let run_id = |id: String| self.run_ids.get(&id).cloned().map(|run_id| (id, run_id));
+        self.primary_ids().into_iter().filter_map(run_id).collect()
+    }
+
+    /// Puts the processes of the primaries into the checkpoint, where they are others than before, or `again` (`homes`). Only while
+    /// `ends_on_takeover` is set: before, there is no good checkpoint.
+    pub async fn note_processes(&mut self, again: bool) -> Result<(), EngineError> {
+        let nodes = self.processes().iter().map(|(id, run_id)| format!("{id}={run_id}")).collect::<Vec<_>>().join(",");
+        if !self.ends_on_takeover.load(Ordering::Acquire) || nodes == self.noted_run_ids && !again {
+            return Ok(());
+        }
+        let checkpoint = own::checkpoint_key(&self.settings);
+        let set = [b"HSET", checkpoint.as_bytes(), homes::NODES_FIELD.as_bytes(), nodes.as_bytes()];
+        match self.call(&set).await? {
+            Value::Error(text) => {
+                tracing::debug!(reply = %text.escape_ascii(), "the processes of the nodes are not noted")
+            }
+            _ => self.noted_run_ids = nodes,
+        }
+        Ok(())
     }
 
     pub fn topology_number(&self) -> u64 {

@@ -466,6 +466,16 @@ impl Crew {
         }));
     }
 
+    /// Has the checkpoint say, in the background, which processes a cluster's primaries are.
+    pub fn note_processes(&mut self) {
+        let Some(plan) = self.plan.cluster.clone() else { return };
+        self.settling.push(tokio_uring::spawn(async move {
+            if let Err(error) = plan.cluster.lock().await.note_processes(true).await {
+                tracing::warn!(%error, "the checkpoint does not say which processes the cluster's nodes are");
+            }
+        }));
+    }
+
     /// Ids of all connections that workers had. What they sent last may still wait at the target.
     pub fn client_ids(&self) -> &[i64] {
         &self.client_ids

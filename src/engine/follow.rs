@@ -185,6 +185,7 @@ impl Job<'_> {
                 if checkpoint::mark_stable(&mut self.control_again(probed).await?, &checkpoint.key).await? {
                     checkpoint.stable = true;
                     crew.set_stable();
+                    crew.note_processes();
                     self.resumable = true;
                 } else {
                     watch.mark_at_ns = now_ns + MARK_AGAIN_NS;
@@ -204,6 +205,8 @@ impl Job<'_> {
                 // The first connection was idle for long: the target (`timeout`) may have closed it.
                 let mut target = self.control_again(probed).await?;
                 self.pass_barrier(crew, &mut target, checkpoint, &barriers).await?;
+                // It went with a flush.
+                crew.note_processes();
                 watch.releases += 1;
             }
             if self.phase == Phase::Draining

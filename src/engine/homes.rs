@@ -6,9 +6,16 @@
 //! what a server keeps is always what it had at some moment.
 //!
 //! In: the lane of each slot, positions that are confirmed on all lanes. Out: what to write where; after a restart, the position from
-//! which nothing is missing at any node. Invariants: a position is written only when everything before it was executed at all
-//! nodes, so the largest one found at a node is true of that node, also where its key came from another node with its
-//! slot; the checkpoint names homes only once they are written, so one that is missing tells of a loss.
+//! which nothing is missing at any node, and the nodes of which nothing is proven. Invariants: a position is written only when
+//! everything before it was executed at all nodes; the checkpoint names homes only once they are written, so one that is missing
+//! tells of a loss.
+//!
+//! What a home proves is its own slot, and with it the slots that were at the same node whenever that lost something. So it is the
+//! oldest named home that counts, whichever node has it now: one that came from another node behind a loss proves nothing of its new
+//! node. A node that has none of them any more (all were moved away while the tool was not there) is proven by being the same process
+//! as when the checkpoint was written. Where it is another one nothing goes on; of a node that the checkpoint does not know (it
+//! joined, or took over) it is told. What is left: a node that gave all its homes away, then lost something, and then was given the
+//! home of another node, all of it while the tool was not there.
 
 use super::checkpoint::Checkpoint;
 use super::error::EngineError;
@@ -16,7 +23,7 @@ use super::router::parse_marker;
 use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::slot::SLOTS;
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Homes of a node: several, for slots move away.
 const HOMES: usize = 4;
@@ -43,16 +50,64 @@ pub fn choose(lanes: impl Iterator<Item = usize>) -> Vec<SmallVec<[Slot; HOMES]>
     slots.iter().map(spread).collect()
 }
 
-/// Homes as the checkpoint names them.
-pub fn to_text(homes: &[SmallVec<[Slot; HOMES]>]) -> String {
-    homes.iter().flatten().map(|slot| slot.to_string()).collect::<Vec<_>>().join(",")
+/// Homes as the checkpoint names them, and the flows whose positions are there.
+pub fn to_text(homes: &[SmallVec<[Slot; HOMES]>], flows: impl Iterator<Item = FlowId>) -> String {
+    let joined = |words: Vec<String>| words.join(",");
+    let slots = homes.iter().flatten().map(|slot| slot.to_string()).collect();
+    format!("{}:{}", joined(slots), joined(flows.map(|flow| flow.to_string()).collect()))
+}
+
+/// Homes that a worker had, and its flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub flows: Vec<FlowId>,
+    pub slots: Vec<Slot>,
 }
 
 /// A field of the checkpoint, if it names homes.
-pub fn parse(field: &[u8], value: &[u8]) -> Option<(FlowId, Vec<Slot>)> {
+pub fn parse(field: &[u8], value: &[u8]) -> Option<Named> {
     let flow = std::str::from_utf8(field).ok()?.strip_prefix(FIELD_PREFIX)?.parse().ok()?;
-    let slots = std::str::from_utf8(value).ok()?.split(',');
-    Some((FlowId(flow), slots.filter_map(|text| text.parse().ok()).filter(|slot| *slot < SLOTS).map(Slot).collect()))
+    let (slots, flows) = std::str::from_utf8(value).ok()?.split_once(':')?;
+    let numbers = |text: &str| text.split(',').filter_map(|number| number.parse().ok()).collect::<Vec<u32>>();
+    let slots = numbers(slots).into_iter().filter_map(|slot| u16::try_from(slot).ok()).filter(|slot| *slot < SLOTS);
+    let mut named = Named { flows: numbers(flows).into_iter().map(FlowId).collect(), slots: slots.map(Slot).collect() };
+    if !named.flows.contains(&FlowId(flow)) {
+        named.flows.push(FlowId(flow));
+    }
+    Some(named)
+}
+
+/// Field of the checkpoint that names the processes of the primaries: `<id>=<run id>,...`
+pub const NODES_FIELD: &str = "nodes";
+
+/// Of these nodes, which have slots, those that have none of the homes that the checkpoint names: by whether they are known to
+/// be the process that they were.
+pub fn without_home(
+    checkpoint: &Checkpoint,
+    nodes: &[(String, String)],
+    node_of: impl Fn(Slot) -> Option<String>,
+) -> WithoutHome {
+    let mut without = WithoutHome::default();
+    let has: HashSet<String> =
+        checkpoint.homes.iter().flat_map(|named| &named.slots).filter_map(|slot| node_of(*slot)).collect();
+    // Nothing is named in the first moments of the journal.
+    if has.is_empty() {
+        return without;
+    }
+    for (id, run_id) in nodes.iter().filter(|(id, _)| !has.contains(id)) {
+        match checkpoint.nodes.iter().find(|(known, _)| known == id) {
+            Some((_, known)) if known == run_id => {}
+            Some(_) => without.restarted.push(id.clone()),
+            None => without.unknown.push(id.clone()),
+        }
+    }
+    without
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct WithoutHome {
+    pub restarted: Vec<String>,
+    pub unknown: Vec<String>,
 }
 
 /// What the nodes hold of a job's positions.
@@ -83,16 +138,19 @@ impl Found {
         checkpoint: &Checkpoint,
         node_of: impl Fn(Slot) -> Option<String>,
     ) -> Result<Vec<Lsn>, EngineError> {
-        let homes = checkpoint.homes.iter().flat_map(|(flow, slots)| slots.iter().map(|slot| (*flow, *slot)));
-        for place in homes {
-            if !self.positions.contains_key(&place) {
-                return Err(EngineError::LostPosition(format!(
-                    "node {} of the cluster has slot {}, but not the position that was kept there (df2redis:p:...): it lost its \
-                     data, and only a full sync brings it back (--on-lost-position resync, which empties the target, or a new run with \
-                     --on-existing flush)",
-                    node_of(place.1).unwrap_or_else(|| "?".into()),
-                    place.1
-                )));
+        // By flow: the oldest of its homes. Those that an earlier session named, with other workers, are older than all others.
+        let mut by_flow: BTreeMap<FlowId, Lsn> = BTreeMap::new();
+        for Named { flows, slots } in &checkpoint.homes {
+            for flow in flows {
+                let mut oldest = None;
+                for slot in slots {
+                    let lsn = *self.positions.get(&(*flow, *slot)).ok_or_else(|| missing(*slot, node_of(*slot)))?;
+                    oldest = Some(oldest.map_or(lsn, |oldest: Lsn| oldest.min(lsn)));
+                }
+                if let Some(oldest) = oldest {
+                    let newest = by_flow.entry(*flow).or_insert(oldest);
+                    *newest = (*newest).max(oldest);
+                }
             }
         }
         let mut by_node: BTreeMap<(String, FlowId), Lsn> = BTreeMap::new();
@@ -101,7 +159,8 @@ impl Found {
             *newest = (*newest).max(*lsn);
         }
         let mut proven = checkpoint.lsns.clone();
-        for ((node, flow), lsn) in by_node {
+        let by_home = by_flow.into_iter().map(|(flow, lsn)| (String::from("its home"), flow, lsn));
+        for (node, flow, lsn) in by_node.into_iter().map(|((node, flow), lsn)| (node, flow, lsn)).chain(by_home) {
             if let Some(position) = proven.get_mut(flow.0 as usize).filter(|position| **position > lsn) {
                 let behind = position.0 - lsn.0;
                 tracing::debug!(%node, %flow, behind, "a node holds an earlier position than the checkpoint");
@@ -112,11 +171,19 @@ impl Found {
     }
 }
 
+fn missing(slot: Slot, node: Option<String>) -> EngineError {
+    EngineError::LostPosition(format!(
+        "node {} of the cluster has slot {slot}, but not the position that was kept there (df2redis:p:...): it lost its data, and only a \
+         full sync brings it back (--on-lost-position resync, which empties the target, or a new run with --on-existing flush)",
+        node.unwrap_or_else(|| "?".into())
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn checkpoint(homes: Vec<(FlowId, Vec<Slot>)>) -> Checkpoint {
+    fn checkpoint(homes: Vec<Named>) -> Checkpoint {
         Checkpoint {
             key: String::new(),
             master_id: "m".into(),
@@ -128,6 +195,7 @@ mod tests {
             scope: String::new(),
             lost: Vec::new(),
             homes,
+            nodes: vec![("a".into(), "1".into()), ("b".into(), "2".into()), ("c".into(), "3".into())],
             flushing: false,
         }
     }
@@ -135,13 +203,14 @@ mod tests {
     #[test]
     fn homes_are_spread_and_read_back() {
         let homes = choose((0..SLOTS).map(|slot| usize::from(slot >= 10) + usize::from(slot >= 11)));
-        let texts: Vec<String> = homes.iter().map(|of| to_text(std::slice::from_ref(of))).collect();
-        assert_eq!(texts, ["0,3,6,9", "10", "11,5468,10925,16383"]);
-        let all = to_text(&homes);
-        let (flow, slots) = parse(b"homes:7", all.as_bytes()).unwrap();
-        assert_eq!((flow, slots.len()), (FlowId(7), 9));
-        assert_eq!(parse(b"homes:0", b"20000,x,5"), Some((FlowId(0), vec![Slot(5)])));
-        assert!(parse(b"lsn:0", b"5").is_none() && parse(b"homes:x", b"5").is_none());
+        let text = |homes: &[_]| to_text(homes, [FlowId(7), FlowId(9)].into_iter());
+        let texts: Vec<String> = homes.iter().map(|of| text(std::slice::from_ref(of))).collect();
+        assert_eq!(texts, ["0,3,6,9:7,9", "10:7,9", "11,5468,10925,16383:7,9"]);
+        let named = parse(b"homes:7", text(&homes).as_bytes()).unwrap();
+        assert_eq!((named.flows.as_slice(), named.slots.len()), (&[FlowId(7), FlowId(9)][..], 9));
+        let named = Named { flows: vec![FlowId(4), FlowId(0)], slots: vec![Slot(5)] };
+        assert_eq!(parse(b"homes:0", b"20000,x,5:4"), Some(named));
+        assert!(parse(b"lsn:0", b"5:0").is_none() && parse(b"homes:x", b"5:0").is_none());
     }
 
     #[test]
@@ -156,11 +225,41 @@ mod tests {
         }
         add(&mut found, 1, 300, "other:3");
         assert_eq!(found.proven(&checkpoint(Vec::new()), node_of).unwrap(), [Lsn(90), Lsn(50)]);
-        let known = vec![(FlowId(0), vec![Slot(1), Slot(200)])];
+        let known = vec![Named { flows: vec![FlowId(0)], slots: vec![Slot(1), Slot(200)] }];
         assert_eq!(found.proven(&checkpoint(known.clone()), node_of).unwrap(), [Lsn(90), Lsn(50)]);
         let mut lost = Found::default();
         add(&mut lost, 0, 1, "j:100");
         let error = lost.proven(&checkpoint(known), node_of).unwrap_err();
         assert!(matches!(error, EngineError::LostPosition(_)) && error.to_string().contains("node b"), "{error}");
+    }
+
+    /// Node b came back with an older dump, and was given a home of a, and its slot, only then.
+    #[test]
+    fn a_home_that_came_from_elsewhere_proves_nothing() {
+        let node_of = |slot: Slot| Some(if slot.0 < 50 { "a".to_string() } else { "b".to_string() });
+        let mut found = Found::default();
+        for (flow, slot, lsn) in
+            [(0, 1, 100), (0, 99, 100), (0, 200, 70), (1, 1, 50), (1, 99, 50), (1, 200, 40), (1, 300, 3)]
+        {
+            found.add(FlowId(flow), Slot(slot), "j", format!("j:{lsn}").as_bytes());
+        }
+        let named = |flows: &[u32], slots: &[u16]| Named {
+            flows: flows.iter().copied().map(FlowId).collect(),
+            slots: slots.iter().copied().map(Slot).collect(),
+        };
+        // The second one is left of a session with two workers.
+        let homes = vec![named(&[0, 1], &[1, 99, 200]), named(&[1], &[300])];
+        assert_eq!(found.proven(&checkpoint(homes), node_of).unwrap(), [Lsn(70), Lsn(40)]);
+    }
+
+    #[test]
+    fn a_node_without_a_home_is_proven_by_its_process() {
+        let node_of = |_| Some("a".to_string());
+        let checkpoint = checkpoint(vec![Named { flows: vec![FlowId(0)], slots: vec![Slot(1), Slot(2)] }]);
+        let nodes = [("a", "9"), ("b", "2"), ("c", "4"), ("d", "5")].map(|(id, run)| (id.to_string(), run.to_string()));
+        let without = without_home(&checkpoint, &nodes, node_of);
+        assert_eq!(without, WithoutHome { restarted: vec!["c".into()], unknown: vec!["d".into()] });
+        let nothing = Checkpoint { homes: Vec::new(), ..checkpoint };
+        assert_eq!(without_home(&nothing, &nodes, node_of), WithoutHome::default());
     }
 }

@@ -8,12 +8,13 @@ use super::checkpoint::Checkpoint;
 use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
 use super::handle::Existing;
-use super::homes::Found;
+use super::homes::{self, Found, WithoutHome};
 use super::job::{Job, Signals, graver};
 use super::lease;
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::phase::Phase;
 use super::router::Resumed;
+use super::rows;
 use super::settings::OnExisting;
 use super::source::{Source, session_error};
 use super::sweep::{self, FAST};
@@ -219,6 +220,8 @@ impl Job<'_> {
                         );
                     }
                     checkpoint.lsns = proven;
+                    let owner = |slot| topology.owner(slot).map(|node| node.id.clone());
+                    self.check_without_home(homes::without_home(checkpoint, &cluster.processes(), owner))?;
                 }
                 (resumed, found)
             }
@@ -236,6 +239,22 @@ impl Job<'_> {
             noted: found.places().collect(),
             stable,
         }))
+    }
+
+    /// Nodes whose data no position proves any more.
+    fn check_without_home(&mut self, without: WithoutHome) -> Result<(), EngineError> {
+        if let Some(id) = without.restarted.first() {
+            return Err(EngineError::LostPosition(format!(
+                "node {id} of the cluster was restarted, and all the slots in which it kept positions (df2redis:p:...) were moved away: \
+                 nothing tells whether it has lost data. Only a full sync makes it good (--on-lost-position resync, which empties the \
+                 target, or a new run with --on-existing flush)"
+            )));
+        }
+        for id in without.unknown {
+            tracing::warn!(node = %id, "a node that joined, or took over, while the job was away holds no position: compare with verify");
+            self.add_not_carried(&rows::unproven_node(&id));
+        }
+        Ok(())
     }
 
     pub(super) async fn connect_source(&mut self) -> Result<Source, EngineError> {

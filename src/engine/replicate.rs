@@ -384,6 +384,7 @@ impl Job<'_> {
                     scope,
                     lost: Vec::new(),
                     homes: Vec::new(),
+                    nodes: Vec::new(),
                     flushing: false,
                 };
                 checkpoint::begin(target, &checkpoint).await?;
@@ -394,7 +395,8 @@ impl Job<'_> {
                 let known = std::mem::take(&mut checkpoint.lost);
                 let known = known.into_iter().filter(|lost| !self.lost.contains(lost)).collect::<Vec<_>>();
                 self.lost.extend(known);
-                let crew = self.open_partial(&mut source, &checkpoint, plan).await?;
+                let mut crew = self.open_partial(&mut source, &checkpoint, plan).await?;
+                crew.note_processes();
                 if checkpoint.held {
                     crew.hold().add_unnamed(Overflow { keys: true, fields: probed.capabilities.field_expiry });
                 }

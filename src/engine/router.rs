@@ -392,7 +392,7 @@ impl Router {
                 self.noted.extend(self.confirmed.iter().map(|(flow, _)| (*flow, *slot)));
             }
         }
-        let names = homes::to_text(&self.homes);
+        let names = homes::to_text(&self.homes, self.confirmed.iter().map(|(flow, _)| *flow));
         if names != self.homes_there {
             self.homes_sent = Some((queued(lanes), names));
         }

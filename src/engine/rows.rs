@@ -84,6 +84,19 @@ pub fn vanished(lost: Lost) -> NotCarried {
     }
 }
 
+/// A node of a cluster that joined, or took over, while the job was away, and was given slots without a position.
+pub fn unproven_node(id: &str) -> NotCarried {
+    NotCarried {
+        db: 0,
+        key: id.as_bytes().to_vec(),
+        kind: "doubtful-node".to_string(),
+        action: "verify".to_string(),
+        reason: "a node of the cluster with this id has slots, but none of those with the job's positions: whether it has lost data that \
+                 was moved there is not known"
+            .to_string(),
+    }
+}
+
 /// A script whose text begins so, and which the target refused.
 pub fn refused_script(text: Vec<u8>, error: &str) -> NotCarried {
     NotCarried {

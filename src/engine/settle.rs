@@ -45,6 +45,7 @@ impl Cluster {
         }
         let mut settled = self.assign(held).await?;
         settled.missed = missed;
+        self.note_processes(false).await?;
         Ok(settled)
     }
 

@@ -127,11 +127,14 @@ pub async fn sweep(
         if left.is_empty() || Duration::from_nanos(uring::clock::monotonic_ns() - begun_ns) >= patience {
             break;
         }
-        tracing::info!(
-            attempt,
-            slots = left.len(),
-            "slots moved while their keys were looked at for expiries held back"
-        );
+        if attempt.is_power_of_two() {
+            let slots = left.len();
+            tracing::info!(
+                attempt,
+                slots,
+                "slots moved while their keys were looked at for expiries held back: looking again"
+            );
+        }
         tokio::time::sleep(CLUSTER_PAUSE * attempt.min(CLUSTER_PAUSES_MAX)).await;
     }
     for slot in left {

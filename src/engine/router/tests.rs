@@ -362,7 +362,7 @@ fn every_node_keeps_the_positions() {
     assert_eq!(world.waiting(checkpoint), "", "the other node has not answered");
     world.answer_all(1 - checkpoint);
     note(&mut world, 5);
-    let named = "HSET df2redis:checkpoint homes:3 0,5460,10920,16382,1,5461,10921,16383";
+    let named = "HSET df2redis:checkpoint homes:3 0,5460,10920,16382,1,5461,10921,16383:3";
     assert_eq!(world.waiting(checkpoint), named);
     note(&mut world, 5);
     assert_eq!(world.waiting(checkpoint), named, "once");
