@@ -214,6 +214,6 @@ impl Worker {
     }
 }
 
-fn positions(flows: &[Flow]) -> Vec<(FlowId, Lsn)> {
+pub fn positions(flows: &[Flow]) -> Vec<(FlowId, Lsn)> {
     flows.iter().filter_map(|flow| Some((flow.id, flow.given_lsn()?))).collect()
 }

@@ -220,6 +220,14 @@ impl Router {
         self.homes_named.clear();
     }
 
+    /// A global command was executed everywhere, and the positions behind it are in the checkpoint: none from before it may be
+    /// written any more. (The worker of other flows has written those behind it, perhaps, when the tool is killed.)
+    pub fn passed(&mut self, positions: Vec<(FlowId, Lsn)>) {
+        self.forget_cuts();
+        self.forget_noted();
+        self.confirmed = positions;
+    }
+
     /// Why the last event could not be converted, if it could not.
     #[inline]
     pub fn take_refusal(&mut self) -> Result<(), EngineError> {

@@ -11,7 +11,7 @@ use super::fetch::Answer;
 use super::figures::SAMPLE_NS;
 use super::flow::{Flow, FlowState, Heaps, Pumped};
 use super::handle::FlowHandler;
-use super::held::HeldState;
+use super::held::{HeldState, positions};
 use super::hold::HoldState;
 use super::input::HeapBudget;
 use super::lane::{Lane, Link};
@@ -278,15 +278,15 @@ impl Worker {
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
                     self.releases += 1;
-                    if let Some(router) = &mut self.router {
-                        router.forget_noted();
-                    }
                     for flow in &mut self.flows {
                         if let Some(lsn) = flow.release_barrier()
                             && let Some(shared) = self.confirmed.get(flow.id.0 as usize)
                         {
                             shared.fetch_max(lsn.0, Ordering::Release);
                         }
+                    }
+                    if let Some(router) = &mut self.router {
+                        router.passed(positions(&self.flows));
                     }
                 }
                 Ok(WorkerCommand::LeaveSource { read_on }) => self.leave_source(read_on, now_ns),
