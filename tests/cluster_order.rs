@@ -7,6 +7,7 @@ mod common;
 use common::Stopped;
 use common::clustered::{Clustered, node_of};
 use common::job::until;
+use df2redis::lab::client::Reply;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
 use df2redis::lab::rng::Rng;
@@ -290,4 +291,30 @@ fn what_a_record_has_read_may_change_behind_it_before_a_kill() {
     world.run(&format!("SET {q}end 2"));
     world.finish(world.start());
     assert_eq!(world.ask(&format!("EXISTS {p}document")).as_deref(), Some("0"));
+}
+
+/// A part of a copy that is made in pages, outside of any transaction, is no beginning of the next one.
+#[test]
+fn a_kill_while_a_long_value_goes_to_another_slot() {
+    let Some(world) = World::new(TOGETHER) else { return };
+    let [_, p, q] = tags();
+    let mut tool = world.start();
+    for n in 0..60 {
+        let value = common::noise(2 * n + 1, 300 << 10);
+        world.live.world().run(0, &[b"RPUSH".to_vec(), format!("{q}long").into_bytes(), value]);
+    }
+    world.wait_applied(&mut tool);
+    let mut client = world.client(node_of(&p));
+    let mut copies = || match client.run("KEYS df2redis:t:*").unwrap() {
+        Reply::Array(keys) => keys.len(),
+        other => panic!("{other:?}"),
+    };
+    world.run(&format!("RENAME {q}long {p}longer"));
+    until(&mut tool, "no copy is begun", || copies() == 1);
+    tool.kill();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(copies(), 1, "it was over before the kill");
+    world.run(&format!("RPUSH {p}longer end"));
+    world.finish(world.start());
+    assert_eq!(copies(), 0);
 }

@@ -2,7 +2,7 @@
 //!
 //! In: a record whose keys lie in different slots, and the markers' value for it. Out: the same effect by commands of one
 //! slot each: a value that is moved (here), keys that are read brought home to the one that is written (`foreign`), elements
-//! taken off the first key that is there (`pops`).
+//! taken off the first key that is there (`pops`). A value that is too long for that is copied in pages first (`paged`).
 //!
 //! Invariants: everything before the record is acknowledged and nothing behind it is sent. What is written in a slot stands
 //! in one MULTI with the slot's marker; so after a lost connection or a restart each part is done once. The part that gives
@@ -13,6 +13,7 @@
 //! is refused by key and LSN.
 
 mod foreign;
+mod paged;
 mod pops;
 
 use super::cluster::Cluster;
@@ -42,6 +43,15 @@ enum Half {
     Taken,
 }
 
+/// What became of the value of a key.
+enum Brought {
+    /// There is no such key.
+    Nothing,
+    Payload(Vec<u8>),
+    /// It stands under the name of the copy.
+    Copy,
+}
+
 impl Half {
     fn of(found: &[u8], apart: &Apart) -> Self {
         match says_applied(found, &apart.marker) {
@@ -69,7 +79,7 @@ impl Cluster {
         };
         done.map_err(|error| {
             // What ends the session for another reason than this record keeps its meaning.
-            if !matches!(error, EngineError::Refused(_) | EngineError::Target(_)) {
+            if !matches!(error, EngineError::Refused(_) | EngineError::Target(_) | EngineError::TooLong(_)) {
                 return error;
             }
             let name = args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
@@ -89,13 +99,27 @@ impl Cluster {
             return Ok(());
         }
         if !self.half(apart, slot(to)).await?.is_done() {
-            // Without a value it was left out, or has expired: there is nothing to rename.
-            match self.dump(from).await? {
-                None => self.note(apart, slot(to)).await?,
-                Some(payload) => {
-                    let expiry = self.expiry_ms(from).await?.to_string();
+            let copy = own::temporary_key(&own::tag(self.settings()), apart.flow, slot(to), 0);
+            let expiry = self.expiry_ms(from).await?.to_string();
+            match self.bring(from, &copy, usize::MAX).await? {
+                // It was left out, or has expired: there is nothing to rename.
+                Brought::Nothing => self.note(apart, slot(to)).await?,
+                Brought::Payload(payload) => {
                     let restore: [&[u8]; 6] = [b"RESTORE", to, expiry.as_bytes(), &payload, b"REPLACE", b"ABSTTL"];
                     self.group(apart, to, &[&restore]).await?;
+                }
+                Brought::Copy => {
+                    let rename: [&[u8]; 3] = [b"RENAME", &copy, to];
+                    let expire: [&[u8]; 3] = [b"PEXPIREAT", to, expiry.as_bytes()];
+                    let commands: [&[&[u8]]; 2] = [&rename, &expire];
+                    self.group(apart, to, if expiry == "0" { &commands[..1] } else { &commands }).await?;
+                    // That there is nothing to rename is no error of the target elsewhere; here it would be the end of the value.
+                    if expiry == "0" && !self.exists(to).await? {
+                        return Err(EngineError::Torn(format!(
+                            "the copy of the key {} in the slot of its new name has vanished; run again with --on-existing flush",
+                            from.escape_ascii()
+                        )));
+                    }
                 }
             }
         }
@@ -172,12 +196,21 @@ impl Cluster {
             .collect()
     }
 
-    /// The payload of a key; `None`: there is no such key.
-    async fn dump(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
-        match self.read(&[b"DUMP", key]).await? {
-            Value::Bulk(payload) => Ok(Some(payload)),
-            _ => Ok(None),
+    /// The value of a key, for another slot: what is longer than `bytes_max`, or than one answer, is copied to `copy`.
+    async fn bring(&mut self, key: &[u8], copy: &[u8], bytes_max: usize) -> Result<Brought, EngineError> {
+        match self.read(&[b"DUMP", key]).await {
+            Ok(Value::Bulk(payload)) if payload.len() <= bytes_max => return Ok(Brought::Payload(payload)),
+            Ok(Value::Bulk(_)) | Err(EngineError::TooLong(_)) => {}
+            Ok(_) => return Ok(Brought::Nothing),
+            Err(error) => return Err(error),
         }
+        self.copy_in_pages(key, copy).await?;
+        Ok(Brought::Copy)
+    }
+
+    async fn exists(&mut self, key: &[u8]) -> Result<bool, EngineError> {
+        // -2: there is no such key. (EXISTS would be one more grant for the operator to give.)
+        Ok(!matches!(self.read(&[b"PTTL", key]).await?, Value::Integer(-2)))
     }
 
     /// A question about one key; an error reply is an error.

@@ -313,7 +313,7 @@ impl Cluster {
                 self.lost_clients.get(id).cloned().unwrap_or_default().into_iter().filter(|lost| lost.run_id == run_id)
             {
                 target::end_client(&mut link, client_id).await.map_err(|error| match error {
-                    EngineError::Refused(text) => Trouble::Final(EngineError::Target(text)),
+                    EngineError::TooLong(_) => Trouble::Final(error),
                     error => Trouble::Broken(error),
                 })?;
             }
@@ -379,7 +379,7 @@ impl Cluster {
                 self.lost(id, self.client_ids.get(id).copied().unwrap_or_default());
                 // An answer that is too long once is too long again.
                 Err(match error {
-                    EngineError::Refused(text) => Trouble::Final(EngineError::Target(text)),
+                    EngineError::TooLong(_) => Trouble::Final(error),
                     error => Trouble::Broken(error),
                 })
             }

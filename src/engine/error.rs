@@ -27,6 +27,9 @@ pub enum EngineError {
     Source(String),
     #[error("target: {0}")]
     Target(String),
+    /// The target's answer is longer than a control connection takes.
+    #[error("target: {0}")]
+    TooLong(String),
     /// The connection to the target could not be made, or broke: another one may help.
     #[error("target: {0}")]
     TargetLost(String),
@@ -115,6 +118,7 @@ impl EngineError {
             Self::Refused(_) => Class::Refused,
             Self::Source(_) | Self::SyncVoided { .. } => Class::Source,
             Self::Target(_)
+            | Self::TooLong(_)
             | Self::TargetLost(_)
             | Self::LetGo(_)
             | Self::Torn(_)

@@ -146,7 +146,7 @@ impl TargetLink {
         self.link.set_timeout(timeout);
     }
 
-    /// Sends encoded commands and takes as many replies. `Refused`: one is longer than a control connection takes.
+    /// Sends encoded commands and takes as many replies.
     pub async fn replies(&mut self, request: Vec<u8>, count: usize) -> Result<Vec<Value>, EngineError> {
         let too_long = Cell::new(false);
         let parse = |bytes: &[u8]| -> Result<_, ReplyError> {
@@ -163,7 +163,7 @@ impl TargetLink {
         };
         let replies = self.link.request("a routed command", request, parse).await;
         replies.map_err(|error| match too_long.get() {
-            true => EngineError::Refused(format!(
+            true => EngineError::TooLong(format!(
                 "{} answered with more than the {} MiB that are taken at once",
                 self.link.addr(),
                 value::TOTAL_BYTES_MAX >> 20

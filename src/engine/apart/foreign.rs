@@ -5,26 +5,24 @@
 //! command is executed by a server, on what it would have read, and its result is exact to the last digit, whatever its options are.
 //!
 //! Invariants: a key that is not there is not there under its new name either. The copies have no expiry and live inside of
-//! the MULTI only. Behind it the record is noted in the slots that were read, whose keys may change from then on.
-//!
-//! Bounded by the longest reply that a control connection takes, for each key, and by [`COPIES_BYTES_MAX`], for all of them.
+//! the MULTI only, but for those that are too long for it, which stand there before it ([`COPIES_BYTES_MAX`], `paged`).
+//! Behind it the record is noted in the slots that were read, whose keys may change from then on.
 
-use super::{Slots, lost, slots_besides};
+use super::{Brought, Slots, lost, slots_besides};
 use crate::engine::cluster::Cluster;
 use crate::engine::error::EngineError;
 use crate::engine::messages::Apart;
 use crate::engine::own;
 use crate::redis::slot::slot;
 
-/// Payloads of one record, which stand in memory together.
+/// Payloads of one record, which stand in memory together; what is beyond is copied in pages.
 const COPIES_BYTES_MAX: usize = 32 << 20;
 
 /// A key of another slot.
 struct Copy<'a> {
     key: &'a [u8],
     name: Vec<u8>,
-    /// `None`: there is no such key.
-    payload: Option<Vec<u8>>,
+    value: Brought,
 }
 
 impl Cluster {
@@ -52,14 +50,18 @@ impl Cluster {
             let command: Vec<&[u8]> = (0..args.len()).map(named).collect();
             let restores: Vec<[&[u8]; 4]> = copies
                 .iter()
-                .filter_map(|copy| Some([b"RESTORE", copy.name.as_slice(), b"0", copy.payload.as_deref()?]))
+                .filter_map(|copy| match &copy.value {
+                    Brought::Payload(payload) => Some([b"RESTORE", copy.name.as_slice(), b"0", payload]),
+                    Brought::Nothing | Brought::Copy => None,
+                })
                 .collect();
-            let delete: Vec<&[u8]> =
-                std::iter::once(&b"DEL"[..]).chain(restores.iter().map(|restore| restore[1])).collect();
+            let there = copies.iter().filter(|copy| !matches!(copy.value, Brought::Nothing));
+            // A long one is freed in the background.
+            let unlink: Vec<&[u8]> = std::iter::once(&b"UNLINK"[..]).chain(there.map(|copy| &copy.name[..])).collect();
             let mut commands: Vec<&[&[u8]]> = restores.iter().map(|restore| &restore[..]).collect();
             commands.push(&command);
-            if !restores.is_empty() {
-                commands.push(&delete);
+            if unlink.len() > 1 {
+                commands.push(&unlink);
             }
             self.group(apart, to, &commands).await?;
         }
@@ -74,21 +76,17 @@ impl Cluster {
         home: crate::ids::Slot,
     ) -> Result<Vec<Copy<'a>>, EngineError> {
         let tag = own::tag(self.settings());
-        let (mut copies, mut bytes) = (Vec::<Copy<'a>>::new(), 0usize);
+        let (mut copies, mut room) = (Vec::<Copy<'a>>::new(), COPIES_BYTES_MAX);
         for key in keys {
             if copies.iter().any(|copy| copy.key == key) {
                 continue;
             }
             let name = own::temporary_key(&tag, apart.flow, home, copies.len());
-            let payload = self.dump(key).await?;
-            bytes = bytes.saturating_add(payload.as_ref().map_or(0, Vec::len));
-            if bytes > COPIES_BYTES_MAX {
-                return Err(EngineError::Refused(format!(
-                    "the values that it reads from other slots have more than {} MiB in all",
-                    COPIES_BYTES_MAX >> 20
-                )));
+            let value = self.bring(key, &name, room).await?;
+            if let Brought::Payload(payload) = &value {
+                room = room.saturating_sub(payload.len());
             }
-            copies.push(Copy { key, name, payload });
+            copies.push(Copy { key, name, value });
         }
         Ok(copies)
     }

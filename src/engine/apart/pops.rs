@@ -15,7 +15,6 @@ use crate::engine::error::EngineError;
 use crate::engine::messages::Apart;
 use crate::engine::router::taken;
 use crate::redis::slot::slot;
-use crate::redis::value::Value;
 
 impl Cluster {
     pub(super) async fn pop(&mut self, apart: &Apart, keys: &[&[u8]], take: Take) -> Result<(), EngineError> {
@@ -53,10 +52,5 @@ impl Cluster {
         let (first, last) = (take.first.to_string(), take.last.to_string());
         let command: [&[u8]; 4] = [take.name.as_bytes(), key, first.as_bytes(), last.as_bytes()];
         self.transaction(apart, slot(key), key, &marker, &[&command]).await
-    }
-
-    async fn exists(&mut self, key: &[u8]) -> Result<bool, EngineError> {
-        // -2: there is no such key. (EXISTS would be one more grant for the operator to give.)
-        Ok(!matches!(self.read(&[b"PTTL", key]).await?, Value::Integer(-2)))
     }
 }

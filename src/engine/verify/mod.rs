@@ -37,5 +37,6 @@ mod suspects;
 mod walk;
 mod wire;
 
+pub use paged::scan_reply;
 pub use run::{Observer, Progress, Summary, run};
 pub use settings::{Mode, Rate, Repair, SampleSize, VerifySettings};
