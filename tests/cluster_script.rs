@@ -103,6 +103,28 @@ fn an_ask_is_followed_with_asking() {
     }
 }
 
+/// A MIGRATE that failed halfway has left the marker at both nodes: the old one's will be moved over the new one's.
+#[test]
+fn an_ask_is_not_followed_before_the_marker_has_moved() {
+    let key = key();
+    let ask = format!("-ASK {} {{other}}", slot(key.as_bytes()).0);
+    let has_marker = ErrorRule { times: 3, ..ErrorRule::every("EXISTS", ":1") };
+    let mut world = World::new(&[rule("INCR", &key, &ask, 5), has_marker]);
+    world.run(&format!("INCR {key}"));
+    world.wait_acknowledged();
+    let incr = format!("INCR {key}");
+    assert_eq!(world.received(0, &key), vec![incr.clone(); 5], "{}", world.tool.said());
+    assert_eq!(world.received(1, &key), ["ASKING", &incr], "{}", world.tool.said());
+    let asked =
+        world.nodes[0].received_of("EXISTS").iter().filter(|asked| asked[1].starts_with(b"df2redis:m:")).count();
+    assert_eq!(asked, 4);
+    // What has no marker is not asked for.
+    let mut world = World::new(&[rule("SET", &key, &ask, 2), ErrorRule::every("EXISTS", ":1")]);
+    world.run(&format!("SET {key} 1"));
+    world.wait_acknowledged();
+    assert_eq!(world.received(1, &key), ["ASKING", &format!("SET {key} 1")], "{}", world.tool.said());
+}
+
 #[test]
 fn a_node_that_cannot_yet_is_asked_again_and_nothing_passes() {
     let key = key();
@@ -200,8 +222,14 @@ fn an_error_behind_what_was_not_executed_says_nothing() {
     ];
     let options = LiveOptions { dispatch_after: Some(Duration::from_millis(300)), ..LiveOptions::default() };
     let mut world = World::with(&errors, options.clone(), &[]);
+    // The source writes the first record that it finds by itself.
+    let run = |world: &World, lines: &[String]| {
+        for line in &[&lines[..1], &["SET pad 1".into()], &lines[1..]].concat() {
+            world.run(line);
+        }
+    };
     let once = [format!("SET {key} v"), format!("DEL {key}"), format!("HSET {key} f v")];
-    once.iter().for_each(|line| world.run(line));
+    run(&world, &once);
     world.wait_acknowledged();
     assert_eq!(world.received(0, &key), [&once[..], &once[1..]].concat(), "{}", world.tool.said());
 
@@ -212,7 +240,7 @@ fn an_error_behind_what_was_not_executed_says_nothing() {
     let mut world = World::with(&errors, options, &[]);
     let once = ["SET {key} u", "DEL {key}", "HSET {key} f v", "DEL {key}", "SET {key} v"];
     let once = once.map(|line| line.replace("{key}", &key));
-    once.iter().for_each(|line| world.run(line));
+    run(&world, &once);
     world.wait_acknowledged();
     assert_eq!(world.received(0, &key), [&once[..], &once[2..]].concat(), "{}", world.tool.said());
 }

@@ -65,7 +65,8 @@ impl Cluster {
         let mut patience = Patience::new();
         let mut again = unit.unknown || unit.again;
         loop {
-            match self.execute(slot, &unit.bytes, unit.replies as usize).await {
+            let marker = unit.marker.as_ref().map(|(key, _)| key.as_slice());
+            match self.execute_beside(slot, &unit.bytes, unit.replies as usize, marker).await {
                 Ok(values) => match refused(&values)? {
                     None => {
                         judge(unit, &values, again)?;
