@@ -55,10 +55,15 @@ fn replicas_that_take_over_lose_and_double_nothing() {
     runs(ServerKind::Redis7, true, 2, |seed| options(seed, &[Fault::FailOver, Fault::Kill]));
 }
 
-/// What the nodes lose behind the tool's back is there again as soon as the source renews it.
+/// What the nodes lose behind the tool's back is there again as soon as the source renews it, also where it is put together out of
+/// commands that must not be applied twice.
 #[test]
 fn keys_that_nodes_lose_come_back() {
-    runs(ServerKind::Redis7, false, 1, |seed| StageOptions { keys_lost: true, ..options(seed, &Fault::HARMLESS) });
+    runs(ServerKind::Redis7, false, 1, |seed| StageOptions {
+        keys_lost: true,
+        tool_args: ["--restore-bytes-max", "0"].map(String::from).to_vec(),
+        ..options(seed, &Fault::HARMLESS)
+    });
 }
 
 #[test]
@@ -67,5 +72,13 @@ fn keys_that_nodes_lose_while_slots_move_come_back() {
         slots_move: true,
         keys_lost: true,
         ..options(seed, &Fault::HARMLESS)
+    });
+}
+
+#[test]
+fn keys_that_nodes_lose_while_replicas_take_over_come_back() {
+    runs(ServerKind::Redis7, true, 1, |seed| StageOptions {
+        keys_lost: true,
+        ..options(seed, &[Fault::FailOver, Fault::Kill, Fault::KillLanes])
     });
 }

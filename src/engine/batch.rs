@@ -30,6 +30,9 @@ pub struct Watched {
     pub lost_if: i64,
 }
 
+/// In place of an answer: there is none that says so, but one that nobody has heard.
+pub const UNHEARD: i64 = i64::MIN;
+
 #[derive(Debug)]
 pub struct Batch {
     pub segments: Vec<Segment>,

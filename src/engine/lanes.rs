@@ -264,7 +264,7 @@ impl Worker {
         let mut remembered = Vec::new();
         for (watched, key) in lost {
             if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == watched.flow) {
-                remembered.extend(flow.lost_at_target(watched.db, key, &self.events));
+                remembered.extend(flow.lost_at_target(watched.db, key, watched.lost_if, &self.events));
             }
         }
         if let Some(router) = &mut self.router {

@@ -6,6 +6,7 @@
 //! but for those in answers. Invariant: a name goes from the checkpoint with the value, on one server in the same transaction, in a
 //! cluster when it is there (`router::found`).
 
+use super::batch::UNHEARD;
 use super::doubt::Settled;
 use super::flow::Flow;
 use super::handle::FlowHandler;
@@ -49,15 +50,16 @@ pub(super) fn lost_answer(command: &Command<'_>) -> Option<i64> {
 
 impl Flow {
     /// The target lost a key of the source's database `db`, or may have, by its name at the target; `None` if that is too long to
-    /// be told. Returns it if it is to be fetched.
+    /// be told. `lost_if`: the answer that said so. Returns it if it is to be fetched.
     pub(super) fn lost_at_target(
         &mut self,
         db: DbIndex,
         key: Option<Vec<u8>>,
+        lost_if: i64,
         events: &UnboundedSender<WorkerEvent>,
     ) -> Option<Lost> {
         let scope = self.handler.scope();
-        if scope.filters_types() {
+        if scope.filters_types() && lost_if != UNHEARD {
             // Of a type that is left out it was never there.
             return None;
         }
@@ -128,8 +130,8 @@ impl Flow {
                         batch_bytes: settings.batch_bytes,
                         read_ns: self.read_ns,
                     };
-                    // It is no record: what markers say of records says nothing of it.
-                    let mut writer = ClusterWriter::new(router, lanes, slab, &source, (self.id, None), write);
+                    let place = (self.id, Some(next_lsn));
+                    let mut writer = ClusterWriter::new(router, lanes, slab, &source, place, write).between_records(db);
                     self.handler.put_back(db, &key, payload.as_deref(), fetched.expire_at_ms, now_ms, &mut writer);
                     writer.record_done();
                     router.found_again(&lost, clock::monotonic_ns());

@@ -6,6 +6,7 @@
 
 use super::Router;
 use crate::convert::{Class, CommandMeta, Out};
+use crate::engine::batch::UNHEARD;
 use crate::engine::error::EngineError;
 use crate::engine::lane::Lane;
 use crate::engine::writer::Source;
@@ -43,6 +44,8 @@ pub struct ClusterWriter<'a> {
     aim: Aim,
     /// Slot and class of the command begun.
     begun: (Slot, Class),
+    /// All that is written is one transaction.
+    whole: bool,
     /// The answer to the next command is watched: the source's database, and the answer that says that the key is lost.
     watching: Option<(DbIndex, i64)>,
     /// It was applied by an earlier session, which may not have heard the answer.
@@ -95,11 +98,21 @@ impl<'a> ClusterWriter<'a> {
             read_ns,
             aim: Aim::Nowhere,
             begun: (Slot(0), Class::Blind),
+            whole: false,
             watching: None,
             unheard: false,
             guarded: SmallVec::new(),
             unclosed: SmallVec::new(),
         }
+    }
+
+    /// For a value that was fetched again, which is written behind everything before the position given, and is no record: its
+    /// commands stand in one transaction, and no marker that was found covers them. The position may stand in the marker already,
+    /// so where nobody has seen that they were executed the key is in doubt again.
+    pub fn between_records(mut self, db: DbIndex) -> Self {
+        (self.resuming, self.again, self.whole) = (false, false, true);
+        self.watch(db, UNHEARD);
+        self
     }
 
     /// The answer `lost_if` to the command that comes next says that the target lost its key. `db`: at the source.
@@ -135,7 +148,7 @@ impl<'a> ClusterWriter<'a> {
         let (slot, class) = self.begun;
         lane.encoder.batch.commands += 1;
         // With what must not be applied twice nothing behind it is executed before it.
-        let guarded = class != Class::Blind;
+        let guarded = class != Class::Blind || self.whole;
         lane.pieces.push(&lane.encoder, Some((self.flow, slot)), self.record, guarded);
         if self.again && class != Class::Guarded {
             lane.pieces.put_in_doubt();

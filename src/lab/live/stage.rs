@@ -292,11 +292,11 @@ impl LiveStage {
         self.wait_stable(&mut tool)?;
         // What follows the last fault, too.
         std::thread::sleep(Duration::from_millis(100));
+        self.workload.stop();
+        self.flushes = None;
         if let Some(losses) = self.losses.take() {
             self.summary.keys_lost = losses.stop().map_err(|why| format!("{why}\n{}", tool.said()))?;
         }
-        self.workload.stop();
-        self.flushes = None;
         if let Some(mover) = self.mover.take() {
             self.summary.slots_moved = mover.stop().map_err(|error| error.to_string())?;
         }
