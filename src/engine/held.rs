@@ -5,6 +5,11 @@
 //! not sent. Invariants: a slot changes its lane only while nothing is under way; behind a command that was not executed
 //! nothing is sent (to no node, until it is settled); a record over several slots is carried out only when everything
 //! before it was executed.
+//!
+//! The whole worker is held, not the slot: no position of a flow passes a record that was not executed, so that the flows stand still
+//! for the source and for a cutover in any case, and what is read meanwhile waits in its order in the backlog and the spool, which
+//! have their bounds; parked by slot it would have to lie in memory, and be merged again. What that costs is how fresh the other slots are
+//! while one is served by nobody.
 
 use super::again;
 use super::error::EngineError;
@@ -174,6 +179,8 @@ impl Worker {
         let lost = self.router.as_ref().is_some_and(|router| !router.uses_only(&self.lanes));
         self.held.stage = if lost { Stage::Draining } else { Stage::Free };
         self.held.stops = lost;
+        let held_us = uring::clock::monotonic_ns().saturating_sub(self.held.since_ns) / 1000;
+        tracing::debug!(worker = self.index, held_us, "settled");
         // In front of every position that passes them.
         self.put_in_doubt(0, settled.missed)?;
         // Where records over several slots follow each other closely, the worker is held again before its next look.
