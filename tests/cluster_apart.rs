@@ -165,7 +165,7 @@ fn what_lost_its_operands_is_listed() {
         "ZRANGESTORE d4 a",
         "LMPOP l m",
         "ZMPOP b c",
-        "SORT d5",
+        "SORT STORE d5",
         "GEORADIUS d6",
     ];
     let lines: Vec<&str> = BEFORE.iter().chain(&lines).copied().collect();

@@ -3,6 +3,7 @@
 
 use df2redis::convert::near::SHIFT_MS;
 use df2redis::lab::client::Client;
+use df2redis::lab::live::LiveOptions;
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::ServerKind;
 use df2redis::lab::torture::wait_for;
@@ -83,7 +84,9 @@ fn regression_a_source_that_closes_idle_connections_is_not_lost() {
         let more = ["--hook-before-fence", before.to_str().unwrap(), "--hook-timeout", "100s"];
         let idle_max = Duration::from_millis(300);
         let options = MasterOptions { idle_max: Some(idle_max), ..MasterOptions::default() };
-        let Some(mut scene) = InStep::with_source(ServerKind::Redis7, &more, options) else { return };
+        let Some(mut scene) = InStep::with_source(ServerKind::Redis7, &more, LiveOptions::default(), options) else {
+            return;
+        };
         let switch = scene.hook("switch", 0);
         let args = ["cutover", "--execute", "--budget", "300s", "--hook", &switch, "--hook-timeout", "100s"];
         let cutover = scene.begin(&[&args, way].concat());

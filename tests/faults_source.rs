@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use df2redis::lab::encode::{self as enc, BlobCodec, types};
 use df2redis::lab::flow::Faults;
+use df2redis::lab::live::world::now_ms;
 use df2redis::lab::master::{MasterOptions, Scripted};
 use df2redis::lab::recordings;
 use df2redis::lab::replay::Replay;
@@ -107,6 +108,27 @@ fn suspects_are_asked_for_at_the_source() {
     assert_eq!(found, [(0, "kept".into()), (0, "settled".into())]);
     assert_eq!(run.report["suspects"]["asked"], 3, "{}", run.report["suspects"]);
     assert_eq!(run.report["suspects"]["removed"], 2, "{}", run.report["suspects"]);
+}
+
+/// What releases before 1.40 record of a GETEX without options, before 1.41 of a GAT with 0, and before 1.35 of a SPOP of nothing.
+#[test]
+fn regression_a_read_that_is_recorded_as_an_expiry_deletes_nothing() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let now_ms = now_ms();
+    let now = now_ms.to_string();
+    let mut flow = FlowBytes::new();
+    flow.string(b"read", b"1").string(b"expired", b"2").string_until(b"persisted", b"3", Some(now_ms + 3_000_000));
+    flow.journal(0, &["PEXPIREAT", "read", &now]).journal(0, &["PEXPIREAT", "persisted", "0"]);
+    // A short one, that has passed.
+    flow.journal(0, &["PEXPIREAT", "expired", &now]);
+    flow.journal(0, &["SREM", "none"]).journal(0, &["PFCOUNT", "none"]);
+    let master = Hand::new(vec![flow]).holds(0, b"read").holds(0, b"persisted").release("df-v1.34.0").start();
+    migrate(master.port(), server.port(), &[]).expect_code(0);
+    let mut client = server.client().unwrap();
+    let found: Vec<_> = contents(&mut client).into_keys().map(|(_, key)| key).collect();
+    assert_eq!(found, [b"persisted".to_vec(), b"read".to_vec()]);
+    assert_eq!(client.run("PTTL persisted").unwrap().int(), Some(-1));
+    assert_eq!(client.run("PTTL read").unwrap().int(), Some(-1));
 }
 
 /// What another process does not hold, the one that was copied may have held.

@@ -24,6 +24,7 @@ mod notes;
 mod old;
 mod payload;
 mod pops;
+mod quirks;
 mod record;
 pub mod replies;
 mod several;
@@ -40,6 +41,7 @@ pub use error::{TranslateError, TranslateReason};
 pub use keys::{Args, KeyIter, key_positions, keys_of, stray_candidate};
 pub use notes::{Doubt, Note, NoteKind, Notes};
 pub use payload::{RestorePayload, Restored, payload_class};
+pub use quirks::{Meaning, Quirks, may_be_rounded};
 pub use several::{Several, Side, Take, several, stored_key};
 pub use suspects::{Suspects, SuspectsOverflow};
 
@@ -53,6 +55,7 @@ use crate::redis::Capabilities;
 use crate::redis::capabilities::{Make, Version};
 use crate::redis::slot::slot;
 use record::Record;
+use std::collections::HashSet;
 use std::sync::Arc;
 use table::{How, Keys};
 use write::Request;
@@ -83,7 +86,7 @@ pub enum DropReason {
     NoEffect,
     /// FT.*: search indexes are not carried over; noted, by one flow.
     Search,
-    /// The record lost its operands (wire 6.19); noted as doubtful.
+    /// The record lost its operands (wire 6.19): its keys are told by [`JournalTranslator::take_truncated`].
     Truncated,
 }
 
@@ -118,11 +121,21 @@ pub struct NameCounts {
     pub refused: u64,
 }
 
+/// The first release in which GT and LT of a ZADD count in sets of any size.
+const ZADD_COMPARES: (u32, u32) = (1, 41);
+/// Sets that are listed as compared wrongly; more are not.
+const COMPARED_MAX: usize = 1024;
+
 /// The first release in which a JSON.SET of a whole document takes the key's expiry away.
 const JSON_SET_CLEARS_EXPIRY: (u32, u32) = (1, 33);
 
 /// Name under which [`JournalTranslator::by_name`] counts names that are not known.
 pub const OTHER_NAME: &str = "(unknown)";
+
+/// Canonical name of a record's command; empty if it is not known.
+pub fn known_name(args: &[&[u8]]) -> &'static str {
+    args.first().and_then(|name| table::find(name)).map_or("", |(_, row)| row.name)
+}
 
 /// State of one flow's journal translation.
 #[derive(Debug)]
@@ -136,11 +149,17 @@ pub struct JournalTranslator {
     counts: Box<[NameCounts]>,
     /// A JSON.SET of a whole document keeps the key's expiry at the source.
     json_keeps_expiry: bool,
+    /// GT and LT of a ZADD count for nothing at the source in sets that are not small.
+    compares_wrongly: bool,
+    /// Sets that were listed for that.
+    compared: HashSet<(DbIndex, Box<[u8]>)>,
     /// Which expiries are written later than they are (wire 6.34).
     near: Near,
     /// The last expiry that the record at hand had shifted.
     shifted_ms: Option<i64>,
     notes: Notes,
+    /// Keys of records that lost their operands, with the command's name, since they were last taken.
+    truncated: Vec<(Box<[u8]>, &'static str)>,
 }
 
 impl JournalTranslator {
@@ -154,15 +173,20 @@ impl JournalTranslator {
             present,
             counts: vec![NameCounts::default(); table::TABLE.len() + 1].into(),
             json_keeps_expiry: false,
+            compares_wrongly: false,
+            compared: HashSet::new(),
             near: Near::AS_IS,
             shifted_ms: None,
             notes: Notes::new(notes_bytes_max),
+            truncated: Vec::new(),
         }
     }
 
     /// Of which release the records are, where that is known; else they are taken to be of a new one.
     pub fn set_source(&mut self, release: Option<Release>) {
-        self.json_keeps_expiry = release.is_some_and(|release| (release.major, release.minor) < JSON_SET_CLEARS_EXPIRY);
+        let is_before = |first| release.is_some_and(|release| (release.major, release.minor) < first);
+        self.json_keeps_expiry = is_before(JSON_SET_CLEARS_EXPIRY);
+        self.compares_wrongly = is_before(ZADD_COMPARES);
     }
 
     /// Translates one recorded command; `args[0]` is the name; `now_ms`: Unix time of receipt. `payloads` writes what a
@@ -221,6 +245,11 @@ impl JournalTranslator {
         names.zip(self.counts.iter().copied()).filter(|(_, counts)| *counts != NameCounts::default())
     }
 
+    /// Keys of which the last record does not say what became of them: it lost its operands (wire 6.19).
+    pub fn take_truncated(&mut self) -> Vec<(Box<[u8]>, &'static str)> {
+        std::mem::take(&mut self.truncated)
+    }
+
     /// What the report must list by key.
     pub fn notes(&mut self) -> &mut Notes {
         &mut self.notes
@@ -250,6 +279,8 @@ impl JournalTranslator {
             How::Blind => self.pass(record, Class::Blind, out),
             How::Guarded => self.pass(record, Class::Guarded, out),
             How::Drop => Ok(Outcome::Dropped(DropReason::NoMeaning)),
+            How::Rem => self.rem(record, out),
+            How::PfMerge => Ok(self.truncated(record)),
             How::Set => self.set(record, out),
             How::SetEx(unit_ms) => self.set_ex(record, unit_ms, out),
             How::MSet => self.mset(record, out),
@@ -265,7 +296,7 @@ impl JournalTranslator {
             How::Pop(end) => self.pop(record, end, out),
             How::ZPop(end) => self.zpop(record, end, out),
             How::BitField => self.bit_field(record, out),
-            How::ZAdd => self.flagged_add(record, &["NX", "XX", "GT", "LT", "INCR"], 2, out),
+            How::ZAdd => self.zadd(record, out),
             How::GeoAdd => self.flagged_add(record, &["NX", "XX"], 3, out),
             How::Restore => self.restore(record, payloads, out),
             How::Move => self.move_db(record, out),
@@ -378,16 +409,15 @@ impl JournalTranslator {
         Ok(())
     }
 
-    /// A record of a full sync, for which [`stored_key`] gives a key: what it reads may lie where the snapshot has not been yet.
-    /// (The baseline of a key comes before what changes it, not before what reads it, wire 2.10.)
-    #[cold]
-    pub fn doubt_early_read(&mut self, db: DbIndex, args: &[&[u8]], key: &[u8]) {
-        let name = args.first().and_then(|name| table::find(name)).map_or("", |(_, row)| row.name);
-        self.notes.add(db, key, name, NoteKind::Doubtful(Doubt::EarlyRead));
-    }
-
     fn doubt(&mut self, record: &Record<'_>, doubt: Doubt) {
         self.note_all(record, NoteKind::Doubtful(doubt));
+    }
+
+    /// A record over several shards, of which each one has its own keys and nothing else (wire 6.19).
+    #[cold]
+    fn truncated(&mut self, record: &Record<'_>) -> Outcome {
+        self.truncated.extend(keys::keys_in(record.row, record.args).map(|key| (Box::from(key), record.row.name)));
+        Outcome::Dropped(DropReason::Truncated)
     }
 
     #[cold]

@@ -48,6 +48,8 @@ pub struct Plan {
     scope: Scope,
     /// Release of the source, where it is known.
     pub source: Option<Release>,
+    /// Its clock is at most so far before ours.
+    pub source_ahead_ms: i64,
 }
 
 impl Plan {
@@ -68,7 +70,7 @@ impl Plan {
             inline_bytes_max: limits.inline_bytes_max.clamp(1, 4096).min(bulk_bytes_max),
         };
         let actions = policy.actions();
-        Ok(Self { capabilities, policy, limits, actions, scope: Scope::everything(), source: None })
+        Ok(Self { capabilities, policy, limits, actions, scope: Scope::everything(), source: None, source_ahead_ms: 0 })
     }
 
     /// The same for the keys of a scope.
@@ -79,8 +81,8 @@ impl Plan {
 
     /// The same for what this source sends.
     #[must_use]
-    pub fn from_source(self, source: Option<Release>) -> Self {
-        Self { source, ..self }
+    pub fn from_source(self, source: Option<Release>, source_ahead_ms: i64) -> Self {
+        Self { source, source_ahead_ms, ..self }
     }
 
     /// Which keys are carried, and as what.

@@ -47,6 +47,8 @@ pub struct CrewPlan {
     pub databases: Option<u32>,
     /// Release of the source, where it tells.
     pub source: Option<Release>,
+    /// Its clock is at most so far before ours.
+    pub source_ahead_ms: i64,
     pub existing: Arc<Existing>,
     pub run_id: String,
     /// The target is one.
@@ -156,8 +158,8 @@ impl Crew {
         // One to each node of a cluster, and room for nodes that come.
         let lanes_of = |flows: usize| if nodes > 0 { nodes + 1 } else { settings.connections.clamp(1, flows.max(1)) };
         let sizes = Sizes::derive(&settings, workers, flows_max, lanes_of(flows_max))?;
-        let convert_plan =
-            plan_of(&settings, plan.capabilities.clone(), plan.databases, sizes.set_bytes_max, plan.source)?;
+        let source = (plan.source, plan.source_ahead_ms);
+        let convert_plan = plan_of(&settings, plan.capabilities.clone(), plan.databases, sizes.set_bytes_max, source)?;
         let owner = Arc::new(OwnerRule::new(flows_count as u32));
         let job = format!("{:x}{:x}", std::process::id(), uring::clock::realtime_ms());
 

@@ -72,6 +72,11 @@ impl Doubts {
         Ok(true)
     }
 
+    /// One more can be asked for.
+    pub fn has_room(&self) -> bool {
+        self.entries.len() < KEYS_MAX
+    }
+
     /// A record at `lsn` names the key.
     pub fn touched(&mut self, db: DbIndex, key: &[u8], lsn: Lsn) {
         if let Some(entry) = self.entries.get_mut(&(db, Box::from(key))) {

@@ -41,7 +41,7 @@ impl Fetcher {
     /// A worker lost a key.
     pub fn want(&mut self, lost: Lost) {
         tracing::warn!(flow = %lost.flow, db = %lost.db, key = %lost.key.escape_ascii(),
-            "the target lost a key that the source had: fetching it again");
+            "the target lost a key, or a record did not say what became of it: fetching it from the source");
         self.waiting.push_back(lost);
         self.look();
     }

@@ -10,7 +10,8 @@ use super::error::EngineError;
 use super::returned::Returned;
 use super::rows;
 use super::scoped::Names;
-use crate::convert::hold::{Due, HORIZON_MS_MIN, Held, hold_again};
+use super::unclear::Unclear;
+use crate::convert::hold::{Due, HORIZON_MS_MIN, Held, hold_again, is_lagging};
 use crate::convert::journal::{self, GlobalCommand, JournalTranslator, NotCarriedKind, Outcome, Suspects};
 use crate::convert::names::Name;
 use crate::convert::{Class, CommandMeta, Converter, Out, Plan, Scope};
@@ -106,6 +107,8 @@ pub struct FlowHandler {
     pub held: Held,
     /// Keys that the target lost.
     pub doubts: Doubts,
+    /// What records do not say.
+    pub(super) unclear: Unclear,
     /// Held expiries that are being given back.
     releasing: Vec<Due>,
     /// What was given back for a cutover.
@@ -145,6 +148,7 @@ impl FlowHandler {
             counts: FlowCounts::default(),
             held,
             doubts: Doubts::default(),
+            unclear: Unclear::new(&plan),
             releasing: Vec::new(),
             returned: Returned::new(names_bytes_max(&owner)),
             tells_expiry: plan.capabilities.has_command("PEXPIRETIME"),
@@ -172,6 +176,7 @@ impl FlowHandler {
         easing: bool,
     ) {
         self.returned.remember(easing);
+        self.unclear.lagging = is_lagging(now_ms, applied_until_ms);
         self.held.turn(now_ms, applied_until_ms, horizon_ms);
         self.set_near();
         if self.releasing.is_empty() {
@@ -439,8 +444,14 @@ impl FlowHandler {
         {
             return Ok(Applied::Done);
         }
+        let persisted = [&b"PERSIST"[..], args.get(1).copied().unwrap_or_default()];
+        let args = if self.unclear.is_persisted(args, now_ms) { &persisted } else { args };
+        self.unclear.db = db;
         if !self.scope().is_plain(db) {
             return self.journal_scoped(db, txid, args, now_ms, stable, out);
+        }
+        if self.only_reads(db, args, now_ms, stable)? {
+            return Ok(Applied::Done);
         }
         self.note_suspects(db, args, stable)?;
         self.apply_record(db, txid, args, now_ms, stable, out)
@@ -476,13 +487,9 @@ impl FlowHandler {
         self.held.record(db, args);
         let Self { translator, restorer, .. } = self;
         let outcome = translator.command(db, txid, args, now_ms, restorer, out).map_err(EngineError::from)?;
-        if !stable
-            && matches!(outcome, Outcome::Written { .. } | Outcome::NotCarried { .. })
-            && let Some(key) = journal::stored_key(args)
-        {
-            translator.doubt_early_read(db, args, key);
-        }
         self.note_held(db, args);
+        let written = matches!(outcome, Outcome::Written { .. } | Outcome::NotCarried { .. });
+        self.note_unclear(db, args, now_ms, stable, written);
         match outcome {
             Outcome::Global(global) => Ok(Applied::Global(global)),
             Outcome::NotCarried { kind: NotCarriedKind::CrossSlot } if db == DbIndex(0) => {

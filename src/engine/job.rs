@@ -363,7 +363,7 @@ pub(super) fn plan_of(
     capabilities: Capabilities,
     databases: Option<u32>,
     set_bytes_max: u64,
-    source: Option<Release>,
+    (source, source_ahead_ms): (Option<Release>, i64),
 ) -> Result<Arc<Plan>, EngineError> {
     // What is not borrowed anyway is written in one piece.
     let inline_bytes_max = settings.borrow_bytes_min;
@@ -371,6 +371,6 @@ pub(super) fn plan_of(
     let limits = Limits { restore_bytes_max, set_bytes_max, inline_bytes_max, ..Limits::default() };
     let scope = settings.scope.clone().within(databases.unwrap_or(u32::MAX));
     Plan::new(capabilities, settings.on_unsupported.clone(), limits)
-        .map(|plan| Arc::new(plan.scoped(scope).from_source(source)))
+        .map(|plan| Arc::new(plan.scoped(scope).from_source(source, source_ahead_ms)))
         .map_err(|e| EngineError::Refused(e.to_string()))
 }

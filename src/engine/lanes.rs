@@ -9,16 +9,34 @@ use super::batch::Batch;
 use super::error::EngineError;
 use super::flow::Flow;
 use super::lane::{Lane, Link, Verdict};
-use super::messages::WorkerEvent;
+use super::messages::{Lost, WorkerEvent};
 use super::refusal::{self, Hold};
+use super::router::Router;
 use super::settings::MigrateSettings;
 use super::units::Missed;
 use super::wire::{Begun, Connected};
 use super::worker::{KIND_REPLY, KIND_SEND, Worker, token};
 use crate::report::counters::WorkerStats;
 use crate::report::latency::{Latency, Recorder};
-use crate::uring::{self, Class, Completion, CompletionKind, Ring};
+use crate::uring::{self, Class, Completion, CompletionKind, Ring, Slab};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Keeps names of keys that are to be fetched, in the checkpoint. `lane`: that of their flow, on one server.
+pub(super) fn remember(
+    router: &mut Option<Box<Router>>,
+    lanes: &mut [Lane],
+    lane: usize,
+    slab: &mut Slab,
+    batch_bytes: usize,
+    lost: &[Lost],
+) -> Result<(), EngineError> {
+    if let Some(router) = router {
+        router.remember_lost(lanes, slab, batch_bytes, uring::clock::monotonic_ns(), lost);
+        return Ok(());
+    }
+    let Some(lane) = lanes.get_mut(lane) else { return Ok(()) };
+    lane.remember_lost(slab, lost)
+}
 
 /// A connection that owes replies may be silent for so many connect timeouts.
 const SILENCE_FACTOR: u32 = 3;
@@ -267,14 +285,8 @@ impl Worker {
                 remembered.extend(flow.lost_at_target(watched.db, key, watched.lost_if, &self.events));
             }
         }
-        if let Some(router) = &mut self.router {
-            let now_ns = uring::clock::monotonic_ns();
-            let (slab, batch_bytes) = (self.ring.slab_mut(), self.settings.batch_bytes);
-            router.remember_lost(&mut self.lanes, slab, batch_bytes, now_ns, &remembered);
-            return Ok(());
-        }
-        let Some(lane) = self.lanes.get_mut(lane) else { return Ok(()) };
-        lane.remember_lost(self.ring.slab_mut(), &remembered)
+        let (slab, batch_bytes) = (self.ring.slab_mut(), self.settings.batch_bytes);
+        remember(&mut self.router, &mut self.lanes, lane, slab, batch_bytes, &remembered)
     }
 
     /// Where everything was answered, the checkpoint need not name what was asked.

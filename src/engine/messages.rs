@@ -182,7 +182,7 @@ pub enum WorkerEvent {
         worker: usize,
         keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
     },
-    /// The target lost a key that the source had: it is to be fetched again.
+    /// The target lost a key that the source had, or a record did not say what became of it: it is to be fetched.
     Lost(Lost),
     /// Once a second.
     Sample {

@@ -53,6 +53,7 @@ impl Job<'_> {
                 capabilities: probed.capabilities.clone(),
                 databases: probed.databases,
                 source: source.release(),
+                source_ahead_ms: self.source_ahead_ms(),
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
                 cluster: self.cluster_plan(&probed, None).await?,

@@ -84,6 +84,7 @@ mod sweep;
 mod target;
 pub mod throttle;
 pub mod tls;
+mod unclear;
 mod units;
 mod upstream;
 mod vanished;

@@ -23,6 +23,8 @@ const PAUSE_LAST: Duration = Duration::from_secs(2);
 /// For so long a source that is away is waited for by a job that goes on. It may be restarting: both may be started by the same
 /// service manager.
 const AWAY_MAX: Duration = Duration::from_secs(300);
+/// What clocks that are kept right may drift apart while a job runs.
+const CLOCK_DRIFT_MS: i64 = 20;
 
 /// Commands of every job in a form that cannot succeed, whatever the target holds: its permissions are checked before its
 /// arguments are understood. MULTI and EXEC with nothing between them succeed, and do nothing.
@@ -130,6 +132,12 @@ impl Job<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How far the source's clock may be before this machine's, as far as the comparison at the start told.
+    pub(super) fn source_ahead_ms(&self) -> i64 {
+        let skew = &self.report.clock_skew;
+        skew.source_ms.unwrap_or(0).saturating_add_unsigned(skew.uncertain_ms).saturating_add(CLOCK_DRIFT_MS)
     }
 
     /// Compares the clocks: expiries are absolute times, and each server goes by its own clock.

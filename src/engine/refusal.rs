@@ -306,7 +306,7 @@ mod tests {
             (_, How::MultiPop(name, _) | How::Unblock(name)) => Some(name),
             (_, How::MSet) => Some("MSET"),
             (_, How::Del) => Some("DEL"),
-            (_, How::Drop) => None,
+            (_, How::Drop | How::PfMerge) => None,
             (name, _) => Some(name),
         };
         let several = TABLE.iter().filter(|row| !matches!(row.keys, Keys::Nothing | Keys::First | Keys::Second));

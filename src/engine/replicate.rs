@@ -338,6 +338,7 @@ impl Job<'_> {
             capabilities: probed.capabilities.clone(),
             databases: probed.databases,
             source: None,
+            source_ahead_ms: self.source_ahead_ms(),
             existing: Arc::new(Existing::new()),
             run_id: probed.run_id.clone(),
             cluster: match &mut begin {

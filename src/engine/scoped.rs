@@ -121,6 +121,9 @@ impl FlowHandler {
         stable: bool,
         out: &mut impl Out,
     ) -> Result<Applied, EngineError> {
+        if self.only_reads(db, args, now_ms, stable)? {
+            return Ok(Applied::Done);
+        }
         self.note_suspects(db, args, stable)?;
         let mut sketch = std::mem::take(&mut self.names.sketch);
         let named = self.scope().name_record(db, args, &mut sketch);

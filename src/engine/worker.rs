@@ -15,7 +15,7 @@ use super::held::{HeldState, positions};
 use super::hold::HoldState;
 use super::input::HeapBudget;
 use super::lane::{Lane, Link};
-use super::lanes::submit_lane;
+use super::lanes::{remember, submit_lane};
 use super::messages::{Lost, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::outlet::Outlet;
 use super::router::Router;
@@ -150,7 +150,8 @@ impl Worker {
         let follow = settings.follow.is_some();
         let mut built = Vec::with_capacity(flows.len());
         for (position, flow) in flows.into_iter().enumerate() {
-            let handler = FlowHandler::new(flow.id, plan.clone(), owner.clone(), existing.clone());
+            let mut handler = FlowHandler::new(flow.id, plan.clone(), owner.clone(), existing.clone());
+            handler.unclear.fetches = follow;
             built.push(Flow::new(
                 flow,
                 position % lanes.len().max(1),
@@ -366,6 +367,9 @@ impl Worker {
             }
             let pumped =
                 flow.pump(self.ring.slab_mut(), outlet, &self.heap, &self.settings, &self.sizes, now_ms, &self.events)?;
+            let unclear = flow.ask_unclear(&self.events);
+            let (slab, batch_bytes) = (self.ring.slab_mut(), self.settings.batch_bytes);
+            remember(&mut self.router, &mut self.lanes, lane, slab, batch_bytes, &unclear)?;
             self.hold.add_unnamed(flow.handler.held.take_overflow());
             if let Some(ahead) = flow.witnessed() {
                 self.witness.publish(flow.id, ahead.read, ahead.wrote);

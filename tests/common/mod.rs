@@ -236,6 +236,7 @@ pub struct Hand {
     flows_count: usize,
     attempts: Vec<Vec<FlowBytes>>,
     held: BTreeMap<(u32, Vec<u8>), Held>,
+    release: String,
     opened: Vec<AtomicUsize>,
 }
 
@@ -246,6 +247,7 @@ impl Hand {
             opened: (0..flows.len()).map(|_| AtomicUsize::new(0)).collect(),
             attempts: vec![flows],
             held: BTreeMap::new(),
+            release: "df-v1.40.1".into(),
         }
     }
 
@@ -257,6 +259,12 @@ impl Hand {
     /// What the source answers to EXISTS.
     pub fn holds(mut self, db: u32, key: &[u8]) -> Self {
         self.held.insert((db, key.to_vec()), Held { type_name: "string".into(), ..Held::default() });
+        self
+    }
+
+    /// Which release it says it is.
+    pub fn release(mut self, release: &str) -> Self {
+        self.release = release.into();
         self
     }
 
@@ -285,7 +293,7 @@ impl Feed for Hand {
             version: Some(5),
             lineage_id: Some("0123456789abcdef0123456789abcdef01234567".into()),
             eof_tokens: (0..self.flows_count).map(token).collect(),
-            info: "# Server\r\nredis_version:7.4.0\r\ndragonfly_version:df-v1.40.1\r\n".into(),
+            info: format!("# Server\r\nredis_version:7.4.0\r\ndragonfly_version:{}\r\n", self.release),
         }
     }
 

@@ -34,10 +34,10 @@ pub struct InStep {
 impl InStep {
     /// `None`: no such server here.
     pub fn with(kind: ServerKind, more: &[&str]) -> Option<Self> {
-        Self::with_source(kind, more, MasterOptions::default())
+        Self::with_source(kind, more, LiveOptions::default(), MasterOptions::default())
     }
 
-    pub fn with_source(kind: ServerKind, more: &[&str], source: MasterOptions) -> Option<Self> {
+    pub fn with_source(kind: ServerKind, more: &[&str], live: LiveOptions, source: MasterOptions) -> Option<Self> {
         let server = match Server::start_kind(kind, ServerOptions::default()) {
             Ok(server) => server,
             Err(error) => {
@@ -46,7 +46,7 @@ impl InStep {
             }
         };
         let spec = Spec::of("string:10B=20").unwrap();
-        let live = Live::start(spec, LiveOptions::default(), source).unwrap();
+        let live = Live::start(spec, live, source).unwrap();
         let proxy = Proxy::start(server.port(), |_| Faulty::default()).unwrap();
         let source_stalls = Arc::new(AtomicBool::new(false));
         let stalls = source_stalls.clone();

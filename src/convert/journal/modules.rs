@@ -190,8 +190,7 @@ impl JournalTranslator {
     /// `CMS.MERGE dst n src...`; over several shards the count is missing and RedisBloom refuses it (wire 4.9).
     pub(super) fn cms_merge<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         if keys::merge_sources(record.args).is_none() && record.present {
-            self.doubt(record, Doubt::Truncated);
-            return Ok(Outcome::Dropped(DropReason::Truncated));
+            return Ok(self.truncated(record));
         }
         self.filters(record, Filter::Change, out)
     }

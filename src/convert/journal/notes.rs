@@ -40,6 +40,10 @@ pub enum Doubt {
     Truncated,
     /// Stored in the full sync from another key, which the snapshot may have sent only later.
     EarlyRead,
+    /// What a ZUNIONSTORE or the like stored (1.34 to 1.40): its scores are recorded with six digits.
+    Rounded,
+    /// ZADD with GT or LT in a set that is not small (before 1.41): the source takes any score.
+    Comparison,
     /// XCLAIM or XAUTOCLAIM by idle time, where no script may decide it by the source's time.
     IdleTime,
     /// A filter whose base may have been left out of the snapshot (no filter can be carried).

@@ -1,33 +1,32 @@
 //! Commands over several keys as older masters record them: raw, and truncated where the keys lie on several shards.
 //!
 //! In: records of `LMPOP`, `BLMPOP`, `ZMPOP`, `ZRANGESTORE`, `ZUNIONSTORE`, `ZINTERSTORE`, `ZDIFFSTORE`, and of `SORT`, which no
-//! release records whole (wire 6.19). Out: the same command where the record is whole, else its keys as doubtful. A record
+//! release records whole (wire 6.19). Out: the same command where the record is whole, else its keys, to be fetched or listed. A record
 //! that is not whole is never executed: what is left of it may name another destination.
 
 use super::error::TranslateError;
 use super::record::Record;
 use super::write::Request;
-use super::{Doubt, DropReason, JournalTranslator, NoteKind, Outcome, keys};
+use super::{DropReason, JournalTranslator, Outcome, keys};
 use crate::convert::out::{Class, Out};
 use crate::convert::policy::Kind;
 
 impl JournalTranslator {
-    /// SORT without STORE is a read; `SORT k` alone may also be what is left of a SORT STORE over two shards.
+    /// SORT without STORE is a read; `SORT k` alone in a transaction may also be what is left of a SORT STORE over two shards.
     pub(super) fn sort<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         if !keys::is_whole_sort(record.args) {
-            for key in record.from(1).iter().filter(|text| !keys::is_sort_word(text)) {
-                self.notes.add(record.db, key, record.row.name, NoteKind::Doubtful(Doubt::Truncated));
-            }
+            let keys = record.from(1).iter().filter(|text| !keys::is_sort_word(text));
+            self.truncated.extend(keys.map(|key| (Box::from(*key), record.row.name)));
             return Ok(Outcome::Dropped(DropReason::Truncated));
         }
         if keys::sort_store(record.args).is_some() {
             return self.pass(record, Class::Guarded, out);
         }
-        if record.args.len() > 2 {
+        // What ran on several shards has a transaction's number (wire 4.1).
+        if record.args.len() > 2 || record.txid == 0 {
             return Ok(Outcome::Dropped(DropReason::Read));
         }
-        self.doubt(record, Doubt::Truncated);
-        Ok(Outcome::Dropped(DropReason::Truncated))
+        Ok(self.truncated(record))
     }
 
     /// `LMPOP n key... LEFT|RIGHT [COUNT n]` and its kin, `at` being the place of n; `name`: the form that does not block.
@@ -39,8 +38,7 @@ impl JournalTranslator {
         out: &mut O,
     ) -> Result<Outcome, TranslateError> {
         let Some(popped) = keys::counted_keys(record.args, at) else {
-            self.doubt(record, Doubt::Truncated);
-            return Ok(Outcome::Dropped(DropReason::Truncated));
+            return Ok(self.truncated(record));
         };
         let key = popped.first().copied().unwrap_or_default();
         // A nil from it is no sign of a lost key, as one from LPOP is: that nothing was there is recorded, too.
@@ -82,8 +80,7 @@ impl JournalTranslator {
     /// `ZUNIONSTORE to n key... [WEIGHTS w...] [AGGREGATE how]` and its kin.
     pub(super) fn combine<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         if keys::merge_sources(record.args).is_none() {
-            self.doubt(record, Doubt::Truncated);
-            return Ok(Outcome::Dropped(DropReason::Truncated));
+            return Ok(self.truncated(record));
         }
         self.pass(record, Class::Guarded, out)
     }
@@ -91,8 +88,7 @@ impl JournalTranslator {
     /// `ZRANGESTORE to from min max ...`; in 1.34 after a DEL and a ZADD that come to the same.
     pub(super) fn range_store<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         if record.args.len() < 5 {
-            self.doubt(record, Doubt::Truncated);
-            return Ok(Outcome::Dropped(DropReason::Truncated));
+            return Ok(self.truncated(record));
         }
         self.pass(record, Class::Guarded, out)
     }

@@ -40,6 +40,14 @@ impl JournalTranslator {
         self.by_range(record, count, "ZREMRANGEBYRANK", range, out)
     }
 
+    /// `SREM k member...`, which a SPOP is recorded as. One that removed nothing has no members, and is refused by every server.
+    pub(super) fn rem<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        match record.args.len() {
+            2 => Ok(Outcome::Dropped(DropReason::Read)),
+            _ => self.pass(record, Class::Guarded, out),
+        }
+    }
+
     fn by_range<O: Out>(
         &mut self,
         record: &Record<'_>,

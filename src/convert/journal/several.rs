@@ -175,7 +175,9 @@ mod tests {
             "CMS.MERGE" => vec![("d 2 a b WEIGHTS 1 2", "store d from a b")],
             "ZRANGESTORE" => vec![("d a 0 -1", "store d from a")],
             // Split by the translator, or of no meaning.
-            "MSET" | "MSETNX" | "DEL" | "UNLINK" | "STICK" | "JSON.MSET" => vec![("a 1 b", UNKNOWN_SHOWN)],
+            "MSET" | "MSETNX" | "DEL" | "UNLINK" | "STICK" | "JSON.MSET" | "PFCOUNT" | "PFMERGE" => {
+                vec![("a 1 b", UNKNOWN_SHOWN)]
+            }
             other => panic!("{other} has several keys, and nobody says what becomes of it over several slots"),
         };
         for row in TABLE.iter().filter(|row| !matches!(row.keys, Keys::Nothing | Keys::First | Keys::Second)) {

@@ -4,7 +4,7 @@
 use super::error::{TranslateError, TranslateReason};
 use super::record::{Record, is};
 use super::write::Request;
-use super::{Doubt, DropReason, JournalTranslator, NotCarriedKind, Outcome, keys};
+use super::{COMPARED_MAX, Doubt, DropReason, JournalTranslator, NotCarriedKind, Outcome, keys};
 use crate::convert::out::{Class, Out};
 use crate::convert::policy::Kind;
 use crate::redis::capabilities::Make;
@@ -302,6 +302,20 @@ impl JournalTranslator {
         }
     }
 
+    /// ZADD. A source that does not heed GT and LT in larger sets may hold another score then.
+    pub(super) fn zadd<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        const FLAGS: [&str; 6] = ["NX", "XX", "GT", "LT", "CH", "INCR"];
+        if self.compares_wrongly {
+            let flags = record.from(2).iter().take_while(|text| FLAGS.iter().any(|flag| is(text, flag)));
+            let compares = flags.clone().any(|flag| is(flag, "GT") || is(flag, "LT"));
+            if compares && self.compared.len() < COMPARED_MAX && self.compared.insert((record.db, record.key()?.into()))
+            {
+                self.doubt(record, Doubt::Comparison);
+            }
+        }
+        self.flagged_add(record, &["NX", "XX", "GT", "LT", "INCR"], 2, out)
+    }
+
     /// ZADD and GEOADD: Blind unless one of `conditions` stands among the flags.
     pub(super) fn flagged_add<O: Out>(
         &mut self,
@@ -342,8 +356,7 @@ impl JournalTranslator {
         out: &mut O,
     ) -> Result<Outcome, TranslateError> {
         if record.args.len() < options_at {
-            self.doubt(record, Doubt::Truncated);
-            return Ok(Outcome::Dropped(DropReason::Truncated));
+            return Ok(self.truncated(record));
         }
         match keys::geo_store(record.args) {
             Some(_) => self.pass(record, Class::Guarded, out),

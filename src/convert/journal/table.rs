@@ -87,6 +87,10 @@ pub enum How {
     Guarded,
     /// Nothing to do at the target.
     Drop,
+    /// SREM; from 1.16 to 1.34 a SPOP of nothing is recorded as one without members.
+    Rem,
+    /// PFMERGE over whatever keys of it are on this shard, recorded raw before 1.14: what it comes to has to be fetched.
+    PfMerge,
     Set,
     /// SETEX (1000), PSETEX (1): SET PXAT.
     SetEx(i64),
@@ -207,6 +211,8 @@ pub static TABLE: &[Row] = &[
     row("PSETEX", 4, First, How::SetEx(1)),
     row("GETEX", 2, First, How::GetEx),
     row("UNLINK", 2, All, How::Del),
+    row("PFCOUNT", 2, All, How::Drop),
+    row("PFMERGE", 2, All, How::PfMerge),
     // Keys.
     row("PEXPIREAT", 3, First, How::PExpireAt),
     row("PERSIST", 2, First, How::Persist),
@@ -251,7 +257,7 @@ pub static TABLE: &[Row] = &[
     row("BRPOPLPUSH", 4, FirstTwo, How::Unblock("RPOPLPUSH")),
     // Sets.
     row("SADD", 3, First, How::Blind),
-    row("SREM", 3, First, How::Guarded),
+    row("SREM", 2, First, How::Rem),
     row("SADDEX", 4, First, How::SAddEx),
     // Sorted sets and positions.
     row("ZADD", 4, First, How::ZAdd),

@@ -56,9 +56,7 @@ impl Scope {
         let name = args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
         let positions = key_positions(args);
         if positions.is_empty() {
-            // An index is found by the prefix of its keys, which is another one at the target.
-            let index = name.starts_with(b"FT.") && self.rewrites();
-            return Ok(if index { Scoped::Out(Reason::Key) } else { Scoped::Same });
+            return Ok(Scoped::Same);
         }
         let key = |index: usize| positions.get(index).and_then(|at| args.get(*at)).copied().unwrap_or_default();
         if name == b"MOVE" {
@@ -320,6 +318,8 @@ fn class_of(name: &[u8]) -> Option<TypeClass> {
         b"GETSET",
         b"GETDEL",
         b"PFADD",
+        b"PFCOUNT",
+        b"PFMERGE",
         b"CL.THROTTLE",
     ];
     const LISTS: &[&[u8]] = &[

@@ -156,6 +156,13 @@ impl World {
         replies
     }
 
+    /// Journals a record as it is, whatever the data is: what other releases record.
+    pub fn record(&self, db: u32, args: &[&str], txid: u64) {
+        let args = args.iter().map(|arg| arg.as_bytes().to_vec()).collect();
+        self.journal(&mut self.lock(), &Record { db, args, global: false }, txid);
+        self.changed.notify_all();
+    }
+
     /// What changes nothing that a client wrote; some of it is journaled all the same.
     fn read(&self, state: &mut State, db: u32, now_ms: i64, name: &str, args: &[Vec<u8>]) -> Reply {
         match name {

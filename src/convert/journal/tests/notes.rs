@@ -38,7 +38,6 @@ fn notes_and_counts_tell_what_happened() {
         notes,
         [
             (key("s"), NoteKind::Doubtful(Doubt::GeneratedId)),
-            (key("a"), NoteKind::Doubtful(Doubt::Truncated)),
             (key("m"), NoteKind::ExpiryDropped(Kind::MemberExpiry)),
             (key("j"), NoteKind::Skipped(Kind::Json)),
             (key("n"), NoteKind::Skipped(Kind::Command)),
@@ -48,6 +47,19 @@ fn notes_and_counts_tell_what_happened() {
     assert_eq!(by_name[0], ("SET", NameCounts { written: 2, refused: 1, ..NameCounts::default() }));
     assert_eq!(by_name.last(), Some(&(OTHER_NAME, NameCounts { left_out: 1, ..NameCounts::default() })));
     assert_eq!(by_name.len(), 7);
+}
+
+#[test]
+fn sets_that_an_old_source_compares_wrongly_are_listed_once() {
+    for (release, listed) in [("df-v1.40.1", &["a", "b"][..]), ("df-v1.41.0", &[]), ("df-dev", &[])] {
+        let mut translator = translator("7.0", Policy::default());
+        translator.set_source(crate::dragonfly::session::Release::parse(release));
+        for line in ["ZADD a GT 1 m", "ZADD b ch lt 2 m", "ZADD a XX GT 3 m", "ZADD c NX 1 GT", "ZADD d 1 GT"] {
+            assert!(matches!(run(&mut translator, 0, &split(line)).0, Ok(Outcome::Written { commands: 1 })), "{line}");
+        }
+        let keys: Vec<_> = translator.notes().take().into_iter().map(|note| note.key.to_vec()).collect();
+        assert_eq!(keys, listed.iter().map(|key| key.as_bytes().to_vec()).collect::<Vec<_>>(), "{release}");
+    }
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn keys_on_every_target() {
             ("SHRINK", "<NoMeaning>"),
             ("PING", "<NoMeaning>"),
             ("SORT a ALPHA", "<Read>"),
-            ("SORT a", "<Truncated>"),
+            ("SORT a", "<Read>"),
             ("SORT a BY nosort STORE d", "G SORT a BY nosort STORE d"),
             ("FLUSHALL", "<FlushAll>"),
             ("flushdb", "<FlushDb(DbIndex(0))>"),
@@ -302,9 +302,19 @@ fn what_older_masters_record_raw() {
         assert_eq!(run(&mut old, 0, &split(line)).1.lines().join(" | "), expected, "{line}");
     }
     let mut new = translator("7.0", Policy::default());
-    let _ = run(&mut new, 0, &split("SORT LIMIT STORE d"));
-    let listed: Vec<_> = new.notes().take().into_iter().map(|note| (note.key, note.kind)).collect();
-    assert_eq!(listed, [(b"d"[..].into(), NoteKind::Doubtful(Doubt::Truncated))]);
+    for (txid, line, keys) in [
+        (7, "SORT LIMIT STORE d", &["d"][..]),
+        (7, "SORT a", &["a"]),
+        (0, "SORT a", &[]),
+        (7, "ZUNIONSTORE d a", &["d", "a"]),
+        (7, "PFMERGE d a", &["d", "a"]),
+        (0, "SREM s", &[]),
+    ] {
+        assert!(run(&mut new, txid, &split(line)).1.lines().is_empty(), "{line}");
+        let truncated: Vec<_> =
+            new.take_truncated().iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect();
+        assert_eq!(truncated, keys, "{line}");
+    }
 }
 
 #[test]

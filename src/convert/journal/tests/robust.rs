@@ -25,6 +25,8 @@ pub const GOOD: &[&str] = &[
     "GETDEL k",
     "DELEX k IFEQ v",
     "PFADD k a",
+    "PFCOUNT k",
+    "PFMERGE d a",
     "CL.THROTTLE k 1 2 3 4",
     "MSETNX a 1",
     "SETEX k 1 v",
