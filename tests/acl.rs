@@ -21,6 +21,8 @@ const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous
 /// Only for some settings.
 const TARGET_ACL_FLUSH: &str = "ACL SETUSER df2redis +flushall";
 const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
+/// Only for `--wait-replicas`.
+const TARGET_ACL_WAIT: &str = "ACL SETUSER df2redis +wait";
 /// `replicate` looks for connections that a dead process may have left, and keeps a checkpoint.
 const TARGET_ACL_REPLICATE: &str =
     "ACL SETUSER df2redis +client|setname +client|list +hgetall +flushall +flushdb +scan";
@@ -34,7 +36,11 @@ const SOURCE_COMMANDS: [&str; 8] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", 
 fn readme_lists_the_same() {
     let readme = include_str!("../README.md");
     assert!(readme.contains(TARGET_ACL) && readme.contains(TARGET_ACL_FLUSH) && readme.contains(TARGET_ACL_SKIP));
-    assert!(readme.contains(TARGET_ACL_REPLICATE) && readme.contains(TARGET_ACL_CLUSTER));
+    assert!(
+        readme.contains(TARGET_ACL_WAIT)
+            && readme.contains(TARGET_ACL_REPLICATE)
+            && readme.contains(TARGET_ACL_CLUSTER)
+    );
     // AUTH needs no permission.
     let source: String = SOURCE_COMMANDS[1..].iter().map(|name| format!(" +{name}")).collect();
     assert!(readme.contains(&format!("ACL SETUSER df2redis ON >secret ~*{source}")));
@@ -169,6 +175,44 @@ fn the_listed_permissions_suffice_to_follow_a_journal() {
             master.requests().iter().filter_map(|line| line.split(' ').next()).map(str::to_uppercase).collect();
         assert!(sent.iter().all(|name| SOURCE_COMMANDS.contains(&name.as_str())), "{sent:?}");
     }
+}
+
+/// Of a server, and of one node of a cluster.
+#[test]
+fn waiting_for_replicas_needs_one_more() {
+    let Some(server) = server() else { return };
+    let Some(replica) = self::server() else { return };
+    let (mut admin, mut follower) = (server.client().unwrap(), replica.client().unwrap());
+    follower.run(&format!("REPLICAOF 127.0.0.1 {}", server.port())).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while !admin.info("slave0").unwrap().is_some_and(|fields| fields.contains("state=online")) {
+        assert!(Instant::now() < until, "the replica is not in step");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    admin.run(TARGET_ACL).unwrap();
+    let output = migrate(&server, &["--wait-replicas", "1"]);
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    assert!(stderr(&output).contains("NOPERM") && stderr(&output).contains("wait"), "{}", stderr(&output));
+    assert_eq!(admin.run("DBSIZE").unwrap().int(), Some(0));
+    admin.run(TARGET_ACL_WAIT).unwrap();
+    let output = migrate(&server, &["--wait-replicas", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(follower.run("DBSIZE").unwrap().int(), admin.run("DBSIZE").unwrap().int());
+
+    let Some(cluster) = cluster(&[TARGET_ACL, TARGET_ACL_CLUSTER, TARGET_ACL_WAIT]) else { return };
+    cluster.nodes[2].client().unwrap().run("ACL SETUSER df2redis -wait").unwrap();
+    let (master, _) = Generator::start(Spec { databases: vec![0], ..spec() }, MasterOptions::default()).unwrap();
+    let run = |count: &str| {
+        let waits = ["--wait-replicas", count];
+        start_at("migrate", master.port(), cluster.port(), &waits).wait_with_output().unwrap()
+    };
+    // It has no replicas either, which is said of the nodes in front of that one.
+    let output = run("1");
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    cluster.nodes[..2].iter().for_each(|node| drop(node.client().unwrap().run("ACL SETUSER df2redis -wait").unwrap()));
+    let output = run("1");
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    assert!(stderr(&output).contains("NOPERM"), "{}", stderr(&output));
 }
 
 /// After a lost connection: what it may still hold must never be executed, so its end has to be sure.

@@ -267,6 +267,27 @@ fn what_every_primary_is_told_is_told_again_after_a_takeover() {
     }
 }
 
+/// What settles, and what keeps the checkpoint, waits no longer than the operator said.
+#[test]
+fn a_node_that_never_can_is_given_up_after_the_limit() {
+    let key = key();
+    for (command, of, reply) in [
+        ("INCR", key.as_str(), "-CLUSTERDOWN Hash slot not served"),
+        ("INCR", &key, "-MASTERDOWN Link with MASTER is down"),
+        ("INCR", &key, "-LOADING Redis is loading the dataset in memory"),
+        ("INCR", &key, "-BUSY Redis is busy running a script."),
+    ] {
+        let mut world = World::with(&[rule(command, of, reply, u64::MAX)], &["--retry-max", "2s"]);
+        let began = std::time::Instant::now();
+        world.run(&format!("INCR {key}"));
+        assert_eq!(world.tool.wait(), Some(5), "{reply}: {}", world.tool.said());
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        let (said, word) = (world.tool.said(), reply[1..].split(' ').next().unwrap());
+        assert!(said.contains(word) && said.contains("--retry-max"), "{said}");
+        assert!(!world.live.is_acknowledged());
+    }
+}
+
 #[test]
 fn a_node_outside_of_the_cluster_is_never_connected_to() {
     let outside = TcpListener::bind("127.0.0.1:0").unwrap();

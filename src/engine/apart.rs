@@ -9,8 +9,9 @@
 //! is done before the part that takes away, and in a slot where the record only read its marker is written last: nothing on
 //! any of its keys is applied before it stands in all of its slots, also if there was nothing to do. So where a slot has no
 //! marker of the record, its keys are as the record found them; and where one has that is written later, and another one
-//! has not that is written earlier, the node of that one has lost it, and nothing goes on from there. What cannot be done
-//! is refused by key and LSN.
+//! has not that is written earlier, the node of that one has lost it, and nothing goes on from there. With `--wait-replicas`
+//! the replicas of the one have what is written earlier before the later is begun. What cannot be done is refused by key
+//! and LSN.
 
 mod foreign;
 mod paged;
@@ -123,6 +124,7 @@ impl Cluster {
                 }
             }
         }
+        self.confirm_slot(slot(to)).await?;
         self.group(apart, from, &[&[b"DEL", from]]).await
     }
 
@@ -161,6 +163,7 @@ impl Cluster {
                 _ => self.note(apart, slot(to)).await?,
             }
         }
+        self.confirm_slot(slot(to)).await?;
         self.group(apart, from, &[&[pop, from]]).await
     }
 

@@ -8,7 +8,7 @@
 //! see `homes`). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
-use super::cluster::{Cluster, Patience, Trouble};
+use super::cluster::{Cluster, Trouble};
 use super::error::EngineError;
 use super::errors::is_rejection;
 use super::homes;
@@ -121,7 +121,7 @@ async fn execute_on_cluster(
     let request = resp::command(command);
     // Nothing else is under way, so the command may be executed again where its answer was lost: a node that stands still
     // for a while is waited for, as it is everywhere else.
-    let mut patience = Patience::new();
+    let mut patience = cluster.patience();
     for behind in [&once, &behind] {
         cluster.refresh_patiently().await?;
         loop {
@@ -193,18 +193,9 @@ fn fields<'a>(checkpoint: &'a Checkpoint, flows: &'a [u8], phase: &'a [u8]) -> V
     set
 }
 
-/// Every flow's snapshot and its first position are confirmed. False: the target refuses for now (full, for one).
-pub async fn mark_stable(link: &mut TargetLink, key: &str) -> Result<bool, EngineError> {
-    match link.call_raw("HSET", &[b"HSET", key.as_bytes(), b"phase", b"stable"]).await? {
-        Value::Error(text) if refusal::refuses(&text, false) && !refusal::refuses_access(&text) => {
-            tracing::warn!(reply = %text.escape_ascii(), "the target refuses to call the checkpoint good: trying again");
-            Ok(false)
-        }
-        Value::Error(text) => {
-            Err(EngineError::Target(format!("the target answered HSET with \"{}\"", text.escape_ascii())))
-        }
-        _ => Ok(true),
-    }
+/// Every flow's snapshot and its first position are confirmed.
+pub async fn mark_stable(link: &mut TargetLink, key: &str) -> Result<(), EngineError> {
+    link.call(&[b"HSET", key.as_bytes(), b"phase", b"stable"]).await.map(drop)
 }
 
 /// The positions are not to be trusted: the next start must not go on from them. Takes no memory, so that a full server
@@ -276,22 +267,13 @@ pub async fn execute_global(
     if let Some(cluster) = link.cluster() {
         return execute_on_cluster(cluster, &checkpoint.key, command, &behind, lsns).await;
     }
-    link.call(&[b"MULTI"]).await?;
-    link.call(&[b"SELECT", db.as_bytes()]).await?;
-    link.call(command).await?;
-    link.call(&[b"SELECT", b"0"]).await?;
-    link.call(&[b"DEL", checkpoint.key.as_bytes()]).await?;
-    for command in &behind {
-        link.call(command).await?;
-    }
+    let select: [&[u8]; 2] = [b"SELECT", db.as_bytes()];
+    let select_own: [&[u8]; 2] = [b"SELECT", b"0"];
+    let delete: [&[u8]; 2] = [b"DEL", checkpoint.key.as_bytes()];
+    let mut commands: Vec<&[&[u8]]> = vec![&select, command, &select_own, &delete];
+    commands.extend(behind.iter().map(Vec::as_slice));
     if kept.import_mark {
-        link.call(import::SET_MARK).await?;
+        commands.push(import::SET_MARK);
     }
-    match link.call(&[b"EXEC"]).await? {
-        Value::Array(replies) => match replies.iter().find_map(Value::error_text) {
-            Some(error) => Err(EngineError::Target(format!("the target answered a global command with \"{error}\""))),
-            None => Ok(()),
-        },
-        other => Err(EngineError::Target(format!("the target answered EXEC with {other:?}"))),
-    }
+    link.transaction(&commands).await.map(drop)
 }

@@ -9,6 +9,9 @@
 
 use super::error::EngineError;
 use super::errors::is_rejection;
+use super::patience::Patience;
+use super::refusal;
+use super::replicas::Replicas;
 use super::settings::{Endpoint, MigrateSettings};
 use super::target::{self, TargetLink};
 use super::{homes, own};
@@ -17,7 +20,6 @@ use crate::redis::info::Info;
 use crate::redis::slot::slot;
 use crate::redis::topology::{Address, NatMap, Node, Redirect, Role, Topology};
 use crate::redis::value::Value;
-use crate::uring;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,12 +27,8 @@ use std::time::Duration;
 
 /// A node that does not answer within this is asked later.
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A slot that nobody serves for so long ends the run (which can be resumed).
-const PATIENCE: Duration = Duration::from_secs(300);
-/// From then on, and again after as long, the operator is told.
-const ALARM_EVERY: Duration = Duration::from_secs(5);
+/// First pause before a redirect to a node that no node knows is asked again.
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
-const PAUSE_LAST: Duration = Duration::from_millis(500);
 /// How often a redirect to a node that no node knows is asked again: news of a new node takes a moment to spread.
 const UNKNOWN_TRIES: u32 = 5;
 /// Requests of one pipeline to one node.
@@ -52,39 +50,10 @@ impl From<Trouble> for EngineError {
     }
 }
 
-/// Growing pauses with jitter, an alarm every few seconds, and an end.
-pub struct Patience {
-    since_ns: u64,
-    alarm_at: Duration,
-    pause: Duration,
-}
-
-impl Patience {
-    pub fn new() -> Self {
-        Self { since_ns: uring::clock::monotonic_ns(), alarm_at: ALARM_EVERY, pause: PAUSE_FIRST }
-    }
-
-    /// Waits a moment. Errors: it has taken too long.
-    pub async fn wait(&mut self, why: &str) -> Result<(), Trouble> {
-        let waited = Duration::from_nanos(uring::clock::monotonic_ns().saturating_sub(self.since_ns));
-        if waited >= PATIENCE {
-            return Err(Trouble::Final(EngineError::Target(format!(
-                "the cluster did not become ready within {PATIENCE:?}: {why}"
-            ))));
-        }
-        if waited >= self.alarm_at {
-            self.alarm_at = waited + ALARM_EVERY;
-            tracing::warn!(?waited, why, "holding: the cluster cannot serve a slot");
-        }
-        let jitter = uring::clock::monotonic_ns() % (self.pause.as_nanos() as u64).max(1);
-        tokio::time::sleep(self.pause / 2 + Duration::from_nanos(jitter)).await;
-        self.pause = (self.pause * 2).min(PAUSE_LAST);
-        Ok(())
-    }
-}
-
 pub struct Cluster {
     settings: Arc<MigrateSettings>,
+    /// How long what a node cannot do yet is tried again; zero: what it answers is the answer.
+    patience: Duration,
     nat: NatMap,
     seed: Address,
     topology: Topology,
@@ -100,6 +69,10 @@ pub struct Cluster {
     lost_clients: HashMap<String, Vec<LostClient>>,
     /// Run ids of all nodes as they were seen last.
     seen_run_ids: HashMap<String, String>,
+    /// The workers of a session write through it.
+    of_session: bool,
+    /// Where is said that replicas are waited for.
+    pub(super) replicas: Option<Arc<Replicas>>,
     /// A session that ends now can be followed by one that goes on from what each node holds.
     ends_on_takeover: Arc<AtomicBool>,
     /// What the checkpoint was told of these processes.
@@ -133,6 +106,7 @@ impl Cluster {
         remember(settings, &topology);
         Ok(Self {
             settings: settings.clone(),
+            patience: settings.retry_max,
             nat,
             seed,
             topology,
@@ -142,6 +116,8 @@ impl Cluster {
             run_ids: HashMap::new(),
             lost_clients: HashMap::new(),
             seen_run_ids: HashMap::new(),
+            of_session: false,
+            replicas: None,
             ends_on_takeover: Arc::default(),
             noted_run_ids: String::new(),
             topology_number: 0,
@@ -153,6 +129,7 @@ impl Cluster {
     /// the session: the next one goes on from the positions that the nodes hold (`homes`).
     pub fn ends_on_takeover(&mut self, on: Arc<AtomicBool>) {
         self.ends_on_takeover = on;
+        self.of_session = true;
     }
 
     /// The primaries that have slots, with the processes that they are.
@@ -212,6 +189,14 @@ impl Cluster {
     pub fn endpoint_of(&self, id: &str) -> Option<Endpoint> {
         let address = self.address_of(id)?;
         Some(Endpoint { host: address.host, port: address.port, ..self.settings.target.clone() })
+    }
+
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    pub fn patience(&self) -> Patience {
+        Patience::new(self.patience)
     }
 
     pub fn settings(&self) -> &Arc<MigrateSettings> {
@@ -290,6 +275,12 @@ impl Cluster {
         if self.ends_on_takeover.load(Ordering::Acquire) {
             return Err(Trouble::Final(EngineError::TargetRestarted(format!(
                 "{heir} took over from {old}, and may lack what that had acknowledged in its last moments"
+            ))));
+        }
+        if self.of_session && self.settings.wait_replicas.is_some() {
+            return Err(Trouble::Final(EngineError::Target(format!(
+                "{heir} took over from {old} in the full sync, and may lack what that had acknowledged in its last moments; run \
+                 again with --on-existing flush"
             ))));
         }
         tracing::warn!(
@@ -402,7 +393,7 @@ impl Cluster {
         replies: usize,
         marker: Option<&[u8]>,
     ) -> Result<Vec<Value>, Trouble> {
-        let mut patience = Patience::new();
+        let mut patience = self.patience();
         let mut redirect: Option<Redirect> = None;
         loop {
             let asking = redirect.as_ref().is_some_and(|redirect| redirect.ask);
@@ -411,7 +402,7 @@ impl Cluster {
                 None => self.topology.owner(slot).map(|node| node.id.clone()),
             };
             let Some(id) = id else {
-                patience.wait(&format!("nobody has slot {slot}")).await?;
+                patience.wait(&format!("nobody has slot {slot}")).await.map_err(Trouble::Final)?;
                 self.refresh().await?;
                 continue;
             };
@@ -433,7 +424,8 @@ impl Cluster {
             }
             if !hurry {
                 // MOVED back and forth, TRYAGAIN, CLUSTERDOWN ...: the nodes need a moment to agree.
-                patience.wait(&format!("{asked} answers \"{}\"", text.escape_ascii())).await?;
+                let why = format!("{asked} answers \"{}\"", text.escape_ascii());
+                patience.wait(&why).await.map_err(Trouble::Final)?;
                 self.refresh().await?;
             }
         }
@@ -455,8 +447,8 @@ impl Cluster {
         ))))
     }
 
-    /// One command, where its key is; it may be sent again after a lost connection. FLUSHALL and the like go to every
-    /// primary, a SELECT of database 0 nowhere.
+    /// One command, where its key is; it may be sent again after a lost connection, or where the node refuses for a while.
+    /// FLUSHALL and the like go to every primary, a SELECT of database 0 nowhere.
     pub async fn call(&mut self, args: &[&[u8]]) -> Result<Value, EngineError> {
         let name = args.first().copied().unwrap_or_default();
         let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
@@ -471,52 +463,64 @@ impl Cluster {
             return self.on_all(&request).await;
         }
         let key_at = if is("EVAL") { 3 } else { 1 };
-        let slot = slot(args.get(key_at).copied().unwrap_or_default());
-        let mut patience = Patience::new();
+        self.call_in_slot(slot(args.get(key_at).copied().unwrap_or_default()), &request).await
+    }
+
+    /// One encoded command of a slot, which may be sent again.
+    async fn call_in_slot(&mut self, slot: Slot, request: &[u8]) -> Result<Value, EngineError> {
+        let mut patience = self.patience();
         loop {
-            match self.execute(slot, &request, 1).await {
-                Ok(values) => return Ok(values.into_iter().next().unwrap_or(Value::Null)),
-                Err(Trouble::Broken(error)) => {
-                    patience.wait(&error.to_string()).await?;
-                    self.refresh_patiently().await?;
-                }
+            let why = match self.execute(slot, request, 1).await {
+                Ok(values) => match values.into_iter().next().unwrap_or(Value::Null) {
+                    Value::Error(text) if !self.patience.is_zero() && refusal::refuses_for_now(&text) => {
+                        format!("the node of slot {slot} answers \"{}\"", text.escape_ascii())
+                    }
+                    value => return Ok(value),
+                },
+                Err(Trouble::Broken(error)) => error.to_string(),
                 Err(Trouble::Final(error)) => return Err(error),
-            }
+            };
+            patience.wait(&why).await?;
+            self.refresh_patiently().await?;
         }
     }
 
     /// One command to every primary, which may be sent again; numbers are added up, else the last reply counts.
     pub async fn on_all(&mut self, request: &[u8]) -> Result<Value, EngineError> {
-        let mut patience = Patience::new();
-        loop {
-            match self.on_all_once(request).await {
-                // A primary of a moment ago is a replica now, or away.
-                Ok(Value::Error(text)) if is_rejection(&text) => {
-                    patience.wait(&format!("a node answers \"{}\"", text.escape_ascii())).await?;
-                }
-                Err(Trouble::Broken(error)) => patience.wait(&error.to_string()).await?,
-                done => return Ok(done?),
+        let mut patience = self.patience();
+        'again: loop {
+            let (mut sum, mut last) = (0i64, Value::Null);
+            for id in self.primary_ids() {
+                let why = match self.send(&id, false, request, 1).await {
+                    Ok(values) => match values.into_iter().next().unwrap_or(Value::Null) {
+                        // What says that it was not executed: a node that is a replica now, or cannot yet.
+                        Value::Error(text) if is_rejection(&text) || refusal::refuses_for_now(&text) => {
+                            let node = self.address_of(&id).map(|address| address.to_string()).unwrap_or_default();
+                            format!("{node} answers \"{}\"", text.escape_ascii())
+                        }
+                        value @ Value::Error(_) => return Ok(value),
+                        value => {
+                            match value {
+                                Value::Integer(number) => sum = sum.saturating_add(number),
+                                value => last = value,
+                            }
+                            continue;
+                        }
+                    },
+                    Err(Trouble::Broken(error)) => error.to_string(),
+                    Err(Trouble::Final(error)) => return Err(error),
+                };
+                patience.wait(&why).await?;
+                self.refresh_patiently().await?;
+                continue 'again;
             }
-            self.refresh_patiently().await?;
+            return Ok(if last == Value::Null { Value::Integer(sum) } else { last });
         }
-    }
-
-    async fn on_all_once(&mut self, request: &[u8]) -> Result<Value, Trouble> {
-        let (mut sum, mut last) = (0i64, Value::Null);
-        for id in self.primary_ids() {
-            let value = self.send(&id, false, request, 1).await?.into_iter().next().unwrap_or(Value::Null);
-            match value {
-                Value::Error(_) => return Ok(value),
-                Value::Integer(number) => sum = sum.saturating_add(number),
-                value => last = value,
-            }
-        }
-        Ok(if last == Value::Null { Value::Integer(sum) } else { last })
     }
 
     /// Refreshes until a node answers and every slot has an owner.
     pub async fn refresh_patiently(&mut self) -> Result<(), EngineError> {
-        let mut patience = Patience::new();
+        let mut patience = self.patience();
         loop {
             let why = match self.refresh().await {
                 Ok(()) => match self.topology.uncovered().as_slice() {
@@ -549,7 +553,9 @@ impl Cluster {
                     Ok(values) => {
                         for (at, value) in chunk.iter().zip(values) {
                             match &value {
-                                Value::Error(text) if is_rejection(text) => apart.push(*at),
+                                Value::Error(text) if is_rejection(text) || refusal::refuses_for_now(text) => {
+                                    apart.push(*at);
+                                }
                                 _ => replies[*at] = value,
                             }
                         }
@@ -561,17 +567,7 @@ impl Cluster {
         }
         for at in apart {
             let Some((slot, bytes)) = requests.get(at) else { continue };
-            let mut patience = Patience::new();
-            replies[at] = loop {
-                match self.execute(*slot, bytes, 1).await {
-                    Ok(values) => break values.into_iter().next().unwrap_or(Value::Null),
-                    Err(Trouble::Broken(error)) => {
-                        patience.wait(&error.to_string()).await?;
-                        self.refresh_patiently().await?;
-                    }
-                    Err(Trouble::Final(error)) => return Err(error),
-                }
-            };
+            replies[at] = self.call_in_slot(*slot, bytes).await?;
         }
         Ok(replies)
     }

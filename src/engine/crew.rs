@@ -15,6 +15,8 @@ use super::messages::{
     Barrier, FlowStart, Held, LaneStart, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
 };
 use super::own;
+use super::proving::Prover;
+use super::replicas::Replicas;
 use super::router::{Resumed, RouterStart};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
@@ -102,6 +104,9 @@ pub struct Crew {
     summaries: Vec<WorkerSummary>,
     /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
     confirmed: Arc<Vec<AtomicU64>>,
+    /// What replicas have confirmed, and who asks them, where they must.
+    replicas: Option<Arc<Replicas>>,
+    prover: Option<Prover>,
     witness: Arc<Witness>,
     hold: Arc<HoldState>,
     owner: Arc<OwnerRule>,
@@ -186,6 +191,9 @@ impl Crew {
             settling: Vec::new(),
             summaries: Vec::new(),
             confirmed,
+            // `migrate` asks once, at its end.
+            replicas: settings.follow.as_ref().and(settings.wait_replicas).map(|_| Arc::default()),
+            prover: None,
             witness: Arc::new(Witness::new(flows_count)),
             hold: Arc::new(HoldState::new(flows_count, settings.control.clone())),
             owner: owner.clone(),
@@ -255,6 +263,7 @@ impl Crew {
                 confirmed: crew.confirmed.clone(),
                 witness: crew.witness.clone(),
                 router,
+                replicas: crew.replicas.clone(),
                 hold: crew.hold.clone(),
                 spool: settings.spool.as_ref().map(|spool| SpoolStart::open(spool, &disk)).transpose()?,
             };
@@ -269,6 +278,14 @@ impl Crew {
             // What the others say while they stop is less than why they have to.
             let _ = crew.stop().await;
             return Err(error);
+        }
+        if let Some(replicas) = &crew.replicas {
+            let cluster = crew.plan.cluster.as_ref().map(|plan| plan.cluster.clone());
+            if let Some(cluster) = &cluster {
+                cluster.lock().await.replicas = Some(replicas.clone());
+            }
+            let wakers = crew.members.iter().filter_map(|member| member.waker.clone()).collect();
+            crew.prover = Some(Prover::start(&settings, &crew.plan.run_id, cluster, replicas.clone(), wakers));
         }
         Ok(crew)
     }
@@ -315,6 +332,11 @@ impl Crew {
     /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is.
     pub fn confirmed(&self) -> Vec<u64> {
         self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()
+    }
+
+    /// What replicas have confirmed, where they must.
+    pub fn replicas(&self) -> Option<&Replicas> {
+        self.replicas.as_deref()
     }
 
     /// What was read of each flow, and who wrote it.
@@ -409,6 +431,7 @@ impl Crew {
                     self.tell(worker, WorkerCommand::Settled(Box::new(settled?)));
                 }
                 lost = lost(&mut self.plan.lease) => return Err(lost),
+                failed = failed(&mut self.prover) => return Err(failed),
                 Some(again) = self.reconnected.recv() => {
                     let Again { socket, client_id, applied } = again.result?;
                     self.client_ids.push(client_id);
@@ -485,6 +508,7 @@ impl Crew {
 
     /// Stops every worker and waits for it. Returns their summaries and the first failure among them.
     pub async fn stop(&mut self) -> (Vec<WorkerSummary>, Result<(), EngineError>) {
+        self.prover = None;
         // What they have not executed belongs to the next session: nothing may be executed once it has read the markers.
         for task in self.settling.drain(..) {
             task.abort();
@@ -528,6 +552,14 @@ impl Crew {
 async fn lost(lease: &mut Option<lease::Watch>) -> EngineError {
     match lease {
         Some(lease) => lease.lost().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends when replicas cannot be waited for any more. May be dropped at any time.
+async fn failed(prover: &mut Option<Prover>) -> EngineError {
+    match prover {
+        Some(prover) => prover.failed().await,
         None => std::future::pending().await,
     }
 }

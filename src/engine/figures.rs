@@ -48,6 +48,9 @@ impl Worker {
         }
         let refuses = self.lanes.iter().any(|lane| lane.in_cluster && lane.hold.is_some());
         self.stats.refusals = self.lanes.iter().filter_map(|lane| lane.hold.as_ref()).map(|h| h.text.clone()).collect();
+        let lacking = self.unproven.as_ref().and_then(|unproven| unproven.shared().lacking());
+        let refuses = refuses || lacking.is_some();
+        self.stats.refusals.extend(lacking);
         if self.is_held_long(now_ns) {
             self.stats.refusals.push(UNSERVED.into());
         }

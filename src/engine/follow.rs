@@ -22,6 +22,8 @@ use super::lease::Lease;
 use super::messages::{Barrier, Lost, WorkerCommand, WorkerEvent};
 use super::migrate::PROGRESS_EVERY;
 use super::phase::Phase;
+use super::proving;
+use super::replicas::Replicas;
 use super::righting::Rightings;
 use super::settings::AtStop;
 use super::source::{PartialWay, Source};
@@ -182,14 +184,19 @@ impl Job<'_> {
             }
             let now_ns = crate::uring::clock::monotonic_ns();
             if !checkpoint.stable && now_ns >= watch.mark_at_ns && crew.confirmed().iter().all(|lsn| *lsn > 0) {
-                if checkpoint::mark_stable(&mut self.control_again(probed).await?, &checkpoint.key).await? {
-                    checkpoint.stable = true;
+                if watch.mark_round.is_none() && self.mark_stable(probed, &checkpoint.key, &mut watch, now_ns).await? {
+                    watch.mark_round = Some(crew.replicas().map_or(0, Replicas::covering));
+                    // Whatever ends the session from here on, the next one looks what the target holds.
                     crew.set_stable();
                     crew.note_processes();
-                    self.resumable = true;
+                }
+                if let Some(round) = watch.mark_round {
+                    // Replicas are to have it, too, before anybody relies on it.
+                    checkpoint.stable = crew.replicas().is_none_or(|replicas| replicas.reach(round));
                 } else {
                     watch.mark_at_ns = now_ns + MARK_AGAIN_NS;
                 }
+                self.resumable = checkpoint.stable;
             }
             let settled = watch.suspects_settled >= crew.workers();
             self.settings.control.set_ready(self.phase == Phase::InStep && settled);
@@ -203,8 +210,15 @@ impl Job<'_> {
                 && let Some(barriers) = crew.take_barriers()
             {
                 // The first connection was idle for long: the target (`timeout`) may have closed it.
-                let mut target = self.control_again(probed).await?;
-                self.pass_barrier(crew, &mut target, checkpoint, &barriers).await?;
+                let passed = async {
+                    let mut target = self.control_again(probed).await?;
+                    self.pass_barrier(crew, &mut target, checkpoint, &barriers).await
+                };
+                // Cut off anywhere it is as after a kill: executed with its positions, or not.
+                tokio::select! {
+                    passed = passed => passed?,
+                    () = signals.next() => return Err(EngineError::Interrupted),
+                }
                 // It went with a flush.
                 crew.note_processes();
                 watch.releases += 1;
@@ -250,6 +264,30 @@ impl Job<'_> {
                 return if handing_over { Ok(()) } else { Err(EngineError::Interrupted) };
             }
         }
+    }
+
+    /// Calls the checkpoint good. False: it cannot be done yet; the job goes on meanwhile.
+    async fn mark_stable(
+        &self,
+        probed: &Target,
+        key: &str,
+        watch: &mut Watch,
+        now_ns: u64,
+    ) -> Result<bool, EngineError> {
+        let marked = async {
+            let mut link = self.control_again_within(probed, Duration::ZERO).await?;
+            checkpoint::mark_stable(&mut link, key).await
+        };
+        let error = match marked.await {
+            Err(error @ (EngineError::Target(_) | EngineError::TargetLost(_))) => error,
+            marked => return marked.map(|()| true),
+        };
+        let since_ns = *watch.mark_since_ns.get_or_insert(now_ns);
+        if u128::from(now_ns.saturating_sub(since_ns)) > self.settings.retry_max.as_nanos() {
+            return Err(error);
+        }
+        tracing::warn!(%error, "the checkpoint cannot be called good yet: trying again");
+        Ok(false)
     }
 
     /// Compares the source's positions with the target's: whenever every flow has applied what the source had, the target is in step.
@@ -373,6 +411,7 @@ impl Job<'_> {
                 checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
             }
         }
+        proving::confirm(target, &self.settings).await?;
         crew.tell_all(|| WorkerCommand::ReleaseBarrier);
         Ok(())
     }
@@ -383,6 +422,9 @@ impl Job<'_> {
 struct Watch {
     /// The target refused to call the checkpoint good: it is asked again then.
     mark_at_ns: u64,
+    mark_since_ns: Option<u64>,
+    /// The mark is written: the round in which replicas confirm it.
+    mark_round: Option<u64>,
     drained: usize,
     suspects_asked: bool,
     /// The source's positions when it was asked the last time.

@@ -16,6 +16,7 @@ use super::error::EngineError;
 use super::flow::Flow;
 use super::lane::Lane;
 use super::messages::{Held, LostLane, Settled, WorkerEvent};
+use super::replicas::Unproven;
 use super::worker::Worker;
 use crate::convert::journal;
 use crate::ids::{DbIndex, FlowId, Lsn};
@@ -175,6 +176,10 @@ impl Worker {
         if std::mem::take(&mut self.held.apart_told) {
             self.flows.iter_mut().for_each(Flow::release_apart);
         }
+        // What the control plane has executed meanwhile is to be confirmed too.
+        if let Some(unproven) = &mut self.unproven {
+            unproven.answered(&[]);
+        }
         // A connection may have been lost since the control plane was told.
         let lost = self.router.as_ref().is_some_and(|router| !router.uses_only(&self.lanes));
         self.held.stage = if lost { Stage::Draining } else { Stage::Free };
@@ -194,22 +199,28 @@ impl Worker {
         if self.is_held() {
             return;
         }
+        // A name that goes must not be needed by a replica that takes over.
+        let may_forget = self.unproven.as_ref().is_none_or(Unproven::is_none);
         let Some(router) = &mut self.router else { return };
         let positions = positions(&self.flows);
         if !positions.is_empty() {
             router.cut(&self.lanes, positions);
             let batch_bytes = self.settings.batch_bytes;
-            router.note_positions(&mut self.lanes, self.ring.slab_mut(), batch_bytes, now_ns, when_idle);
-            router.forget_found(&mut self.lanes, self.ring.slab_mut(), batch_bytes, now_ns, self.draining);
+            let replicas = self.unproven.as_ref().map(Unproven::shared);
+            router.note_positions(&mut self.lanes, self.ring.slab_mut(), batch_bytes, now_ns, when_idle, replicas);
+            if may_forget {
+                router.forget_found(&mut self.lanes, self.ring.slab_mut(), batch_bytes, now_ns, self.draining);
+            }
         }
     }
 
-    /// Everything read is applied, and its positions are in the checkpoint.
+    /// Everything read is applied, its positions are in the checkpoint, and replicas have all of it where they must.
     pub(super) fn is_noted(&self) -> bool {
-        match &self.router {
+        let noted = match &self.router {
             None => true,
             Some(router) => !self.is_held() && router.is_noted(&positions(&self.flows)),
-        }
+        };
+        noted && self.is_proven()
     }
 
     /// Markers that this worker wrote (and positions, to a cluster's nodes), and the databases in which.

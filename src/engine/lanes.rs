@@ -11,11 +11,13 @@ use super::flow::Flow;
 use super::lane::{Lane, Link, Verdict};
 use super::messages::{Lost, WorkerEvent};
 use super::refusal::{self, Hold};
+use super::replicas::Unproven;
 use super::router::Router;
 use super::settings::MigrateSettings;
 use super::units::Missed;
 use super::wire::{Begun, Connected};
 use super::worker::{KIND_REPLY, KIND_SEND, Worker, token};
+use crate::ids::{FlowId, Lsn};
 use crate::report::counters::WorkerStats;
 use crate::report::latency::{Latency, Recorder};
 use crate::uring::{self, Class, Completion, CompletionKind, Ring, Slab};
@@ -65,7 +67,7 @@ impl Worker {
                 batch.watched.iter().map(|watched| (*watched, super::errors::key_of(&batch, slab, watched.command))),
             );
             record_acked(&mut self.recorder, &mut self.stats, node, &batch, now_ns);
-            confirm(&mut self.flows, &self.confirmed, &batch);
+            confirm(&mut self.flows, &self.confirmed, &mut self.unproven, &batch);
             batch.release(self.ring.slab_mut());
         }
         self.stats.reconnects += 1;
@@ -86,7 +88,7 @@ impl Worker {
             let holds = lane.settle_refusal(self.ring.slab_mut(), now_ns, |batch| acked.push(batch))?;
             for batch in acked {
                 record_acked(&mut self.recorder, &mut self.stats, lane.node, &batch, now_ns);
-                confirm(&mut self.flows, &self.confirmed, &batch);
+                confirm(&mut self.flows, &self.confirmed, &mut self.unproven, &batch);
                 let segments = batch.release(self.ring.slab_mut());
                 lane.recycle(segments);
             }
@@ -271,7 +273,7 @@ impl Worker {
         let Some(lane) = self.lanes.get_mut(position) else { return };
         for batch in acked {
             record_acked(&mut self.recorder, &mut self.stats, lane.node, &batch, now_ns);
-            confirm(&mut self.flows, &self.confirmed, &batch);
+            confirm(&mut self.flows, &self.confirmed, &mut self.unproven, &batch);
             let segments = batch.release(self.ring.slab_mut());
             lane.recycle(segments);
         }
@@ -335,9 +337,17 @@ impl Worker {
     }
 }
 
-/// Moves the positions of an acknowledged batch forward.
-fn confirm(flows: &mut [Flow], confirmed: &[AtomicU64], batch: &Batch) {
-    for (id, lsn) in &batch.positions {
+/// Moves the positions of an acknowledged batch forward, if nobody else must confirm it.
+fn confirm(flows: &mut [Flow], confirmed: &[AtomicU64], unproven: &mut Option<Unproven>, batch: &Batch) {
+    match unproven {
+        Some(unproven) => unproven.answered(&batch.positions),
+        None => tell(flows, confirmed, &batch.positions),
+    }
+}
+
+/// Moves positions forward.
+pub(super) fn tell(flows: &mut [Flow], confirmed: &[AtomicU64], positions: &[(FlowId, Lsn)]) {
+    for (id, lsn) in positions {
         if let Some(flow) = flows.iter_mut().find(|flow| flow.id == *id) {
             flow.confirmed(*lsn);
         }

@@ -189,19 +189,14 @@ pub async fn flush_all(link: &mut TargetLink, lease: Option<&Lease>, command: &[
         link.call(command).await?;
         return if again.is_empty() { Ok(()) } else { link.call(&again).await.map(drop) };
     }
-    let marked = import::is_marked(link).await?;
-    link.call(&[b"MULTI"]).await?;
-    link.call(command).await?;
+    let mut commands = vec![command];
     if !again.is_empty() {
-        link.call(&again).await?;
+        commands.push(&again);
     }
-    if marked {
-        link.call(import::SET_MARK).await?;
+    if import::is_marked(link).await? {
+        commands.push(import::SET_MARK);
     }
-    match link.call(&[b"EXEC"]).await? {
-        Value::Array(replies) if replies.iter().all(|reply| reply.error_text().is_none()) => Ok(()),
-        other => Err(EngineError::Target(format!("the target answered FLUSHALL in a transaction with {other:?}"))),
-    }
+    link.transaction(&commands).await.map(drop)
 }
 
 fn life_ms() -> String {
@@ -434,7 +429,7 @@ async fn renew_all(
 }
 
 async fn connect(settings: &Arc<MigrateSettings>) -> Result<TargetLink, EngineError> {
-    let mut link = TargetLink::open(settings).await?;
+    let mut link = TargetLink::open_within(settings, Duration::ZERO).await?;
     if link.cluster().is_none() {
         // For whoever looks; not everybody may.
         link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", own::LEASE_NAME.as_bytes()]).await?;

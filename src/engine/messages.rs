@@ -7,6 +7,7 @@ use super::error::EngineError;
 use super::fetch::Answer;
 use super::handle::Existing;
 use super::hold::HoldState;
+use super::replicas::Replicas;
 use super::router::RouterStart;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
@@ -124,6 +125,8 @@ pub struct WorkerStart {
     pub witness: Arc<Witness>,
     /// The target is a cluster.
     pub router: Option<RouterStart>,
+    /// Where replicas must confirm what is told.
+    pub replicas: Option<Arc<Replicas>>,
     pub hold: Arc<HoldState>,
     /// Where lagging flows spool.
     pub spool: Option<SpoolStart>,

@@ -12,7 +12,9 @@ use super::homes::{self, Found, WithoutHome};
 use super::job::{Job, Signals, graver};
 use super::lease;
 use super::messages::{WorkerEvent, WorkerSummary};
+use super::patience::Patience;
 use super::phase::Phase;
+use super::proving;
 use super::router::Resumed;
 use super::rows;
 use super::settings::OnExisting;
@@ -32,8 +34,6 @@ use tokio::sync::Mutex;
 
 /// A sync that the source voided by a flush is begun anew this many times.
 pub(super) const ATTEMPTS_MAX: u32 = 5;
-const SETTLE_TRIES: u32 = 6;
-const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 impl Job<'_> {
@@ -84,6 +84,16 @@ impl Job<'_> {
             settled = self.settle_patiently(&probed, &summaries) => settled?,
             () = signals.next() => return Err(EngineError::Interrupted),
         }
+        if settings.wait_replicas.is_some() {
+            let confirmed = async {
+                let mut target = self.target_again(&probed.run_id).await?;
+                proving::confirm(&mut target, &settings).await
+            };
+            tokio::select! {
+                confirmed = confirmed => confirmed?,
+                () = signals.next() => return Err(EngineError::Interrupted),
+            }
+        }
         for summary in summaries {
             self.add_summary(summary);
         }
@@ -129,19 +139,17 @@ impl Job<'_> {
 
     /// Everything is loaded: a connection that breaks now is no reason to call it a failure.
     async fn settle_patiently(&mut self, probed: &Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
-        let mut pause = SETTLE_PAUSE;
+        let mut patience = Patience::new(self.settings.retry_max);
         let until_ns = uring::clock::monotonic_ns() + self.settings.retry_max.as_nanos() as u64;
-        for _ in 1..SETTLE_TRIES {
+        loop {
             match self.settle(probed, summaries, until_ns).await {
-                Err(error @ (EngineError::Target(_) | EngineError::TargetLost(_))) => {
-                    tracing::warn!(%error, "trying again to settle")
+                Err(error @ EngineError::TargetLost(_)) => {
+                    tracing::warn!(%error, "trying again to settle");
+                    patience.wait(&error.to_string()).await?;
                 }
                 done => return done,
             }
-            tokio::time::sleep(pause).await;
-            pause *= 2;
         }
-        self.settle(probed, summaries, until_ns).await
     }
 
     /// What must be done once everything is acknowledged. May be done again. `until_ns`: how long slots that move are waited for.

@@ -70,6 +70,14 @@ pub fn temporary_key(tag: &str, flow: FlowId, slot: Slot, number: usize) -> Vec<
     key
 }
 
+/// Key that is set and deleted again where replicas are asked for; `slot`: of a cluster's node.
+pub fn replicas_key(slot: Option<Slot>) -> Vec<u8> {
+    match slot {
+        Some(slot) => format!("df2redis:replicas:{{{}}}", slot::tag(slot)).into_bytes(),
+        None => b"df2redis:replicas".to_vec(),
+    }
+}
+
 fn key_in_slot(kind: char, tag: &str, flow: FlowId, slot: Slot) -> Vec<u8> {
     let mut key = format!("df2redis:{kind}:{{{}}}:{flow}", slot::tag(slot));
     if !tag.is_empty() {

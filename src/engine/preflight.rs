@@ -9,6 +9,7 @@ use super::crew::jittered;
 use super::error::EngineError;
 use super::job::Job;
 use super::own;
+use super::proving;
 use super::settings::OnExisting;
 use super::source::Source;
 use super::target::{self, Target, TargetLink};
@@ -113,7 +114,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Whether the target's user may run what every job runs, so that a missing permission is named before anything is
+    /// Whether the target has the replicas that are to be waited for, and its user may run what every job runs, so that a missing permission is named before anything is
     /// written. What only some data needs is held, and named, when it is refused.
     pub(super) async fn check_access(&self, target: &mut TargetLink) -> Result<(), EngineError> {
         let flush = (self.settings.on_existing == OnExisting::Flush).then_some(FLUSH_PROBE);
@@ -131,7 +132,7 @@ impl Job<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        proving::check(target, &self.settings).await
     }
 
     /// How far the source's clock may be before this machine's, as far as the comparison at the start told.

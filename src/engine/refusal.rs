@@ -103,6 +103,11 @@ pub fn refuses(text: &[u8], in_refused_group: bool) -> bool {
     }
 }
 
+/// The same, and not because of the user: it may pass by itself.
+pub fn refuses_for_now(text: &[u8]) -> bool {
+    refuses(text, false) && !refuses_access(text)
+}
+
 /// The user, its password or its permissions were changed.
 pub fn refuses_access(text: &[u8]) -> bool {
     matches!(code(text), b"NOAUTH" | b"WRONGPASS" | b"NOPERM")

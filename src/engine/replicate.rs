@@ -252,7 +252,16 @@ impl Job<'_> {
 
     /// A fresh control connection to the same server process.
     pub(super) async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
-        let mut link = target::connect_control(&self.settings).await?;
+        self.control_again_within(probed, self.settings.retry_max).await
+    }
+
+    /// The same with another patience for what the target refuses.
+    pub(super) async fn control_again_within(
+        &self,
+        probed: &Target,
+        patience: Duration,
+    ) -> Result<TargetLink, EngineError> {
+        let mut link = target::connect_control_within(&self.settings, patience).await?;
         if target::run_id(&mut link).await? == probed.run_id {
             if probed.capabilities.import_mode {
                 import::declare(&mut link).await?;

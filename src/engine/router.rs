@@ -5,7 +5,7 @@
 //! key's commands keep their order. A guarded command stands in a MULTI with all that its flow does in its slot in the same
 //! batch, and `SET <marker of this flow in this slot> <position>` (`layout`); no batch ends between a guarded command and the
 //! rest of its record. A flow's position is written to the checkpoint only when everything up to it was executed on all
-//! lanes.
+//! lanes, and, where replicas must confirm, when those of every node have it, the position that the node keeps included.
 //!
 //! What a target can hold when the tool is killed, at any instant, also while a slot is MIGRATING at one node and IMPORTING at
 //! another: of each flow and slot, all records up to the marker (each command of them was executed, or stood before the
@@ -19,6 +19,7 @@ use super::layout::Marks;
 use super::lost::lost_field;
 use super::messages::Lost;
 use super::own::{marker_key, position_key};
+use super::replicas::Replicas;
 use super::writer::LSN_FIELD_PREFIX;
 use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::slot;
@@ -94,6 +95,15 @@ struct Cut {
     positions: Vec<(FlowId, Lsn)>,
 }
 
+/// Positions that were written to every node, whose replicas are to confirm them before the checkpoint is told.
+struct AtNodes {
+    positions: Vec<(FlowId, Lsn)>,
+    /// By lane: batches that must be acknowledged.
+    batches: Vec<u64>,
+    /// Then: the round that covers them.
+    round: Option<u64>,
+}
+
 /// Lanes that were written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touched {
@@ -123,6 +133,9 @@ pub struct Router {
     /// Positions of the newest cut, and of the newest confirmed one.
     cut_last: Vec<(FlowId, Lsn)>,
     confirmed: Vec<(FlowId, Lsn)>,
+    /// Where replicas must confirm: positions on their way, and those that every node's replicas have.
+    at_nodes: Option<AtNodes>,
+    proven: Vec<(FlowId, Lsn)>,
     written: Vec<(FlowId, Lsn)>,
     written_ns: u64,
     /// By lane: where its node keeps positions.
@@ -173,6 +186,8 @@ impl Router {
             cuts: VecDeque::new(),
             cut_last: Vec::new(),
             confirmed: Vec::new(),
+            at_nodes: None,
+            proven: Vec::new(),
             written: Vec::new(),
             written_ns: 0,
             found_again: FoundAgain::default(),
@@ -215,6 +230,8 @@ impl Router {
     /// The target's keys of the tool's own may be gone: they are written again.
     pub fn forget_noted(&mut self) {
         self.written.clear();
+        self.at_nodes = None;
+        self.proven.clear();
         self.homes_sent = None;
         self.homes_there.clear();
         self.homes_named.clear();
@@ -271,6 +288,7 @@ impl Router {
         batch_bytes: usize,
         now_ns: u64,
         when_idle: bool,
+        replicas: Option<&Replicas>,
     ) {
         while let Some(cut) = self.cuts.front() {
             if !are_acked(&cut.batches, lanes) {
@@ -280,20 +298,32 @@ impl Router {
                 self.confirmed = cut.positions;
             }
         }
-        if let Some((_, names)) = self.homes_sent.take_if(|(batches, _)| are_acked(batches, lanes)) {
-            self.homes_there = names;
-        }
         let due = now_ns >= self.written_ns + POSITIONS_EVERY_NS || when_idle && lanes.iter().all(Lane::is_idle);
-        let moved = self.confirmed != self.written;
+        let moved = match replicas {
+            None => {
+                self.homes_are_there(lanes);
+                self.confirmed != self.written
+            }
+            Some(replicas) => {
+                self.take_proven(lanes, replicas);
+                if due && self.at_nodes.is_none() && self.confirmed != self.proven {
+                    self.note_at_nodes(lanes, slab, now_ns);
+                    let positions = self.confirmed.clone();
+                    self.at_nodes = Some(AtNodes { positions, batches: queued(lanes), round: None });
+                }
+                self.proven != self.written
+            }
+        };
         if !due || !moved && self.homes_there == self.homes_named {
             return;
         }
-        if moved {
+        if moved && replicas.is_none() {
             self.note_at_nodes(lanes, slab, now_ns);
         }
+        let tellable = if replicas.is_some() { self.proven.clone() } else { self.confirmed.clone() };
         let Some(lane) = lanes.get_mut(self.lane_of_checkpoint()) else { return };
         let mut fields: Vec<String> = Vec::new();
-        for position in self.confirmed.iter().filter(|position| !self.written.contains(position)) {
+        for position in tellable.iter().filter(|position| !self.written.contains(position)) {
             let (flow, lsn) = *position;
             fields.push(format!("{LSN_FIELD_PREFIX}{flow}"));
             fields.push(lsn.to_string());
@@ -304,7 +334,7 @@ impl Router {
             }
         }
         if self.homes_there != self.homes_named
-            && let Some((flow, _)) = self.confirmed.iter().min()
+            && let Some((flow, _)) = tellable.iter().min()
         {
             fields.extend([format!("{}{flow}", homes::FIELD_PREFIX), self.homes_there.clone()]);
             self.homes_named.clone_from(&self.homes_there);
@@ -314,7 +344,7 @@ impl Router {
         }
         let fields: Vec<&[u8]> = fields.iter().map(String::as_bytes).collect();
         self.tell_checkpoint(lanes, slab, batch_bytes, now_ns, b"HSET", &fields);
-        self.written.clone_from(&self.confirmed);
+        self.written = tellable;
         self.written_ns = now_ns;
     }
 
@@ -377,6 +407,29 @@ impl Router {
             let args: Vec<&[u8]> = due.iter().map(Vec::as_slice).collect();
             self.tell_checkpoint(lanes, slab, batch_bytes, now_ns, b"HDEL", &args);
         }
+    }
+
+    /// Looks whether the homes that were written last are there.
+    fn homes_are_there(&mut self, lanes: &[Lane]) {
+        if let Some((_, names)) = self.homes_sent.take_if(|(batches, _)| are_acked(batches, lanes)) {
+            self.homes_there = names;
+        }
+    }
+
+    /// Looks whether the replicas of all nodes have the positions that were written to them, and all that those cover.
+    fn take_proven(&mut self, lanes: &[Lane], replicas: &Replicas) {
+        let Some(at_nodes) = &mut self.at_nodes else { return };
+        if at_nodes.round.is_none() && are_acked(&at_nodes.batches, lanes) {
+            at_nodes.round = Some(replicas.covering());
+        }
+        if !at_nodes.round.is_some_and(|round| replicas.reach(round)) {
+            return;
+        }
+        if let Some(at_nodes) = self.at_nodes.take() {
+            self.proven = at_nodes.positions;
+        }
+        // Homes that are named and not there would tell of a loss.
+        self.homes_are_there(lanes);
     }
 
     /// Writes the confirmed positions to every node.

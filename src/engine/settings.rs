@@ -111,6 +111,15 @@ pub fn locked_bytes(memory_bytes: usize) -> u64 {
     memory_bytes as u64 / 2
 }
 
+/// `--wait-replicas N:TIMEOUT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct WaitReplicas {
+    /// Of the target, or of each node of a cluster.
+    pub count: u32,
+    /// How long one WAIT may take before it is asked again.
+    pub timeout: Duration,
+}
+
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct MigrateSettings {
     pub source: Endpoint,
@@ -153,6 +162,8 @@ pub struct MigrateSettings {
     pub connect_timeout: Duration,
     /// Go on trying for so long where the target refuses, or its connection is lost.
     pub retry_max: Duration,
+    /// Replicas that must have confirmed what a position covers before it is told.
+    pub wait_replicas: Option<WaitReplicas>,
     /// Most that the clocks of source and target may be apart.
     pub clock_skew_max: Duration,
     /// Stay after the full sync and follow the journal.

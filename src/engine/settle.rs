@@ -5,7 +5,7 @@
 //! if its own marker says that it was not (nothing of its flow and slot was under way beside it, see `layout`); all go one at
 //! a time, each answer awaited, in the order in which they were encoded, so that no marker ever goes down.
 
-use super::cluster::{Cluster, Patience, Trouble};
+use super::cluster::{Cluster, Trouble};
 use super::error::EngineError;
 use super::homes::Found;
 use super::messages::{Held, LaneStart, Settled};
@@ -62,7 +62,7 @@ impl Cluster {
         let Some(slot) = unit.slot else {
             return self.on_all(&unit.bytes).await.map(|_| None);
         };
-        let mut patience = Patience::new();
+        let mut patience = self.patience();
         let mut again = unit.unknown || unit.again;
         loop {
             let marker = unit.marker.as_ref().map(|(key, _)| key.as_slice());
@@ -90,7 +90,7 @@ impl Cluster {
 
     /// A lane to every node that has slots, the worker's own where it has one.
     async fn assign(&mut self, held: &Held) -> Result<Settled, EngineError> {
-        let mut patience = Patience::new();
+        let mut patience = self.patience();
         'again: loop {
             let ids = self.primary_ids();
             let mut places: HashMap<String, usize> = HashMap::new();

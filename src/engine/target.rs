@@ -9,6 +9,8 @@ use super::handle::Existing;
 use super::lease::{self, Lease};
 use super::link::{Link, LinkError};
 use super::own;
+use super::patience::Patience;
+use super::refusal;
 use super::settings::{Endpoint, MigrateSettings, OnExisting};
 use super::wire::Connected;
 use crate::ids::{DbIndex, Slot};
@@ -51,6 +53,8 @@ pub const RESTARTED: &str = "the target server was restarted during the run, so 
 pub struct TargetLink {
     link: Link,
     cluster: Option<Box<Cluster>>,
+    /// How long a server that refuses for a while is asked again; zero: what it answers is the answer.
+    patience: Duration,
 }
 
 fn target_error(e: LinkError) -> EngineError {
@@ -64,12 +68,20 @@ fn target_error(e: LinkError) -> EngineError {
     }
 }
 
+/// A server that has no room for a client says so instead of the first answer, and closes the connection.
+fn error_of(text: &[u8], error: String) -> EngineError {
+    match memchr::memmem::find(text, b"max number of clients") {
+        Some(_) => EngineError::TargetLost(error),
+        None => EngineError::Target(error),
+    }
+}
+
 impl TargetLink {
     /// Connects and authenticates.
     pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, EngineError> {
         let link = Link::connect(&endpoint.host, endpoint.port, endpoint.tls.as_ref(), timeout).await;
         let link = link.map_err(target_error)?;
-        let mut this = Self { link, cluster: None };
+        let mut this = Self { link, cluster: None, patience: Duration::ZERO };
         if let Some(password) = endpoint.password.expose() {
             let user = endpoint.user.expose();
             let args: Vec<&[u8]> = match user {
@@ -81,36 +93,86 @@ impl TargetLink {
         Ok(this)
     }
 
-    /// One request and its reply; an error reply is an `Err` that names the command.
+    /// One request and its reply; an error reply is an `Err` that names the command. A server that refuses for a while is
+    /// asked again, so nothing of a transaction may be asked by this (see `transaction`).
     pub async fn call(&mut self, args: &[&[u8]]) -> Result<Value, EngineError> {
         let what = String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned();
-        match self.call_raw(&what, args).await? {
-            Value::Error(text) => Err(EngineError::Target(format!(
-                "{} answered {what} with \"{}\"",
-                self.link.addr(),
-                text.escape_ascii()
-            ))),
-            value => Ok(value),
+        let mut patience = Patience::new(self.patience);
+        loop {
+            match self.call_raw(&what, args).await? {
+                Value::Error(text) => {
+                    let error = self.answered(&what, &text);
+                    if self.patience.is_zero() || !refusal::refuses_for_now(&text) {
+                        return Err(error_of(&text, error));
+                    }
+                    patience.wait(&error).await?;
+                }
+                value => return Ok(value),
+            }
+        }
+    }
+
+    fn answered(&self, what: &str, text: &[u8]) -> String {
+        format!("{} answered {what} with \"{}\"", self.link.addr(), text.escape_ascii())
+    }
+
+    /// Commands as one transaction of one server, begun anew where that refuses for a while. Returns the answers of its EXEC, none
+    /// of which is an error.
+    pub async fn transaction(&mut self, commands: &[&[&[u8]]]) -> Result<Vec<Value>, EngineError> {
+        let mut patience = Patience::new(self.patience);
+        loop {
+            self.call(&[b"MULTI"]).await?;
+            let mut refused = None;
+            for args in commands {
+                let what = String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned();
+                if let Value::Error(text) = self.call_raw(&what, args).await? {
+                    refused = Some((self.answered(&what, &text), text));
+                    break;
+                }
+            }
+            let Some((error, text)) = refused else {
+                let answers = match self.call_raw("EXEC", &[b"EXEC"]).await? {
+                    Value::Array(answers) => answers,
+                    other => return Err(EngineError::Target(format!("the target answered EXEC with {other:?}"))),
+                };
+                return match answers.iter().find_map(Value::error_text) {
+                    Some(text) => Err(EngineError::Target(self.answered("EXEC", text.as_bytes()))),
+                    None => Ok(answers),
+                };
+            };
+            // A transaction in which something was refused is not executed.
+            self.call_raw("DISCARD", &[b"DISCARD"]).await?;
+            if self.patience.is_zero() || !refusal::refuses_for_now(&text) {
+                return Err(EngineError::Target(error));
+            }
+            patience.wait(&error).await?;
         }
     }
 
     async fn ok(&mut self, what: &str, args: &[&[u8]]) -> Result<(), EngineError> {
         match self.call_raw(what, args).await? {
-            Value::Error(text) => Err(EngineError::Target(format!(
-                "{} answered {what} with \"{}\"; check the target's user and password",
-                self.link.addr(),
-                text.escape_ascii()
-            ))),
+            Value::Error(text) => {
+                Err(error_of(&text, format!("{}; check the target's user and password", self.answered(what, &text))))
+            }
             _ => Ok(()),
         }
     }
 
-    /// Connects to the target as it is: a cluster's nodes are found out.
+    /// Connects to the target as it is: a cluster's nodes are found out. What it refuses for a while is asked again for as long
+    /// as `--retry-max`.
     pub async fn open(settings: &Arc<MigrateSettings>) -> Result<Self, EngineError> {
+        Self::open_within(settings, settings.retry_max).await
+    }
+
+    /// The same with another patience.
+    pub async fn open_within(settings: &Arc<MigrateSettings>, patience: Duration) -> Result<Self, EngineError> {
         let mut this = Self::connect_any(settings).await?;
+        this.patience = patience;
         let info = this.info("cluster").await?;
         if Info::parse(&info).get("cluster_enabled") == Some("1") {
-            this.cluster = Some(Box::new(Cluster::discover(settings, &mut this).await?));
+            let mut cluster = Cluster::discover(settings, &mut this).await?;
+            cluster.set_patience(patience);
+            this.cluster = Some(Box::new(cluster));
         }
         Ok(this)
     }
@@ -255,6 +317,20 @@ const CLAIMING: &[&[u8]] = &[
     b"df2redis:probe",
 ];
 
+/// Whether the target's user may run this script. Of a server that refuses for a while (one that is full refuses all scripts) it is
+/// not known, so that is waited for.
+async fn runs(link: &mut TargetLink, script: &[&[u8]]) -> Result<bool, EngineError> {
+    let mut patience = Patience::new(link.patience);
+    loop {
+        match link.call_raw("EVAL", script).await? {
+            Value::Error(text) if refusal::refuses_for_now(&text) => {
+                patience.wait(&link.answered("EVAL", &text)).await?;
+            }
+            answer => return Ok(answer.error_text().is_none()),
+        }
+    }
+}
+
 /// Learns what the target is and can do. Writes nothing.
 pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let text = link.info("everything").await?;
@@ -269,12 +345,12 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
         Capabilities::from_probe(&text, names, bulk_bytes_max).map_err(|e| EngineError::Refused(e.to_string()))?;
     let mut capabilities = capabilities;
     // Known, but not for this user: then it is as good as absent.
-    if matches!(link.call_raw("EVAL", &[b"EVAL", b"return 1", b"0"]).await?, Value::Error(_)) {
+    if !runs(link, &[b"EVAL", b"return 1", b"0"]).await? {
         capabilities.commands.remove("EVAL");
     }
-    capabilities.scripts_ask = !matches!(link.call_raw("EVAL", &asking(&capabilities)).await?, Value::Error(_));
-    capabilities.scripts_add = !matches!(link.call_raw("EVAL", &adding(&capabilities)).await?, Value::Error(_));
-    capabilities.scripts_claim = !matches!(link.call_raw("EVAL", CLAIMING).await?, Value::Error(_));
+    capabilities.scripts_ask = runs(link, &asking(&capabilities)).await?;
+    capabilities.scripts_add = runs(link, &adding(&capabilities)).await?;
+    capabilities.scripts_claim = runs(link, CLAIMING).await?;
     // In import mode MIGRATE does not find keys that have expired, so that their slots could not be moved any more (tried with
     // Valkey 8.1.8 and 9.1.2), and nodes that take over are not in it: expiries are held back instead.
     capabilities.import_mode &= !capabilities.cluster;
@@ -491,7 +567,15 @@ pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), Eng
 
 /// A connection for the control plane of `replicate`: named, so that one of a dead process can be found and ended.
 pub async fn connect_control(settings: &Arc<MigrateSettings>) -> Result<TargetLink, EngineError> {
-    let mut link = TargetLink::open(settings).await?;
+    connect_control_within(settings, settings.retry_max).await
+}
+
+/// The same with another patience.
+pub async fn connect_control_within(
+    settings: &Arc<MigrateSettings>,
+    patience: Duration,
+) -> Result<TargetLink, EngineError> {
+    let mut link = TargetLink::open_within(settings, patience).await?;
     // The connections to a cluster's nodes have names of their own.
     if link.cluster.is_none() {
         name_control(&mut link, settings).await?;

@@ -18,6 +18,7 @@ use super::lane::{Lane, Link};
 use super::lanes::{remember, submit_lane};
 use super::messages::{Lost, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::outlet::Outlet;
+use super::replicas::Unproven;
 use super::router::Router;
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
@@ -89,6 +90,8 @@ pub struct Worker {
     /// Asked to say when nothing is left to be sent or answered.
     settling: Option<u64>,
     pub(super) confirmed: Arc<Vec<AtomicU64>>,
+    /// Where replicas must confirm what is told.
+    pub(super) unproven: Option<Unproven>,
     witness: Arc<Witness>,
     hold: Arc<HoldState>,
     /// Reads that needed no kernel (see `wire`), to be handled with this turn's completions.
@@ -133,6 +136,7 @@ impl Worker {
             confirmed,
             witness,
             router,
+            replicas,
             hold,
             spool,
         } = start;
@@ -196,6 +200,7 @@ impl Worker {
             releases: 0,
             settling: None,
             confirmed,
+            unproven: replicas.map(Unproven::new),
             witness,
             hold,
             here: Vec::new(),
@@ -214,7 +219,8 @@ impl Worker {
                 return Ok(self.finish());
             }
             self.take_knobs();
-            let stopped = self.draining || self.is_held();
+            let lacks_replicas = self.tend_unproven(now_ns);
+            let stopped = self.draining || self.is_held() || lacks_replicas;
             let gate = if stopped { Gate::Paused } else { self.settings.control.throttle.gate(now_ns) };
             let more = match gate {
                 Gate::Open => self.pump(now_ns)?,

@@ -76,7 +76,8 @@ pub fn migrate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
     let settings = data_plane(values, source, target, on_existing)?;
     let shared_target = shared_target(values, on_existing)?;
     let source_first = values.switch(&table::SOURCE_FIRST)?;
-    Ok(MigrateSettings { spool: spool(values)?, source_first, shared_target, ..settings })
+    let wait_replicas = values.parsed(&table::WAIT_REPLICAS, syntax::wait_replicas)?;
+    Ok(MigrateSettings { spool: spool(values)?, source_first, shared_target, wait_replicas, ..settings })
 }
 
 /// The default directory and size are found out when the run starts (`machine`).
@@ -190,6 +191,7 @@ fn data_plane(
         connect_timeout: values.time(&table::CONNECT_TIMEOUT)?,
         clock_skew_max: values.time(&table::CLOCK_SKEW_MAX)?,
         retry_max: values.time(&table::RETRY_MAX)?,
+        wait_replicas: None,
         report_dir: values.path(&table::REPORT),
         hooks: Hooks::default(),
         control: Default::default(),

@@ -3,6 +3,7 @@
 //! No reason given here repeats the text of an endpoint: people write passwords into URLs, and reasons are printed.
 
 use super::table::{Form, Setting};
+use crate::engine::settings::WaitReplicas;
 use std::time::Duration;
 
 /// Checks a value against its setting's form.
@@ -89,6 +90,25 @@ pub fn time(text: &str) -> Result<Duration, String> {
         _ if time.as_secs() > SECONDS_MAX => Err("the time is too long".into()),
         _ => Ok(time),
     }
+}
+
+/// `N` or `N:TIME`: replicas to wait for, and how long one WAIT may take; 0 is none.
+pub fn wait_replicas(text: &str) -> Result<Option<WaitReplicas>, String> {
+    /// No primary has more; a number beyond is a slip.
+    const REPLICAS_MAX: u64 = 1000;
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+    let (count, timeout) = match text.split_once(':') {
+        Some((count, timeout)) => (count, time(timeout)?),
+        None => (text, TIMEOUT),
+    };
+    let count = number(count)?;
+    within(count, 0, REPLICAS_MAX, |n| n.to_string())?;
+    // A WAIT of 0 ms never ends.
+    if !(Duration::from_millis(1)..=TIMEOUT_MAX).contains(&timeout) {
+        return Err("one WAIT may take 1ms to 60s".into());
+    }
+    Ok((count > 0).then_some(WaitReplicas { count: count as u32, timeout }))
 }
 
 fn split_unit(text: &str) -> (&str, &str) {
@@ -218,6 +238,16 @@ mod tests {
         assert_eq!(time("5min"), Ok(Duration::from_secs(300)));
         for text in ["10", "0s", "s", "1d", "99999999h", "18446744073709551615h"] {
             assert!(time(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn replicas_to_wait_for() {
+        let wait = |count, ms| Ok(Some(WaitReplicas { count, timeout: Duration::from_millis(ms) }));
+        assert_eq!((wait_replicas("0"), wait_replicas("0:5s")), (Ok(None), Ok(None)));
+        assert_eq!((wait_replicas("1"), wait_replicas("2:250ms")), (wait(1, 1000), wait(2, 250)));
+        for text in ["", "x", "-1", "1:", "1:0s", "1:2h", "1001", "1:2", "1:1s:1s"] {
+            assert!(wait_replicas(text).is_err(), "{text}");
         }
     }
 

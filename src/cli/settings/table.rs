@@ -172,6 +172,9 @@ settings! {
     RETRY_MAX: SERVERS, DATA, "retry-max", "TIME", Time, Value("5m"), Everywhere,
         "Go on trying for so long where the target refuses (out of memory, disk full, loading, busy) or its connection is lost";
 
+    WAIT_REPLICAS: SERVERS, SERVED, "wait-replicas", "N[:TIME]", Text, Value("0"), Everywhere,
+        "Tell the source, and a cluster's checkpoint, of nothing that N replicas of the target (of each node) have not confirmed, so that one that takes over lacks nothing below a position; TIME: of one WAIT, 1s if not given";
+
     CLOCK_SKEW_MAX: SERVERS, DATA, "clock-skew-max", "TIME", Time, Value("1s"), Everywhere,
         "Refuse to start where the clocks of source and target are further apart: expiries are absolute times";
 

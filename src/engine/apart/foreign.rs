@@ -65,6 +65,9 @@ impl Cluster {
             }
             self.group(apart, to, &commands).await?;
         }
+        if !foreign.is_empty() {
+            self.confirm_slot(home).await?;
+        }
         self.note_all(apart, &foreign).await
     }
 

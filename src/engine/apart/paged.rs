@@ -6,7 +6,7 @@
 //! in the end, is begun anew. One that a kill leaves behind has the name that the next try gives it.
 
 use super::answered;
-use crate::engine::cluster::{Cluster, Patience, Trouble};
+use crate::engine::cluster::{Cluster, Trouble};
 use crate::engine::error::EngineError;
 use crate::engine::refusal;
 use crate::engine::verify::scan_reply;
@@ -58,7 +58,7 @@ impl Cluster {
                 )));
             }
         };
-        let mut patience = Patience::new();
+        let mut patience = self.patience();
         for _ in 0..TRIES_MAX {
             self.read(&[b"UNLINK", to]).await?;
             let is_whole = match kind.as_str() {
@@ -175,7 +175,7 @@ impl Cluster {
     /// Writes, once. False: perhaps it was not executed.
     async fn put(&mut self, args: &[&[u8]]) -> Result<bool, EngineError> {
         let (slot, request) = (slot(args.get(1).copied().unwrap_or_default()), resp::command(args));
-        let mut patience = Patience::new();
+        let mut patience = self.patience();
         loop {
             match self.execute(slot, &request, 1).await {
                 Ok(values) => match values.first() {

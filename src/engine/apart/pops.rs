@@ -8,7 +8,7 @@
 //! nothing was done, and all keys are as the record found them. Markers without it are later ones, so the record had been done
 //! to its end; then a slot without a marker is one whose node has lost it, and its keys are as the record found them.
 
-use super::{Half, lost, slots_besides};
+use super::{Half, Slots, lost, slots_besides};
 use crate::convert::journal::Take;
 use crate::engine::cluster::Cluster;
 use crate::engine::error::EngineError;
@@ -36,13 +36,21 @@ impl Cluster {
                 return Err(lost(apart, key));
             }
             self.take(apart, key, Some(take)).await?;
-            return self.note_all(apart, &slots).await;
+            return self.note_others(apart, &slots).await;
         }
         // Nothing was there: that must not be asked again either.
         if halves.iter().all(|half| !half.is_done()) {
             self.take(apart, first, None).await?;
         }
-        self.note_all(apart, &slots).await
+        self.note_others(apart, &slots).await
+    }
+
+    /// Behind what was taken off, in whichever of the slots that was.
+    async fn note_others(&mut self, apart: &Apart, slots: &Slots) -> Result<(), EngineError> {
+        for slot in slots {
+            self.confirm_slot(*slot).await?;
+        }
+        self.note_all(apart, slots).await
     }
 
     /// Takes this, or nothing, off a key: it is decided.

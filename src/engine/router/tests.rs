@@ -309,7 +309,7 @@ fn positions_wait_for_every_lane() {
     let mut note = |world: &mut World, lsn: u64| {
         now_ns += 1_000_000_000;
         world.router.cut(&world.lanes, vec![(FLOW, Lsn(lsn))]);
-        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns, true);
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns, true, None);
     };
     world.reply(checkpoint, b"+OK\r\n");
     note(&mut world, 5);
@@ -344,7 +344,7 @@ fn every_node_keeps_the_positions() {
     let mut note = |world: &mut World, lsn: u64| {
         now_ns += 1_000_000_000;
         world.router.cut(&world.lanes, vec![(FLOW, Lsn(lsn))]);
-        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns, true);
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns, true, None);
     };
     note(&mut world, 5);
     for lane in 0..2 {
@@ -507,6 +507,42 @@ fn what_was_not_sent_follows_its_slots() {
     assert_eq!(lane.queued_batches - lane.acked_batches, 3);
 }
 
+/// With `--wait-replicas`: first every node keeps the position, then the replicas of all confirm, then the checkpoint is told; else
+/// one that takes over would stand before the checkpoint.
+#[test]
+fn the_checkpoint_waits_for_the_replicas_of_every_node() {
+    let replicas = Replicas::default();
+    let mut world = world(Resumed::new());
+    let checkpoint = world.router.lane_of(slot(b"df2redis:checkpoint"));
+    let mut now_ns = 0;
+    let mut note = |world: &mut World, lsn: u64| {
+        now_ns += 1_000_000_000;
+        world.router.cut(&world.lanes, vec![(FLOW, Lsn(lsn))]);
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_ns, true, Some(&replicas));
+    };
+    let told = |world: &mut World| world.waiting(checkpoint).contains("HSET df2redis:checkpoint");
+    note(&mut world, 5);
+    assert!((0..2).all(|lane| world.waiting(lane).contains("MSET df2redis:p:")) && !told(&mut world));
+    // A round that began before the nodes had answered covers nothing of it.
+    let early = replicas.begin();
+    (0..2).for_each(|lane| world.answer_all(lane));
+    note(&mut world, 6);
+    replicas.end(early);
+    note(&mut world, 6);
+    assert!(!told(&mut world) && world.waiting(checkpoint).is_empty(), "one position after the other");
+    replicas.end(replicas.begin());
+    note(&mut world, 6);
+    let sent = world.waiting(checkpoint);
+    let wanted = "HSET df2redis:checkpoint lsn:3 5 homes:3 0,5460,10920,16382,1,5461,10921,16383";
+    assert!(sent.ends_with(wanted), "{sent}");
+    assert!(world.router.is_noted(&[(FLOW, Lsn(5))]) && !world.router.is_noted(&[(FLOW, Lsn(6))]));
+    // What was on its way when the slot map changed is written, and asked for, anew.
+    (0..2).for_each(|lane| world.answer_all(lane));
+    world.router.forget_noted();
+    note(&mut world, 6);
+    assert!((0..2).all(|lane| world.waiting(lane).contains("MSET df2redis:p:")) && !told(&mut world));
+}
+
 /// Answered, but sent elsewhere: until it is executed there, no position passes it, whatever comes behind it.
 #[test]
 fn no_position_passes_what_a_node_sent_elsewhere() {
@@ -521,7 +557,7 @@ fn no_position_passes_what_a_node_sent_elsewhere() {
     assert_eq!(world.reply(1 - checkpoint, b"-MOVED 1 h:1\r\n"), 0);
     assert_eq!(world.reply(checkpoint, b"+OK\r\n"), 1);
     let note = |world: &mut World, now_s: u64| {
-        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_s * 1_000_000_000, false);
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_s * 1_000_000_000, false, None);
     };
     note(&mut world, 1);
     assert_eq!(world.waiting(checkpoint), "");

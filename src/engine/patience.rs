@@ -1,0 +1,72 @@
+//! Waiting for a target that cannot yet: growing pauses with jitter, a word in the log every few seconds, and an end.
+//!
+//! In: how long (`--retry-max`), and before each further try why the last one failed. Out: a pause, or the error that ends the
+//! run. What refuses inside of a worker's lane has its own (`refusal::Hold`), which does not block the worker.
+
+use super::error::EngineError;
+use crate::uring;
+use std::time::Duration;
+
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+const PAUSE_LAST: Duration = Duration::from_millis(500);
+/// From then on, and again after as long, the operator is told.
+const ALARM_EVERY: Duration = Duration::from_secs(5);
+
+pub struct Patience {
+    limit: Duration,
+    since_ns: u64,
+    alarm_at: Duration,
+    pause: Duration,
+}
+
+impl Patience {
+    /// For as long as `limit`, from now on.
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, since_ns: uring::clock::monotonic_ns(), alarm_at: ALARM_EVERY, pause: PAUSE_FIRST }
+    }
+
+    /// Waits a moment. Errors: it has taken too long.
+    pub async fn wait(&mut self, why: &str) -> Result<(), EngineError> {
+        let pause = self.next(uring::clock::monotonic_ns(), why)?;
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// The pause before the next try: half of what it has grown to, up to one and a half of it.
+    fn next(&mut self, now_ns: u64, why: &str) -> Result<Duration, EngineError> {
+        let waited = Duration::from_nanos(now_ns.saturating_sub(self.since_ns));
+        if waited >= self.limit {
+            return Err(EngineError::Target(format!("{why} (tried again for {:?}, see --retry-max)", self.limit)));
+        }
+        if waited >= self.alarm_at {
+            self.alarm_at = waited + ALARM_EVERY;
+            tracing::warn!(?waited, why, "holding: the target cannot yet");
+        }
+        let jitter = now_ns % (self.pause.as_nanos() as u64).max(1);
+        let pause = self.pause / 2 + Duration::from_nanos(jitter);
+        self.pause = (self.pause * 2).min(PAUSE_LAST);
+        Ok(pause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_end() {
+        let mut patience = Patience { since_ns: 0, ..Patience::new(Duration::from_secs(10)) };
+        let (mut now_ns, mut pauses) = (7, Vec::new());
+        let error = loop {
+            match patience.next(now_ns, "node 1 answers \"LOADING\"") {
+                Ok(pause) => pauses.push(pause),
+                Err(error) => break error,
+            }
+            now_ns += pauses.last().map_or(0, |pause| pause.as_nanos() as u64) + 12_345;
+        };
+        assert!(pauses[0] < 2 * PAUSE_FIRST && pauses.iter().all(|pause| *pause < PAUSE_LAST * 3 / 2), "{pauses:?}");
+        assert!(pauses.iter().sum::<Duration>() >= Duration::from_secs(9) && pauses.len() > 20, "{pauses:?}");
+        let text = error.to_string();
+        assert!(text.contains("LOADING") && text.contains("10s") && text.contains("--retry-max"), "{text}");
+    }
+}
