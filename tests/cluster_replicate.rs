@@ -340,7 +340,7 @@ fn a_cluster_that_is_down_for_a_while_is_waited_for() {
     let pid = stage.cluster.nodes[1].pid().unwrap().to_string();
     let signal = |name: &str| std::process::Command::new("kill").args([name, &pid]).status().unwrap();
     signal("-STOP");
-    let alarm = wait_for(|| tool.said().contains("holding: the cluster cannot serve a slot").then_some(()));
+    let alarm = wait_for(|| tool.said().contains("holding: the target cannot yet").then_some(()));
     signal("-CONT");
     assert!(alarm.is_some(), "{}", tool.said());
     stage.finish(tool);

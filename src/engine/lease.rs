@@ -429,7 +429,7 @@ async fn renew_all(
 }
 
 async fn connect(settings: &Arc<MigrateSettings>) -> Result<TargetLink, EngineError> {
-    let mut link = TargetLink::open_within(settings, Duration::ZERO).await?;
+    let mut link = TargetLink::open_within(settings, RENEW_EVERY).await?;
     if link.cluster().is_none() {
         // For whoever looks; not everybody may.
         link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", own::LEASE_NAME.as_bytes()]).await?;

@@ -35,6 +35,9 @@ impl Patience {
     /// The pause before the next try: half of what it has grown to, up to one and a half of it.
     fn next(&mut self, now_ns: u64, why: &str) -> Result<Duration, EngineError> {
         let waited = Duration::from_nanos(now_ns.saturating_sub(self.since_ns));
+        if self.limit.is_zero() {
+            return Err(EngineError::Target(why.to_string()));
+        }
         if waited >= self.limit {
             return Err(EngineError::Target(format!("{why} (tried again for {:?}, see --retry-max)", self.limit)));
         }
