@@ -93,6 +93,64 @@ impl World {
     }
 }
 
+/// While a node does nothing for the tool, as `refuse` makes it, and until `restore`, on a connection that was there before:
+/// it is named with `code`, and nothing of what is meant for it is passed by.
+#[track_caller]
+fn cut_off_for_a_while(world: &World, tool: &mut Tool, node: usize, code: &str, refuse: &[&str], restore: &[&str]) {
+    world.wait_applied(tool);
+    let mut client = world.client(node);
+    let word = code.split(' ').next().unwrap();
+    let [list, number] = ["list", "n"].map(|family| key_on(node, &format!("{word}{node}-{family}")));
+    refuse.iter().for_each(|line| drop(client.run(line).unwrap()));
+    for i in 0..50 {
+        world.run(&format!("INCR {number}"));
+        world.run(&format!("RPUSH {list} {i}"));
+        (0..3).for_each(|other| world.run(&format!("INCR {}", key_on(other, &format!("{word}{node}-other")))));
+    }
+    until(tool, "it does not say why", || {
+        std::fs::read_to_string(world.log()).unwrap_or_default().contains(code) || world.reasons().contains(code)
+    });
+    assert!(!world.live.is_acknowledged(), "{}", tool.said());
+    restore.iter().for_each(|line| drop(client.run(line).unwrap()));
+    world.wait_applied(tool);
+}
+
+/// Connections that are made again must log in again, and may find no room.
+#[test]
+fn a_node_that_takes_no_connection_is_named_and_waited_for() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    let mut tool = world.start();
+    const KILL: &str = "CLIENT KILL TYPE normal SKIPME yes";
+    let locked = ["CONFIG SET requirepass x", KILL];
+    cut_off_for_a_while(&world, &mut tool, 1, "NOAUTH", &locked, &["ACL SETUSER default nopass"]);
+    let few = ["CONFIG SET maxclients 1", KILL];
+    cut_off_for_a_while(&world, &mut tool, 2, "max number of clients", &few, &["CONFIG SET maxclients 1000"]);
+    world.0.finish(tool);
+}
+
+/// A script that does not end by itself: every command but few is refused.
+#[test]
+fn a_node_that_is_busy_with_a_script_is_waited_for() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    let mut tool = world.start();
+    for node in 0..3 {
+        world.wait_applied(&mut tool);
+        let (mut admin, mut endless) = (world.client(node), world.client(node));
+        admin.run("CONFIG SET busy-reply-threshold 50").unwrap();
+        let script = std::thread::spawn(move || drop(endless.ask(&["EVAL", "while true do end", "0"])));
+        until(&mut tool, "no script runs", || admin.run("PING").is_err());
+        let number = key_on(node, &format!("busy{node}"));
+        (0..50).for_each(|_| world.run(&format!("INCR {number}")));
+        until(&mut tool, "it does not say why", || world.reasons().contains("BUSY"));
+        assert!(!world.live.is_acknowledged(), "{}", tool.said());
+        admin.run("SCRIPT KILL").unwrap();
+        script.join().unwrap();
+        world.wait_applied(&mut tool);
+        assert_eq!(admin.run(&format!("GET {number}")).unwrap().text().as_deref(), Some("50"));
+    }
+    world.finish(tool);
+}
+
 const FULL: [&[&str]; 2] = [&["CONFIG SET maxmemory 1"], &["CONFIG SET maxmemory 0"]];
 
 #[test]

@@ -133,6 +133,8 @@ fn a_node_that_cannot_yet_is_asked_again_and_nothing_passes() {
         "-CLUSTERDOWN The cluster is down",
         "-CLUSTERDOWN Hash slot not served",
         "-READONLY You can't write against a read only replica.",
+        "-LOADING Redis is loading the dataset in memory",
+        "-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
     ] {
         let mut world = World::new(&[rule("INCR", &key, reply, 3)]);
         world.run(&format!("INCR {key}"));
@@ -277,7 +279,8 @@ fn a_node_that_never_can_is_given_up_after_the_limit() {
         ("INCR", &key, "-LOADING Redis is loading the dataset in memory"),
         ("INCR", &key, "-BUSY Redis is busy running a script."),
     ] {
-        let mut world = World::with(&[rule(command, of, reply, u64::MAX)], &["--retry-max", "2s"]);
+        let mut world =
+            World::with(&[rule(command, of, reply, u64::MAX)], LiveOptions::default(), &["--retry-max", "2s"]);
         let began = std::time::Instant::now();
         world.run(&format!("INCR {key}"));
         assert_eq!(world.tool.wait(), Some(5), "{reply}: {}", world.tool.said());

@@ -408,6 +408,15 @@ fn jobs_that_say_so_share_a_cluster() {
         say(&b, "INCR {x}b");
         cluster.keys().unwrap().iter().filter(|key| key.starts_with(b"df2redis:m:")).count() == 2
     });
+    // Before it is, the next start has nothing to go on from.
+    until(&mut first, "a good checkpoint of each", || {
+        let keys = cluster.keys().unwrap();
+        let is_stable = |key: &Vec<u8>| {
+            let phase = |node: &Server| node.client().unwrap().ask(&[b"HGET".as_slice(), key, b"phase"]).unwrap();
+            cluster.nodes.iter().any(|node| phase(node).text().as_deref() == Some("stable"))
+        };
+        keys.iter().filter(|key| key.starts_with(b"df2redis:checkpoint:") && is_stable(key)).count() == 2
+    });
     first.kill();
     let mut first = follow(&a, cluster.port(), dir.path(), "third", &SHARED);
     say(&a, "SET a:after 1");
