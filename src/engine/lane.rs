@@ -195,6 +195,15 @@ impl Lane {
         self.queue_closed();
     }
 
+    /// The command that follows must be listed in the open batch of a cluster's lane: what is not listed goes out before it.
+    #[inline]
+    pub fn list(&mut self, slab: &mut Slab) {
+        if !self.pieces.is_list() {
+            self.close_cluster(slab);
+            self.pieces.begin_list();
+        }
+    }
+
     /// Puts a position behind everything encoded so far.
     pub fn note_position(&mut self, slab: &mut Slab, batch_bytes: usize, flow: FlowId, next_lsn: Lsn, read_ns: u64) {
         self.plain_writer(slab, batch_bytes, read_ns).record_done(flow, next_lsn);

@@ -3,7 +3,8 @@
 //!
 //! In: an open batch and where each of its commands ends. Out: the same commands, those of one such transaction together,
 //! at the place of its first; all else stays as it is. Keys of different slots have nothing to do with each other, so
-//! that only order within a slot counts, and that is kept.
+//! that only order within a slot counts, and that is kept. Of nearly all batches of a full sync nothing needs to be known, for
+//! all of it may be applied twice: their commands are not listed (which would cost a tenth of all that is done for a short key).
 //!
 //! Invariants, on which the recovery of a cluster stands (`settle`, `router`):
 //! - a batch has at most one transaction of a flow in a slot, and no command of that flow and slot beside it, so that either
@@ -70,10 +71,13 @@ struct Piece {
     in_doubt: bool,
 }
 
-/// The commands of an open batch.
+/// The commands of an open batch: all of them, or none.
 #[derive(Debug, Default)]
 pub struct Pieces {
     pieces: Vec<Piece>,
+    is_list: bool,
+    /// Some of them had to be listed. If so, it is expected of the next batch too.
+    needed: bool,
     guarded: bool,
     doubts: bool,
     /// Whose answers are watched; `command`: the index of the piece.
@@ -81,9 +85,27 @@ pub struct Pieces {
 }
 
 impl Pieces {
-    /// The command that ends here is of this flow and slot.
+    /// The commands of the open batch are listed: it may take some that must be.
+    #[inline]
+    pub fn is_list(&self) -> bool {
+        self.is_list
+    }
+
+    /// The commands of the batch that begins are listed.
+    pub fn begin_list(&mut self) {
+        debug_assert!(self.pieces.is_empty());
+        self.is_list = true;
+    }
+
+    /// The command that ends here is of this flow and slot. One of a record of the journal, one that must not be applied twice
+    /// and one whose answer is watched are for a batch whose commands are listed (see [`Lane::list`](super::lane::Lane::list)).
     #[inline]
     pub fn push(&mut self, encoder: &Encoder, place: Option<(FlowId, Slot)>, lsn: Option<Lsn>, guarded: bool) {
+        debug_assert!(self.is_list || !guarded && lsn.is_none());
+        if !self.is_list {
+            return;
+        }
+        self.needed |= guarded || lsn.is_some();
         self.guarded |= guarded;
         self.pieces.push(Piece { end_bytes: encoder.bytes(), place, lsn, guarded, in_doubt: false });
     }
@@ -98,6 +120,7 @@ impl Pieces {
 
     /// The answer to the last one may say that the target lost its key.
     pub fn watch(&mut self, flow: FlowId, db: DbIndex, lost_if: i64) {
+        debug_assert!(self.is_list);
         let command = self.pieces.len().saturating_sub(1) as u32;
         self.watched.push(Watched { command, flow, db, lost_if });
     }
@@ -110,7 +133,7 @@ impl Pieces {
 
     /// Brings the open batch into its order, with its transactions. It is to be closed then.
     pub fn lay_out(&mut self, encoder: &mut Encoder, slab: &mut Slab, marks: &Marks) {
-        debug_assert_eq!(self.pieces.len(), encoder.batch.commands as usize);
+        debug_assert!(self.pieces.len() == encoder.batch.commands as usize || !self.is_list && self.pieces.is_empty());
         if self.guarded {
             encoder.tail.flush_heap(&mut encoder.batch);
             let groups = self.groups();
@@ -157,7 +180,8 @@ impl Pieces {
         }
         self.pieces.clear();
         self.watched.clear();
-        (self.guarded, self.doubts) = (false, false);
+        self.is_list = self.needed;
+        (self.needed, self.guarded, self.doubts) = (false, false, false);
     }
 
     /// By command: the piece that it is.

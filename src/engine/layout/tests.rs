@@ -27,6 +27,7 @@ fn key(flow: u32, number: u8) -> Vec<u8> {
 fn laid_out(made: &[Made], slab: &mut Slab) -> Encoder {
     let marks = Marks::new("j".into(), "s".into(), String::new());
     let (mut encoder, mut pieces) = (Encoder::new(), Pieces::default());
+    pieces.begin_list();
     for (n, (flow, number, guarded, len)) in made.iter().enumerate() {
         let key = key(*flow, *number);
         let value = Bytes::from(vec![b'a' + (n % 26) as u8; *len]);
@@ -43,7 +44,7 @@ fn laid_out(made: &[Made], slab: &mut Slab) -> Encoder {
         }
     }
     pieces.lay_out(&mut encoder, slab, &marks);
-    assert!(pieces.pieces.is_empty() && !pieces.is_guarded());
+    assert!(pieces.pieces.is_empty() && !pieces.is_guarded() && pieces.is_list());
     encoder.tail.flush_heap(&mut encoder.batch);
     encoder
 }

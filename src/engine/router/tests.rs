@@ -183,6 +183,46 @@ fn what_a_flow_does_in_a_slot_is_one_transaction_of_the_batch() {
     assert!(!world.lanes[0].ready[0].is_fenced() && world.router.marked.len() == 1);
 }
 
+/// Of keys of the full sync nothing is listed: beside them no transaction could be made of what must not be applied twice.
+#[test]
+fn what_is_not_listed_goes_out_before_what_must_be() {
+    let [a, _, c] = keys();
+    let mut world = world(Resumed::new());
+    world.record(None, &[(Blind, &["SET", &a, "1"]), (Blind, &["SET", &c, "1"])]).unwrap();
+    assert!(!world.lanes[0].pieces.is_list());
+    world.record(None, &[(Blind, &["DEL", &a]), (Guarded, &["RPUSH", &a, "2"]), (Blind, &["SET", &c, "2"])]).unwrap();
+    world.record(None, &[(Blind, &["SET", &a, "3"])]).unwrap();
+    let marked = format!("MULTI RPUSH {a} 2 SET {a} 3 SET MARK s:1 EXEC SET {c} 2");
+    assert_eq!(world.waiting(0), format!("SET {a} 1 SET {c} 1 DEL {a} {marked}"));
+    let fenced = |world: &World| world.lanes[0].ready.iter().map(Batch::is_fenced).collect::<Vec<_>>();
+    assert_eq!(fenced(&world), [false, true]);
+    // The next batch may be needed for the same, and is listed from its first command on; the one behind it is not.
+    world.answer_all(0);
+    world.record(None, &[(Blind, &["SET", &a, "4"]), (Guarded, &["RPUSH", &a, "5"])]).unwrap();
+    assert_eq!(world.waiting(0), format!("MULTI SET {a} 4 RPUSH {a} 5 SET MARK s:2 EXEC"));
+    world.record(None, &[(Blind, &["SET", &a, "6"])]).unwrap();
+    world.answer_all(0);
+    world.record(None, &[(Blind, &["SET", &a, "7"])]).unwrap();
+    assert!(!world.lanes[0].pieces.is_list());
+    // So is a command whose answer is watched.
+    let write = WriteSettings::copying(1 << 20, READ_NS);
+    let World { router, lanes, slab, .. } = &mut world;
+    let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, (FLOW, None), write);
+    writer.watch(DbIndex(0), 0);
+    writer.begin(CommandMeta { slot: slot(a.as_bytes()), db: DbIndex(0), class: Blind, all_nodes: false });
+    writer.put(&resp::command(&[b"PEXPIREAT", a.as_bytes(), b"9"]));
+    writer.end();
+    assert_eq!(world.waiting(0), format!("SET {a} 7 PEXPIREAT {a} 9"));
+    assert_eq!(world.lanes[0].ready[1].watched.len(), 1);
+    world.answer_all(0);
+    world.record(None, &[(Blind, &["SET", &a, "7"])]).unwrap();
+    // A record of the journal is always listed: its marker must be known, and whether it was sent before.
+    world.record(Some(9), &[(Blind, &["SET", &a, "8"])]).unwrap();
+    assert_eq!(fenced(&world), [false]);
+    assert_eq!(world.waiting(0), format!("SET {a} 7 SET {a} 8"));
+    assert!(!world.lanes[0].ready[0].is_in_doubt(0) && world.lanes[0].ready[1].is_in_doubt(0));
+}
+
 /// A marker covers its record: with the rest of it in the next batch, a kill in between would lose that.
 #[test]
 fn no_batch_ends_behind_a_guarded_command_of_an_unfinished_record() {

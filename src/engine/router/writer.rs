@@ -145,8 +145,20 @@ impl<'a> ClusterWriter<'a> {
     #[inline]
     fn end_at(&mut self, at: usize) {
         let Some(lane) = self.lanes.get_mut(at) else { return };
-        let (slot, class) = self.begun;
         lane.encoder.batch.commands += 1;
+        debug_assert!(lane.pieces.is_list() || self.watching.is_none());
+        if lane.pieces.is_list() {
+            self.list(at);
+        } else {
+            self.close_if_full(at);
+        }
+    }
+
+    /// Lists the command that ends here.
+    #[inline(never)]
+    fn list(&mut self, at: usize) {
+        let Some(lane) = self.lanes.get_mut(at) else { return };
+        let (slot, class) = self.begun;
         // With what must not be applied twice nothing behind it is executed before it.
         let guarded = class != Class::Blind || self.whole;
         lane.pieces.push(&lane.encoder, Some((self.flow, slot)), self.record, guarded);
@@ -236,6 +248,9 @@ impl Out for ClusterWriter<'_> {
         self.begun = (meta.slot, meta.class);
         self.router.touch(at);
         let Some(lane) = self.lanes.get_mut(at) else { return };
+        if self.record.is_some() || meta.class != Class::Blind || self.watching.is_some() {
+            lane.list(self.slab);
+        }
         if lane.encoder.batch.is_empty() {
             lane.encoder.batch.first_read_ns = self.read_ns;
         }
