@@ -2,13 +2,17 @@
 //!
 //! In: a pre-encoded load on four flows into a cluster of empty primaries. Out: the smallest share that a node had in any
 //! fifth of a second while all of them had keys to come, and the longest time in which a node got no key while another did.
-//! Each node is asked for its number of keys on a connection and a thread of its own, so that a busy one delays its own samples only.
+//! Five busy threads share two CPUs, and a server that makes its hash table twice as large, or waits for a CPU, takes no key
+//! either: what the tool has to answer for is only the time in which a node slept, for there was nothing to do. So both figures
+//! are given twice, of all time and of that. Each node is asked for its number of keys on a connection and a thread of its
+//! own, so that a busy one delays its own samples only.
 
 use super::table::Results;
 use super::{BenchArgs, fast_spec, tool};
 use crate::lab::LabError;
 use crate::lab::client::Client;
 use crate::lab::cluster::Cluster;
+use crate::lab::cpu::ThreadCpu;
 use crate::lab::servers::{Server, ServerOptions, find_any_server};
 use crate::uring::cpu;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +33,7 @@ pub fn run(args: &BenchArgs, results: &mut Results) -> Result<(), LabError> {
     cpu::pin_current_thread_to(&[args.peer_cpu, args.tool_cpu])?;
     let cluster = Cluster::start(&find_any_server()?, PRIMARIES, false, ServerOptions::default())?;
     let spec = fast_spec("string:100B", KEYS, FLOWS, args.scale)?;
-    let (mut shares, mut pauses, mut rates) = (vec![], vec![], vec![]);
+    let (mut shares, mut asleep_shares, mut pauses, mut asleep, mut rates) = (vec![], vec![], vec![], vec![], vec![]);
     for round in 0..args.rounds {
         for node in &cluster.nodes {
             node.client()?.run("FLUSHALL SYNC")?;
@@ -39,36 +43,50 @@ pub fn run(args: &BenchArgs, results: &mut Results) -> Result<(), LabError> {
             .ok_or_else(|| LabError::Bench(format!("{NAME}: over too soon to be measured; use a larger --scale")))?;
         eprintln!("{NAME} {}: {fairness:?} {run:?}", round + 1);
         shares.push(fairness.share_min);
+        asleep_shares.push(fairness.asleep_share_min);
         pauses.push(fairness.pause_s_max * 1e3);
+        asleep.push(fairness.asleep_s_max * 1e3);
         rates.push(run.keys as f64 / run.transfer_s / 1e6);
     }
-    results.add(NAME, "smallest share of a node in any 0.2 s, of its third", shares, Some(SHARE_MIN), None);
-    results.add(NAME, "longest time without a key for one node, ms", pauses, None, Some(PAUSE_MS_MAX));
+    results.add(NAME, "smallest share of a node in any 0.2 s, of its third", shares, None, None);
+    results.add(NAME, "the same, where it slept for half of it", asleep_shares, Some(SHARE_MIN), None);
+    results.add(NAME, "longest time without a key for one node, ms", pauses, None, None);
+    results.add(NAME, "longest sleep in such a time, ms", asleep, None, Some(PAUSE_MS_MAX));
     results.add(NAME, "million keys a second", rates, None, None);
     Ok(())
 }
 
-/// Moments in seconds, and how many keys the node had then.
-type Samples = Vec<(f64, u64)>;
+/// What a node had at a moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Sample {
+    at_s: f64,
+    keys: f64,
+    /// So long it had something to do until then, whether it had a CPU or waited for one.
+    busy_s: f64,
+}
 
-/// Does `work` and asks every node for its number of keys meanwhile.
+type Samples = Vec<Sample>;
+
+/// Does `work` and looks at every node meanwhile.
 fn while_sampled<T>(
     nodes: &[Server],
     work: impl FnOnce() -> Result<T, LabError>,
 ) -> Result<(T, Vec<Samples>), LabError> {
     let (started, over) = (Instant::now(), AtomicBool::new(false));
-    let sample = |mut client: Client| -> Result<Samples, LabError> {
+    let sample = |(mut client, cpu): (Client, ThreadCpu)| -> Result<Samples, LabError> {
         let mut samples = Samples::new();
         while !over.load(Ordering::Acquire) {
-            let keys = client.run("DBSIZE")?.int().unwrap_or_default();
-            samples.push((started.elapsed().as_secs_f64(), keys as u64));
+            let keys = client.run("DBSIZE")?.int().unwrap_or_default() as f64;
+            let busy_ns = cpu.busy_nanos().ok_or_else(|| LabError::Bench(format!("{NAME}: no schedstat in /proc")))?;
+            samples.push(Sample { at_s: started.elapsed().as_secs_f64(), keys, busy_s: busy_ns as f64 / 1e9 });
             std::thread::sleep(SAMPLE_EVERY);
         }
         Ok(samples)
     };
     std::thread::scope(|scope| {
-        let clients = nodes.iter().map(Server::client).collect::<Result<Vec<_>, _>>()?;
-        let threads: Vec<_> = clients.into_iter().map(|client| scope.spawn(|| sample(client))).collect();
+        let watched = |node: &Server| Ok((node.client()?, ThreadCpu::of_process(node.pid().unwrap_or_default())));
+        let watched = nodes.iter().map(watched).collect::<Result<Vec<_>, LabError>>()?;
+        let threads: Vec<_> = watched.into_iter().map(|node| scope.spawn(|| sample(node))).collect();
         let done = work();
         over.store(true, Ordering::Release);
         let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
@@ -83,8 +101,12 @@ fn while_sampled<T>(
 struct Fairness {
     /// Of a node in any window, as a part of what it has if all have the same.
     share_min: f64,
+    /// The same where it slept for half of the window or more; 1 if none did.
+    asleep_share_min: f64,
     /// In which one node got nothing, and another got something.
     pause_s_max: f64,
+    /// The longest time that a node slept in such a pause.
+    asleep_s_max: f64,
     /// That were looked at.
     windows: usize,
 }
@@ -96,76 +118,108 @@ impl Fairness {
         // Once one node has all its keys the others have more than their share.
         let end = nodes.iter().filter_map(end_of).reduce(f64::min)?;
         let windows = ((end - begin) / window_s).floor().max(0.0) as usize;
-        let mut share_min = f64::INFINITY;
+        let (mut share_min, mut asleep_share_min) = (f64::INFINITY, 1.0_f64);
         for window in 0..windows {
             let from = begin + window as f64 * window_s;
-            let gains: Vec<f64> =
-                nodes.iter().map(|samples| keys_at(samples, from + window_s) - keys_at(samples, from)).collect();
-            let sum: f64 = gains.iter().sum();
+            let to = from + window_s;
+            let sum: f64 = nodes.iter().map(|samples| gain(samples, from, to)).sum();
             // Where nobody gets anything the tool, or the source, waits for a CPU.
             if sum > 0.0 {
-                let least = gains.into_iter().fold(f64::INFINITY, f64::min);
-                share_min = share_min.min(least / sum * nodes.len() as f64);
+                for samples in nodes {
+                    let share = gain(samples, from, to) / sum * nodes.len() as f64;
+                    share_min = share_min.min(share);
+                    if asleep_s(samples, from, to) >= window_s / 2.0 {
+                        asleep_share_min = asleep_share_min.min(share);
+                    }
+                }
             }
         }
-        let pauses = nodes.iter().enumerate().map(|(at, samples)| {
-            let others = |from, to| {
+        let (mut pause_s_max, mut asleep_s_max) = (0.0_f64, 0.0_f64);
+        for (at, samples) in nodes.iter().enumerate() {
+            for (from, to) in pauses(samples, begin, end) {
                 let others = nodes.iter().enumerate().filter(|(other, _)| *other != at);
-                others.map(|(_, samples)| keys_at(samples, to) - keys_at(samples, from)).sum::<f64>() > 0.0
-            };
-            longest_pause(samples, begin, end, others)
-        });
-        let pause_s_max = pauses.fold(0.0, f64::max);
-        (windows > 0).then_some(Self { share_min, pause_s_max, windows })
+                if others.map(|(_, samples)| gain(samples, from, to)).sum::<f64>() > 0.0 {
+                    pause_s_max = pause_s_max.max(to - from);
+                    asleep_s_max = asleep_s_max.max(asleep_s(samples, from, to));
+                }
+            }
+        }
+        (windows > 0).then_some(Self { share_min, asleep_share_min, pause_s_max, asleep_s_max, windows })
     }
 }
 
 /// The last moment without a key.
 fn begin_of(samples: &Samples) -> Option<f64> {
-    samples.iter().take_while(|(_, keys)| *keys == 0).last().map(|(moment, _)| *moment)
+    samples.iter().take_while(|sample| sample.keys == 0.0).last().map(|sample| sample.at_s)
 }
 
 /// The first moment with all keys.
 fn end_of(samples: &Samples) -> Option<f64> {
-    let (_, all) = *samples.last()?;
-    samples.iter().find(|(_, keys)| *keys == all).map(|(moment, _)| *moment)
+    let all = samples.last()?.keys;
+    samples.iter().find(|sample| sample.keys == all).map(|sample| sample.at_s)
 }
 
-/// The number of keys at a moment, between two samples by their distance.
-fn keys_at(samples: &Samples, moment: f64) -> f64 {
-    let next = samples.partition_point(|(at, _)| *at <= moment);
+/// Keys that a node got.
+fn gain(samples: &Samples, from_s: f64, to_s: f64) -> f64 {
+    at(samples, to_s, |sample| sample.keys) - at(samples, from_s, |sample| sample.keys)
+}
+
+/// So long it had nothing to do.
+fn asleep_s(samples: &Samples, from_s: f64, to_s: f64) -> f64 {
+    let busy_s = at(samples, to_s, |sample| sample.busy_s) - at(samples, from_s, |sample| sample.busy_s);
+    (to_s - from_s - busy_s).max(0.0)
+}
+
+/// What a node had at a moment, between two samples by their distance.
+fn at(samples: &Samples, moment_s: f64, of: fn(&Sample) -> f64) -> f64 {
+    let next = samples.partition_point(|sample| sample.at_s <= moment_s);
     match (next.checked_sub(1).and_then(|last| samples.get(last)), samples.get(next)) {
-        (Some(&(from, before)), Some(&(to, after))) => {
-            before as f64 + (after as f64 - before as f64) * (moment - from) / (to - from)
+        (Some(before), Some(after)) => {
+            of(before) + (of(after) - of(before)) * (moment_s - before.at_s) / (after.at_s - before.at_s)
         }
-        (Some(&(_, keys)), None) | (None, Some(&(_, keys))) => keys as f64,
+        (Some(sample), None) | (None, Some(sample)) => of(sample),
         (None, None) => 0.0,
     }
 }
 
-/// Longest time without a new key between `begin` and `end` in which `others` got some.
-fn longest_pause(samples: &Samples, begin: f64, end: f64, others: impl Fn(f64, f64) -> bool) -> f64 {
-    let mut longest: f64 = 0.0;
+/// The times without a new key between `begin` and `end`.
+fn pauses(samples: &Samples, begin: f64, end: f64) -> Vec<(f64, f64)> {
+    let mut pauses = Vec::new();
     let mut since = begin;
     for pair in samples.windows(2) {
-        let [(_, before), (moment, after)] = *pair else { continue };
-        if after > before && moment >= begin && moment <= end {
-            if others(since, moment) {
-                longest = longest.max(moment - since);
-            }
-            since = moment;
+        let [before, after] = *pair else { continue };
+        if after.keys > before.keys && after.at_s >= begin && after.at_s <= end {
+            pauses.push((since, after.at_s));
+            since = after.at_s;
         }
     }
-    if others(since, end) { longest.max(end - since) } else { longest }
+    pauses.push((since, end));
+    pauses
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A sample every 10 ms, from one on in which there is no key.
+    /// A sample every 10 ms, from one on in which there is no key. It never sleeps.
     fn node(keys: impl Fn(u64) -> u64) -> Samples {
-        (0..=100).map(|step| (step as f64 / 100.0, keys(step))).collect()
+        let sample = |step: u64| {
+            let at_s = step as f64 / 100.0;
+            Sample { at_s, keys: keys(step) as f64, busy_s: at_s }
+        };
+        (0..=100).map(sample).collect()
+    }
+
+    /// The same node, which sleeps in these steps.
+    fn asleep_in(mut node: Samples, steps: std::ops::Range<usize>) -> Samples {
+        for (step, sample) in node.iter_mut().enumerate() {
+            sample.busy_s -= step.clamp(steps.start, steps.end).saturating_sub(steps.start) as f64 / 100.0;
+        }
+        node
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() < 0.011
     }
 
     #[test]
@@ -173,6 +227,7 @@ mod tests {
         let fairness = Fairness::of(&[node(|step| step * 10), node(|step| step * 10)], 0.2).unwrap();
         assert!((fairness.share_min - 1.0).abs() < 1e-9, "{fairness:?}");
         assert!((fairness.pause_s_max - 0.01).abs() < 1e-9 && (4..=5).contains(&fairness.windows), "{fairness:?}");
+        assert!(fairness.asleep_share_min >= 1.0 && fairness.asleep_s_max < 1e-9, "{fairness:?}");
     }
 
     #[test]
@@ -180,7 +235,7 @@ mod tests {
         // Nothing for 0.4 s, and then everything at once.
         let late = node(|step| if (20..60).contains(&step) { 200 } else { step * 10 });
         let fairness = Fairness::of(&[node(|step| step * 10), late.clone()], 0.2).unwrap();
-        assert!(fairness.share_min < 1e-9 && (fairness.pause_s_max - 0.4).abs() < 0.011, "{fairness:?}");
+        assert!(fairness.share_min < 1e-9 && close(fairness.pause_s_max, 0.4), "{fairness:?}");
         // While nobody gets anything nobody starves.
         let fairness = Fairness::of(&[late.clone(), late], 0.2).unwrap();
         assert!(fairness.share_min > 0.99, "{fairness:?}");
@@ -189,5 +244,18 @@ mod tests {
         let fairness = Fairness::of(&[first, node(|step| step * 10)], 0.2).unwrap();
         assert!((fairness.share_min - 2.0 / 3.0).abs() < 1e-9, "{fairness:?}");
         assert_eq!(Fairness::of(&[node(|step| step), node(|step| step)], 2.0), None);
+    }
+
+    /// A server that works, or waits for a CPU, gets no keys because of itself; one that sleeps gets none because of the tool.
+    #[test]
+    fn only_a_node_that_sleeps_starves() {
+        let late = || node(|step| if (20..60).contains(&step) { 200 } else { step * 10 });
+        let fairness = Fairness::of(&[node(|step| step * 10), late()], 0.2).unwrap();
+        assert!(fairness.asleep_share_min >= 1.0 && fairness.asleep_s_max < 1e-9, "{fairness:?}");
+        let fairness = Fairness::of(&[node(|step| step * 10), asleep_in(late(), 20..60)], 0.2).unwrap();
+        assert!(fairness.asleep_share_min < 1e-9 && close(fairness.asleep_s_max, 0.4), "{fairness:?}");
+        // Slept for a part of it.
+        let fairness = Fairness::of(&[node(|step| step * 10), asleep_in(late(), 25..32)], 0.2).unwrap();
+        assert!(fairness.asleep_share_min >= 1.0 && close(fairness.asleep_s_max, 0.07), "{fairness:?}");
     }
 }
