@@ -10,6 +10,7 @@ use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
 use df2redis::lab::servers::ServerOptions;
 use df2redis::lab::torture::Tool;
+use df2redis::redis::slot::slot;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::Command;
@@ -219,9 +220,12 @@ fn a_kill_while_a_node_refuses_loses_and_doubles_nothing() {
 }
 
 fn tool_said_holding(world: &World) -> bool {
-    let said = std::fs::read_to_string(world.log()).unwrap_or_default();
     // A start finds it before anything is written.
-    said.contains("the target refuses: holding") || said.contains("holding: the target cannot yet")
+    ["the target refuses: holding", "holding: the target cannot yet"].into_iter().any(|words| tool_said(world, words))
+}
+
+fn tool_said(world: &World, words: &str) -> bool {
+    std::fs::read_to_string(world.log()).unwrap_or_default().contains(words)
 }
 
 /// In the full sync, with lists in pieces that must come in their order.
@@ -241,4 +245,22 @@ fn a_node_without_memory_is_waited_for_in_the_full_sync() {
     assert_eq!(keys(1), before);
     client.run(FULL[1][0]).unwrap();
     world.finish(tool);
+}
+
+/// A session that begins while nobody has a slot (a replica is about to take over) waits for it.
+#[test]
+fn a_session_that_begins_while_a_slot_has_no_node_waits_for_one() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    let mut tool = world.start();
+    world.wait_applied(&mut tool);
+    let slot = slot(key_on(1, "n").as_bytes());
+    // Whoever has it first, so that nobody else hears of it again.
+    [1, 0, 2].into_iter().for_each(|node| drop(world.client(node).run(&format!("CLUSTER DELSLOTS {slot}")).unwrap()));
+    let registrations = world.live.registrations_count();
+    world.live.master().unwrap().cut_all();
+    until(&mut tool, "it does not wait", || tool_said(&world, &format!("nobody has {slot}")));
+    assert_eq!(world.live.registrations_count(), registrations, "{}", tool.said());
+    world.client(1).run(&format!("CLUSTER ADDSLOTS {slot}")).unwrap();
+    world.run(&format!("INCR {}", key_on(1, "n")));
+    world.0.finish(tool);
 }

@@ -222,7 +222,7 @@ fn an_error_behind_what_was_not_executed_says_nothing() {
         rule("DEL", &key, "-CLUSTERDOWN The cluster is down", 1),
         rule("HSET", &key, "-WRONGTYPE Operation against a key holding the wrong kind of value", 1),
     ];
-    let options = LiveOptions { dispatch_after: Some(Duration::from_millis(300)), ..LiveOptions::default() };
+    let options = LiveOptions { dispatch_after: Some(Duration::from_secs(1)), ..LiveOptions::default() };
     let mut world = World::with(&errors, options.clone(), &[]);
     // The source writes the first record that it finds by itself.
     let run = |world: &World, lines: &[String]| {

@@ -91,22 +91,28 @@ struct LostClient {
 }
 
 impl Cluster {
-    /// Learns the cluster from the node behind `link`.
-    pub async fn discover(settings: &Arc<MigrateSettings>, link: &mut TargetLink) -> Result<Self, EngineError> {
+    /// Learns the cluster from the node behind `link`. A slot that nobody has is refused before the start; later (a replica is
+    /// about to take over) it is waited for.
+    pub async fn discover(
+        settings: &Arc<MigrateSettings>,
+        link: &mut TargetLink,
+        patience: Duration,
+    ) -> Result<Self, EngineError> {
         let seed = Address::new(settings.target.host.clone(), settings.target.port);
         let nat = settings.target_nat.clone();
         let topology = view(link, &seed, &nat, settings.target.tls.is_some()).await?;
         let uncovered = topology.uncovered();
-        if !uncovered.is_empty() {
+        let was_whole = !settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty();
+        if !uncovered.is_empty() && !was_whole {
             return Err(EngineError::Refused(format!(
                 "the target cluster does not serve all slots (nobody has {}); every slot must have a node before the start",
                 ranges(&uncovered)
             )));
         }
-        remember(settings, &topology);
-        Ok(Self {
+        let is_whole = uncovered.is_empty();
+        let mut this = Self {
             settings: settings.clone(),
-            patience: settings.retry_max,
+            patience,
             nat,
             seed,
             topology,
@@ -122,7 +128,12 @@ impl Cluster {
             noted_run_ids: String::new(),
             topology_number: 0,
             assigned: HashMap::new(),
-        })
+        };
+        if !is_whole {
+            this.refresh_patiently().await?;
+        }
+        remember(settings, &this.topology);
+        Ok(this)
     }
 
     /// Once this is set, a node that may lack what was acknowledged (a replica that took over, a primary that was restarted) ends
@@ -189,10 +200,6 @@ impl Cluster {
     pub fn endpoint_of(&self, id: &str) -> Option<Endpoint> {
         let address = self.address_of(id)?;
         Some(Endpoint { host: address.host, port: address.port, ..self.settings.target.clone() })
-    }
-
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
     }
 
     pub fn patience(&self) -> Patience {

@@ -170,8 +170,7 @@ impl TargetLink {
         this.patience = patience;
         let info = this.info("cluster").await?;
         if Info::parse(&info).get("cluster_enabled") == Some("1") {
-            let mut cluster = Cluster::discover(settings, &mut this).await?;
-            cluster.set_patience(patience);
+            let cluster = Cluster::discover(settings, &mut this, patience).await?;
             this.cluster = Some(Box::new(cluster));
         }
         Ok(this)
