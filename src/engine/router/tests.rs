@@ -573,7 +573,7 @@ fn the_checkpoint_waits_for_the_replicas_of_every_node() {
     replicas.end(replicas.begin());
     note(&mut world, 6);
     let sent = world.waiting(checkpoint);
-    let wanted = "HSET df2redis:checkpoint lsn:3 5 homes:3 0,5460,10920,16382,1,5461,10921,16383";
+    let wanted = "HSET df2redis:checkpoint lsn:3 5 homes:3 0,5460,10920,16382,1,5461,10921,16383:3";
     assert!(sent.ends_with(wanted), "{sent}");
     assert!(world.router.is_noted(&[(FLOW, Lsn(5))]) && !world.router.is_noted(&[(FLOW, Lsn(6))]));
     // What was on its way when the slot map changed is written, and asked for, anew.
