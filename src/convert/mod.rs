@@ -8,7 +8,7 @@
 //! - [`converter`]: events in, by type to the forms below.
 //! - `string`, `collection`, `expiring`, `stream`, `json`: the forms. `chunk`: commands of bounded size.
 //! - [`scope`]: which keys are carried, and under which name and database.
-//! - `emit`: single commands. [`out`]: where they go. [`resend`]: what they may answer when sent again.
+//! - `emit`: single commands. [`out`]: where they go.
 
 pub mod converter;
 pub mod error;
@@ -20,7 +20,6 @@ pub mod near;
 pub mod out;
 pub mod plan;
 pub mod policy;
-pub mod resend;
 pub mod scope;
 pub mod tally;
 
