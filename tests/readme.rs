@@ -76,6 +76,8 @@ fn flags_and_paths_exist() {
         "locked",
         "parts",
         "recordings",
+        // Dragonfly's `--command_alias`.
+        "command",
     ];
     for text in [README, LINUX_ONLY] {
         for flag in text.split("--").skip(1) {
