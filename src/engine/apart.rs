@@ -80,12 +80,14 @@ impl Cluster {
         };
         done.map_err(|error| {
             // What ends the session for another reason than this record keeps its meaning.
-            if !matches!(error, EngineError::Refused(_) | EngineError::Target(_) | EngineError::TooLong(_)) {
-                return error;
-            }
+            let because: fn(String) -> EngineError = match &error {
+                EngineError::Refused(_) | EngineError::TooLong(_) => EngineError::Refused,
+                EngineError::Target(_) => EngineError::Target,
+                _ => return error,
+            };
             let name = args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
             let key = crate::convert::journal::keys_of(&args).next().unwrap_or_default();
-            EngineError::Refused(format!(
+            because(format!(
                 "flow {}{}: the recorded command {} on the key \"{}\", over several slots, cannot be carried out: {error}",
                 apart.flow,
                 at_lsn(apart),

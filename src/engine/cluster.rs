@@ -9,7 +9,7 @@
 
 use super::error::EngineError;
 use super::errors::is_rejection;
-use super::patience::Patience;
+use super::patience::{Patience, rest};
 use super::refusal;
 use super::replicas::Replicas;
 use super::settings::{Endpoint, MigrateSettings};
@@ -444,7 +444,7 @@ impl Cluster {
             if let Some(node) = self.topology.find(&redirect.address) {
                 return Ok(Some(node.id.clone()));
             }
-            tokio::time::sleep(PAUSE_FIRST * 4u32.pow(attempt)).await;
+            rest(PAUSE_FIRST * 4u32.pow(attempt)).await;
             self.refresh().await?;
         }
         Err(Trouble::Final(EngineError::Target(format!(

@@ -15,6 +15,7 @@ use super::messages::{
     Barrier, FlowStart, Held, LaneStart, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
 };
 use super::own;
+use super::patience::rest;
 use super::proving::Prover;
 use super::replicas::Replicas;
 use super::router::{Resumed, RouterStart};
@@ -589,16 +590,11 @@ async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) ->
             }
             Err(error) => {
                 tracing::warn!(%error, ?pause, "connecting to the target again failed");
-                tokio::time::sleep(jittered(pause)).await;
+                rest(pause).await;
                 pause = (pause * 2).min(RECONNECT_LAST);
             }
         }
     }
-}
-
-/// Half of it to all of it, so that many connections do not come back at once.
-pub(super) fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(0.5 + (uring::clock::monotonic_ns() % 1000) as f64 / 2000.0)
 }
 
 async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {

@@ -14,6 +14,7 @@ use super::error::EngineError;
 use super::import;
 use super::job::Job;
 use super::own;
+use super::patience::rest;
 use super::refusal;
 use super::settings::MigrateSettings;
 use super::target::{self, Target, TargetLink};
@@ -247,7 +248,7 @@ async fn take_one(link: &mut TargetLink, held: &Held, scripts: bool, retry_max: 
                     return Err(EngineError::Target(error));
                 }
                 tracing::warn!(%error, "trying again");
-                tokio::time::sleep(LOOK_EVERY).await;
+                rest(LOOK_EVERY).await;
                 continue;
             }
         }

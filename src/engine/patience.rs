@@ -2,6 +2,7 @@
 //!
 //! In: how long (`--retry-max`), and before each further try why the last one failed. Out: a pause, or the error that ends the
 //! run. What refuses inside of a worker's lane has its own (`refusal::Hold`), which does not block the worker.
+//! Every pause before a further try at a peer comes from [`jittered`].
 
 use super::error::EngineError;
 use crate::uring;
@@ -32,7 +33,7 @@ impl Patience {
         Ok(())
     }
 
-    /// The pause before the next try: half of what it has grown to, up to one and a half of it.
+    /// The pause before the next try.
     fn next(&mut self, now_ns: u64, why: &str) -> Result<Duration, EngineError> {
         let waited = Duration::from_nanos(now_ns.saturating_sub(self.since_ns));
         if self.limit.is_zero() {
@@ -45,11 +46,23 @@ impl Patience {
             self.alarm_at = waited + ALARM_EVERY;
             tracing::warn!(?waited, why, "holding: the target cannot yet");
         }
-        let jitter = now_ns % (self.pause.as_nanos() as u64).max(1);
-        let pause = self.pause / 2 + Duration::from_nanos(jitter);
+        let pause = jittered(self.pause, now_ns);
         self.pause = (self.pause * 2).min(PAUSE_LAST);
         Ok(pause)
     }
+}
+
+/// Half to one and a half of a pause, so that many that lost the same peer do not come back at one instant. `now_ns`: any
+/// clock that differs between them.
+pub fn jittered(pause: Duration, now_ns: u64) -> Duration {
+    // The clock's lower bits may be alike; the upper ones of the product depend on all of them.
+    let mixed = now_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+    pause / 2 + pause * (mixed % 1024) as u32 / 1024
+}
+
+/// Waits for about as long.
+pub async fn rest(pause: Duration) {
+    tokio::time::sleep(jittered(pause, uring::clock::monotonic_ns())).await;
 }
 
 #[cfg(test)]
@@ -69,6 +82,11 @@ mod tests {
         };
         assert!(pauses[0] < 2 * PAUSE_FIRST && pauses.iter().all(|pause| *pause < PAUSE_LAST * 3 / 2), "{pauses:?}");
         assert!(pauses.iter().sum::<Duration>() >= Duration::from_secs(9) && pauses.len() > 20, "{pauses:?}");
+        let pause = Duration::from_secs(4);
+        let many: Vec<Duration> = (0..1000).map(|now_ns| jittered(pause, now_ns)).collect();
+        assert!(many.iter().all(|one| *one >= pause / 2 && *one < pause * 3 / 2), "{many:?}");
+        let early = many.iter().filter(|one| **one < pause).count();
+        assert!((400..600).contains(&early), "{early}");
         let text = error.to_string();
         assert!(text.contains("LOADING") && text.contains("10s") && text.contains("--retry-max"), "{text}");
     }

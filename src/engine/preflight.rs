@@ -5,10 +5,10 @@
 //! source that is away is waited for only where an earlier run shows that it is the right one.
 
 use super::checkpoint;
-use super::crew::jittered;
 use super::error::EngineError;
 use super::job::Job;
 use super::own;
+use super::patience::rest;
 use super::proving;
 use super::settings::OnExisting;
 use super::source::Source;
@@ -54,7 +54,7 @@ impl Job<'_> {
                 return Err(error);
             }
             tracing::warn!(%error, ?pause, "the source cannot be reached, and an earlier run into this target could: trying again");
-            tokio::time::sleep(jittered(pause)).await;
+            rest(pause).await;
             pause = (pause * 2).min(PAUSE_LAST);
         }
     }
@@ -88,7 +88,7 @@ impl Job<'_> {
                 return Err(error);
             }
             tracing::warn!(%error, ?pause, "the target is not ready: trying again");
-            tokio::time::sleep(jittered(pause)).await;
+            rest(pause).await;
             pause = (pause * 2).min(PAUSE_LAST);
         }
     }

@@ -12,6 +12,7 @@
 use super::batch::Batch;
 use super::error::EngineError;
 use super::lane::{Lane, position_of, select_batch};
+use super::patience::jittered;
 use super::target::OWN_PREFIX;
 use crate::redis::request::{self, CommandHead};
 use crate::uring::Slab;
@@ -45,7 +46,7 @@ impl Hold {
     pub fn new(text: String, wants_login: bool, now_ns: u64) -> Self {
         tracing::warn!(%text, "the target refuses: holding, and trying again");
         let pause_ns = PAUSE_FIRST_NS;
-        let next_try_ns = now_ns + jittered(pause_ns, now_ns);
+        let next_try_ns = after(pause_ns, now_ns);
         Self {
             since_ns: now_ns,
             text,
@@ -63,7 +64,7 @@ impl Hold {
         self.trying = false;
         self.taken = false;
         self.pause_ns = (self.pause_ns * 2).min(PAUSE_LAST_NS);
-        self.next_try_ns = now_ns + jittered(self.pause_ns, now_ns);
+        self.next_try_ns = after(self.pause_ns, now_ns);
         if now_ns >= self.said_ns + SAY_EVERY_NS {
             self.said_ns = now_ns;
             let seconds = (now_ns - self.since_ns) / 1_000_000_000;
@@ -88,10 +89,9 @@ impl Hold {
     }
 }
 
-/// Half of it to all of it, so that many lanes do not come back at once.
-fn jittered(pause_ns: u64, seed: u64) -> u64 {
-    let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
-    pause_ns / 2 + mixed % (pause_ns / 2 + 1)
+/// The moment after such a pause.
+fn after(pause_ns: u64, now_ns: u64) -> u64 {
+    now_ns + jittered(Duration::from_nanos(pause_ns), now_ns).as_nanos() as u64
 }
 
 /// Whether an error reply refuses because of the server's state. `in_refused_group`: a command of its group was refused.

@@ -15,6 +15,7 @@ use super::job::{Job, Signals, graver};
 use super::lease;
 use super::migrate::ATTEMPTS_MAX;
 use super::own;
+use super::patience::rest;
 use super::phase::Phase;
 use super::settings::{OnExisting, OnLostPosition};
 use super::source::Source;
@@ -23,7 +24,6 @@ use crate::convert::hold::Overflow;
 use crate::dragonfly::session::{Directive, Session};
 use crate::ids::FlowId;
 use crate::report::counters::Totals;
-use crate::uring;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 /// Full syncs in a row that may be lost with the source before the run ends: each one costs the source.
 const FULL_SYNCS_MAX: u32 = 4;
 /// Tries, about five seconds apart, to reach a source that went away inside a full sync: about five minutes.
-const AWAY_TRIES_MAX: u32 = 50;
+const AWAY_TRIES_MAX: u32 = 60;
 
 /// What a session begins with.
 enum Begin {
@@ -183,7 +183,7 @@ impl Job<'_> {
                     tracing::warn!(%text, ?pause, "lost a connection to the target: going on from the checkpoint");
                     self.confirmed = checkpoint.lsns.iter().map(|lsn| lsn.0).collect();
                     tokio::select! {
-                        () = tokio::time::sleep(pause + jitter(pause)) => {}
+                        () = rest(pause) => {}
                         () = signals.next() => return Err(EngineError::Interrupted),
                     }
                     pause = (pause * 2).min(RETRY_LAST);
@@ -210,7 +210,7 @@ impl Job<'_> {
                         None => return Err(EngineError::Source(text)),
                     };
                     tokio::select! {
-                        () = tokio::time::sleep(pause + jitter(pause)) => {}
+                        () = rest(pause) => {}
                         () = signals.next() => return Err(EngineError::Interrupted),
                     }
                     pause = (pause * 2).min(RETRY_LAST);
@@ -281,7 +281,7 @@ impl Job<'_> {
                     if !matches!(ended, EngineError::Target(_)) && Instant::now() + pause < deadline =>
                 {
                     tracing::warn!(%text, ?pause, "the target cannot be reached: trying again");
-                    tokio::time::sleep(pause + jitter(pause)).await;
+                    rest(pause).await;
                     pause = (pause * 2).min(RETRY_LAST);
                 }
                 done => return done,
@@ -515,11 +515,6 @@ impl Losses {
     }
 }
 
-/// Up to half of the pause more, so that many that lost the same source do not come back at one instant.
-fn jitter(pause: Duration) -> Duration {
-    pause.mul_f64((uring::clock::monotonic_ns() / 1000 % 512) as f64 / 1024.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -533,7 +528,5 @@ mod tests {
         let mut losses = Losses::default();
         let tries = (0..1000).take_while(|_| losses.may_begin_again(1)).count();
         assert_eq!(tries as u32, AWAY_TRIES_MAX);
-        let pause = Duration::from_secs(4);
-        assert!((0..100).all(|_| jitter(pause) <= pause / 2));
     }
 }
