@@ -7,13 +7,14 @@ use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::ServerKind;
 use df2redis::operator::control::client::Client;
 use df2redis::operator::control::{Request, hex};
-use serde_json::Value;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 mod in_cluster;
+mod repairing;
 
 use in_cluster::{InCluster, TOOL};
+use repairing::{AT_SOURCE, AT_TARGET, mends_what_was_planted};
 
 fn verify(scene: &InCluster, more: &[&str]) -> Output {
     let source = format!("dragonfly://127.0.0.1:{}", scene.live.port());
@@ -22,10 +23,6 @@ fn verify(scene: &InCluster, more: &[&str]) -> Output {
     let args = ["verify", "--source", &source, "--target", &target, "--lag-max", "4s", "--output", "json"];
     let control = ["--control", socket.to_str().unwrap()];
     Command::new(TOOL).args(args).args(control).args(more).output().unwrap()
-}
-
-fn lines(output: &Output) -> Vec<Value> {
-    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Values that every repeated or missing record changes, written as fast as it goes, and copied again and again, while their
@@ -90,49 +87,16 @@ fn a_repair_is_in_order_with_the_journal_while_slots_move() {
 fn what_differs_in_a_cluster_is_repaired_by_the_running_job() {
     let Some(mut scene) = InCluster::with(ServerKind::Redis8, &[]) else { return };
     let mut source = scene.source();
-    for line in [
-        "SET p:value right",
-        "SET p:missing v",
-        "RPUSH p:type a b",
-        "ZADD p:score 0.1 m",
-        "SET p:expiry v PX 5000000",
-        "HSET p:hash f 1 g 2",
-        "RPUSH p:list a b c",
-        "XADD p:stream 1-1 f v",
-        "XGROUP CREATE p:stream g 0",
-    ] {
+    for line in AT_SOURCE {
         source.run(line).unwrap();
     }
+    scene.wait_acknowledged();
     let options = WorkloadOptions { rate: Some(700), ..WorkloadOptions::default() };
     let mut workload = Workload::start(scene.live.world(), scene.live.spec(), options);
-    scene.wait_at_target("EXISTS p:stream", |answer| answer.int() == Some(1));
-    for line in [
-        "SET p:value wrong",
-        "DEL p:missing",
-        "DEL p:type",
-        "SET p:type string",
-        "ZADD p:score 0.10000000000000002 m",
-        "PERSIST p:expiry",
-        "HSET p:hash g 3",
-        "LSET p:list 1 c",
-        "XGROUP DESTROY p:stream g",
-        "SET p:extra v",
-    ] {
+    for line in AT_TARGET {
         assert!(!matches!(scene.at_target(line), Reply::Error(_)), "{line}");
     }
-    let copied = verify(&scene, &["--repair", "copy"]);
-    let told = lines(&copied);
-    let mut keys: Vec<(&str, Option<bool>)> =
-        told[..told.len() - 1].iter().map(|line| (line["key"].as_str().unwrap(), line["repaired"].as_bool())).collect();
-    keys.sort_unstable();
-    let repaired = ["p:expiry", "p:hash", "p:list", "p:missing", "p:score", "p:stream", "p:type", "p:value"];
-    let mut wanted: Vec<_> = repaired.iter().map(|key| (*key, Some(true))).collect();
-    wanted.push(("p:extra", None));
-    wanted.sort_unstable();
-    assert_eq!(keys, wanted, "{told:#?}\n{}", scene.tool.said());
-    assert_eq!(copied.status.code(), Some(10), "only mirror deletes");
-    let mirrored = verify(&scene, &["--repair", "mirror"]);
-    assert_eq!((mirrored.status.code(), lines(&mirrored).len()), (Some(0), 2), "{mirrored:?}");
+    mends_what_was_planted(|args| verify(&scene, args), || scene.tool.said());
     workload.stop();
     assert_eq!(verify(&scene, &[]).status.code(), Some(0));
     scene.stops_equal();

@@ -4,26 +4,22 @@
 use df2redis::lab::live::{Workload, WorkloadOptions};
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::ServerKind;
-use df2redis::lab::torture::wait_for;
 use df2redis::operator::control::client::Client;
 use df2redis::operator::control::{Request, hex};
-use serde_json::Value;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 mod in_step;
+mod repairing;
 
 use in_step::{InStep, TOOL};
+use repairing::{AT_SOURCE, AT_TARGET, lines, mends_what_was_planted, told};
 
 fn verify(scene: &InStep, more: &[&str]) -> Output {
     let (source, target) =
         (format!("dragonfly://127.0.0.1:{}", scene.live.port()), format!("redis://127.0.0.1:{}", scene.server.port()));
     let args = ["verify", "--source", &source, "--target", &target, "--lag-max", "4s", "--output", "json"];
     Command::new(TOOL).args(args).args(more).output().unwrap()
-}
-
-fn lines(output: &Output) -> Vec<Value> {
-    String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Values that every repeated or missing record changes, written as fast as it goes, and copied again and again meanwhile.
@@ -73,60 +69,23 @@ fn a_repair_is_in_order_with_the_journal() {
 fn what_differs_is_repaired_by_the_running_job() {
     let Some(mut scene) = InStep::with(ServerKind::Redis8, &[]) else { return };
     let mut source = scene.source();
-    for line in [
-        "SET p:value right",
-        "SET p:missing v",
-        "RPUSH p:type a b",
-        "ZADD p:score 0.1 m",
-        "SET p:expiry v PX 5000000",
-        "HSET p:hash f 1 g 2",
-        "RPUSH p:list a b c",
-        "XADD p:stream 1-1 f v",
-        "XGROUP CREATE p:stream g 0",
-    ] {
+    for line in AT_SOURCE {
         source.run(line).unwrap();
     }
+    scene.wait_acknowledged();
     let options = WorkloadOptions { rate: Some(1500), ..WorkloadOptions::default() };
     let mut workload = Workload::start(scene.live.world(), scene.live.spec(), options);
-    let is_there = |key: &str| {
-        let mut target = scene.target();
-        wait_for(|| (target.run(&format!("EXISTS {key}")).unwrap().int() == Some(1)).then_some(())).unwrap();
-    };
-    is_there("p:stream");
     let mut target = scene.target();
-    for line in [
-        "SET p:value wrong",
-        "DEL p:missing",
-        "SET p:type string",
-        "ZADD p:score 0.10000000000000002 m",
-        "PERSIST p:expiry",
-        "HSET p:hash g 3",
-        "LSET p:list 1 c",
-        "XGROUP DESTROY p:stream g",
-        "SET p:extra v",
-    ] {
-        target.ask(&line.split(' ').collect::<Vec<_>>()).unwrap();
+    for line in AT_TARGET {
+        target.run(line).unwrap();
     }
-    target.run("DEL p:type").unwrap();
-    target.run("SET p:type string").unwrap();
     let socket = scene.socket();
     let control = ["--control", socket.to_str().unwrap()];
     let refused = verify(&scene, &["--repair", "copy", "--control", "off"]);
     assert_eq!(refused.status.code(), Some(3), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("It cannot be asked: --control is off"), "{refused:?}");
-    let copied = verify(&scene, &[&["--repair", "copy"][..], &control].concat());
-    let told = lines(&copied);
-    let mut keys: Vec<(&str, Option<bool>)> =
-        told[..told.len() - 1].iter().map(|line| (line["key"].as_str().unwrap(), line["repaired"].as_bool())).collect();
-    keys.sort_unstable();
-    let repaired = ["p:expiry", "p:hash", "p:list", "p:missing", "p:score", "p:stream", "p:type", "p:value"];
-    let mut wanted: Vec<_> = repaired.iter().map(|key| (*key, Some(true))).collect();
-    wanted.push(("p:extra", None));
-    wanted.sort_unstable();
-    assert_eq!(keys, wanted, "{told:#?}\n{}", scene.tool.said());
-    assert_eq!(copied.status.code(), Some(10), "only mirror deletes");
-    let mirrored = verify(&scene, &[&["--repair", "mirror"][..], &control].concat());
-    assert_eq!((mirrored.status.code(), lines(&mirrored).len()), (Some(0), 2), "{mirrored:?}");
+    let repair = |args: &[&str]| verify(&scene, &[args, &control].concat());
+    mends_what_was_planted(repair, || scene.tool.said());
     assert_eq!(verify(&scene, &[]).status.code(), Some(0));
     workload.stop();
     scene.stops_equal();
@@ -162,12 +121,9 @@ fn a_job_with_filters_and_other_names_repairs_what_it_carries() {
     let alone = verify(&scene, &[&["--repair", "copy", "--control", "off"][..], &scope].concat());
     assert_eq!(alone.status.code(), Some(3), "{alone:?}");
     let mirrored = verify(&scene, &[&["--repair", "mirror"][..], &control, &scope].concat());
-    let told = lines(&mirrored);
-    let mut keys: Vec<(&str, Option<bool>)> =
-        told[..told.len() - 1].iter().map(|line| (line["key"].as_str().unwrap(), line["repaired"].as_bool())).collect();
-    keys.sort_unstable();
+    let found = lines(&mirrored);
     let wanted = ["other", "p:extra", "p:list", "p:value"].map(|key| (key, Some(true)));
-    assert_eq!(keys, wanted, "{told:#?}\n{}", scene.tool.said());
+    assert_eq!(told(&found), wanted, "{found:#?}\n{}", scene.tool.said());
     for (question, answer) in [("GET q:value", "right"), ("LINDEX q:list 1", "b"), ("GET other", "v")] {
         assert_eq!(target.run(question).unwrap().text().as_deref(), Some(answer), "{question}");
     }
