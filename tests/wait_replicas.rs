@@ -186,8 +186,19 @@ fn a_replica_that_stands_still_in_the_full_sync_is_waited_for() {
     until(&mut job.tool, "the checkpoint is not called good", || {
         client.run("HGET df2redis:checkpoint phase").unwrap().text().as_deref() == Some("stable")
     });
+    // The flows stand before the flush until the replica has it, too; meanwhile the job goes on saying where it stands.
+    signal(&replica, "STOP");
     run(&job.live, "FLUSHALL");
     run(&job.live, "SET after v");
+    let mut said: Vec<u64> = Vec::new();
+    let answered = wait_for(|| {
+        let status = job.status();
+        let is_held = status["flows"].as_array().unwrap().iter().all(|flow| flow["state"] == "at barrier");
+        said.extend(status["elapsed_ms"].as_u64().filter(|_| is_held));
+        (said.last()? > &(said.first()? + 1000)).then_some(())
+    });
+    assert!(answered.is_some(), "{said:?}\n{}", job.tool.said());
+    signal(&replica, "CONT");
     job.wait_acknowledged();
     let report = job.stop();
     assert!(report["counters"]["holds"].as_u64().unwrap() > 0, "{report}");

@@ -3,35 +3,33 @@
 //!
 //! In: what the workers and the source say, signals, a cutover. Out: the target in step, or the reason of the end. Invariants:
 //! the checkpoint is called good only when every flow's snapshot is confirmed; a global command is executed once, when every
-//! flow stands before it and everything before it is applied (wire 4.5); "in step" is what positions say; whatever is heard
+//! flow stands before it and everything before it is applied (`global`); "in step" is what positions say; whatever is heard
 //! of the source's end, the session ends only when what was read is applied (`draining`).
 
 use super::asking::{Asking, Positions};
-use super::checkpoint::{self, Checkpoint, Kept};
+use super::checkpoint::{self, Checkpoint};
 use super::crew::Crew;
 use super::draining::Draining;
 use super::error::EngineError;
 use super::fetch::Fetcher;
+use super::global::Global;
 use super::handing::DeskEvent;
 use super::handover::Order;
 use super::hold::Watermarks;
-use super::import::ImportMode;
 use super::job::{Job, Signals};
 use super::joining::Joining;
-use super::lease::Lease;
-use super::messages::{Barrier, Lost, WorkerCommand, WorkerEvent};
+use super::messages::{WorkerCommand, WorkerEvent};
 use super::migrate::PROGRESS_EVERY;
 use super::phase::Phase;
-use super::proving;
 use super::replicas::Replicas;
 use super::righting::Rightings;
 use super::settings::AtStop;
 use super::source::{PartialWay, Source};
-use super::target::{self, Target, TargetLink};
-use crate::convert::journal::GlobalCommand;
+use super::target::Target;
 use crate::dragonfly::reply::Reply;
 use crate::dragonfly::session::Session;
 use crate::ids::{DbIndex, FlowId, Lsn};
+use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -209,16 +207,17 @@ impl Job<'_> {
             if checkpoint.stable
                 && let Some(barriers) = crew.take_barriers()
             {
-                // The first connection was idle for long: the target (`timeout`) may have closed it.
-                let passed = async {
-                    let mut target = self.control_again(probed).await?;
-                    self.pass_barrier(crew, &mut target, checkpoint, &barriers).await
-                };
+                let global = Global::new(&self.settings, self.import_mode, self.lease.as_ref());
+                let mut passed = pin!(global.execute(probed, checkpoint, &barriers));
                 // Cut off anywhere it is as after a kill: executed with its positions, or not.
-                tokio::select! {
-                    passed = passed => passed?,
-                    () = signals.next() => return Err(EngineError::Interrupted),
+                loop {
+                    tokio::select! {
+                        passed = &mut passed => break passed?,
+                        () = signals.next() => return Err(EngineError::Interrupted),
+                        _ = ticks.tick() => self.progress(),
+                    }
                 }
+                crew.tell_all(|| WorkerCommand::ReleaseBarrier);
                 // It went with a flush.
                 crew.note_processes();
                 watch.releases += 1;
@@ -338,81 +337,6 @@ impl Job<'_> {
         }
         self.report.suspects.removed += absent.len() as u64;
         crew.tell(worker, WorkerCommand::DeleteSuspects(absent));
-        Ok(())
-    }
-
-    /// All flows stand before the same global command and everything before it is applied: executes it once.
-    async fn pass_barrier(
-        &mut self,
-        crew: &Crew,
-        target: &mut TargetLink,
-        checkpoint: &Checkpoint,
-        barriers: &[Barrier],
-    ) -> Result<(), EngineError> {
-        let Some(first) = barriers.first() else { return Ok(()) };
-        if barriers.iter().any(|barrier| barrier.txid != first.txid || barrier.command != first.command) {
-            // Asking again would bring the same: the source would be registered with for ever.
-            return Err(EngineError::LostPosition(format!(
-                "flows stand before different global commands (transactions {:?}), so the journal cannot be trusted; only a full \
-                 sync goes on from here (--on-lost-position resync, or a new run with --on-existing flush)",
-                barriers.iter().map(|barrier| barrier.txid).collect::<Vec<_>>()
-            )));
-        }
-        let lsns: Vec<(u32, Lsn)> = barriers.iter().map(|barrier| (barrier.flow.0, barrier.next_lsn)).collect();
-        if !checkpoint.owned {
-            return Err(EngineError::Refused(format!(
-                "the source ran {:?}, but the target held keys of its own when the job began, which it would delete too; \
-                 run again with --on-existing flush",
-                first.command
-            )));
-        }
-        let lost = match target.cluster() {
-            Some(_) => Vec::new(),
-            None => checkpoint::read(target, &checkpoint.key).await?.map_or(Vec::new(), |found| found.lost),
-        };
-        let is_kept = |lost: &Lost| match &first.command {
-            GlobalCommand::FlushAll => false,
-            GlobalCommand::FlushDb(db) => lost.db != *db,
-            GlobalCommand::FlushSlots(_) => true,
-        };
-        let kept = Kept {
-            lost: lost.into_iter().filter(is_kept).collect(),
-            import_mark: self.import_mode == ImportMode::Ours,
-            lease: self.lease.as_ref().map(Lease::taking).unwrap_or_default(),
-        };
-        let scope = &self.settings.scope;
-        tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
-        match &first.command {
-            GlobalCommand::FlushAll => {
-                checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns, &kept).await?;
-            }
-            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
-            }
-            GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
-                return Err(EngineError::Refused(format!(
-                    "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
-                     (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
-                )));
-            }
-            GlobalCommand::FlushDb(db) => {
-                let db = scope.target_db(*db)?;
-                checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns, &kept).await?;
-            }
-            GlobalCommand::FlushSlots(_) if scope.rewrites() => {
-                return Err(EngineError::Refused(
-                    "the source gave slots away (DFLYCLUSTER FLUSHSLOTS), and with --rewrite-prefix the names at the target \
-                     do not tell the slots at the source; run again with --on-existing flush"
-                        .into(),
-                ));
-            }
-            GlobalCommand::FlushSlots(ranges) => {
-                target::delete_slots(target, ranges).await?;
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
-            }
-        }
-        proving::confirm(target, &self.settings).await?;
-        crew.tell_all(|| WorkerCommand::ReleaseBarrier);
         Ok(())
     }
 }

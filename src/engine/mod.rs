@@ -40,6 +40,7 @@ mod fetch;
 mod figures;
 mod flow;
 mod follow;
+mod global;
 mod handing;
 mod handle;
 mod handover;

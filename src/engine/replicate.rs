@@ -17,7 +17,7 @@ use super::migrate::ATTEMPTS_MAX;
 use super::own;
 use super::patience::rest;
 use super::phase::Phase;
-use super::settings::{OnExisting, OnLostPosition};
+use super::settings::{MigrateSettings, OnExisting, OnLostPosition};
 use super::source::Source;
 use super::target::{self, Target, TargetLink};
 use crate::convert::hold::Overflow;
@@ -261,14 +261,7 @@ impl Job<'_> {
         probed: &Target,
         patience: Duration,
     ) -> Result<TargetLink, EngineError> {
-        let mut link = target::connect_control_within(&self.settings, patience).await?;
-        if target::run_id(&mut link).await? == probed.run_id {
-            if probed.capabilities.import_mode {
-                import::declare(&mut link).await?;
-            }
-            return Ok(link);
-        }
-        Err(EngineError::TargetRestarted(target::RESTARTED.into()))
+        same_target(&self.settings, probed, patience).await
     }
 
     /// The same, as long as `--retry-max` where the target can be waited for: not behind an error of its own.
@@ -513,6 +506,22 @@ impl Losses {
         // Nothing was begun: an address that is wrong is better said at once.
         sessions > 0 && self.full_syncs < FULL_SYNCS_MAX && self.tries < AWAY_TRIES_MAX
     }
+}
+
+/// A fresh control connection to the same server process, whose refusals are waited out for so long.
+pub(super) async fn same_target(
+    settings: &Arc<MigrateSettings>,
+    probed: &Target,
+    patience: Duration,
+) -> Result<TargetLink, EngineError> {
+    let mut link = target::connect_control_within(settings, patience).await?;
+    if target::run_id(&mut link).await? == probed.run_id {
+        if probed.capabilities.import_mode {
+            import::declare(&mut link).await?;
+        }
+        return Ok(link);
+    }
+    Err(EngineError::TargetRestarted(target::RESTARTED.into()))
 }
 
 #[cfg(test)]

@@ -1,0 +1,117 @@
+//! A global command of the journal (FLUSHALL, FLUSHDB, slots given away): executed once, when every flow stands before it and
+//! everything before it is applied (wire 4.5).
+//!
+//! In: the barriers of all flows, the checkpoint. Out: the command executed, with the positions behind it, in one transaction.
+//! Invariants: nothing of the target's own is deleted; what the checkpoint keeps beside positions is kept; nothing of the job
+//! is borrowed, so that it says where it stands as long as a target is waited for.
+
+use super::checkpoint::{self, Checkpoint, Kept};
+use super::error::EngineError;
+use super::import::ImportMode;
+use super::lease::Lease;
+use super::messages::{Barrier, Lost};
+use super::proving;
+use super::replicate::same_target;
+use super::settings::MigrateSettings;
+use super::target::{self, Target, TargetLink};
+use crate::convert::journal::GlobalCommand;
+use crate::ids::Lsn;
+use std::sync::Arc;
+
+pub(super) struct Global {
+    settings: Arc<MigrateSettings>,
+    import_mark: bool,
+    /// The command that takes the lease again.
+    lease: Vec<Vec<u8>>,
+}
+
+impl Global {
+    pub(super) fn new(settings: &Arc<MigrateSettings>, import_mode: ImportMode, lease: Option<&Lease>) -> Self {
+        let lease = lease.map(Lease::taking).unwrap_or_default();
+        Self { settings: settings.clone(), import_mark: import_mode == ImportMode::Ours, lease }
+    }
+
+    /// All flows stand before these barriers and everything before them is applied.
+    pub(super) async fn execute(
+        self,
+        probed: &Target,
+        checkpoint: &Checkpoint,
+        barriers: &[Barrier],
+    ) -> Result<(), EngineError> {
+        // The first connection was idle for long: the target (`timeout`) may have closed it.
+        let mut target = same_target(&self.settings, probed, self.settings.retry_max).await?;
+        self.execute_by(&mut target, checkpoint, barriers).await?;
+        proving::confirm(&mut target, &self.settings).await
+    }
+
+    async fn execute_by(
+        &self,
+        target: &mut TargetLink,
+        checkpoint: &Checkpoint,
+        barriers: &[Barrier],
+    ) -> Result<(), EngineError> {
+        let Some(first) = barriers.first() else { return Ok(()) };
+        if barriers.iter().any(|barrier| barrier.txid != first.txid || barrier.command != first.command) {
+            // Asking again would bring the same: the source would be registered with for ever.
+            return Err(EngineError::LostPosition(format!(
+                "flows stand before different global commands (transactions {:?}), so the journal cannot be trusted; only a full \
+                 sync goes on from here (--on-lost-position resync, or a new run with --on-existing flush)",
+                barriers.iter().map(|barrier| barrier.txid).collect::<Vec<_>>()
+            )));
+        }
+        let lsns: Vec<(u32, Lsn)> = barriers.iter().map(|barrier| (barrier.flow.0, barrier.next_lsn)).collect();
+        if !checkpoint.owned {
+            return Err(EngineError::Refused(format!(
+                "the source ran {:?}, but the target held keys of its own when the job began, which it would delete too; \
+                 run again with --on-existing flush",
+                first.command
+            )));
+        }
+        let lost = match target.cluster() {
+            Some(_) => Vec::new(),
+            None => checkpoint::read(target, &checkpoint.key).await?.map_or(Vec::new(), |found| found.lost),
+        };
+        let is_kept = |lost: &Lost| match &first.command {
+            GlobalCommand::FlushAll => false,
+            GlobalCommand::FlushDb(db) => lost.db != *db,
+            GlobalCommand::FlushSlots(_) => true,
+        };
+        let kept = Kept {
+            lost: lost.into_iter().filter(is_kept).collect(),
+            import_mark: self.import_mark,
+            lease: self.lease.clone(),
+        };
+        let scope = &self.settings.scope;
+        tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
+        match &first.command {
+            GlobalCommand::FlushAll => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns, &kept).await?;
+            }
+            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
+            }
+            GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
+                return Err(EngineError::Refused(format!(
+                    "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
+                     (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
+                )));
+            }
+            GlobalCommand::FlushDb(db) => {
+                let db = scope.target_db(*db)?;
+                checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns, &kept).await?;
+            }
+            GlobalCommand::FlushSlots(_) if scope.rewrites() => {
+                return Err(EngineError::Refused(
+                    "the source gave slots away (DFLYCLUSTER FLUSHSLOTS), and with --rewrite-prefix the names at the target \
+                     do not tell the slots at the source; run again with --on-existing flush"
+                        .into(),
+                ));
+            }
+            GlobalCommand::FlushSlots(ranges) => {
+                target::delete_slots(target, ranges).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
+            }
+        }
+        Ok(())
+    }
+}
