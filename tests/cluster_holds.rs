@@ -4,7 +4,7 @@
 mod common;
 
 use common::clustered::{Clustered, key_on, node_of};
-use common::job::until;
+use common::job::{stop, until};
 use df2redis::lab::client::Client;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
@@ -38,8 +38,13 @@ impl World {
     }
 
     fn start(&self) -> Tool {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, more: &[&str]) -> Tool {
         let (socket, report) = (self.socket(), self.dir.path().join("report"));
-        self.start_by(0, &["--control", socket.to_str().unwrap(), "--report", report.to_str().unwrap()])
+        let args = ["--control", socket.to_str().unwrap(), "--report", report.to_str().unwrap()];
+        self.start_by(0, &[&args, more].concat())
     }
 
     /// What holds the job back, as `df2redis status` says it.
@@ -126,6 +131,22 @@ fn a_node_that_takes_no_connection_is_named_and_waited_for() {
     cut_off_for_a_while(&world, &mut tool, 1, "NOAUTH", &locked, &["ACL SETUSER default nopass"]);
     let few = ["CONFIG SET maxclients 1", KILL];
     cut_off_for_a_while(&world, &mut tool, 2, "max number of clients", &few, &["CONFIG SET maxclients 1000"]);
+    world.0.finish(tool);
+}
+
+/// The password is changed at one node, and its connections are closed, as whoever rolls a new one out does.
+#[test]
+fn a_node_with_another_password_is_named_and_waited_for() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    let [password, config] = ["password", "config.toml"].map(|name| world.dir.path().join(name));
+    std::fs::write(&password, "first").unwrap();
+    let user = format!("target-user = \"mover\"\ntarget-password-file = \"{}\"\n", password.display());
+    std::fs::write(&config, user).unwrap();
+    (0..3).for_each(|node| drop(world.client(node).run("ACL SETUSER mover on >first ~* &* +@all").unwrap()));
+    let mut tool = world.start_with(&["--config", config.to_str().unwrap()]);
+    let changed = ["ACL SETUSER mover >second <first", "CLIENT KILL USER mover"];
+    let words = "WRONGPASS invalid username-password pair";
+    cut_off_for_a_while(&world, &mut tool, 1, words, &changed, &["ACL SETUSER mover >first <second"]);
     world.0.finish(tool);
 }
 
@@ -247,20 +268,35 @@ fn a_node_without_memory_is_waited_for_in_the_full_sync() {
     world.finish(tool);
 }
 
-/// A session that begins while nobody has a slot (a replica is about to take over) waits for it.
+/// A session, or a new process, that begins while nobody has a slot (a replica is about to take over) waits for it.
 #[test]
 fn a_session_that_begins_while_a_slot_has_no_node_waits_for_one() {
     let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
     let mut tool = world.start();
     world.wait_applied(&mut tool);
     let slot = slot(key_on(1, "n").as_bytes());
-    // Whoever has it first, so that nobody else hears of it again.
-    [1, 0, 2].into_iter().for_each(|node| drop(world.client(node).run(&format!("CLUSTER DELSLOTS {slot}")).unwrap()));
+    let lose = || {
+        // Whoever has it first, so that nobody else hears of it again.
+        [1, 0, 2]
+            .into_iter()
+            .for_each(|node| drop(world.client(node).run(&format!("CLUSTER DELSLOTS {slot}")).unwrap()));
+    };
+    let found = || {
+        world.client(1).run(&format!("CLUSTER ADDSLOTS {slot}")).unwrap();
+        world.run(&format!("INCR {}", key_on(1, "n")));
+    };
     let registrations = world.live.registrations_count();
+    lose();
     world.live.master().unwrap().cut_all();
     until(&mut tool, "it does not wait", || tool_said(&world, &format!("nobody has {slot}")));
     assert_eq!(world.live.registrations_count(), registrations, "{}", tool.said());
-    world.client(1).run(&format!("CLUSTER ADDSLOTS {slot}")).unwrap();
-    world.run(&format!("INCR {}", key_on(1, "n")));
+    found();
+    world.wait_applied(&mut tool);
+    stop(&mut tool);
+    lose();
+    let mut tool = world.start();
+    until(&mut tool, "it does not wait", || tool_said(&world, "does not serve all slots: waiting"));
+    found();
     world.0.finish(tool);
+    assert_eq!((world.live.registrations_count(), world.live.partial_count()), (3, 2));
 }

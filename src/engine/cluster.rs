@@ -31,6 +31,9 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(2);
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 /// How often a redirect to a node that no node knows is asked again: news of a new node takes a moment to spread.
 const UNKNOWN_TRIES: u32 = 5;
+/// So long a slot that nobody has is waited for before the start. A replica takes over within seconds of the vote that its
+/// primary failed; a cluster that was never complete is told to the operator soon.
+const UNCOVERED_MAX: Duration = Duration::from_secs(10);
 /// Requests of one pipeline to one node.
 const PIPELINE_MAX: usize = 512;
 
@@ -91,8 +94,8 @@ struct LostClient {
 }
 
 impl Cluster {
-    /// Learns the cluster from the node behind `link`. A slot that nobody has is refused before the start; later (a replica is
-    /// about to take over) it is waited for.
+    /// Learns the cluster from the node behind `link`. A slot that nobody has (a replica is about to take over) is waited for:
+    /// before the start a moment, later as long as anything else.
     pub async fn discover(
         settings: &Arc<MigrateSettings>,
         link: &mut TargetLink,
@@ -101,15 +104,6 @@ impl Cluster {
         let seed = Address::new(settings.target.host.clone(), settings.target.port);
         let nat = settings.target_nat.clone();
         let topology = view(link, &seed, &nat, settings.target.tls.is_some()).await?;
-        let uncovered = topology.uncovered();
-        let was_whole = !settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty();
-        if !uncovered.is_empty() && !was_whole {
-            return Err(EngineError::Refused(format!(
-                "the target cluster does not serve all slots (nobody has {}); every slot must have a node before the start",
-                ranges(&uncovered)
-            )));
-        }
-        let is_whole = uncovered.is_empty();
         let mut this = Self {
             settings: settings.clone(),
             patience,
@@ -129,11 +123,30 @@ impl Cluster {
             topology_number: 0,
             assigned: HashMap::new(),
         };
-        if !is_whole {
-            this.refresh_patiently().await?;
+        if !this.topology.uncovered().is_empty() {
+            let was_whole = !settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty();
+            match was_whole {
+                true => this.refresh_patiently().await?,
+                false => this.wait_until_whole().await?,
+            }
         }
         remember(settings, &this.topology);
         Ok(this)
+    }
+
+    /// Every slot gets a node, or nothing may begin.
+    async fn wait_until_whole(&mut self) -> Result<(), EngineError> {
+        let limit = self.patience.min(UNCOVERED_MAX);
+        let uncovered = ranges(&self.topology.uncovered());
+        tracing::warn!(%uncovered, ?limit, "the target cluster does not serve all slots: waiting for a node that does");
+        let waited = self.refresh_within(Patience::new(limit)).await;
+        match self.topology.uncovered().as_slice() {
+            [] => waited,
+            uncovered => Err(EngineError::Refused(format!(
+                "the target cluster does not serve all slots (nobody has {}); every slot must have a node before the start",
+                ranges(uncovered)
+            ))),
+        }
     }
 
     /// Once this is set, a node that may lack what was acknowledged (a replica that took over, a primary that was restarted) ends
@@ -527,7 +540,10 @@ impl Cluster {
 
     /// Refreshes until a node answers and every slot has an owner.
     pub async fn refresh_patiently(&mut self) -> Result<(), EngineError> {
-        let mut patience = self.patience();
+        self.refresh_within(self.patience()).await
+    }
+
+    async fn refresh_within(&mut self, mut patience: Patience) -> Result<(), EngineError> {
         loop {
             let why = match self.refresh().await {
                 Ok(()) => match self.topology.uncovered().as_slice() {
