@@ -45,8 +45,12 @@ fn key_beside(other: &str, node: usize, family: &str) -> String {
 
 impl World {
     fn new(node: usize, replicas: bool) -> Option<Self> {
+        Self::with(node, replicas, ServerOptions::default())
+    }
+
+    fn with(node: usize, replicas: bool, options: ServerOptions) -> Option<Self> {
         let spec = Spec { seed: 3, flows_count: 2, ..Spec::of("string:60B=50,list:6x9=10").unwrap() };
-        let inner = Clustered::new(replicas, ServerOptions::default(), spec, LiveOptions::default())?;
+        let inner = Clustered::new(replicas, options, spec, LiveOptions::default())?;
         Some(Self { node, inner, written: Cell::new(0) })
     }
 
@@ -110,6 +114,24 @@ fn caught_up_by_the_running_tool(node: usize) {
     world.write(20);
     world.finish(tool);
     assert!(world.live.partial_count() > partials, "the session was not begun anew");
+}
+
+/// For a while it answers LOADING.
+#[test]
+fn a_primary_that_loads_its_older_dump_is_waited_for() {
+    let node = nodes()[1];
+    let Some(mut world) = World::with(node, false, ServerOptions::default().slow_to_load()) else { return };
+    let mut tool = world.start();
+    world.write(20);
+    (0..20).for_each(|i| world.run(&format!("SET {} {}", key_on(node, &format!("large{i}")), "x".repeat(2000))));
+    world.wait_applied(&mut tool);
+    world.save();
+    world.write(40);
+    world.wait_applied(&mut tool);
+    world.restart();
+    assert!(world.cluster.nodes[node].refused_calls().unwrap() > 0, "nothing was asked while it loaded");
+    world.write(20);
+    world.finish(tool);
 }
 
 #[test]

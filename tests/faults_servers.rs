@@ -109,6 +109,33 @@ fn a_target_restarted_with_its_data_is_followed_on() {
     assert_eq!(server.client().unwrap().run("GET count:a").unwrap().text().as_deref(), Some("300"));
 }
 
+/// It answers LOADING for a while, and then lacks what came behind its last dump.
+#[test]
+fn a_target_that_loads_an_older_dump_is_waited_for_and_caught_up() {
+    let Some(mut server) = server_with(ServerKind::Redis7, ServerOptions::default().slow_to_load()) else { return };
+    let live = live();
+    let mut tool = follow(live.port(), &server);
+    until(&mut tool, "stable", || is_stable(&server));
+    count_on(&live, 50);
+    for i in 0..20 {
+        live.world().run(0, &[b"SET".to_vec(), format!("large:{i}").into_bytes(), vec![b'x'; 2000]]);
+    }
+    until(&mut tool, "acknowledged", || live.is_acknowledged());
+    server.client().unwrap().run("SAVE").unwrap();
+    count_on(&live, 50);
+    until(&mut tool, "acknowledged", || live.is_acknowledged());
+    server.restart().unwrap();
+    assert!(server.refused_calls().unwrap() > 0, "nothing was asked while it loaded");
+    count_on(&live, 50);
+    until(&mut tool, "acknowledged", || live.is_acknowledged());
+    tool.signal("INT");
+    assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+    let truth = server.dir().join("truth.jsonl");
+    live.write_truth(&truth).unwrap();
+    compare(&server, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+    assert_eq!(server.client().unwrap().run("GET count:a").unwrap().text().as_deref(), Some("150"));
+}
+
 #[test]
 fn a_target_restarted_without_its_data_ends_the_run() {
     let Some(mut server) = target(false) else { return };

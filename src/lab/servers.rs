@@ -116,6 +116,12 @@ impl ServerOptions {
         self
     }
 
+    /// A start with a dump takes 50 ms a key; behind each KiB the server looks at its connections, and answers LOADING.
+    pub fn slow_to_load(self) -> Self {
+        let looks_every = ("loading-process-events-interval-bytes", "1024");
+        self.config("key-load-delay", "50000").config(looks_every.0, looks_every.1).config("rdbcompression", "no")
+    }
+
     pub fn module(mut self, path: PathBuf) -> Self {
         self.modules.push(path);
         self
@@ -182,6 +188,13 @@ impl Server {
     /// A new connection.
     pub fn client(&self) -> Result<Client, LabError> {
         Client::connect(&self.address())
+    }
+
+    /// Calls that this process refused so far, but for PING's, with which is asked whether it is ready.
+    pub fn refused_calls(&self) -> Result<u64, LabError> {
+        let stats = self.client()?.ask(&["INFO", "commandstats"])?.text().unwrap_or_default();
+        let refused = |line: &str| line.split_once("rejected_calls=")?.1.split(',').next()?.parse::<u64>().ok();
+        Ok(stats.lines().filter(|line| !line.starts_with("cmdstat_ping:")).filter_map(refused).sum())
     }
 
     /// SIGKILL. The directory stays, for [`Self::restart`].
