@@ -1,0 +1,144 @@
+//! Keys of the target: what `--on-existing` makes of those that are there, markers read, keys and slots deleted.
+//!
+//! In: a control connection. Out: the keys to be left alone; what was deleted.
+
+use super::{OWN_PREFIX, Target, TargetLink};
+use crate::engine::error::EngineError;
+use crate::engine::handle::Existing;
+use crate::engine::lease::{self, Lease};
+use crate::engine::settings::{MigrateSettings, OnExisting};
+use crate::ids::{DbIndex, Slot};
+use crate::redis::value::Value;
+
+/// Most keys that `--on-existing skip` remembers for each MiB of `--memory`.
+const EXISTING_PER_MIB: usize = 8192;
+
+/// Applies `--on-existing`. Returns the keys that must not be written.
+pub async fn prepare(
+    link: &mut TargetLink,
+    target: &Target,
+    settings: &MigrateSettings,
+    lease: Option<&Lease>,
+) -> Result<Existing, EngineError> {
+    let held: u64 = target.keyspace.iter().map(|(_, keys)| keys).sum();
+    let mut existing = Existing::new();
+    if held == 0 {
+        return Ok(existing);
+    }
+    match settings.on_existing {
+        OnExisting::Refuse => {
+            return Err(EngineError::Refused(format!(
+                "the target {}:{} holds {held} keys; say what to do with them: --on-existing replace (overwrite keys that \
+                 the source has, leave the others), flush (delete everything first) or skip (leave them as they are)",
+                settings.target.host, settings.target.port
+            )));
+        }
+        OnExisting::Replace => {}
+        OnExisting::Flush => {
+            lease::flush_all(link, lease, &[b"FLUSHALL", b"ASYNC"]).await?;
+        }
+        OnExisting::Skip => {
+            let keys_max = (settings.memory_bytes >> 20) * EXISTING_PER_MIB;
+            if held > keys_max as u64 {
+                return Err(EngineError::Refused(format!(
+                    "the target holds {held} keys; to remember them for --on-existing skip takes more memory than \
+                     --memory allows (about {keys_max} keys)"
+                )));
+            }
+            if let Some(cluster) = &mut link.cluster {
+                for id in cluster.primary_ids() {
+                    let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
+                    let mut node = TargetLink::connect(&endpoint, settings.connect_timeout).await?;
+                    scan(&mut node, DbIndex(0), &mut existing).await?;
+                }
+                return Ok(existing);
+            }
+            for (db, _) in &target.keyspace {
+                scan(link, *db, &mut existing).await?;
+            }
+        }
+    }
+    Ok(existing)
+}
+
+async fn scan(link: &mut TargetLink, db: DbIndex, existing: &mut Existing) -> Result<(), EngineError> {
+    link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+    let mut cursor = b"0".to_vec();
+    loop {
+        let (next, keys) = page(link, &cursor).await?;
+        keys.iter().filter_map(Value::bytes).for_each(|key| existing.insert(db, key));
+        if next == b"0" {
+            break;
+        }
+        cursor = next;
+    }
+    link.call(&[b"SELECT", b"0"]).await?;
+    Ok(())
+}
+
+/// One SCAN: the next cursor, and keys.
+async fn page(link: &mut TargetLink, cursor: &[u8]) -> Result<(Vec<u8>, Vec<Value>), EngineError> {
+    let Value::Array(reply) = link.call(&[b"SCAN", cursor, b"COUNT", b"1000"]).await? else {
+        return Err(EngineError::Target("the target answered SCAN with no array".into()));
+    };
+    match <[Value; 2]>::try_from(reply) {
+        Ok([Value::Bulk(next), Value::Array(keys)]) => Ok((next, keys)),
+        _ => Err(EngineError::Target("the target answered SCAN with an unknown shape".into())),
+    }
+}
+
+/// Position of the last guarded group that was applied on a lost connection: the largest of the marker's values.
+pub async fn applied(link: &mut TargetLink, marker: &[u8], dbs: &[DbIndex]) -> Result<u64, EngineError> {
+    let mut largest = 0;
+    for db in dbs {
+        link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+        if let Value::Bulk(text) = link.call(&[b"GET", marker]).await? {
+            let position = std::str::from_utf8(&text).ok().and_then(|t| t.parse().ok()).ok_or_else(|| {
+                EngineError::Target(format!("the marker {} holds \"{}\"", marker.escape_ascii(), text.escape_ascii()))
+            })?;
+            largest = largest.max(position);
+        }
+    }
+    if !dbs.is_empty() {
+        link.call(&[b"SELECT", b"0"]).await?;
+    }
+    Ok(largest)
+}
+
+/// Deletes one key if it exists.
+pub async fn delete(link: &mut TargetLink, db: DbIndex, key: &[u8]) -> Result<bool, EngineError> {
+    link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+    Ok(matches!(link.call(&[b"DEL", key]).await?, Value::Integer(1..)))
+}
+
+/// Deletes the keys of these hash slots in database 0 (a cluster has no other).
+pub async fn delete_slots(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
+    let Some(cluster) = &mut link.cluster else { return delete_slots_of_node(link, ranges).await };
+    let mut deleted = 0;
+    for id in cluster.primary_ids() {
+        let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
+        let mut node = TargetLink::connect(&endpoint, cluster.settings().connect_timeout).await?;
+        deleted += delete_slots_of_node(&mut node, ranges).await?;
+    }
+    Ok(deleted)
+}
+
+async fn delete_slots_of_node(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
+    let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
+    link.call(&[b"SELECT", b"0"]).await?;
+    loop {
+        let (next, keys) = page(link, &cursor).await?;
+        for key in keys.iter().filter_map(Value::bytes) {
+            let slot = crate::redis::slot::slot(key);
+            let own = key.starts_with(OWN_PREFIX.as_bytes());
+            if !own && ranges.iter().any(|(first, last)| (*first..=*last).contains(&slot)) {
+                link.call(&[b"UNLINK", key]).await?;
+                deleted += 1;
+            }
+        }
+        if next == b"0" {
+            return Ok(deleted);
+        }
+        cursor = next;
+    }
+}
