@@ -1,0 +1,236 @@
+//! Who has which slot: learnt from one node, asked of all anew, waited for where a slot has nobody.
+//!
+//! In: `CLUSTER SHARDS`, `SLOTS` and `INFO` of nodes. Out: the topology, its nodes remembered for a later session. Invariants: the
+//! most complete view with the latest epoch counts; a replica that took over ends a session that follows the journal.
+
+use super::{Cluster, NODE_TIMEOUT, Trouble};
+use crate::engine::error::EngineError;
+use crate::engine::patience::Patience;
+use crate::engine::settings::MigrateSettings;
+use crate::engine::target::TargetLink;
+use crate::ids::Slot;
+use crate::redis::info::Info;
+use crate::redis::topology::{Address, NatMap, Node, Role, Topology};
+use crate::redis::value::Value;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// So long a slot that nobody has is waited for before the start. A replica takes over within seconds of the vote that its
+/// primary failed; a cluster that was never complete is told to the operator soon.
+const UNCOVERED_MAX: Duration = Duration::from_secs(10);
+
+impl Cluster {
+    /// Learns the cluster from the node behind `link`. A slot that nobody has (a replica is about to take over) is waited for:
+    /// before the start a moment, later as long as anything else.
+    pub async fn discover(
+        settings: &Arc<MigrateSettings>,
+        link: &mut TargetLink,
+        patience: Duration,
+    ) -> Result<Self, EngineError> {
+        let seed = Address::new(settings.target.host.clone(), settings.target.port);
+        let nat = settings.target_nat.clone();
+        let topology = view(link, &seed, &nat, settings.target.tls.is_some()).await?;
+        let mut this = Self {
+            settings: settings.clone(),
+            patience,
+            nat,
+            seed,
+            topology,
+            links: HashMap::new(),
+            client_ids: HashMap::new(),
+            numbers: Vec::new(),
+            run_ids: HashMap::new(),
+            lost_clients: HashMap::new(),
+            seen_run_ids: HashMap::new(),
+            of_session: false,
+            replicas: None,
+            ends_on_takeover: Arc::default(),
+            noted_run_ids: String::new(),
+            topology_number: 0,
+            assigned: HashMap::new(),
+        };
+        if !this.topology.uncovered().is_empty() {
+            let was_whole = !settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty();
+            match was_whole {
+                true => this.refresh_patiently().await?,
+                false => this.wait_until_whole().await?,
+            }
+        }
+        remember(settings, &this.topology);
+        Ok(this)
+    }
+
+    /// Every slot gets a node, or nothing may begin.
+    async fn wait_until_whole(&mut self) -> Result<(), EngineError> {
+        let limit = self.patience.min(UNCOVERED_MAX);
+        let uncovered = ranges(&self.topology.uncovered());
+        tracing::warn!(%uncovered, ?limit, "the target cluster does not serve all slots: waiting for a node that does");
+        let waited = self.refresh_within(Patience::new(limit)).await;
+        match self.topology.uncovered().as_slice() {
+            [] => waited,
+            uncovered => Err(EngineError::Refused(format!(
+                "the target cluster does not serve all slots (nobody has {}); every slot must have a node before the start",
+                ranges(uncovered)
+            ))),
+        }
+    }
+
+    /// Asks the nodes anew who has which slot: the most complete answer with the latest epoch counts.
+    pub async fn refresh(&mut self) -> Result<(), Trouble> {
+        let mut ids = self.primary_ids();
+        let others = self.topology.nodes().iter().map(|node| node.id.clone()).filter(|id| !ids.contains(id));
+        let others: Vec<String> = others.collect();
+        let mut best: Option<Topology> = None;
+        let better = |new: &Topology, old: &Option<Topology>| {
+            let rank = |t: &Topology| (std::cmp::Reverse(t.uncovered().len()), t.epoch);
+            old.as_ref().is_none_or(|old| rank(new) > rank(old))
+        };
+        let primaries = ids.len();
+        ids.extend(others);
+        for (position, id) in ids.iter().enumerate() {
+            let complete = best.as_ref().is_some_and(|best| best.uncovered().is_empty());
+            if position >= primaries && complete {
+                break;
+            }
+            let Some(address) = self.address_of(id) else { continue };
+            let (nat, tls) = (self.nat.clone(), self.settings.target.tls.is_some());
+            let seen = match self.link(id).await {
+                Ok(link) => view(link, &address, &nat, tls).await,
+                Err(Trouble::Final(error)) => return Err(Trouble::Final(error)),
+                Err(Trouble::Broken(error)) => Err(error),
+            };
+            match seen {
+                Ok(topology) if better(&topology, &best) => best = Some(topology),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(node = %address, %error, "a node cannot be asked for the topology");
+                    self.links.remove(id);
+                }
+            }
+        }
+        if best.is_none() {
+            let mut link = TargetLink::connect(&self.settings.target, NODE_TIMEOUT).await.map_err(Trouble::Broken)?;
+            let tls = self.settings.target.tls.is_some();
+            best = Some(view(&mut link, &self.seed, &self.nat, tls).await.map_err(Trouble::Broken)?);
+        }
+        if let Some(topology) = best {
+            self.adopt(topology)?;
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, topology: Topology) -> Result<(), Trouble> {
+        if topology != self.topology {
+            self.topology_number += 1;
+            tracing::info!(
+                epoch = topology.epoch,
+                primaries = topology.primaries().len(),
+                "the cluster's topology changed"
+            );
+        }
+        let takeover = takeover(&self.topology, &topology);
+        self.topology = topology;
+        remember(&self.settings, &self.topology);
+        // A node that is no primary any more may be restarted: it will copy its data from the new one.
+        let primaries = self.primary_ids();
+        self.run_ids.retain(|id, _| primaries.contains(id));
+        let nodes = &self.topology;
+        self.links.retain(|id, _| nodes.by_id(id).is_some());
+        let Some((old, heir)) = takeover else { return Ok(()) };
+        if self.ends_on_takeover.load(Ordering::Acquire) {
+            return Err(Trouble::Final(EngineError::TargetRestarted(format!(
+                "{heir} took over from {old}, and may lack what that had acknowledged in its last moments"
+            ))));
+        }
+        if self.of_session && self.settings.wait_replicas.is_some() {
+            return Err(Trouble::Final(EngineError::Target(format!(
+                "{heir} took over from {old} in the full sync, and may lack what that had acknowledged in its last moments; run \
+                 again with --on-existing flush"
+            ))));
+        }
+        tracing::warn!(
+            %old,
+            %heir,
+            "a replica took over: writes that its primary acknowledged in its last moments may be missing, for clusters \
+             replicate asynchronously"
+        );
+        Ok(())
+    }
+
+    /// Refreshes until a node answers and every slot has an owner.
+    pub async fn refresh_patiently(&mut self) -> Result<(), EngineError> {
+        self.refresh_within(self.patience()).await
+    }
+
+    async fn refresh_within(&mut self, mut patience: Patience) -> Result<(), EngineError> {
+        loop {
+            let why = match self.refresh().await {
+                Ok(()) => match self.topology.uncovered().as_slice() {
+                    [] => return Ok(()),
+                    uncovered => format!("nobody has {}", ranges(uncovered)),
+                },
+                Err(Trouble::Broken(error)) => error.to_string(),
+                Err(Trouble::Final(error)) => return Err(error),
+            };
+            patience.wait(&why).await?;
+        }
+    }
+}
+
+/// A primary whose slots are another node's now that was none before: its replica, or an heir that nobody knew.
+fn takeover(old: &Topology, new: &Topology) -> Option<(Address, Address)> {
+    old.primaries().into_iter().find_map(|primary| {
+        let mut heirs = old.slots_of(&primary.id).filter_map(|slot| new.owner(slot));
+        let is_new = |heir: &&Node| match old.by_id(&heir.id) {
+            Some(known) => known.role == Role::Replica,
+            None => new.by_id(&primary.id).is_none_or(|node| !node.healthy),
+        };
+        heirs.find(is_new).map(|heir| (primary.address.clone(), heir.address.clone()))
+    })
+}
+
+/// For the time when the node that the operator named is gone.
+fn remember(settings: &MigrateSettings, topology: &Topology) {
+    let nodes = topology.nodes().iter().filter(|node| node.healthy).map(|node| node.address.clone()).collect();
+    *settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = nodes;
+}
+
+/// What one node says of the cluster.
+async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -> Result<Topology, EngineError> {
+    let unreadable = |e: crate::redis::topology::TopologyError| EngineError::Target(format!("{asked}: {e}"));
+    let mut topology = match link.call_raw("CLUSTER", &[b"CLUSTER", b"SHARDS"]).await? {
+        Value::Error(_) => None,
+        shards => Some(Topology::from_shards(&shards, asked, nat, tls).map_err(unreadable)?),
+    };
+    if topology.as_ref().is_none_or(|topology| !topology.uncovered().is_empty()) {
+        match link.call_raw("CLUSTER", &[b"CLUSTER", b"SLOTS"]).await? {
+            Value::Error(text) if topology.is_none() => {
+                return Err(EngineError::Target(format!(
+                    "{asked} answered CLUSTER SLOTS with \"{}\"; the target's user needs +cluster",
+                    text.escape_ascii()
+                )));
+            }
+            Value::Error(_) => {}
+            slots => {
+                let by_slots = Topology::from_slots(&slots, asked, nat).map_err(unreadable)?;
+                if topology.as_ref().is_none_or(|t| by_slots.uncovered().len() < t.uncovered().len()) {
+                    topology = Some(by_slots);
+                }
+            }
+        }
+    }
+    let mut topology = topology.ok_or_else(|| EngineError::Internal("a topology without slots".into()))?;
+    if let Value::Bulk(text) = link.call_raw("CLUSTER", &[b"CLUSTER", b"INFO"]).await? {
+        let text = String::from_utf8_lossy(&text).into_owned();
+        topology.epoch = Info::parse(&text).get("cluster_current_epoch").and_then(|e| e.parse().ok()).unwrap_or(0);
+    }
+    Ok(topology)
+}
+
+/// Runs of slots, in words.
+pub fn ranges(slots: &[(Slot, Slot)]) -> String {
+    let text = slots.iter().take(8).map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(", ");
+    if slots.len() > 8 { text + ", ..." } else { text }
+}
