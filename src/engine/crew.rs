@@ -15,7 +15,6 @@ use super::messages::{
     Barrier, FlowStart, Held, LaneStart, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
 };
 use super::own;
-use super::patience::rest;
 use super::proving::Prover;
 use super::replicas::Replicas;
 use super::router::{Resumed, RouterStart};
@@ -23,13 +22,12 @@ use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{DiskShare, SpoolStart};
 use super::target::{self, OWN_PREFIX};
-use super::wire::Connected;
 use super::witness::Witness;
 use super::worker;
 use crate::convert::names::Name;
 use crate::dragonfly::owner::OwnerRule;
 use crate::dragonfly::session::Release;
-use crate::ids::{DbIndex, FlowId, Lsn, Slot};
+use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::Capabilities;
 use crate::report::document::RingFeature;
 use crate::uring::{self, Features, Waker};
@@ -42,6 +40,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+mod reconnecting;
+
+use reconnecting::{Again, Lost, Reconnected};
 
 pub struct CrewPlan {
     pub settings: Arc<MigrateSettings>,
@@ -122,34 +124,8 @@ pub struct Crew {
     markers: Vec<Vec<u8>>,
 }
 
-struct Reconnected {
-    worker: usize,
-    lane: usize,
-    generation: u16,
-    result: Result<Again, EngineError>,
-}
-
-/// A connection made again.
-struct Again {
-    socket: Connected,
-    client_id: i64,
-    /// Position of the last guarded group that the target applied.
-    applied: u64,
-}
-
-/// What must be known of a lost connection to replace it.
-struct Lost {
-    client_id: i64,
-    marker: Vec<u8>,
-    marked_dbs: Vec<DbIndex>,
-    import_mode: bool,
-}
-
 /// How long a worker may take to set up its ring (registering pins memory, which is slow) and to stop.
 const WORKER_PATIENCE: Duration = Duration::from_secs(60);
-const RECONNECT_FIRST: Duration = Duration::from_millis(50);
-const RECONNECT_LAST: Duration = Duration::from_secs(2);
-
 impl Crew {
     /// Spreads the flows over the workers, connects their lanes and waits until every ring stands.
     pub async fn start(plan: CrewPlan, flows: Vec<FlowStart>) -> Result<Self, EngineError> {
@@ -471,16 +447,6 @@ impl Crew {
         }
     }
 
-    /// Connects again in the background, with growing pauses, for as long as `--retry-max`.
-    fn reconnect(&self, worker: usize, lane: usize, generation: u16, lost: Lost) {
-        let (settings, run_id) = (self.plan.settings.clone(), self.plan.run_id.clone());
-        let done = self.reconnected_tx.clone();
-        tokio_uring::spawn(async move {
-            let result = connect_again(&settings, &run_id, &lost).await;
-            let _ = done.send(Reconnected { worker, lane, generation, result });
-        });
-    }
-
     /// Executes, in the background, what a held worker of a cluster left, and sends it on.
     fn settle(&mut self, held: Box<Held>) {
         let Some(plan) = self.plan.cluster.clone() else { return };
@@ -571,44 +537,4 @@ async fn next(early: &mut VecDeque<WorkerEvent>, events: &mut UnboundedReceiver<
         Some(event) => Some(event),
         None => events.recv().await,
     }
-}
-
-async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
-    let deadline = tokio::time::Instant::now() + settings.retry_max;
-    let mut pause = RECONNECT_FIRST;
-    loop {
-        match try_again(settings, run_id, lost).await {
-            Ok(done) => return Ok(done),
-            // Waiting does not help.
-            Err(EngineError::Refused(reason)) => return Err(EngineError::Target(reason)),
-            Err(error @ EngineError::TargetRestarted(_)) => return Err(error),
-            Err(error) if tokio::time::Instant::now() + pause >= deadline => {
-                return Err(EngineError::Target(format!(
-                    "the connection was lost and could not be made again within {:?} (--retry-max): {error}",
-                    settings.retry_max
-                )));
-            }
-            Err(error) => {
-                tracing::warn!(%error, ?pause, "connecting to the target again failed");
-                rest(pause).await;
-                pause = (pause * 2).min(RECONNECT_LAST);
-            }
-        }
-    }
-}
-
-async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
-    let mut link = target::connect_lane(settings).await?;
-    let now = target::run_id(&mut link).await?;
-    if now != run_id {
-        return Err(EngineError::TargetRestarted(target::RESTARTED.into()));
-    }
-    // Bytes of the lost connection may still wait at the target: it must never execute them after what comes now.
-    target::end_client(&mut link, lost.client_id).await?;
-    let applied = target::applied(&mut link, &lost.marker, &lost.marked_dbs).await?;
-    let client_id = target::client_id(&mut link).await?;
-    if lost.import_mode {
-        import::declare(&mut link).await?;
-    }
-    Ok(Again { socket: link.hand_over()?, client_id, applied })
 }

@@ -1,0 +1,92 @@
+//! A connection that a worker lost, made again in the background.
+//!
+//! In: what must be known of it. Out: another one, told to the worker by the crew. Invariants: only to the same server process; the
+//! lost one is ended there first, so that what it still holds is never executed behind what comes now.
+
+use super::Crew;
+use crate::engine::error::EngineError;
+use crate::engine::import;
+use crate::engine::patience::rest;
+use crate::engine::settings::MigrateSettings;
+use crate::engine::target;
+use crate::engine::wire::Connected;
+use crate::ids::DbIndex;
+use std::time::Duration;
+
+const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+const RECONNECT_LAST: Duration = Duration::from_secs(2);
+
+pub(super) struct Reconnected {
+    pub(super) worker: usize,
+    pub(super) lane: usize,
+    pub(super) generation: u16,
+    pub(super) result: Result<Again, EngineError>,
+}
+
+/// A connection made again.
+pub(super) struct Again {
+    pub(super) socket: Connected,
+    pub(super) client_id: i64,
+    /// Position of the last guarded group that the target applied.
+    pub(super) applied: u64,
+}
+
+/// What must be known of a lost connection to replace it.
+pub(super) struct Lost {
+    pub(super) client_id: i64,
+    pub(super) marker: Vec<u8>,
+    pub(super) marked_dbs: Vec<DbIndex>,
+    pub(super) import_mode: bool,
+}
+
+impl Crew {
+    /// Connects again in the background, with growing pauses, for as long as `--retry-max`.
+    pub(super) fn reconnect(&self, worker: usize, lane: usize, generation: u16, lost: Lost) {
+        let (settings, run_id) = (self.plan.settings.clone(), self.plan.run_id.clone());
+        let done = self.reconnected_tx.clone();
+        tokio_uring::spawn(async move {
+            let result = connect_again(&settings, &run_id, &lost).await;
+            let _ = done.send(Reconnected { worker, lane, generation, result });
+        });
+    }
+}
+
+async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
+    let deadline = tokio::time::Instant::now() + settings.retry_max;
+    let mut pause = RECONNECT_FIRST;
+    loop {
+        match try_again(settings, run_id, lost).await {
+            Ok(done) => return Ok(done),
+            // Waiting does not help.
+            Err(EngineError::Refused(reason)) => return Err(EngineError::Target(reason)),
+            Err(error @ EngineError::TargetRestarted(_)) => return Err(error),
+            Err(error) if tokio::time::Instant::now() + pause >= deadline => {
+                return Err(EngineError::Target(format!(
+                    "the connection was lost and could not be made again within {:?} (--retry-max): {error}",
+                    settings.retry_max
+                )));
+            }
+            Err(error) => {
+                tracing::warn!(%error, ?pause, "connecting to the target again failed");
+                rest(pause).await;
+                pause = (pause * 2).min(RECONNECT_LAST);
+            }
+        }
+    }
+}
+
+async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
+    let mut link = target::connect_lane(settings).await?;
+    let now = target::run_id(&mut link).await?;
+    if now != run_id {
+        return Err(EngineError::TargetRestarted(target::RESTARTED.into()));
+    }
+    // Bytes of the lost connection may still wait at the target: it must never execute them after what comes now.
+    target::end_client(&mut link, lost.client_id).await?;
+    let applied = target::applied(&mut link, &lost.marker, &lost.marked_dbs).await?;
+    let client_id = target::client_id(&mut link).await?;
+    if lost.import_mode {
+        import::declare(&mut link).await?;
+    }
+    Ok(Again { socket: link.hand_over()?, client_id, applied })
+}
