@@ -14,7 +14,7 @@ mod in_cluster;
 mod repairing;
 
 use in_cluster::{InCluster, TOOL};
-use repairing::{AT_SOURCE, AT_TARGET, mends_what_was_planted};
+use repairing::{AT_SOURCE, AT_TARGET, WRITTEN, mends_what_was_planted, writers};
 
 fn verify(scene: &InCluster, more: &[&str]) -> Output {
     let source = format!("dragonfly://127.0.0.1:{}", scene.live.port());
@@ -31,38 +31,12 @@ fn verify(scene: &InCluster, more: &[&str]) -> Output {
 fn a_repair_is_in_order_with_the_journal_while_slots_move() {
     let Some(mut scene) = InCluster::with(ServerKind::Redis7, &[]) else { return };
     let stop = AtomicBool::new(false);
-    let commands = [
-        "INCR x:count",
-        "RPUSH x:list",
-        "APPEND x:text",
-        "HINCRBY x:hash f 1",
-        "SPOP x:set",
-        "SADD x:set",
-        "HSET x:plain f",
-        "DEL x:list",
-    ];
-    let keys = ["x:count", "x:list", "x:text", "x:hash", "x:set", "x:plain", "x:never"];
     std::thread::scope(|scope| {
-        for seed in 0..2 {
-            let mut source = scene.source();
-            let stop = &stop;
-            scope.spawn(move || {
-                let mut rng = Rng::new(seed);
-                while !stop.load(Ordering::Relaxed) {
-                    // One in a hundred starts the list anew.
-                    let command = if rng.below(100) == 0 { 7 } else { rng.below(7) as usize };
-                    let value = match command {
-                        1 | 2 | 5 | 6 => format!(" {}", rng.below(1000)),
-                        _ => String::new(),
-                    };
-                    source.run(&format!("{}{value}", commands[command])).unwrap();
-                }
-            });
-        }
+        writers(scope, [scene.source(), scene.source()], &stop);
         let mut job = Client::connect(&scene.socket()).unwrap();
         let mut rng = Rng::new(7);
         for round in 0..300 {
-            let key = keys[rng.below(keys.len() as u64) as usize];
+            let key = WRITTEN[rng.below(7) as usize];
             let answer = job.ask(&Request::Repair { db: 0, key: hex(key.as_bytes()) }).unwrap();
             assert!(answer.ok, "{answer:?}\n{}", scene.tool.said());
             if round % 60 == 0 {

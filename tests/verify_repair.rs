@@ -13,7 +13,7 @@ mod in_step;
 mod repairing;
 
 use in_step::{InStep, TOOL};
-use repairing::{AT_SOURCE, AT_TARGET, lines, mends_what_was_planted, told};
+use repairing::{AT_SOURCE, AT_TARGET, WRITTEN, lines, mends_what_was_planted, told, writers};
 
 fn verify(scene: &InStep, more: &[&str]) -> Output {
     let (source, target) =
@@ -27,34 +27,12 @@ fn verify(scene: &InStep, more: &[&str]) -> Output {
 fn a_repair_is_in_order_with_the_journal() {
     let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
     let stop = AtomicBool::new(false);
-    let commands = [
-        "INCR x:count",
-        "RPUSH x:list",
-        "APPEND x:text",
-        "HINCRBY x:hash f 1",
-        "SPOP x:set",
-        "SADD x:set",
-        "DEL x:list",
-    ];
     std::thread::scope(|scope| {
-        for seed in 0..2 {
-            let mut source = scene.source();
-            let stop = &stop;
-            scope.spawn(move || {
-                let mut rng = Rng::new(seed);
-                while !stop.load(Ordering::Relaxed) {
-                    // One in a hundred starts the list anew.
-                    let command = if rng.below(100) == 0 { 6 } else { rng.below(6) as usize };
-                    let value =
-                        if matches!(command, 1 | 2 | 5) { format!(" {}", rng.below(1000)) } else { String::new() };
-                    source.run(&format!("{}{value}", commands[command])).unwrap();
-                }
-            });
-        }
+        writers(scope, [scene.source(), scene.source()], &stop);
         let mut job = Client::connect(&scene.socket()).unwrap();
         let mut rng = Rng::new(7);
         for _ in 0..400 {
-            let key = ["x:count", "x:list", "x:text", "x:hash", "x:set", "x:never"][rng.below(6) as usize];
+            let key = WRITTEN[rng.below(7) as usize];
             let answer = job.ask(&Request::Repair { db: 0, key: hex(key.as_bytes()) }).unwrap();
             assert!(answer.ok, "{answer:?}\n{}", scene.tool.said());
         }

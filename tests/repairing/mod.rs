@@ -1,7 +1,37 @@
 //! What tests of `verify --repair` beside a running job plant, and what must become of it.
 
+use df2redis::lab::client::Client;
+use df2redis::lab::rng::Rng;
 use serde_json::Value;
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
+
+/// What [`writers`] write to, and a key that nobody has.
+pub const WRITTEN: [&str; 7] = ["x:count", "x:list", "x:text", "x:hash", "x:set", "x:plain", "x:never"];
+
+/// Values that every repeated or missing record changes, written as fast as it goes until `stop`.
+pub fn writers<'scope>(scope: &'scope Scope<'scope, '_>, sources: [Client; 2], stop: &'scope AtomicBool) {
+    const COMMANDS: [&str; 7] = [
+        "INCR x:count",
+        "RPUSH x:list {}",
+        "APPEND x:text {}",
+        "HINCRBY x:hash f 1",
+        "SPOP x:set",
+        "SADD x:set {}",
+        "HSET x:plain f {}",
+    ];
+    for (seed, mut source) in sources.into_iter().enumerate() {
+        scope.spawn(move || {
+            let mut rng = Rng::new(seed as u64);
+            while !stop.load(Ordering::Relaxed) {
+                // One in a hundred starts the list anew.
+                let command = if rng.below(100) == 0 { "DEL x:list" } else { COMMANDS[rng.below(7) as usize] };
+                source.run(&command.replace("{}", &rng.below(1000).to_string())).unwrap();
+            }
+        });
+    }
+}
 
 /// Keys of the source. Each must be at the target before anything of [`AT_TARGET`] is done: a record that comes later would
 /// mend what was planted.
