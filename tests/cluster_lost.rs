@@ -350,3 +350,25 @@ fn a_flush_is_no_loss() {
     world.write(10);
     world.finish(tool);
 }
+
+/// A flush that is executed once more, for a node that has lost it, takes what the others had written behind it, and their markers.
+#[test]
+fn what_stands_behind_a_flush_that_is_executed_again_is_applied_again() {
+    nodes().into_iter().for_each(flushed_again);
+}
+
+#[track_caller]
+fn flushed_again(node: usize) {
+    let Some(mut world) = World::new(node, false) else { return };
+    let mut tool = world.start();
+    world.write(20);
+    world.wait_applied(&mut tool);
+    until(&mut tool, "no homes are named", || world.field("homes:0").is_some());
+    world.save();
+    world.run("FLUSHALL");
+    world.write(40);
+    world.wait_applied(&mut tool);
+    world.restart();
+    world.write(1);
+    world.finish(tool);
+}

@@ -15,10 +15,11 @@ use super::homes;
 use super::import;
 use super::lost;
 use super::messages::Lost;
+use super::own;
 use super::refusal;
 use super::target::TargetLink;
 use super::writer::LSN_FIELD_PREFIX;
-use crate::ids::{FlowId, Lsn};
+use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::resp;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
@@ -91,6 +92,36 @@ pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>
     Ok(Some(Checkpoint { key, master_id, flows, stable, owned, held, lsns, scope, lost, homes, nodes, flushing }))
 }
 
+/// The command that sets the positions exactly before a global command: should that end half-way, the next process begins there, and
+/// executes it once more.
+fn before(key: &str, lsns: &[(u32, Lsn)], flushes: bool) -> Vec<Vec<u8>> {
+    let mut set = vec![b"HSET".to_vec(), key.as_bytes().to_vec()];
+    for (flow, lsn) in lsns {
+        set.push(format!("{LSN_FIELD_PREFIX}{flow}").into_bytes());
+        set.push(lsn.0.saturating_sub(1).to_string().into_bytes());
+    }
+    if flushes {
+        set.extend([FLUSHING.into(), b"1".to_vec()]);
+    }
+    set
+}
+
+/// Slots of a cluster are about to be emptied, with what their markers say.
+pub async fn forget_slots(
+    cluster: &mut Cluster,
+    checkpoint: &Checkpoint,
+    ranges: &[(Slot, Slot)],
+    lsns: &[(u32, Lsn)],
+) -> Result<(), EngineError> {
+    let before = before(&checkpoint.key, lsns, false);
+    cluster.call(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
+    let tag = own::tag(cluster.settings());
+    let slots = ranges.iter().flat_map(|(first, last)| (first.0..=last.0).map(Slot));
+    let keys = slots.flat_map(|slot| (0..checkpoint.flows).map(move |flow| (FlowId(flow), slot)));
+    let keys: Vec<Vec<u8>> = keys.map(|(flow, slot)| own::marker_key(&tag, flow, slot)).collect();
+    cluster.delete_all(keys.into_iter()).await
+}
+
 /// The same on every primary of a cluster. What is `behind` the command, the positions
 /// among it, is of the checkpoint's slot.
 async fn execute_on_cluster(
@@ -100,13 +131,8 @@ async fn execute_on_cluster(
     behind: &[Vec<&[u8]>],
     lsns: &[(u32, Lsn)],
 ) -> Result<(), EngineError> {
-    // Should this end half-way, the next process begins exactly before the command, and executes it once more.
-    let mut before = vec![b"HSET".to_vec(), key.as_bytes().to_vec()];
-    for (flow, lsn) in lsns {
-        before.push(format!("{LSN_FIELD_PREFIX}{flow}").into_bytes());
-        before.push(lsn.0.saturating_sub(1).to_string().into_bytes());
-    }
-    before.extend([FLUSHING.into(), b"1".to_vec()]);
+    // Where it deletes nothing, what the nodes keep stays, and tells of a loss as always.
+    let before = before(key, lsns, command != [b"PING"]);
     // A key that moves from a node that was not emptied yet to one that was outlives it: so all is done twice, the first time
     // with the positions of before. No slot goes to and fro in so short a time.
     let mut once = behind.to_vec();

@@ -14,9 +14,37 @@ use super::proving;
 use super::replicate::same_target;
 use super::settings::MigrateSettings;
 use super::target::{self, Target, TargetLink};
+use crate::convert::Scope;
 use crate::convert::journal::GlobalCommand;
-use crate::ids::Lsn;
+use crate::ids::{Lsn, Slot};
 use std::sync::Arc;
+
+/// What a global command leaves nothing of at the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Emptied {
+    Nothing,
+    All,
+    Slots(Box<[(Slot, Slot)]>),
+}
+
+impl Emptied {
+    /// In a cluster, which has one database.
+    pub fn by(command: &GlobalCommand, scope: &Scope) -> Self {
+        match command {
+            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => Self::Nothing,
+            GlobalCommand::FlushAll | GlobalCommand::FlushDb(_) => Self::All,
+            GlobalCommand::FlushSlots(ranges) => Self::Slots(ranges.clone()),
+        }
+    }
+
+    pub fn has(&self, slot: Slot) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::All => true,
+            Self::Slots(ranges) => ranges.iter().any(|(first, last)| (*first..=*last).contains(&slot)),
+        }
+    }
+}
 
 pub(super) struct Global {
     settings: Arc<MigrateSettings>,
@@ -108,6 +136,9 @@ impl Global {
                 ));
             }
             GlobalCommand::FlushSlots(ranges) => {
+                if let Some(cluster) = target.cluster() {
+                    checkpoint::forget_slots(cluster, checkpoint, ranges, &lsns).await?;
+                }
                 target::delete_slots(target, ranges).await?;
                 checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
             }

@@ -13,6 +13,7 @@
 //! not sent, or not executed. So the next start skips exactly what the marker covers, and applies the rest in its order.
 
 use super::error::EngineError;
+use super::global::Emptied;
 use super::homes;
 use super::lane::Lane;
 use super::layout::Marks;
@@ -159,11 +160,6 @@ impl Router {
     }
 
     pub fn new(start: RouterStart) -> Self {
-        let mut resumed_to = BTreeMap::new();
-        for ((flow, _), lsn) in start.resumed.iter() {
-            let last = resumed_to.entry(*flow).or_insert(*lsn);
-            *last = (*last).max(*lsn);
-        }
         let routes = Routes::new(start.lanes_by_slot);
         Self {
             homes: homes::choose(routes.lanes()),
@@ -175,10 +171,10 @@ impl Router {
             marks: Marks::new(start.journal_tag, start.snapshot_tag, start.job_tag),
             checkpoint_key: start.checkpoint_key,
             marked: start.resumed.keys().copied().collect(),
+            resumed_to: last_of(&start.resumed),
             resumed: start.resumed,
             sent_before: start.sent_before,
             heard_before: start.heard_before,
-            resumed_to,
             scratch: Vec::new(),
             scratch_mark: 0,
             refused: None,
@@ -238,11 +234,17 @@ impl Router {
     }
 
     /// A global command was executed everywhere, and the positions behind it are in the checkpoint: none from before it may be
-    /// written any more. (The worker of other flows has written those behind it, perhaps, when the tool is killed.)
-    pub fn passed(&mut self, positions: Vec<(FlowId, Lsn)>) {
+    /// written any more. (The worker of other flows has written those behind it, perhaps, when the tool is killed.) What it
+    /// emptied holds nothing of what was written behind it when it was executed for the first time.
+    pub fn passed(&mut self, positions: Vec<(FlowId, Lsn)>, emptied: &Emptied) {
         self.forget_cuts();
         self.forget_noted();
         self.confirmed = positions;
+        if *emptied != Emptied::Nothing && !self.resumed.is_empty() {
+            let left = self.resumed.iter().filter(|((_, slot), _)| !emptied.has(*slot));
+            self.resumed = Arc::new(left.map(|(place, lsn)| (*place, *lsn)).collect());
+            self.resumed_to = last_of(&self.resumed);
+        }
     }
 
     /// Why the last event could not be converted, if it could not.
@@ -463,6 +465,16 @@ impl Router {
     pub fn is_noted(&self, positions: &[(FlowId, Lsn)]) -> bool {
         self.cuts.is_empty() && self.written == positions
     }
+}
+
+/// By flow: the last LSN.
+fn last_of(resumed: &Resumed) -> BTreeMap<FlowId, Lsn> {
+    let mut last = BTreeMap::new();
+    for ((flow, _), lsn) in resumed {
+        let known = last.entry(*flow).or_insert(*lsn);
+        *known = (*known).max(*lsn);
+    }
+    last
 }
 
 /// By lane: batches that are there now, the open one included.

@@ -2,7 +2,8 @@
 //! kept of a batch that was partly rejected, and where it goes. Without a ring: batches are moved by hand as the kernel would.
 
 use super::*;
-use crate::convert::{Class, CommandMeta, Out};
+use crate::convert::journal::GlobalCommand;
+use crate::convert::{Class, CommandMeta, Out, Scope};
 use crate::engine::again;
 use crate::engine::batch::Batch;
 use crate::engine::errors::judge_in_cluster;
@@ -410,13 +411,34 @@ fn every_node_keeps_the_positions() {
     world.record(Some(6), &[(Blind, &["SET", &keys()[1], "1"])]).unwrap();
     note(&mut world, 6);
     (0..2).for_each(|lane| world.answer_all(lane));
-    world.router.passed(vec![(FLOW, Lsn(7))]);
+    world.router.passed(vec![(FLOW, Lsn(7))], &Emptied::All);
     world.record(Some(8), &[(Blind, &["SET", &keys()[1], "1"])]).unwrap();
     note(&mut world, 8);
     (0..2).for_each(|lane| {
         assert!(world.waiting(lane).contains("j:7") && !world.waiting(lane).contains("j:6"), "{lane}")
     });
     assert!(world.waiting(checkpoint).contains("lsn:3 7") && !world.waiting(checkpoint).contains("homes"));
+}
+
+/// A flush that is executed again, for another node, takes what stands behind it and was applied.
+#[test]
+fn markers_found_say_nothing_of_what_was_emptied_since() {
+    let [a, b, _] = keys();
+    let (of_a, of_b) = (slot(a.as_bytes()), slot(b.as_bytes()));
+    let command = |command| Emptied::by(&command, &Scope::default());
+    let only_a = GlobalCommand::FlushSlots([(of_a, of_a)].into());
+    for (emptied, applied) in [
+        (Emptied::Nothing, [false, false]),
+        (command(GlobalCommand::FlushAll), [true, true]),
+        (command(GlobalCommand::FlushDb(DbIndex(0))), [true, true]),
+        (command(only_a), [true, false]),
+    ] {
+        let mut world = world([((FLOW, of_a), Lsn(9)), ((FLOW, of_b), Lsn(9))].into());
+        world.router.passed(vec![(FLOW, Lsn(7))], &emptied);
+        world.record(Some(8), &[(Guarded, &["INCR", &a])]).unwrap();
+        world.record(Some(9), &[(Guarded, &["INCR", &b])]).unwrap();
+        assert_eq!([0, 1].map(|lane| world.waiting(lane).contains("INCR")), applied, "{emptied:?}");
+    }
 }
 
 #[test]

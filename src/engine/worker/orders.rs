@@ -5,6 +5,8 @@
 use super::Worker;
 use crate::engine::error::EngineError;
 use crate::engine::fetch::Answer;
+use crate::engine::flow::Flow;
+use crate::engine::global::Emptied;
 use crate::engine::held::positions;
 use crate::engine::messages::{Lost, WorkerCommand, WorkerEvent};
 use crate::engine::outlet::Outlet;
@@ -29,6 +31,7 @@ impl Worker {
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
                     self.releases += 1;
+                    let emptied = self.emptied();
                     for flow in &mut self.flows {
                         if let Some(lsn) = flow.release_barrier()
                             && let Some(shared) = self.confirmed.get(flow.id.0 as usize)
@@ -37,7 +40,7 @@ impl Worker {
                         }
                     }
                     if let Some(router) = &mut self.router {
-                        router.passed(positions(&self.flows));
+                        router.passed(positions(&self.flows), &emptied);
                     }
                 }
                 Ok(WorkerCommand::LeaveSource { read_on }) => self.leave_source(read_on, now_ns),
@@ -91,6 +94,15 @@ impl Worker {
                 Err(mpsc::TryRecvError::Empty) => return Ok(false),
             }
         }
+    }
+
+    /// By the command that the flows stand before.
+    fn emptied(&self) -> Emptied {
+        let command = |flow: &Flow| {
+            let barrier = flow.stable.as_ref()?.barrier.as_ref()?;
+            Some(Emptied::by(&barrier.command, flow.handler.scope()))
+        };
+        self.flows.iter().find_map(command).unwrap_or(Emptied::Nothing)
     }
 
     fn list_suspects(&mut self) {
