@@ -116,7 +116,7 @@ pub struct Crew {
     /// Flows that stand before a global command, and workers that are drained before one.
     barriers: Vec<Barrier>,
     /// Keys that flows lost before the session follows the journal: they are fetched then.
-    lost_early: Vec<messages::Lost>,
+    lost_early: Vec<messages::Wanted>,
     barrier_workers: usize,
     /// Ids, at the target, of all connections that workers had.
     client_ids: Vec<i64>,
@@ -421,11 +421,11 @@ impl Crew {
     }
 
     /// A flow that is ahead of the others, which are still in the full sync, lost a key.
-    pub fn keep_lost(&mut self, lost: messages::Lost) {
-        self.lost_early.push(lost);
+    pub fn keep_lost(&mut self, wanted: messages::Wanted) {
+        self.lost_early.push(wanted);
     }
 
-    pub fn take_lost(&mut self) -> Vec<messages::Lost> {
+    pub fn take_lost(&mut self) -> Vec<messages::Wanted> {
         std::mem::take(&mut self.lost_early)
     }
 

@@ -25,12 +25,14 @@ pub enum Settled {
     /// Write it, here.
     Write { db: DbIndex, key: Box<[u8]>, fetched: Fetched },
     /// It changed meanwhile: fetch it anew.
-    Again { db: DbIndex, key: Box<[u8]> },
+    Again { db: DbIndex, key: Box<[u8]>, question: u64 },
     /// It could not be had: list it.
     GivenUp { db: DbIndex, key: Box<[u8]>, why: String },
 }
 
 struct Entry {
+    /// The last one: what was read before all keys were gone, and says so, is no answer for a key that is there again.
+    question: u64,
     /// LSN of the last record that named the key.
     touched: Option<Lsn>,
     asked_count: u32,
@@ -40,6 +42,7 @@ struct Entry {
 /// The lost keys of one flow.
 #[derive(Default)]
 pub struct Doubts {
+    questions: u64,
     entries: HashMap<(DbIndex, Box<[u8]>), Entry>,
     /// Keys that the target does not hold on purpose: not asked for again.
     left_out: HashSet<(DbIndex, Box<[u8]>)>,
@@ -59,17 +62,19 @@ impl Doubts {
         self.entries.is_empty()
     }
 
-    /// The target lost the key. True: it is to be fetched; false: it is on its way already. `Err`: too many.
-    pub fn lost(&mut self, db: DbIndex, key: &[u8]) -> Result<bool, String> {
+    /// The target lost the key. Returns the number of the question, if it is to be fetched; else it is on its way already.
+    /// `Err`: too many.
+    pub fn lost(&mut self, db: DbIndex, key: &[u8]) -> Result<Option<u64>, String> {
         let name = (db, Box::from(key));
         if self.entries.contains_key(&name) || self.left_out.contains(&name) {
-            return Ok(false);
+            return Ok(None);
         }
         if self.entries.len() >= KEYS_MAX {
             return Err(format!("more than {KEYS_MAX} keys were lost at a time"));
         }
-        self.entries.insert(name, Entry { touched: None, asked_count: 1, answer: None });
-        Ok(true)
+        self.questions += 1;
+        self.entries.insert(name, Entry { question: self.questions, touched: None, asked_count: 1, answer: None });
+        Ok(Some(self.questions))
     }
 
     /// One more can be asked for.
@@ -101,9 +106,10 @@ impl Doubts {
         self.entries.retain(|(of, _), _| db.is_some_and(|db| db != *of));
     }
 
-    /// What the source said.
-    pub fn answered(&mut self, db: DbIndex, key: &[u8], answer: Result<Fetched, String>) {
-        if let Some(entry) = self.entries.get_mut(&(db, Box::from(key))) {
+    /// What the source said to a question.
+    pub fn answered(&mut self, db: DbIndex, key: &[u8], question: u64, answer: Result<Fetched, String>) {
+        let entry = self.entries.get_mut(&(db, Box::from(key)));
+        if let Some(entry) = entry.filter(|entry| entry.question == question) {
             entry.answer = Some(answer);
         }
     }
@@ -149,7 +155,9 @@ impl Doubts {
             }
             Ok(_) if entry.asked_count < ASKED_MAX => {
                 entry.asked_count += 1;
-                return Some(Settled::Again { db, key });
+                self.questions += 1;
+                entry.question = self.questions;
+                return Some(Settled::Again { db, key, question: self.questions });
             }
             Ok(_) => {
                 let why = format!("it was changed each of the {ASKED_MAX} times that it was read");
@@ -174,8 +182,8 @@ mod tests {
 
     fn lost(key: &str) -> Doubts {
         let mut doubts = Doubts::default();
-        assert_eq!(doubts.lost(DB, key.as_bytes()), Ok(true));
-        assert_eq!(doubts.lost(DB, key.as_bytes()), Ok(false));
+        assert_eq!(doubts.lost(DB, key.as_bytes()), Ok(Some(1)));
+        assert_eq!(doubts.lost(DB, key.as_bytes()), Ok(None));
         doubts
     }
 
@@ -185,7 +193,7 @@ mod tests {
         // Contained in the value.
         doubts.touched(DB, b"k", Lsn(9));
         assert!(!doubts.is_due(Lsn(10)) && !doubts.holds_flow());
-        doubts.answered(DB, b"k", fetched(10, 12));
+        doubts.answered(DB, b"k", 1, fetched(10, 12));
         assert!(!doubts.is_due(Lsn(11)) && doubts.settle(Lsn(11)).is_none());
         doubts.touched(DB, b"other", Lsn(11));
         assert!(doubts.is_due(Lsn(12)));
@@ -198,35 +206,47 @@ mod tests {
         for touched in [10, 11, 12] {
             let mut doubts = lost("k");
             doubts.touched(DB, b"k", Lsn(touched));
-            doubts.answered(DB, b"k", fetched(10, 12));
-            assert!(matches!(doubts.settle(Lsn(13)), Some(Settled::Again { .. })), "{touched}");
+            doubts.answered(DB, b"k", 1, fetched(10, 12));
+            assert!(matches!(doubts.settle(Lsn(13)), Some(Settled::Again { question: 2, .. })), "{touched}");
             // Now the flow waits, so nothing can come between.
             assert!(doubts.holds_flow());
-            doubts.answered(DB, b"k", fetched(20, 20));
+            doubts.answered(DB, b"k", 2, fetched(20, 20));
             assert!(!doubts.holds_flow());
             assert!(matches!(doubts.settle(Lsn(20)), Some(Settled::Write { .. })));
         }
     }
 
+    /// Asked before a flush, read behind it: it was absent then. It has been made anew since, and is in doubt again.
+    #[test]
+    fn an_answer_to_a_question_from_before_a_flush_is_none_to_the_next_one() {
+        let mut doubts = lost("k");
+        doubts.flushed(None);
+        assert_eq!(doubts.lost(DB, b"k"), Ok(Some(2)));
+        doubts.answered(DB, b"k", 1, fetched(10, 10));
+        assert!(doubts.is_waiting() && doubts.settle(Lsn(12)).is_none());
+        doubts.answered(DB, b"k", 2, fetched(12, 12));
+        assert!(matches!(doubts.settle(Lsn(12)), Some(Settled::Write { fetched, .. }) if fetched.before == Lsn(12)));
+    }
+
     #[test]
     fn it_ends_in_any_case() {
         let mut doubts = lost("k");
-        for _ in 1..ASKED_MAX {
-            doubts.answered(DB, b"k", fetched(5, 5));
+        for question in 1..u64::from(ASKED_MAX) {
+            doubts.answered(DB, b"k", question, fetched(5, 5));
             doubts.touched(DB, b"k", Lsn(5));
             assert!(matches!(doubts.settle(Lsn(6)), Some(Settled::Again { .. })));
         }
-        doubts.answered(DB, b"k", fetched(5, 5));
+        doubts.answered(DB, b"k", ASKED_MAX.into(), fetched(5, 5));
         assert!(matches!(doubts.settle(Lsn(6)), Some(Settled::GivenUp { .. })));
         let mut doubts = lost("k");
-        doubts.answered(DB, b"k", Err("NOPERM".into()));
+        doubts.answered(DB, b"k", 1, Err("NOPERM".into()));
         assert!(matches!(doubts.settle(Lsn(1)), Some(Settled::GivenUp { why, .. }) if why == "NOPERM"));
         let mut doubts = lost("k");
         doubts.flushed(Some(DbIndex(1)));
         assert!(!doubts.is_empty());
         doubts.flushed(None);
         assert!(doubts.is_empty());
-        doubts.answered(DB, b"k", fetched(1, 1));
+        doubts.answered(DB, b"k", 1, fetched(1, 1));
         assert!(doubts.settle(Lsn(9)).is_none());
         for i in 0..KEYS_MAX {
             doubts.lost(DB, &i.to_be_bytes()).unwrap();

@@ -6,7 +6,7 @@
 
 use super::doubt::Fetched;
 use super::error::EngineError;
-use super::messages::Lost;
+use super::messages::{Lost, Wanted};
 use super::settings::MigrateSettings;
 use super::source::Source;
 use crate::dragonfly::reply::Reply;
@@ -23,13 +23,14 @@ pub const PAYLOAD_BYTES_MAX: usize = 32 << 20;
 /// An answer for the flow that lost the key.
 pub struct Answer {
     pub lost: Lost,
+    pub question: u64,
     pub answer: Result<Fetched, String>,
 }
 
 pub struct Fetcher {
     settings: Arc<MigrateSettings>,
     flows: u32,
-    waiting: VecDeque<Lost>,
+    waiting: VecDeque<Wanted>,
     running: Option<oneshot::Receiver<Vec<Answer>>>,
 }
 
@@ -39,10 +40,11 @@ impl Fetcher {
     }
 
     /// A worker lost a key.
-    pub fn want(&mut self, lost: Lost) {
+    pub fn want(&mut self, wanted: Wanted) {
+        let lost = &wanted.lost;
         tracing::warn!(flow = %lost.flow, db = %lost.db, key = %lost.key.escape_ascii(),
             "the target lost a key, or a record did not say what became of it: fetching it from the source");
-        self.waiting.push_back(lost);
+        self.waiting.push_back(wanted);
         self.look();
     }
 
@@ -50,7 +52,7 @@ impl Fetcher {
         if self.running.is_some() || self.waiting.is_empty() {
             return;
         }
-        let batch: Vec<Lost> = self.waiting.drain(..self.waiting.len().min(BATCH_MAX)).collect();
+        let batch: Vec<Wanted> = self.waiting.drain(..self.waiting.len().min(BATCH_MAX)).collect();
         let (done, running) = oneshot::channel();
         self.running = Some(running);
         let (settings, flows) = (self.settings.clone(), self.flows);
@@ -70,15 +72,15 @@ impl Fetcher {
     }
 }
 
-async fn fetch_all(settings: &MigrateSettings, flows: u32, batch: Vec<Lost>) -> Vec<Answer> {
+async fn fetch_all(settings: &MigrateSettings, flows: u32, batch: Vec<Wanted>) -> Vec<Answer> {
     let mut source = Source::connect(&settings.source, settings.connect_timeout).await.map_err(|e| e.to_string());
     let mut answers = Vec::with_capacity(batch.len());
-    for lost in batch {
+    for Wanted { lost, question } in batch {
         let answer = match &mut source {
             Ok(source) => fetch(source, flows, &lost).await.map_err(|e| e.to_string()),
             Err(why) => Err(why.clone()),
         };
-        answers.push(Answer { lost, answer });
+        answers.push(Answer { lost, question, answer });
     }
     answers
 }

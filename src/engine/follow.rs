@@ -77,7 +77,7 @@ impl Job<'_> {
         for lost in std::mem::take(&mut self.lost) {
             crew.tell_flow(lost.flow, WorkerCommand::Doubt(lost));
         }
-        crew.take_lost().into_iter().for_each(|lost| fetcher.want(lost));
+        crew.take_lost().into_iter().for_each(|wanted| fetcher.want(wanted));
         let mut rightings = Rightings::new(&self.settings, &probed.capabilities, crew.hold().clone());
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         let mut offsets = tokio::time::interval(OFFSETS_EVERY);
@@ -104,7 +104,7 @@ impl Job<'_> {
                     }
                     WorkerEvent::Drained => watch.drained += 1,
                     WorkerEvent::Settled(number) => watch.settled(number, crew.workers()),
-                    WorkerEvent::Lost(lost) => fetcher.want(lost),
+                    WorkerEvent::Lost(wanted) => fetcher.want(wanted),
                     event => {
                         joining.event(&event);
                         self.watch(event);

@@ -140,6 +140,13 @@ pub struct Lost {
     pub key: Vec<u8>,
 }
 
+/// A key that is to be fetched.
+pub struct Wanted {
+    pub lost: Lost,
+    /// The flow's number of the question (`doubt`).
+    pub question: u64,
+}
+
 /// What a worker tells the control plane.
 pub enum WorkerEvent {
     /// The ring stands; reading may begin.
@@ -186,7 +193,7 @@ pub enum WorkerEvent {
         keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
     },
     /// The target lost a key that the source had, or a record did not say what became of it: it is to be fetched.
-    Lost(Lost),
+    Lost(Wanted),
     /// Once a second.
     Sample {
         worker: usize,

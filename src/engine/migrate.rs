@@ -396,8 +396,8 @@ impl Job<'_> {
                     WorkerEvent::SourceGone { why } => return Err(EngineError::Source(why)),
                     WorkerEvent::LetGo { why } => return Err(EngineError::Target(why)),
                     // A flow may be in the journal already while others are still here.
-                    WorkerEvent::Lost(lost) => {
-                        crew.keep_lost(lost);
+                    WorkerEvent::Lost(wanted) => {
+                        crew.keep_lost(wanted);
                         Ok(None)
                     }
                     event => {

@@ -12,7 +12,7 @@ use super::flow::Flow;
 use super::handle::FlowHandler;
 use super::lane::Lane;
 use super::lost;
-use super::messages::{Lost, WorkerEvent};
+use super::messages::{Lost, Wanted, WorkerEvent};
 use super::outlet::Outlet;
 use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
@@ -80,12 +80,12 @@ impl Flow {
     /// The same by its name at the source.
     pub(super) fn lost(&mut self, db: DbIndex, key: Vec<u8>, events: &UnboundedSender<WorkerEvent>) -> Option<Lost> {
         match self.handler.doubts.lost(db, &key) {
-            Ok(true) => {
+            Ok(Some(question)) => {
                 let lost = Lost { flow: self.id, db, key };
-                let _ = events.send(WorkerEvent::Lost(lost.clone()));
+                let _ = events.send(WorkerEvent::Lost(Wanted { lost: lost.clone(), question }));
                 (self.handler.counts.not_fetched < REMEMBERED_MAX).then_some(lost)
             }
-            Ok(false) => None,
+            Ok(None) => None,
             Err(why) => {
                 self.handler.give_up(db, &key, &why);
                 None
@@ -108,9 +108,9 @@ impl Flow {
             let (db, key, fetched) = match self.handler.doubts.settle(next_lsn) {
                 None => return,
                 Some(Settled::Write { db, key, fetched }) => (db, key, fetched),
-                Some(Settled::Again { db, key }) => {
+                Some(Settled::Again { db, key, question }) => {
                     let lost = Lost { flow: self.id, db, key: key.into_vec() };
-                    let _ = events.send(WorkerEvent::Lost(lost));
+                    let _ = events.send(WorkerEvent::Lost(Wanted { lost, question }));
                     continue;
                 }
                 // Its name stays in the checkpoint: the next process tries again.

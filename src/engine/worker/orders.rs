@@ -75,9 +75,9 @@ impl Worker {
                     }
                 }
                 Ok(WorkerCommand::Fetched(answer)) => {
-                    let Answer { lost, answer } = *answer;
+                    let Answer { lost, question, answer } = *answer;
                     if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == lost.flow) {
-                        flow.handler.doubts.answered(lost.db, &lost.key, answer);
+                        flow.handler.doubts.answered(lost.db, &lost.key, question, answer);
                     }
                 }
                 Ok(WorkerCommand::Found(names)) => {
