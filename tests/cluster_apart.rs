@@ -8,6 +8,7 @@ use common::{Contents, FlowBytes, Hand, contents, migrate, noise, server_with};
 use df2redis::lab::LabError;
 use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
 use df2redis::lab::cluster::Cluster;
+use df2redis::lab::encode::{string, types};
 use df2redis::lab::script::{ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions, find_module, find_server};
 use df2redis::redis::slot::slot;
@@ -191,6 +192,42 @@ fn what_was_stored_in_a_full_sync_is_listed() {
         let listed = serde_json::to_string(&run.report["not_carried"]).unwrap();
         assert_eq!(run.report["not_carried"]["counts"]["doubtful-EarlyRead/verify"], 3, "{listed}");
         for key in ["d", "e", "f"] {
+            assert!(listed.contains(&format!("\"key\":\"{key}\"")), "{key} is not listed in {listed}");
+        }
+    }
+}
+
+/// A value that is left out takes the place of one that is not, also if it only was one server, or one slot.
+#[test]
+fn a_key_renamed_over_another_is_gone_where_its_value_is_left_out() {
+    let Some((cluster, one)) = servers(ServerKind::Redis7, ServerOptions::default()) else { return };
+    for port in [one.port(), cluster.port()] {
+        let mut flow = FlowBytes::new();
+        for key in ["j", "{k2}j", "{k4}j"] {
+            flow.object(types::JSON, key.as_bytes(), |out| string(out, b"[1]", false));
+        }
+        for key in ["k", "k2", "k3", "k5", "k6"] {
+            flow.string(key.as_bytes(), b"old");
+        }
+        for line in ["RENAME j k", "RENAME {k2}j k2", "RENAMENX {k4}j k4", "RENAME k3 k5", "RENAME k6 k6"] {
+            flow.journal(0, &words(line));
+        }
+        let master = Hand::new(vec![flow]).start();
+        let run = migrate(master.port(), port, &["--on-unsupported", "json=skip"]);
+        run.expect_code(0);
+        if port == cluster.port() {
+            cluster.gather(&one).unwrap();
+        }
+        let left: Vec<String> = contents(&mut one.client().unwrap())
+            .into_iter()
+            .map(|((_, key), _)| key.escape_ascii().to_string())
+            .filter(|key| !key.starts_with("df2redis:"))
+            .collect();
+        assert_eq!(left, ["k5", "k6"], "{}", run.stderr);
+        let listed = serde_json::to_string(&run.report["not_carried"]).unwrap();
+        let counts = &run.report["not_carried"]["counts"];
+        assert_eq!((&counts["doubtful-Renamed/verify"], &counts["json/skip"]), (&3.into(), &3.into()), "{listed}");
+        for key in ["k", "k2", "k4"] {
             assert!(listed.contains(&format!("\"key\":\"{key}\"")), "{key} is not listed in {listed}");
         }
     }

@@ -81,6 +81,33 @@ fn keys_that_nodes_lost_are_there_again_once_they_are_renewed() {
     }
 }
 
+/// Over slots and within one, on top of another key: what the source has by the new name is fetched.
+#[test]
+fn what_is_renamed_from_a_lost_key_is_fetched_by_its_new_name() {
+    let Some(mut scene) = InCluster::with(ServerKind::Redis7, &[]) else { return };
+    let mut source = scene.source();
+    for i in 0..KEYS {
+        for key in [format!("x:{i}"), format!("{{x:{i}}}"), format!("y:{i}"), format!("{{x:{i}}}y")] {
+            source.run(&format!("RPUSH {key} {key}")).unwrap();
+        }
+    }
+    scene.wait_acknowledged();
+    for i in 0..KEYS {
+        assert_eq!(scene.at_target(&format!("DEL x:{i}")).int(), Some(1));
+        assert_eq!(scene.at_target(&format!("DEL {{x:{i}}}")).int(), Some(1));
+    }
+    for i in 0..KEYS {
+        source.run(&format!("RENAME x:{i} y:{i}")).unwrap();
+        source.run(&format!("RENAME {{x:{i}}} {{x:{i}}}y")).unwrap();
+    }
+    for i in 0..KEYS {
+        scene.wait_at_target(&format!("LINDEX y:{i} 0"), |answer| is_text(answer, &format!("x:{i}")));
+        scene.wait_at_target(&format!("LINDEX {{x:{i}}}y 0"), |answer| is_text(answer, &format!("{{x:{i}}}")));
+    }
+    scene.stops_equal();
+    assert_eq!(lost_names(&scene), 0);
+}
+
 /// Why the answer that a key is gone led to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unheard {

@@ -351,6 +351,27 @@ fn a_vanished_key_is_fetched_again() {
     assert!(listed.lines().any(|line| line.contains(lists[0]) && line.contains("doubtful-Vanished")), "{listed}");
 }
 
+/// What took the place of another key at the source must not leave that one at the target.
+#[test]
+fn what_is_renamed_from_a_vanished_key_is_fetched_by_its_new_name() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    for i in 0..8 {
+        source.run(&format!("RPUSH x:{i} new")).unwrap();
+        source.run(&format!("RPUSH y:{i} old")).unwrap();
+    }
+    scene.wait_acknowledged();
+    for i in 0..8 {
+        assert_eq!(int(&mut target, &format!("DEL x:{i}")), 1);
+        source.run(&format!("RENAME x:{i} y:{i}")).unwrap();
+    }
+    for i in 0..8 {
+        let mut is_new = || text(&mut target, &format!("LINDEX y:{i} 0")).as_deref() == Some("new");
+        assert!(wait_for(|| is_new().then_some(())).is_some(), "y:{i}: {}", scene.tool.said());
+    }
+    scene.stops_equal();
+}
+
 /// A mode that the operator turned on stays on; one that the user may not turn on is done without.
 #[test]
 fn import_mode_of_others_is_left_alone() {

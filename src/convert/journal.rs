@@ -286,6 +286,7 @@ impl JournalTranslator {
             How::MSet => self.mset(record, out),
             How::GetSet => self.get_set(record, out),
             How::Del => Ok(self.del(record, record.from(1), out)),
+            How::Rename => self.rename(record, out),
             How::GetEx => self.get_ex(record, out),
             How::PExpireAt => self.pexpire_at(record, out),
             How::Persist => self.persist(record, out),

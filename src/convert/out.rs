@@ -1,6 +1,6 @@
 //! Where encoded commands go: implemented by the engine (batches of one connection) and by a plain `Vec` in tests.
 
-use crate::ids::{DbIndex, Slot};
+use crate::ids::{DbIndex, FlowId, Slot};
 
 /// How a command may be treated when its outcome is unknown after a lost connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,9 @@ pub trait Out {
     fn put_owned(&mut self, bytes: bytes::Bytes);
     /// Ends the command. The command of a large string may stay open over several events of its flow.
     fn end(&mut self);
+    /// Of the Guarded command that comes next, a RENAME of this flow in this database of the source, it is to be known if the
+    /// target lacks the key. `None`: it has been written, or never will be.
+    fn watch_rename(&mut self, _of: Option<(FlowId, DbIndex)>) {}
 }
 
 /// Longest contiguous `space`.

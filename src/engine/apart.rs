@@ -68,14 +68,16 @@ impl Half {
 }
 
 impl Cluster {
-    /// Carries a record out. May be done again.
-    pub async fn carry_out(&mut self, apart: &Apart) -> Result<(), EngineError> {
+    /// Carries a record out. May be done again. Returns a key that the target lacks, or may lack, for it had nothing to rename.
+    pub async fn carry_out(&mut self, apart: &Apart) -> Result<Option<Vec<u8>>, EngineError> {
         let args: Vec<&[u8]> = apart.args.iter().map(Vec::as_slice).collect();
         let done = match several(&args) {
-            Ok(Several::Rename { from, to }) => self.rename(apart, from, to).await,
-            Ok(Several::MoveElement { from, to }) => self.move_element(apart, from, to).await,
-            Ok(Several::Store { reads, writes }) => self.store(apart, &args, &reads, writes).await,
-            Ok(Several::Pop { keys, take }) => self.pop(apart, &keys, take).await,
+            Ok(Several::Rename { from, to }) => {
+                self.rename(apart, from, to).await.map(|is_there| (!is_there).then(|| to.to_vec()))
+            }
+            Ok(Several::MoveElement { from, to }) => self.move_element(apart, from, to).await.map(|()| None),
+            Ok(Several::Store { reads, writes }) => self.store(apart, &args, &reads, writes).await.map(|()| None),
+            Ok(Several::Pop { keys, take }) => self.pop(apart, &keys, take).await.map(|()| None),
             Err(why) => Err(EngineError::Refused(why.into())),
         };
         done.map_err(|error| {
@@ -97,19 +99,22 @@ impl Cluster {
         })
     }
 
-    async fn rename(&mut self, apart: &Apart, from: &[u8], to: &[u8]) -> Result<(), EngineError> {
+    /// Returns whether the value is known to stand under its new name.
+    async fn rename(&mut self, apart: &Apart, from: &[u8], to: &[u8]) -> Result<bool, EngineError> {
         if self.is_moved(apart, from, to).await? {
-            return Ok(());
+            return Ok(false);
         }
+        let mut is_there = false;
         if !self.half(apart, slot(to)).await?.is_done() {
             let copy = own::temporary_key(&own::tag(self.settings()), apart.flow, slot(to), 0);
             let expiry = self.expiry_ms(from).await?.to_string();
             match self.bring(from, &copy, usize::MAX).await? {
-                // It was left out, or has expired: there is nothing to rename.
-                Brought::Nothing => self.note(apart, slot(to)).await?,
+                // It was left out, or has expired: what had the new name is gone all the same.
+                Brought::Nothing => self.group(apart, to, &[&[b"DEL", to]]).await?,
                 Brought::Payload(payload) => {
                     let restore: [&[u8]; 6] = [b"RESTORE", to, expiry.as_bytes(), &payload, b"REPLACE", b"ABSTTL"];
                     self.group(apart, to, &[&restore]).await?;
+                    is_there = true;
                 }
                 Brought::Copy => {
                     let rename: [&[u8]; 3] = [b"RENAME", &copy, to];
@@ -123,11 +128,13 @@ impl Cluster {
                             from.escape_ascii()
                         )));
                     }
+                    is_there = true;
                 }
             }
         }
         self.confirm_slot(slot(to)).await?;
-        self.group(apart, from, &[&[b"DEL", from]]).await
+        self.group(apart, from, &[&[b"DEL", from]]).await?;
+        Ok(is_there)
     }
 
     /// When the key expires, as RESTORE with ABSTTL takes it: 0 is never.

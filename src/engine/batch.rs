@@ -32,6 +32,8 @@ pub struct Watched {
 
 /// In place of an answer: there is none that says so, but one that nobody has heard.
 pub const UNHEARD: i64 = i64::MIN;
+/// In place of an answer: the error that there is no such key, to a RENAME. What is lost is the key that it makes.
+pub const NO_SUCH_KEY: i64 = i64::MIN + 1;
 
 #[derive(Debug)]
 pub struct Batch {

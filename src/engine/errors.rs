@@ -128,9 +128,13 @@ fn third_argument(command: &[u8]) -> &[u8] {
     rest.get(..len).unwrap_or(rest)
 }
 
-/// The key of command `index` of `batch`. `None`: its name is too long to be known.
+/// The key that command `index` of `batch` leaves: its first, or the new name. `None`: its name is too long to be known.
 pub fn key_of(batch: &Batch, slab: &Slab, index: u32) -> Option<Vec<u8>> {
-    let key = request::nth_command(batch.slices(slab), u64::from(index)).ok()?.first_key?;
+    let position = |name: &[u8]| match name {
+        b"RENAME" | b"RENAMENX" => Some(2),
+        name => request::key_position(name),
+    };
+    let key = request::nth_command_by(batch.slices(slab), u64::from(index), position).ok()?.first_key?;
     (key.len() < request::COPIED_BYTES_MAX).then_some(key)
 }
 

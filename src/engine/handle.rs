@@ -392,7 +392,15 @@ impl FlowHandler {
         now_ms: i64,
         out: &mut impl Out,
     ) -> Result<(), EngineError> {
-        match self.journal_record(db, txid, args, now_ms, false, out)? {
+        let watches = self.renames(db, args);
+        if watches {
+            out.watch_rename(Some((self.flow, db)));
+        }
+        let applied = self.journal_record(db, txid, args, now_ms, false, out);
+        if watches {
+            out.watch_rename(None);
+        }
+        match applied? {
             Applied::Global(_) => Err(EngineError::SyncVoided {
                 flow: self.flow.0,
                 command: String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned(),

@@ -5,6 +5,7 @@
 //! if its own marker says that it was not (nothing of its flow and slot was under way beside it, see `layout`); all go one at
 //! a time, each answer awaited, in the order in which they were encoded, so that no marker ever goes down.
 
+use super::batch::{NO_SUCH_KEY, Watched};
 use super::cluster::{Cluster, Trouble};
 use super::error::EngineError;
 use super::homes::Found;
@@ -15,7 +16,7 @@ use super::router::{Resumed, parse_marker, says_applied};
 use super::target::{self, TargetLink};
 use super::units::Unit;
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
-use crate::ids::{FlowId, Lsn, Slot};
+use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::resp;
 use crate::redis::slot::{SLOTS, slot};
 use crate::redis::value::Value;
@@ -41,7 +42,10 @@ impl Cluster {
             missed.extend(unit.missed(answers.as_deref()));
         }
         for apart in &held.apart {
-            self.carry_out(apart).await?;
+            if let Some(key) = self.carry_out(apart).await? {
+                let of = Watched { command: 0, flow: apart.flow, db: DbIndex(0), lost_if: NO_SUCH_KEY };
+                missed.push((of, Some(key)));
+            }
         }
         let mut settled = self.assign(held).await?;
         settled.missed = missed;

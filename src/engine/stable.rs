@@ -13,7 +13,6 @@ use super::messages::{Apart, Barrier, Lost, WorkerEvent};
 use super::outlet::Outlet;
 use super::router::{ClusterWriter, WriteSettings};
 use super::settings::MigrateSettings;
-use super::vanished::lost_answer;
 use super::witness::is_clients;
 use super::writer::{Source, Writer};
 use crate::convert::Out;
@@ -228,9 +227,8 @@ impl Flow {
                         .map_err(|error| error.at_lsn(*id, stable.next_lsn))?;
                     if let JournalEvent::Command(command) = &event
                         && writer.encoder.batch.commands > commands_before
-                        && let Some(lost_if) = lost_answer(command)
+                        && let Some((key, lost_if)) = handler.watched(command)
                     {
-                        let key = command.args().nth(1).unwrap_or_default();
                         writer.watch(*id, command.db, key, lost_if);
                     }
                     if matches!(applied, Applied::Done) && event.counts() {
@@ -245,19 +243,19 @@ impl Flow {
                         read_ns: *read_ns,
                     };
                     let mut writer = ClusterWriter::new(router, lanes, slab, source, position_of_record, write);
-                    // Each of these records is one command at the most, but for PERSIST, whose two have the same answer.
+                    // Each of these records is one command at the most, but for PERSIST, whose two have the same answer, and RENAME.
                     let watched = match &event {
-                        JournalEvent::Command(command) => lost_answer(command).map(|lost_if| (command, lost_if)),
+                        JournalEvent::Command(command) => handler.watched(command).map(|of| (command.db, of)),
                         _ => None,
                     };
-                    if let Some((command, lost_if)) = watched {
-                        writer.watch(command.db, lost_if);
+                    if let Some((db, (_, lost_if))) = watched {
+                        writer.watch(db, lost_if);
                     }
                     let applied = apply(handler, &event, now_ms, &mut writer)
                         .map_err(|error| error.at_lsn(*id, stable.next_lsn))?;
                     writer.record_done();
-                    if let Some((command, _)) = watched.filter(|_| writer.is_unheard()) {
-                        unheard.push((command.db, command.args().nth(1).unwrap_or_default().to_vec()));
+                    if let Some((db, (key, _))) = watched.filter(|_| writer.is_unheard()) {
+                        unheard.push((db, key.to_vec()));
                     }
                     router.take_refusal()?;
                     if let Applied::Apart(args) = &applied {

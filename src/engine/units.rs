@@ -4,7 +4,7 @@
 //! with its bytes, slot and marker. Nothing is noted of a command on the happy path; this walk happens only after a
 //! redirect or a lost connection.
 
-use super::batch::{Batch, Watched};
+use super::batch::{Batch, NO_SUCH_KEY, Watched};
 use super::error::EngineError;
 use super::errors::key_of;
 use crate::convert::journal::keys_of;
@@ -73,6 +73,7 @@ impl Unit {
 /// The answer, or a part of it, is this number.
 fn says(value: &Value, number: i64) -> bool {
     match value {
+        Value::Error(_) => number == NO_SUCH_KEY,
         Value::Integer(found) => *found == number,
         Value::Array(parts) => parts.iter().any(|part| matches!(part, Value::Integer(found) if *found == number)),
         _ => false,

@@ -6,7 +6,7 @@
 //! but for those in answers. Invariant: a name goes from the checkpoint with the value, on one server in the same transaction, in a
 //! cluster when it is there (`router::found`).
 
-use super::batch::UNHEARD;
+use super::batch::{NO_SUCH_KEY, UNHEARD};
 use super::doubt::Settled;
 use super::flow::Flow;
 use super::handle::FlowHandler;
@@ -32,14 +32,16 @@ const REMEMBERED_MAX: u64 = 1024;
 
 /// The answer to the last command made of this record that says that the target lacks the key, or a field, of which the
 /// source had it (wire 4.4).
-pub(super) fn lost_answer(command: &Command<'_>) -> Option<i64> {
+fn lost_answer(command: &Command<'_>) -> Option<i64> {
     let name = command.name();
     let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
     match name.len() {
         5 if is("GETEX") => Some(0),
+        6 if is("RENAME") => Some(NO_SUCH_KEY),
         6 if is("HGETEX") => Some(-2),
         7 if is("PERSIST") => Some(0),
         7 if is("HEXPIRE") => Some(-2),
+        8 if is("RENAMENX") => Some(NO_SUCH_KEY),
         9 if is("PEXPIREAT") => Some(0),
         // With a condition 0 may mean that it does not hold.
         6..=8 if is("EXPIRE") || is("PEXPIRE") || is("EXPIREAT") => (command.args().count() == 3).then_some(0),
@@ -79,6 +81,11 @@ impl Flow {
 
     /// The same by its name at the source.
     pub(super) fn lost(&mut self, db: DbIndex, key: Vec<u8>, events: &UnboundedSender<WorkerEvent>) -> Option<Lost> {
+        if !self.handler.unclear.fetches {
+            // Only what a RENAME makes is watched in `migrate`.
+            self.handler.translator.notes().add(db, &key, "RENAME", NoteKind::Doubtful(Doubt::Renamed));
+            return None;
+        }
         match self.handler.doubts.lost(db, &key) {
             Ok(Some(question)) => {
                 let lost = Lost { flow: self.id, db, key };
@@ -164,6 +171,21 @@ impl Flow {
 }
 
 impl FlowHandler {
+    /// The key, by its name at the source, that the target lacks if the last command made of this record is answered so.
+    pub fn watched<'a>(&self, command: &Command<'a>) -> Option<(&'a [u8], i64)> {
+        let lost_if = lost_answer(command)?;
+        let key = command.args().nth(if lost_if == NO_SUCH_KEY { 2 } else { 1 })?;
+        // A key that is renamed out of the scope is deleted.
+        self.scope().admits(command.db, key, None).is_ok().then_some((key, lost_if))
+    }
+
+    /// Whether the record gives a key in scope another name, where it must be known if the target lacks it.
+    pub(super) fn renames(&self, db: DbIndex, args: &[&[u8]]) -> bool {
+        let [name, _, to] = args else { return false };
+        let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
+        (is("RENAME") || is("RENAMENX")) && self.scope().admits(db, to, None).is_ok()
+    }
+
     /// A record that names keys which the target lost.
     pub fn touch(&mut self, command: &Command<'_>, lsn: Lsn) {
         let args: SmallVec<[&[u8]; 16]> = command.args().collect();

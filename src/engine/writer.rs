@@ -5,7 +5,7 @@
 //! command stands in a MULTI that ends with its position (design.md, "Exactly once"). Writing never fails: when the slab
 //! has no send chunk left, bytes go to the heap (the worker stops decoding long before that).
 
-use super::batch::{Batch, Guard, Watched};
+use super::batch::{Batch, Guard, NO_SUCH_KEY, Watched};
 use super::lost::{WatchedNames, watched_field};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
@@ -107,6 +107,8 @@ pub struct Encoder {
     pub db: DbIndex,
     /// A command was begun and not ended.
     pub in_command: bool,
+    /// The next guarded command is a RENAME whose answer is watched.
+    watching: Option<(FlowId, DbIndex)>,
     /// Slot of the command begun last, if it is staged: a cluster's lane is chosen when it is committed.
     pub slot: Slot,
 }
@@ -118,6 +120,7 @@ impl Encoder {
             tail: Tail::default(),
             db: DbIndex(0),
             in_command: false,
+            watching: None,
             slot: Slot(0),
         }
     }
@@ -372,6 +375,12 @@ impl Out for Writer<'_> {
                         Some(Guard { first_command: self.encoder.batch.commands, sequence: state.sequence });
                     self.encoder.command(self.slab, &[b"MULTI"]);
                 }
+                if meta.class == Class::Guarded
+                    && let Some((flow, db)) = self.encoder.watching.take()
+                {
+                    let command = self.encoder.batch.commands;
+                    self.encoder.batch.watched.push(Watched { command, flow, db, lost_if: NO_SUCH_KEY });
+                }
             }
             None => {
                 self.encoder.db = meta.db;
@@ -405,5 +414,9 @@ impl Out for Writer<'_> {
         if self.guard.is_some() && !self.in_record {
             self.close_if_full(self.batch_bytes);
         }
+    }
+
+    fn watch_rename(&mut self, of: Option<(FlowId, DbIndex)>) {
+        self.encoder.watching = of;
     }
 }

@@ -35,8 +35,17 @@ pub enum RequestError {
 
 /// The `n`-th command (from 0).
 pub fn nth_command<'a>(segments: impl IntoIterator<Item = &'a [u8]>, n: u64) -> Result<CommandHead, RequestError> {
+    nth_command_by(segments, n, key_position)
+}
+
+/// The same with another string for its first key: which one it is, by the command's name.
+pub fn nth_command_by<'a>(
+    segments: impl IntoIterator<Item = &'a [u8]>,
+    n: u64,
+    key_position: fn(&[u8]) -> Option<usize>,
+) -> Result<CommandHead, RequestError> {
     let mut commands = 0;
-    for command in self::commands(segments) {
+    for command in commands_by(segments, key_position) {
         let command = command?;
         if commands == n {
             return Ok(command);
@@ -62,7 +71,14 @@ pub fn offset_of<'a>(segments: impl IntoIterator<Item = &'a [u8]>, n: u64) -> Re
 pub fn commands<'a>(
     segments: impl IntoIterator<Item = &'a [u8]>,
 ) -> impl Iterator<Item = Result<CommandHead, RequestError>> {
-    let mut walker = Walker::new(segments.into_iter());
+    commands_by(segments, key_position)
+}
+
+fn commands_by<'a>(
+    segments: impl IntoIterator<Item = &'a [u8]>,
+    key_position: fn(&[u8]) -> Option<usize>,
+) -> impl Iterator<Item = Result<CommandHead, RequestError>> {
+    let mut walker = Walker { key_position, ..Walker::new(segments.into_iter()) };
     let mut failed = false;
     std::iter::from_fn(move || {
         if failed || walker.at_end() {
@@ -90,11 +106,12 @@ struct Walker<'a, I> {
     segments: I,
     current: &'a [u8],
     offset: u64,
+    key_position: fn(&[u8]) -> Option<usize>,
 }
 
 impl<'a, I: Iterator<Item = &'a [u8]>> Walker<'a, I> {
     fn new(segments: I) -> Self {
-        Self { segments, current: &[], offset: 0 }
+        Self { segments, current: &[], offset: 0, key_position }
     }
 
     /// Whether no byte is left; moves on to the next segment that has one.
@@ -177,7 +194,7 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Walker<'a, I> {
             let len = self.number(b'$')?;
             if position == 0 && wants_head {
                 self.bytes(len, COPIED_BYTES_MAX, &mut name)?;
-                key_at = key_position(&name);
+                key_at = (self.key_position)(&name);
             } else if key_at == Some(position) {
                 let mut key = Vec::new();
                 self.bytes(len, COPIED_BYTES_MAX, &mut key)?;

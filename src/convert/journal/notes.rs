@@ -54,6 +54,8 @@ pub enum Doubt {
     JsonAsString,
     /// An immediate expiry with a condition on a TTL that the target does not have.
     ConditionalExpiry,
+    /// What it was renamed from was left out, or had expired at the target.
+    Renamed,
     /// The target expired it before the source's renewal came, and it could not be fetched again.
     Vanished,
 }

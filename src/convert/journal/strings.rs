@@ -148,6 +148,18 @@ impl JournalTranslator {
         commands
     }
 
+    /// At the source the old value of the new name is gone. Where the target lacks the other key (a value that is left out, or
+    /// has expired there) it must go all the same.
+    pub(super) fn rename<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
+        let (from, to) = (record.key()?, record.arg(2)?);
+        if from == to || self.is_cross_slot(record) {
+            return self.pass(record, Class::Guarded, out);
+        }
+        let deletes = self.del_keys(record, &[to], out);
+        self.pass(record, Class::Guarded, out)?;
+        Ok(Outcome::Written { commands: deletes + 1 })
+    }
+
     pub(super) fn get_ex<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         if record.args.len() == 2 {
             return Ok(Outcome::Dropped(DropReason::Read));

@@ -100,6 +100,8 @@ pub enum How {
     GetSet,
     /// DEL, UNLINK, GETDEL: DEL for each slot.
     Del,
+    /// RENAME: a DEL of the new name in front, for the target may lack what it gets.
+    Rename,
     GetEx,
     PExpireAt,
     Persist,
@@ -219,7 +221,7 @@ pub static TABLE: &[Row] = &[
     row("EXPIRE", 3, First, How::Expire(1000, true)),
     row("PEXPIRE", 3, First, How::Expire(1, true)),
     row("EXPIREAT", 3, First, How::Expire(1000, false)),
-    row("RENAME", 3, FirstTwo, How::Guarded),
+    row("RENAME", 3, FirstTwo, How::Rename),
     row("RENAMENX", 3, FirstTwo, How::Guarded),
     row("MOVE", 3, First, How::Move).ints(&[2]),
     row("RESTORE", 4, First, How::Restore),

@@ -80,12 +80,6 @@ impl Scope {
             b"MSET" | b"MSETNX" if !all_kept => Ok(some_of(args, &positions, &kept, 2)),
             b"JSON.MSET" if self.admits_type(TypeClass::Json) && !all_kept => Ok(some_of(args, &positions, &kept, 3)),
             b"RENAME" | b"RENAMENX" => match (kept.first(), kept.get(1)) {
-                (Some(true), Some(true)) if self.filters_types() && key(0) != key(1) => {
-                    // Of a type that is left out, the key is not there; the other one has to go all the same.
-                    let rename = Args::from_slice(args);
-                    let records = vec![delete([key(1)].into_iter()), rename];
-                    Ok(Scoped::Instead { records, reason: Reason::Type })
-                }
                 (Some(true), Some(false)) => {
                     Ok(Scoped::Instead { records: vec![delete([key(0)].into_iter())], reason: Reason::Key })
                 }

@@ -5,7 +5,7 @@
 //! let it go; behind a refusal nothing counts as acknowledged before it is settled (`refusal`).
 
 use super::Lane;
-use crate::engine::batch::{Batch, Watched};
+use crate::engine::batch::{Batch, NO_SUCH_KEY, Watched};
 use crate::engine::error::EngineError;
 use crate::engine::refusal;
 use crate::redis::reply::Reply;
@@ -101,6 +101,11 @@ impl Lane {
                             ))),
                             judged => judged.map(drop),
                         };
+                        if outcome.is_ok()
+                            && let Some(watched) = batch.watched_at(Some(index)).filter(|of| of.lost_if == NO_SUCH_KEY)
+                        {
+                            lost(batch, watched);
+                        }
                     }
                     return;
                 }

@@ -6,7 +6,7 @@
 
 use super::Router;
 use crate::convert::{Class, CommandMeta, Out};
-use crate::engine::batch::UNHEARD;
+use crate::engine::batch::{NO_SUCH_KEY, UNHEARD};
 use crate::engine::error::EngineError;
 use crate::engine::lane::Lane;
 use crate::engine::writer::Source;
@@ -165,7 +165,8 @@ impl<'a> ClusterWriter<'a> {
         if self.again && class != Class::Guarded {
             lane.pieces.put_in_doubt();
         }
-        if let Some((db, lost_if)) = self.watching.take() {
+        let answers = |of: &mut (DbIndex, i64)| of.1 != NO_SUCH_KEY || class == Class::Guarded;
+        if let Some((db, lost_if)) = self.watching.take_if(answers) {
             lane.pieces.watch(self.flow, db, lost_if);
         }
         if guarded {
@@ -308,5 +309,9 @@ impl Out for ClusterWriter<'_> {
             Aim::Lane(at) => self.end_at(at),
         }
         self.aim = Aim::Nowhere;
+    }
+
+    fn watch_rename(&mut self, of: Option<(FlowId, DbIndex)>) {
+        self.watching = of.map(|(_, db)| (db, NO_SUCH_KEY));
     }
 }
