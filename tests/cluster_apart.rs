@@ -11,7 +11,7 @@ use df2redis::lab::cluster::Cluster;
 use df2redis::lab::encode::{string, types};
 use df2redis::lab::script::{ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions, find_module, find_server};
-use df2redis::redis::slot::slot;
+use df2redis::redis::slot::{slot, tag};
 use std::collections::BTreeSet;
 
 /// What the commands work on. Names of one letter lie in different slots.
@@ -231,6 +231,21 @@ fn a_key_renamed_over_another_is_gone_where_its_value_is_left_out() {
             assert!(listed.contains(&format!("\"key\":\"{key}\"")), "{key} is not listed in {listed}");
         }
     }
+}
+
+/// A kill has left a copy in pages, whose name a later record's copy gets.
+#[test]
+fn a_copy_that_a_kill_has_left_is_replaced() {
+    let Some((cluster, _)) = servers(ServerKind::Redis7, ServerOptions::default()) else { return };
+    let home = slot(b"d");
+    let left = format!("df2redis:t:{{{}}}:0:0", tag(home));
+    let told = cluster.nodes.iter().filter(|node| node.client().unwrap().run(&format!("SET {left} v")).is_ok());
+    assert_eq!(told.count(), 1);
+    let master = Hand::new(vec![source(&["RPUSH l b a", "SORT l ALPHA STORE d"])]).start();
+    migrate(master.port(), cluster.port(), &["--on-existing", "replace"]).expect_code(0);
+    let mut keys = cluster.keys().unwrap();
+    keys.sort();
+    assert_eq!(keys, [&b"d"[..], b"l"]);
 }
 
 /// Patterns name keys that the record does not: no node of a cluster reads them.

@@ -48,10 +48,11 @@ impl Cluster {
                 copy.map_or(key(at), |copy| copy.name.as_slice())
             };
             let command: Vec<&[u8]> = (0..args.len()).map(named).collect();
-            let restores: Vec<[&[u8]; 4]> = copies
+            // What a kill has left of such a name, a value in pages, is replaced.
+            let restores: Vec<[&[u8]; 5]> = copies
                 .iter()
                 .filter_map(|copy| match &copy.value {
-                    Brought::Payload(payload) => Some([b"RESTORE", copy.name.as_slice(), b"0", payload]),
+                    Brought::Payload(payload) => Some([b"RESTORE", copy.name.as_slice(), b"0", payload, b"REPLACE"]),
                     Brought::Nothing | Brought::Copy => None,
                 })
                 .collect();
