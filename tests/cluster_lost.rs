@@ -5,7 +5,7 @@
 mod common;
 
 use common::clustered::{Clustered, key_on, node_of};
-use common::job::until;
+use common::job::{self, until};
 use df2redis::lab::encode::owner;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
@@ -371,4 +371,30 @@ fn flushed_again(node: usize) {
     world.restart();
     world.write(1);
     world.finish(tool);
+}
+
+/// Slots that the source gives away, one of which moves between the target's nodes just then.
+#[test]
+fn slots_that_are_given_away_are_emptied_where_they_are() {
+    let spec = Spec { flows_count: 1, ..Spec::of("string:10B=20").unwrap() };
+    let Some(world) = Clustered::new(false, ServerOptions::default(), spec, LiveOptions::default()) else { return };
+    let key = key_on(0, "k");
+    let (tag, slot) = (format!("{{{key}}}"), df2redis::redis::slot::slot(key.as_bytes()).0);
+    let mut tool = world.start_by(1, &[]);
+    (0..4).for_each(|i| world.run(&format!("SET {tag}:{i} v")));
+    world.run(&format!("SET {} v", key_on(2, "kept")));
+    world.wait_applied(&mut tool);
+    let (mut from, mut to) = (world.client(0), world.client(1));
+    to.run(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", world.cluster.id(0))).unwrap();
+    from.run(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", world.cluster.id(1))).unwrap();
+    let (port, keys) = (world.cluster.nodes[1].port().to_string(), [format!("{tag}:0"), format!("{tag}:1")]);
+    let moved = from.ask(&["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS", &keys[0], &keys[1]]).unwrap();
+    assert_eq!(moved.text().as_deref(), Some("OK"));
+    let flush = ["DFLYCLUSTER", "FLUSHSLOTS", &slot.to_string(), &slot.to_string()];
+    world.live.world().record(0, &flush, 7);
+    world.wait_applied(&mut tool);
+    let left = || world.cluster.keys().unwrap().into_iter().filter(|key| key.starts_with(tag.as_bytes())).count();
+    assert_eq!(left(), 0, "{}", tool.said());
+    assert_eq!(world.client(2).ask(&["GET", &key_on(2, "kept")]).unwrap().text().as_deref(), Some("v"));
+    job::stop(&mut tool);
 }

@@ -3,11 +3,15 @@
 //! In: a control connection. Out: the keys to be left alone; what was deleted.
 
 use super::{OWN_PREFIX, Target, TargetLink};
+use crate::engine::cluster::{Cluster, Trouble};
 use crate::engine::error::EngineError;
 use crate::engine::handle::Existing;
 use crate::engine::lease::{self, Lease};
+use crate::engine::refusal::refuses_for_now;
 use crate::engine::settings::{MigrateSettings, OnExisting};
 use crate::ids::{DbIndex, Slot};
+use crate::redis::resp;
+use crate::redis::slot::slot;
 use crate::redis::value::Value;
 
 /// Most keys that `--on-existing skip` remembers for each MiB of `--memory`.
@@ -78,7 +82,11 @@ async fn scan(link: &mut TargetLink, db: DbIndex, existing: &mut Existing) -> Re
 
 /// One SCAN: the next cursor, and keys.
 async fn page(link: &mut TargetLink, cursor: &[u8]) -> Result<(Vec<u8>, Vec<Value>), EngineError> {
-    let Value::Array(reply) = link.call(&[b"SCAN", cursor, b"COUNT", b"1000"]).await? else {
+    parse_page(link.call(&[b"SCAN", cursor, b"COUNT", b"1000"]).await?)
+}
+
+fn parse_page(reply: Value) -> Result<(Vec<u8>, Vec<Value>), EngineError> {
+    let Value::Array(reply) = reply else {
         return Err(EngineError::Target("the target answered SCAN with no array".into()));
     };
     match <[Value; 2]>::try_from(reply) {
@@ -113,27 +121,75 @@ pub async fn delete(link: &mut TargetLink, db: DbIndex, key: &[u8]) -> Result<bo
 
 /// Deletes the keys of these hash slots in database 0 (a cluster has no other).
 pub async fn delete_slots(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
-    let Some(cluster) = &mut link.cluster else { return delete_slots_of_node(link, ranges).await };
-    let mut deleted = 0;
-    for id in cluster.primary_ids() {
-        let Some(endpoint) = cluster.endpoint_of(&id) else { continue };
-        let mut node = TargetLink::connect(&endpoint, cluster.settings().connect_timeout).await?;
-        deleted += delete_slots_of_node(&mut node, ranges).await?;
+    if let Some(cluster) = &mut link.cluster {
+        return delete_slots_of_cluster(cluster, ranges).await;
     }
-    Ok(deleted)
-}
-
-async fn delete_slots_of_node(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
     let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
     link.call(&[b"SELECT", b"0"]).await?;
     loop {
         let (next, keys) = page(link, &cursor).await?;
-        for key in keys.iter().filter_map(Value::bytes) {
-            let slot = crate::redis::slot::slot(key);
-            let own = key.starts_with(OWN_PREFIX.as_bytes());
-            if !own && ranges.iter().any(|(first, last)| (*first..=*last).contains(&slot)) {
-                link.call(&[b"UNLINK", key]).await?;
-                deleted += 1;
+        for key in keys.iter().filter_map(Value::bytes).filter(|key| is_in_slots(key, ranges)) {
+            link.call(&[b"UNLINK", key]).await?;
+            deleted += 1;
+        }
+        if next == b"0" {
+            return Ok(deleted);
+        }
+        cursor = next;
+    }
+}
+
+fn is_in_slots(key: &[u8], ranges: &[(Slot, Slot)]) -> bool {
+    let slot = slot(key);
+    !key.starts_with(OWN_PREFIX.as_bytes()) && ranges.iter().any(|(first, last)| (*first..=*last).contains(&slot))
+}
+
+/// Twice, and until nothing is found any more: a key may move from a node that was not looked at yet to one that was.
+async fn delete_slots_of_cluster(cluster: &mut Cluster, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
+    let (mut deleted, mut patience) = (0, cluster.patience());
+    for round in 0u64.. {
+        cluster.refresh_patiently().await?;
+        let mut found = 0;
+        for id in cluster.primary_ids() {
+            match delete_slots_of_node(cluster, &id, ranges).await {
+                Ok(keys) => found += keys,
+                // It is looked at again.
+                Err(Trouble::Broken(error)) => {
+                    patience.wait(&error.to_string()).await?;
+                    found += 1;
+                    break;
+                }
+                Err(Trouble::Final(error)) => return Err(error),
+            }
+        }
+        deleted += found;
+        if found == 0 && round > 0 {
+            break;
+        }
+    }
+    Ok(deleted)
+}
+
+/// Keys that a node shows, each deleted where its slot is now.
+async fn delete_slots_of_node(cluster: &mut Cluster, id: &str, ranges: &[(Slot, Slot)]) -> Result<u64, Trouble> {
+    let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
+    loop {
+        let request = resp::command(&[b"SCAN", &cursor, b"COUNT", b"1000"]);
+        let reply = cluster.send(id, false, &request, 1).await?.pop().unwrap_or(Value::Null);
+        if let Value::Error(text) = &reply {
+            let error = EngineError::Target(format!("a node answered SCAN with \"{}\"", text.escape_ascii()));
+            return Err(if refuses_for_now(text) { Trouble::Broken(error) } else { Trouble::Final(error) });
+        }
+        let (next, keys) = parse_page(reply).map_err(Trouble::Final)?;
+        let keys = keys.iter().filter_map(Value::bytes).filter(|key| is_in_slots(key, ranges));
+        let requests: Vec<_> = keys.map(|key| (slot(key), resp::command(&[b"UNLINK", key]))).collect();
+        for answer in cluster.pipeline(&requests).await.map_err(Trouble::Final)? {
+            match answer {
+                Value::Error(text) => {
+                    let error = format!("the cluster answered UNLINK with \"{}\"", text.escape_ascii());
+                    return Err(Trouble::Final(EngineError::Target(error)));
+                }
+                answer => deleted += u64::from(answer == Value::Integer(1)),
             }
         }
         if next == b"0" {
