@@ -73,7 +73,7 @@ fn batch_of_units(units: &[Unit], like: &Batch) -> Batch {
         }
         batch.watched.extend(unit.watched.iter().map(|of| Watched { command: at + of.place, ..of.watched }));
         at += unit.replies;
-        if unit.replies > 1 && !unit.watched.is_empty() {
+        if unit.replies > 1 {
             batch.groups.push((at - 1, at - unit.replies + 1));
         }
     }

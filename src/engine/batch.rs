@@ -51,7 +51,7 @@ pub struct Batch {
     pub positions: Vec<(FlowId, Lsn)>,
     /// Commands whose answer may say that the target lost a key, in order.
     pub watched: Vec<Watched>,
-    /// A cluster's: its transactions, if anything is watched: index of the EXEC, and of the first command inside.
+    /// A cluster's: its transactions, in order: index of the EXEC, and of the first command inside.
     pub groups: Vec<(u32, u32)>,
     /// SELECTs inside: index of the command and the database.
     pub selects: Vec<(u32, DbIndex)>,
@@ -137,6 +137,32 @@ impl Batch {
         };
         let found = self.watched.binary_search_by_key(&command, |watched| watched.command).ok()?;
         self.watched.get(found).copied()
+    }
+
+    /// How many answers the array has that the next reply should be, if that is the reply to an EXEC.
+    pub fn answers_of_exec(&self) -> Option<u32> {
+        match self.guard {
+            Some(guard) => {
+                (self.replied + 1 == self.commands).then(|| self.replied.saturating_sub(guard.first_command + 1))
+            }
+            None => {
+                let (exec, first) = self.groups.get(self.group_from(self.replied))?;
+                (*exec == self.replied).then(|| exec.saturating_sub(*first))
+            }
+        }
+    }
+
+    /// Whether one of the replies from this one on, up to the last that came, is that to an EXEC.
+    pub fn has_answered_exec(&self, from: u32) -> bool {
+        match self.guard {
+            Some(_) => self.replied == self.commands,
+            None => self.groups.get(self.group_from(from)).is_some_and(|(exec, _)| *exec < self.replied),
+        }
+    }
+
+    /// The first transaction whose EXEC is not before this command.
+    fn group_from(&self, command: u32) -> usize {
+        self.groups.partition_point(|(exec, _)| *exec < command)
     }
 
     /// A node refused some of it, or sent it elsewhere.

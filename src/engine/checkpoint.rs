@@ -194,7 +194,11 @@ async fn execute_everywhere(
     let elements = values.last().and_then(Value::array).unwrap_or_default();
     match values.iter().chain(elements).find_map(Value::error_text) {
         Some(text) => Err(failed(text)),
-        None => Ok(()),
+        None if elements.len() == 1 + behind.len() => Ok(()),
+        None => Err(Trouble::Final(EngineError::Target(format!(
+            "the cluster answered the EXEC of a global command with {} replies, not with one for each of its commands",
+            elements.len()
+        )))),
     }
 }
 

@@ -161,10 +161,8 @@ impl Pieces {
                         push_command(&mut text, &[b"SET", &marker_key(&marks.job_tag, *flow, *slot), &value]);
                         push_command(&mut text, &[b"EXEC"]);
                         order.extend([None, None]);
-                        if !self.watched.is_empty() {
-                            let exec = order.len() - 1;
-                            encoder.batch.groups.push((exec as u32, (exec - 1 - members.len()) as u32));
-                        }
+                        let exec = order.len() - 1;
+                        encoder.batch.groups.push((exec as u32, (exec - 1 - members.len()) as u32));
                     }
                 }
             }

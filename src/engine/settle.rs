@@ -256,6 +256,16 @@ fn judge(unit: &Unit, values: &[Value], again: bool) -> Result<(), EngineError> 
             "{what}; the run stops here, because going on would leave a wrong value behind"
         )));
     }
+    // MULTI and EXEC are no commands of the group.
+    let wanted = (unit.replies as usize).saturating_sub(2);
+    if unit.replies > 1 && !matches!(values.last(), Some(Value::Array(elements)) if elements.len() == wanted) {
+        return Err(EngineError::Torn(format!(
+            "the cluster answered the EXEC of {} {} not with one reply for each command of the transaction; what it executed is \
+             not known: run again with --on-existing flush",
+            unit.name.escape_ascii(),
+            unit.key.escape_ascii()
+        )));
+    }
     for (name, value, again) in inner {
         if let Some(what) = unexpected(name, value, again) {
             return Err(EngineError::Torn(format!(
@@ -270,7 +280,9 @@ fn judge(unit: &Unit, values: &[Value], again: bool) -> Result<(), EngineError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::units::Inner;
+    use crate::engine::layout::batch_of;
+    use crate::engine::units::{Inner, units_of};
+    use crate::uring::{Slab, SlabLayout};
 
     #[test]
     fn only_what_has_no_marker_may_have_been_executed_before() {
@@ -293,8 +305,25 @@ mod tests {
         let marker = || Some((b"m".to_vec(), b"j:1".to_vec()));
         assert!(judge(&unit(marker(), false), &[wrong()], true).is_err());
         // A blind command of the group was sent by itself, by an earlier session.
-        let values = [Value::Array(vec![wrong()])];
+        let values = [Value::Array(vec![wrong(), Value::Simple(b"OK".to_vec())])];
         assert!(judge(&unit(marker(), true), &values, true).is_ok());
         assert!(matches!(judge(&unit(marker(), false), &values, true), Err(EngineError::Torn(_))));
+    }
+
+    #[test]
+    fn a_transaction_is_answered_with_an_array_of_its_length() {
+        let mut bytes = Vec::new();
+        let commands: [&[&[u8]]; 4] = [&[b"MULTI"], &[b"INCR", b"n"], &[b"SET", b"m", b"j:1"], &[b"EXEC"]];
+        commands.iter().for_each(|args| resp::push_command(&mut bytes, args));
+        let layout = SlabLayout { rx_chunk_bytes: 4096, rx_chunks: 1, tx_chunk_bytes: 4096, tx_chunks: 1 };
+        let slab = Slab::unregistered(layout).unwrap();
+        let (_, unit) = units_of(&batch_of(bytes, 4, true), &slab).unwrap().remove(0);
+        let ok = || Value::Simple(b"OK".to_vec());
+        let array = |len: usize| Value::Array(vec![Value::Integer(1); len]);
+        let judged = |last: Value| judge(&unit, &[ok(), ok(), ok(), last], false);
+        assert!(judged(array(2)).is_ok());
+        for hostile in [ok(), Value::Null, array(0), array(1), array(3), Value::Integer(2)] {
+            assert!(matches!(judged(hostile.clone()), Err(EngineError::Torn(_))), "{hostile:?}");
+        }
     }
 }

@@ -126,7 +126,7 @@ impl Lane {
                         lost(batch, watched);
                     }
                 }
-                Reply::Null if answered(sent, ready).is_some_and(|batch| is_at_exec(batch)) => {
+                Reply::Null if answered(sent, ready).is_some_and(|batch| batch.answers_of_exec().is_some()) => {
                     outcome = Err(EngineError::Target(format!(
                         "node {node} did not execute a MULTI, although nothing was watched; its commands are not applied"
                     )));
@@ -134,9 +134,8 @@ impl Lane {
                 }
                 Reply::Array { elements, .. } => {
                     // Of a refused group, too, nothing but EXEC answers with an array.
-                    if let Some(batch) = answered(sent, ready).filter(|batch| is_at_exec(batch))
-                        && let Some(guard) = batch.guard
-                        && elements != u64::from(batch.commands - guard.first_command).saturating_sub(2)
+                    if let Some(wanted) = answered(sent, ready).and_then(|batch| batch.answers_of_exec())
+                        && elements != u64::from(wanted)
                     {
                         outcome = Err(EngineError::Torn(format!(
                             "node {node} answered EXEC with {elements} replies, not one for each command of the transaction; \
@@ -158,9 +157,10 @@ impl Lane {
                     return;
                 };
                 let step = count.min(u64::from(batch.commands - batch.replied));
+                let from = batch.replied;
                 batch.replied += step as u32;
                 count -= step;
-                if batch.guard.is_some() && batch.replied == batch.commands && !ends_group {
+                if !ends_group && batch.has_answered_exec(from) {
                     outcome = Err(EngineError::Torn(format!(
                         "node {node} answered EXEC with no array: whether it executed the transaction is not known; run again \
                          with --on-existing flush"
@@ -241,9 +241,4 @@ fn answered<'a>(sent: &'a mut VecDeque<Batch>, ready: &'a mut VecDeque<Batch>) -
         Some(batch) => Some(batch),
         None => ready.front_mut().filter(|batch| batch.sent_bytes > 0).filter(open),
     }
-}
-
-/// The next reply is that to the EXEC of the batch's group.
-fn is_at_exec(batch: &Batch) -> bool {
-    batch.guard.is_some() && batch.replied + 1 == batch.commands
 }

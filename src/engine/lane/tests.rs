@@ -316,6 +316,39 @@ fn an_exec_is_answered_by_as_many_as_it_executed() {
     }
 }
 
+/// A batch of a cluster may have several transactions, and commands beside them.
+#[test]
+fn each_exec_of_a_cluster_is_answered_by_as_many_as_it_executed() {
+    for (reply, good) in [
+        (&b"*2\r\n:1\r\n+OK\r\n"[..], true),
+        (b"*1\r\n:1\r\n", false),
+        (b"*0\r\n", false),
+        (b"*-1\r\n", false),
+        (b"+OK\r\n", false),
+        (b"+QUEUED\r\n", false),
+        (b":2\r\n", false),
+    ] {
+        let mut world = World::new();
+        world.lane.in_cluster = true;
+        let mut bytes = resp::command(&[b"SET", b"a", b"1"]);
+        for (key, marker) in [(b"n", b"m"), (b"o", b"p")] {
+            let group: [&[&[u8]]; 4] = [&[b"MULTI"], &[b"INCR", key], &[b"SET", marker, b"j:1"], &[b"EXEC"]];
+            group.iter().for_each(|args| resp::push_command(&mut bytes, args));
+        }
+        let mut batch = crate::engine::layout::batch_of(bytes, 9, true);
+        batch.groups = vec![(4, 2), (8, 6)];
+        world.lane.sent.push_back(batch);
+        let before = b"+OK\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:1\r\n+OK\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n";
+        assert_eq!(world.reply(before).unwrap(), 0);
+        let replied = world.reply(reply);
+        assert!(
+            if good { matches!(replied, Ok(1)) } else { replied.is_err() },
+            "{}: {replied:?}",
+            reply.escape_ascii()
+        );
+    }
+}
+
 /// One that sends a byte now and then, and no reply, would else hold a lane for ever.
 #[test]
 fn only_whole_replies_are_a_sign_of_life() {

@@ -63,6 +63,8 @@ proptest! {
         prop_assert_eq!(batch.bytes, batch.slices(&slab).map(<[u8]>::len).sum::<usize>());
         let units = units_of(&batch, &slab).unwrap();
         prop_assert_eq!(units.iter().map(|(_, unit)| unit.replies).sum::<u32>(), batch.commands);
+        let execs = units.iter().filter(|(_, unit)| unit.replies > 1).map(|(range, _)| (range.end - 1, range.start + 1));
+        prop_assert_eq!(&batch.groups, &execs.collect::<Vec<_>>());
         // What each flow does in each slot, and whether some of it is guarded.
         let mut wanted: HashMap<(u32, Slot), Wanted> = HashMap::new();
         for (n, (flow, number, guarded, len)) in made.iter().enumerate() {
