@@ -8,7 +8,7 @@ use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
 use df2redis::lab::generate::{Generator, Spec};
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
-use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
+use df2redis::lab::script::{ErrorRule, Hostile, HostileRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::torture::{Tool, wait_for};
 use df2redis::redis::slot::slot;
 use std::collections::BTreeSet;
@@ -307,4 +307,32 @@ fn a_node_outside_of_the_cluster_is_never_connected_to() {
         // What was not executed is not acknowledged.
         assert!(!world.live.is_acknowledged());
     }
+}
+
+/// Two nodes, the second one as it is said here; nothing is to be written to either.
+fn refused_for(identity: TargetIdentity, hostile: Option<HostileRule>, text: &str) {
+    let ports = ClusterPorts::default();
+    let first = TargetIdentity::default().in_cluster(&ports);
+    let first = ScriptedTarget::start(ScriptOptions { identity: first, ..ScriptOptions::default() }).unwrap();
+    let identity = identity.in_cluster(&ports);
+    let second = ScriptedTarget::start(ScriptOptions { identity, hostile, ..ScriptOptions::default() }).unwrap();
+    ports.lock().unwrap().extend([first.port(), second.port()]);
+    let spec = Spec::of("string:60B=5").unwrap();
+    let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+    let run = migrate(live.port(), first.port(), &[]);
+    run.expect_code(3).expect_text(text).expect_text(&second.address().to_string());
+    assert!(first.received_of("RESTORE").len() + second.received_of("RESTORE").len() <= 2);
+}
+
+#[test]
+fn the_clock_of_every_node_counts() {
+    let later = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 3600;
+    let time = format!("*2\r\n$10\r\n{later}\r\n$1\r\n0\r\n").into_bytes();
+    let rule = HostileRule { command: "TIME".into(), key: None, what: Hostile::Instead(time) };
+    refused_for(TargetIdentity::default(), Some(rule), "the clocks of source and target are");
+}
+
+#[test]
+fn nodes_of_several_makes_are_refused() {
+    refused_for(TargetIdentity::valkey("9.0.1"), None, "are of several makes");
 }

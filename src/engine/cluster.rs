@@ -197,6 +197,22 @@ impl Cluster {
         self.links.get_mut(id).ok_or_else(|| Trouble::Final(EngineError::Internal("a connection vanished".into())))
     }
 
+    /// The connection to a primary, which is waited for. `None`: it has no slots any more.
+    pub async fn patient_link(&mut self, id: &str) -> Result<Option<&mut TargetLink>, EngineError> {
+        let mut patience = self.patience();
+        while self.primary_ids().iter().any(|known| known == id) {
+            match self.link(id).await {
+                Ok(_) => return Ok(self.links.get_mut(id)),
+                Err(Trouble::Broken(error)) => {
+                    patience.wait(&error.to_string()).await?;
+                    self.refresh_patiently().await?;
+                }
+                Err(Trouble::Final(error)) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// A primary that is another process now, with nobody in its place, may have lost what it had acknowledged.
     pub async fn check_run_id(&mut self, id: &str, link: &mut TargetLink) -> Result<(), Trouble> {
         let run_id = target::run_id(link).await.map_err(Trouble::Broken)?;

@@ -118,18 +118,14 @@ impl Job<'_> {
     /// written. What only some data needs is held, and named, when it is refused.
     pub(super) async fn check_access(&self, target: &mut TargetLink) -> Result<(), EngineError> {
         let flush = (self.settings.on_existing == OnExisting::Flush).then_some(FLUSH_PROBE);
-        for args in ACCESS_PROBES.into_iter().chain(flush) {
-            let name = String::from_utf8_lossy(args[0]);
-            match target.call_raw(&name, args).await? {
-                // A refused EXEC says EXECABORT first.
-                Value::Error(text) if text.windows(6).any(|word| word == b"NOPERM") => {
-                    return Err(EngineError::Target(format!(
-                        "nothing was written: the target answered {name} with \"{}\"; grant it to the target's user (README.md \
-                         lists the least that is needed)",
-                        text.escape_ascii()
-                    )));
+        match target.cluster() {
+            None => try_access(target, flush).await?,
+            Some(cluster) => {
+                for id in cluster.primary_ids() {
+                    if let Some(node) = cluster.patient_link(&id).await? {
+                        try_access(node, flush).await?;
+                    }
                 }
-                _ => {}
             }
         }
         proving::check(target, &self.settings).await
@@ -147,15 +143,17 @@ impl Job<'_> {
         source: &mut Source,
         target: &mut TargetLink,
     ) -> Result<(), EngineError> {
+        let clocks = target::clocks(target).await?;
         let before_ms = realtime_ms() as i64;
-        let target_ms = target::time_ms(target).await?;
-        let between_ms = realtime_ms() as i64;
         let source_ms = source.time_ms().await?;
         let after_ms = realtime_ms() as i64;
+        let source_ms = source_ms.map(|ms| ms - before_ms.midpoint(after_ms));
+        // Of a cluster the worst one counts.
+        let worst = clocks.iter().max_by_key(|clock| clock.ahead_ms.abs_diff(source_ms.unwrap_or(0)));
         let skew = ClockSkew {
-            source_ms: source_ms.map(|ms| ms - between_ms.midpoint(after_ms)),
-            target_ms: target_ms.map(|ms| ms - before_ms.midpoint(between_ms)),
-            uncertain_ms: (after_ms - before_ms).unsigned_abs() / 2 + 1,
+            source_ms,
+            target_ms: worst.map(|clock| clock.ahead_ms),
+            uncertain_ms: (after_ms - before_ms).unsigned_abs() / 2 + worst.map_or(0, |clock| clock.uncertain_ms) + 1,
         };
         self.report.clock_skew = skew;
         let (Some(source_ms), Some(target_ms)) = (skew.source_ms, skew.target_ms) else {
@@ -164,13 +162,34 @@ impl Job<'_> {
         };
         let apart_ms = source_ms.abs_diff(target_ms);
         if u128::from(apart_ms.saturating_sub(skew.uncertain_ms)) > self.settings.clock_skew_max.as_millis() {
+            let node = worst.map(|clock| clock.node.as_str()).filter(|node| !node.is_empty());
+            let node = node.map(|node| format!(" node {node}")).unwrap_or_default();
             return Err(EngineError::Refused(format!(
-                "the clocks of source and target are {apart_ms} ms apart (source {source_ms:+} ms, target {target_ms:+} ms from \
+                "the clocks of source and target are {apart_ms} ms apart (source {source_ms:+} ms, target{node} {target_ms:+} ms from \
                  this machine's): keys would expire at the wrong time. Set them right, or allow it with --clock-skew-max"
             )));
         }
         Ok(())
     }
+}
+
+/// Tries the commands of every job on one server. A cluster's node looks at permissions before it says whose the key is.
+async fn try_access(link: &mut TargetLink, flush: Option<&[&[u8]]>) -> Result<(), EngineError> {
+    for args in ACCESS_PROBES.into_iter().chain(flush) {
+        let name = String::from_utf8_lossy(args[0]);
+        match link.call_raw(&name, args).await? {
+            // A refused EXEC says EXECABORT first.
+            Value::Error(text) if text.windows(6).any(|word| word == b"NOPERM") => {
+                return Err(EngineError::Target(format!(
+                    "nothing was written: the target answered {name} with \"{}\"; grant it to the target's user (README.md \
+                     lists the least that is needed)",
+                    text.escape_ascii()
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Whether the source may be reached later. What the operator has to change is better said at once.

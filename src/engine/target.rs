@@ -28,7 +28,7 @@ pub use named::{
     client_id, connect_control, connect_control_within, connect_lane, connect_named_lane, end_client, end_lanes,
     end_lanes_of_node, name_control,
 };
-pub use probe::{cpu, databases, keyspace, probe, run_id, time_ms};
+pub use probe::{clocks, cpu, databases, keyspace, probe, run_id};
 
 /// All keys of the tool at the target begin with this; they are removed when the job is finished.
 pub const OWN_PREFIX: &str = "df2redis:";
@@ -133,7 +133,7 @@ impl TargetLink {
             }
             let Some((error, text)) = refused else {
                 let answers = match self.call_raw("EXEC", &[b"EXEC"]).await? {
-                    Value::Array(answers) => answers,
+                    Value::Array(answers) if answers.len() == commands.len() => answers,
                     other => return Err(EngineError::Target(format!("the target answered EXEC with {other:?}"))),
                 };
                 return match answers.iter().find_map(Value::error_text) {

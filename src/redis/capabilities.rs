@@ -112,6 +112,22 @@ impl Capabilities {
         })
     }
 
+    /// Leaves what the other server, one of the same make, can do too.
+    pub fn narrow(&mut self, other: &Self) {
+        self.version = self.version.min(other.version);
+        self.json &= other.json;
+        self.field_expiry &= other.field_expiry;
+        self.import_mode &= other.import_mode;
+        self.bulk_bytes_max = self.bulk_bytes_max.min(other.bulk_bytes_max);
+        self.memory_limited |= other.memory_limited;
+        // None: it could not be asked.
+        if self.commands.is_empty() {
+            self.commands.clone_from(&other.commands);
+        } else if !other.commands.is_empty() {
+            self.commands.retain(|name| other.commands.contains(name));
+        }
+    }
+
     /// Capabilities of a plain server of this make and version, as a probe without command names would find them. For
     /// tests, benchmarks and the sink.
     pub fn plain(make: Make, version: Version) -> Self {
@@ -254,6 +270,22 @@ mod tests {
         assert_eq!(valkey.to_string(), "Valkey 9.1.2");
         assert!(valkey.cluster && valkey.json && valkey.field_expiry && valkey.import_mode);
         assert_eq!(valkey.hash_expiry_type(), Some(22));
+    }
+
+    #[test]
+    fn of_several_servers_the_least_counts() {
+        let mut new = probe("redis_version:8.2.0\r\nmaxmemory:0\r\n", &["HPEXPIREAT", "JSON.SET", "SET"]).unwrap();
+        let old = probe("redis_version:7.0.15\r\nmaxmemory:5\r\n", &["SET", "OTHER"]).unwrap();
+        let mut narrowed = old.clone();
+        narrowed.narrow(&new);
+        new.narrow(&old);
+        for one in [&new, &narrowed] {
+            assert_eq!(one.to_string(), "Redis 7.0.15");
+            assert!(!one.json && !one.field_expiry && one.memory_limited);
+            assert!(one.commands.iter().eq(["SET"]));
+        }
+        new.narrow(&Capabilities { bulk_bytes_max: 7, ..Capabilities::plain(Make::Redis, new.version) });
+        assert!(new.bulk_bytes_max == 7 && new.commands.len() == 1);
     }
 
     #[test]

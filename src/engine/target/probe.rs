@@ -10,6 +10,7 @@ use crate::ids::DbIndex;
 use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
 use crate::redis::value::Value;
+use crate::uring::clock::realtime_ms;
 use std::collections::HashSet;
 
 /// What else may stand in a client's query buffer beside one long string.
@@ -25,11 +26,41 @@ pub async fn run_id(link: &mut TargetLink) -> Result<String, EngineError> {
     Ok(Info::parse(&info).get("run_id").unwrap_or_default().to_string())
 }
 
-/// The target's clock; `None` where its user may not ask.
-pub async fn time_ms(link: &mut TargetLink) -> Result<Option<i64>, EngineError> {
+/// A clock of the target.
+pub struct Clock {
+    /// A cluster's node; empty for one server.
+    pub node: String,
+    /// Before this machine's, in milliseconds, and how far that may be off.
+    pub ahead_ms: i64,
+    pub uncertain_ms: u64,
+}
+
+/// The clocks of the target, one a primary; none of those where its user may not ask.
+pub async fn clocks(link: &mut TargetLink) -> Result<Vec<Clock>, EngineError> {
+    let Some(cluster) = &mut link.cluster else { return Ok(clock(link).await?.into_iter().collect()) };
+    let mut clocks = Vec::new();
+    for id in cluster.primary_ids() {
+        let node = cluster.address_of(&id).map(|address| address.to_string()).unwrap_or_default();
+        let Some(link) = Box::pin(cluster.patient_link(&id)).await? else { continue };
+        match clock(link).await? {
+            Some(clock) => clocks.push(Clock { node, ..clock }),
+            None => tracing::warn!(%node, "its clock cannot be compared: the user lacks the permission for TIME"),
+        }
+    }
+    Ok(clocks)
+}
+
+async fn clock(link: &mut TargetLink) -> Result<Option<Clock>, EngineError> {
+    let before_ms = realtime_ms() as i64;
     let Value::Array(parts) = link.call_raw("TIME", &[b"TIME"]).await? else { return Ok(None) };
+    let after_ms = realtime_ms() as i64;
     let number = |at: usize| parts.get(at).and_then(Value::text).and_then(|text| text.parse::<i64>().ok());
-    Ok(number(0).zip(number(1)).map(|(s, us)| s.saturating_mul(1000).saturating_add(us / 1000)))
+    let time_ms = number(0).zip(number(1)).map(|(s, us)| s.saturating_mul(1000).saturating_add(us / 1000));
+    Ok(time_ms.map(|ms| Clock {
+        node: String::new(),
+        ahead_ms: ms.saturating_sub(before_ms.midpoint(after_ms)),
+        uncertain_ms: (after_ms - before_ms).unsigned_abs() / 2,
+    }))
 }
 
 /// The target's CPU time so far, where INFO gives it.
@@ -85,10 +116,9 @@ async fn runs(link: &mut TargetLink, script: &[&[u8]]) -> Result<bool, EngineErr
     }
 }
 
-/// Learns what the target is and can do. Writes nothing.
-pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
+/// What a server says that it is and can do, and its INFO.
+async fn ask(link: &mut TargetLink) -> Result<(Capabilities, String), EngineError> {
     let text = link.info("everything").await?;
-    let info = Info::parse(&text);
     let names = command_names(link).await?;
     let proto_bytes_max = config_number(link, "proto-max-bulk-len").await?;
     // A string must stand in the query buffer whole.
@@ -97,7 +127,29 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     let bulk_bytes_max = [proto_bytes_max, query_bytes_max].into_iter().flatten().min();
     let capabilities =
         Capabilities::from_probe(&text, names, bulk_bytes_max).map_err(|e| EngineError::Refused(e.to_string()))?;
-    let mut capabilities = capabilities;
+    Ok((capabilities, text))
+}
+
+/// Learns what the target is and can do, a cluster as much as each of its primaries. Writes nothing.
+pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
+    let (mut capabilities, text) = ask(link).await?;
+    let info = Info::parse(&text);
+    if let Some(cluster) = &mut link.cluster {
+        for id in cluster.primary_ids() {
+            let node = cluster.address_of(&id).map(|address| address.to_string()).unwrap_or_default();
+            let Some(link) = Box::pin(cluster.patient_link(&id)).await? else { continue };
+            let (of_node, _) = ask(link).await?;
+            if of_node.make != capabilities.make {
+                return Err(EngineError::Refused(format!(
+                    "the nodes of the target cluster are of several makes: {node} is {of_node}, another one {capabilities}"
+                )));
+            }
+            if of_node.version != capabilities.version {
+                tracing::warn!(%node, is = %of_node, another = %capabilities, "the nodes of the target differ: the older version counts");
+            }
+            capabilities.narrow(&of_node);
+        }
+    }
     // Known, but not for this user: then it is as good as absent.
     if !runs(link, &[b"EVAL", b"return 1", b"0"]).await? {
         capabilities.commands.remove("EVAL");
