@@ -309,6 +309,25 @@ fn a_node_outside_of_the_cluster_is_never_connected_to() {
     }
 }
 
+/// A key that moves meanwhile from a node that was not emptied yet to one that was would outlive one round.
+#[test]
+fn a_cluster_is_emptied_twice() {
+    let ports = ClusterPorts::default();
+    let nodes = [(); 2].map(|()| {
+        let identity = TargetIdentity { keys_count: 1, ..TargetIdentity::default() }.in_cluster(&ports);
+        ScriptedTarget::start(ScriptOptions { identity, ..ScriptOptions::default() }).unwrap()
+    });
+    ports.lock().unwrap().extend(nodes.iter().map(ScriptedTarget::port));
+    let spec = Spec::of("string:60B=5").unwrap();
+    let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+    migrate(live.port(), nodes[0].port(), &["--on-existing", "flush"]);
+    for node in &nodes {
+        let flushes = node.received_of("FLUSHALL");
+        let emptied = flushes.iter().filter(|of| of.get(1).is_none_or(|option| option == b"ASYNC"));
+        assert_eq!(emptied.count(), 2, "{flushes:?}");
+    }
+}
+
 /// Two nodes, the second one as it is said here; nothing is to be written to either.
 fn refused_for(identity: TargetIdentity, hostile: Option<HostileRule>, text: &str) {
     let ports = ClusterPorts::default();

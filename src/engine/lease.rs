@@ -186,9 +186,17 @@ pub async fn flush_all(link: &mut TargetLink, lease: Option<&Lease>, command: &[
     let again = lease.map(Lease::taking).unwrap_or_default();
     let again: Vec<&[u8]> = again.iter().map(Vec::as_slice).collect();
     if link.cluster().is_some() {
-        // Node by node.
-        link.call(command).await?;
-        return if again.is_empty() { Ok(()) } else { link.call(&again).await.map(drop) };
+        // Node by node, and twice, for a key that moves meanwhile from a node that was not emptied yet to one that was.
+        for _ in 0..2 {
+            if let Some(cluster) = link.cluster() {
+                cluster.refresh_patiently().await?;
+            }
+            link.call(command).await?;
+            if !again.is_empty() {
+                link.call(&again).await?;
+            }
+        }
+        return Ok(());
     }
     let mut commands = vec![command];
     if !again.is_empty() {
