@@ -89,6 +89,10 @@ impl World {
         self.cluster.wait_ok().unwrap();
     }
 
+    fn said(&self, words: &str) -> bool {
+        std::fs::read_to_string(self.log()).unwrap_or_default().contains(words)
+    }
+
     fn field(&self, field: &str) -> Option<String> {
         let node = node_of("df2redis:checkpoint");
         self.client(node).ask(&["HGET", "df2redis:checkpoint", field]).unwrap().text()
@@ -130,6 +134,31 @@ fn a_primary_that_loads_its_older_dump_is_waited_for() {
     world.wait_applied(&mut tool);
     world.restart();
     assert!(world.cluster.nodes[node].refused_calls().unwrap() > 0, "nothing was asked while it loaded");
+    world.write(20);
+    world.finish(tool);
+}
+
+/// The machine of two primaries comes back, one of them much later.
+#[test]
+fn primaries_that_come_back_one_after_the_other_are_waited_for() {
+    let [node, other] = nodes();
+    let Some(mut world) = World::new(node, false) else { return };
+    let mut tool = world.start_by(3 - node - other, &["--log", "info"]);
+    world.write(20);
+    world.wait_applied(&mut tool);
+    for node in [node, other] {
+        world.client(node).run("SAVE").unwrap();
+    }
+    world.write(20);
+    world.wait_applied(&mut tool);
+    for node in [node, other] {
+        world.inner.cluster.kill(node);
+    }
+    world.write(20);
+    world.inner.cluster.nodes[node].restart().unwrap();
+    until(&mut tool, "it does not say what it waits for", || world.said("holding: the target cannot yet"));
+    world.inner.cluster.nodes[other].restart().unwrap();
+    world.cluster.wait_ok().unwrap();
     world.write(20);
     world.finish(tool);
 }

@@ -161,6 +161,11 @@ impl Cluster {
         Patience::new(self.patience)
     }
 
+    /// So long what a node cannot do yet is tried again.
+    pub fn patience_max(&self) -> Duration {
+        self.patience
+    }
+
     pub fn settings(&self) -> &Arc<MigrateSettings> {
         &self.settings
     }

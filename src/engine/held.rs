@@ -102,7 +102,8 @@ impl Worker {
             if lane.is_live() {
                 live.push((lane.index, lane.node));
             } else {
-                lost.push(LostLane { lane: lane.index, node: lane.node, client_id: lane.client_id });
+                let client_id = (!std::mem::replace(&mut lane.told, true)).then_some(lane.client_id);
+                lost.push(LostLane { lane: lane.index, node: lane.node, client_id });
             }
             units.extend(lane.take_unexecuted(self.ring.slab_mut())?);
         }
@@ -123,7 +124,7 @@ impl Worker {
             }
         }
         self.held.apart_told = !apart.is_empty();
-        self.held.missed = !units.is_empty() || !lost.is_empty();
+        self.held.missed = !units.is_empty() || lost.iter().any(|lost| lost.client_id.is_some());
         self.held.stage = Stage::Told;
         tracing::debug!(worker = self.index, units = units.len(), lost = lost.len(), "held");
         let _ = self.events.send(WorkerEvent::Held(Box::new(Held { worker: self.index, units, live, lost, apart })));
@@ -153,6 +154,9 @@ impl Worker {
         }
         for lane in settled.gone {
             self.end_lane(lane);
+            if let Some(lane) = self.lanes.get_mut(lane) {
+                lane.told = true;
+            }
         }
         for (at, start) in settled.fresh {
             let mut fresh = Lane::new(at, start);

@@ -42,6 +42,8 @@ pub struct Lane {
     pub link: Link,
     /// The connection's id at the target (0: unknown), so that a lost one can be ended there.
     pub client_id: i64,
+    /// The connection is lost or closed, and nobody has to hear of it again.
+    pub told: bool,
     /// Counts connections, so that completions of an earlier one are told apart.
     pub generation: u16,
     pub encoder: Encoder,
@@ -109,6 +111,7 @@ impl Lane {
             node,
             link: up(socket),
             client_id,
+            told: false,
             generation: 0,
             encoder: Encoder::new(),
             guard: GuardState {

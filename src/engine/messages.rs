@@ -93,7 +93,8 @@ pub struct Held {
 pub struct LostLane {
     pub lane: usize,
     pub node: u16,
-    pub client_id: i64,
+    /// The connection that is to be ended at the node; `None`: that was told before, or nothing of it was under way.
+    pub client_id: Option<i64>,
 }
 
 /// The way on for a worker that was held.

@@ -4,8 +4,8 @@ use super::control::Control;
 use super::hooks::Hooks;
 use super::tls::TlsClient;
 use crate::convert::{Policy, Scope};
-use crate::redis::topology::Address;
 pub use crate::redis::topology::NatMap;
+use crate::redis::topology::Node;
 use crate::uring::RingSettings;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -128,7 +128,7 @@ pub struct MigrateSettings {
     pub target_nat: NatMap,
     /// Where the target cluster's nodes were found last: any of them leads to the others when `target` is gone.
     #[serde(skip)]
-    pub target_nodes: Arc<Mutex<Vec<Address>>>,
+    pub target_nodes: Arc<Mutex<Vec<Node>>>,
     pub on_existing: OnExisting,
     /// Other jobs, with other keys, write to the target too.
     pub shared_target: bool,

@@ -25,12 +25,14 @@ use std::collections::HashMap;
 impl Cluster {
     /// Executes what the worker left, and says how it goes on.
     pub async fn settle(&mut self, held: &Held) -> Result<Settled, EngineError> {
+        let mut fresh_losses = false;
         for lost in &held.lost {
-            if let Some(id) = self.id_of(lost.node).map(str::to_string) {
-                self.lost(&id, lost.client_id);
+            if let (Some(client_id), Some(id)) = (lost.client_id, self.id_of(lost.node).map(str::to_string)) {
+                self.lost(&id, client_id);
+                fresh_losses = true;
             }
         }
-        if !held.units.is_empty() || !held.lost.is_empty() {
+        if !held.units.is_empty() || fresh_losses {
             self.refresh_patiently().await?;
         }
         let mut missed = Vec::new();
@@ -209,17 +211,32 @@ impl Cluster {
         self.pipeline(&requests).await.map(drop)
     }
 
-    /// Ends the data connections that a dead process left, on every primary.
+    /// Ends the data connections that a dead process left, on every primary. One that cannot be reached, or cannot yet, is waited
+    /// for: it may still execute what such a connection had sent.
     pub async fn end_lanes(&mut self) -> Result<u64, EngineError> {
-        let mut ended = 0;
-        for id in self.primary_ids() {
-            let endpoint =
-                self.endpoint_of(&id).ok_or_else(|| EngineError::Target("a node left the cluster".into()))?;
-            self.drop_link(&id);
-            let mut link = TargetLink::connect(&endpoint, self.settings().connect_timeout).await?;
-            ended += target::end_lanes_of_node(&mut link, self.settings()).await?;
+        let mut patience = self.patience();
+        let mut ended: HashMap<String, u64> = HashMap::new();
+        loop {
+            let Some(id) = self.primary_ids().into_iter().find(|id| !ended.contains_key(id)) else {
+                return Ok(ended.values().sum());
+            };
+            match self.end_lanes_of(&id).await {
+                Ok(count) => drop(ended.insert(id, count)),
+                Err(error @ EngineError::TargetLost(_)) => {
+                    patience.wait(&error.to_string()).await?;
+                    self.refresh_patiently().await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(ended)
+    }
+
+    async fn end_lanes_of(&mut self, id: &str) -> Result<u64, EngineError> {
+        let gone = || EngineError::TargetLost("a node left the cluster".into());
+        let endpoint = self.endpoint_of(id).ok_or_else(gone)?;
+        self.drop_link(id);
+        let link = TargetLink::connect(&endpoint, self.settings().connect_timeout).await?;
+        target::end_lanes_of_node(&mut link.patient(self.patience_max()), self.settings()).await
     }
 }
 

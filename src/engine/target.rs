@@ -14,6 +14,7 @@ use crate::ids::DbIndex;
 use crate::redis::ReplyError;
 use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
+use crate::redis::topology::Node;
 use crate::redis::value::{self, Value};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -167,14 +168,18 @@ impl TargetLink {
 
     /// The same with another patience.
     pub async fn open_within(settings: &Arc<MigrateSettings>, patience: Duration) -> Result<Self, EngineError> {
-        let mut this = Self::connect_any(settings).await?;
-        this.patience = patience;
+        let mut this = Self::connect_any(settings).await?.patient(patience);
         let info = this.info("cluster").await?;
         if Info::parse(&info).get("cluster_enabled") == Some("1") {
             let cluster = Cluster::discover(settings, &mut this, patience).await?;
             this.cluster = Some(Box::new(cluster));
         }
         Ok(this)
+    }
+
+    /// What it refuses for a while is asked again for so long.
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// To the target as the operator named it, or to a node of its cluster that was found before.
@@ -184,7 +189,7 @@ impl TargetLink {
             Err(error) => error,
         };
         let nodes = settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        for address in nodes {
+        for Node { address, .. } in nodes {
             let endpoint = Endpoint { host: address.host, port: address.port, ..settings.target.clone() };
             if let Ok(link) = Self::connect(&endpoint, settings.connect_timeout).await {
                 return Ok(link);

@@ -12,13 +12,15 @@ use super::LabError;
 use super::client::{Client, Reply};
 use super::servers::{Server, ServerKind, ServerOptions, find_server};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Slots of a cluster.
 const SLOTS: u16 = 16384;
 /// How long the nodes may take to agree. Debug builds on a busy machine are slow.
 const READY_TIME_MAX: Duration = Duration::from_secs(100);
+/// Of a cluster without replicas.
+const NODE_TIMEOUT_MS: u32 = 15_000;
 /// Slots in a row out of which slots go to one node, before the next node takes some.
 const TURN_SLOTS: usize = 2048;
 /// Keys of one MIGRATE.
@@ -32,6 +34,8 @@ pub struct Cluster {
     pub nodes: Vec<Server>,
     ids: Vec<String>,
     primaries: usize,
+    binary: PathBuf,
+    options: ServerOptions,
 }
 
 impl Cluster {
@@ -43,7 +47,7 @@ impl Cluster {
     pub fn start(binary: &Path, primaries: usize, replicas: bool, options: ServerOptions) -> Result<Self, LabError> {
         let count = if replicas { 2 * primaries } else { primaries };
         // Where nobody can take over, a node that a busy machine keeps waiting must not count as dead.
-        let node_timeout_ms = if replicas { 3000 } else { 15_000 };
+        let node_timeout_ms = if replicas { 3000 } else { NODE_TIMEOUT_MS };
         let mut nodes = Vec::new();
         let mut bus_ports = Vec::new();
         for _ in 0..count {
@@ -66,7 +70,7 @@ impl Cluster {
         for (node, bus) in nodes.iter().zip(&bus_ports).skip(1) {
             first.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", node.port()))?;
         }
-        let cluster = Self { nodes, ids, primaries };
+        let cluster = Self { nodes, ids, primaries, binary: binary.to_owned(), options };
         cluster.wait("every node knows every node", |client| {
             Ok(cluster_info(client, "cluster_known_nodes")? == count.to_string())
         })?;
@@ -83,6 +87,29 @@ impl Cluster {
         }
         cluster.wait_ok()?;
         Ok(cluster)
+    }
+
+    /// One more node, without slots. Returns its place.
+    pub fn join(&mut self) -> Result<usize, LabError> {
+        let (server, bus) = start_node(&self.binary, &self.options, NODE_TIMEOUT_MS)?;
+        self.ids.push(server.client()?.run("CLUSTER MYID")?.text().unwrap_or_default());
+        self.nodes[0].client()?.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", server.port()))?;
+        self.nodes.push(server);
+        let count = self.nodes.len().to_string();
+        self.wait("every node knows the new one", |client| Ok(cluster_info(client, "cluster_known_nodes")? == count))?;
+        self.wait_ok()?;
+        Ok(self.nodes.len() - 1)
+    }
+
+    /// The node that came last, without slots now, leaves as by `redis-cli --cluster del-node`: nobody knows it, it knows nobody.
+    pub fn leave(&mut self) -> Result<Option<Server>, LabError> {
+        let (Some(server), Some(id)) = (self.nodes.pop(), self.ids.pop()) else { return Ok(None) };
+        // A primary that has given away its last slot becomes a replica, which may be forgotten, too.
+        for node in &self.nodes {
+            insist(&mut node.client()?, &["CLUSTER", "FORGET", &id])?;
+        }
+        insist(&mut server.client()?, &["CLUSTER", "RESET", "SOFT"])?;
+        Ok(Some(server))
     }
 
     /// The port of a node.

@@ -6,15 +6,15 @@
 use super::{Cluster, NODE_TIMEOUT, Trouble};
 use crate::engine::error::EngineError;
 use crate::engine::patience::Patience;
-use crate::engine::settings::MigrateSettings;
+use crate::engine::settings::{Endpoint, MigrateSettings};
 use crate::engine::target::TargetLink;
 use crate::ids::Slot;
 use crate::redis::info::Info;
 use crate::redis::topology::{Address, NatMap, Node, Role, Topology};
 use crate::redis::value::Value;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// So long a slot that nobody has is waited for before the start. A replica takes over within seconds of the vote that its
@@ -51,12 +51,13 @@ impl Cluster {
             topology_number: 0,
             assigned: HashMap::new(),
         };
-        if !this.topology.uncovered().is_empty() {
-            let was_whole = !settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty();
-            match was_whole {
-                true => this.refresh_patiently().await?,
-                false => this.wait_until_whole().await?,
+        let is_whole = this.topology.uncovered().is_empty();
+        if remembered(settings).is_empty() {
+            if !is_whole {
+                this.wait_until_whole().await?;
             }
+        } else if !is_whole || !is_known(settings, &this.topology) {
+            this.refresh_patiently().await?;
         }
         remember(settings, &this.topology);
         Ok(this)
@@ -83,15 +84,16 @@ impl Cluster {
         let others = self.topology.nodes().iter().map(|node| node.id.clone()).filter(|id| !ids.contains(id));
         let others: Vec<String> = others.collect();
         let mut best: Option<Topology> = None;
+        let settings = self.settings.clone();
         let better = |new: &Topology, old: &Option<Topology>| {
             let rank = |t: &Topology| (std::cmp::Reverse(t.uncovered().len()), t.epoch);
-            old.as_ref().is_none_or(|old| rank(new) > rank(old))
+            is_known(&settings, new) && old.as_ref().is_none_or(|old| rank(new) > rank(old))
         };
+        let is_whole = |view: &Option<Topology>| view.as_ref().is_some_and(|view| view.uncovered().is_empty());
         let primaries = ids.len();
         ids.extend(others);
         for (position, id) in ids.iter().enumerate() {
-            let complete = best.as_ref().is_some_and(|best| best.uncovered().is_empty());
-            if position >= primaries && complete {
+            if position >= primaries && is_whole(&best) {
                 break;
             }
             let Some(address) = self.address_of(id) else { continue };
@@ -110,15 +112,31 @@ impl Cluster {
                 }
             }
         }
-        if best.is_none() {
-            let mut link = TargetLink::connect(&self.settings.target, NODE_TIMEOUT).await.map_err(Trouble::Broken)?;
-            let tls = self.settings.target.tls.is_some();
-            best = Some(view(&mut link, &self.seed, &self.nat, tls).await.map_err(Trouble::Broken)?);
+        // The named node may have left the cluster, and knows nobody of it any more.
+        let asked: Vec<Address> = ids.iter().filter_map(|id| self.address_of(id)).collect();
+        let others = remembered(&settings).into_iter().map(|node| node.address).chain([self.seed.clone()]);
+        let mut why = EngineError::TargetLost("no node describes the cluster that the run began with".into());
+        for address in others.filter(|address| !asked.contains(address)) {
+            if is_whole(&best) {
+                break;
+            }
+            match self.ask_stranger(&address).await {
+                Ok(topology) if better(&topology, &best) => best = Some(topology),
+                Ok(_) => {}
+                Err(error) => why = error,
+            }
         }
-        if let Some(topology) = best {
-            self.adopt(topology)?;
+        match best {
+            Some(topology) => self.adopt(topology),
+            None => Err(Trouble::Broken(why)),
         }
-        Ok(())
+    }
+
+    /// What a node says that is not, or no longer, in the topology.
+    async fn ask_stranger(&self, address: &Address) -> Result<Topology, EngineError> {
+        let endpoint = Endpoint { host: address.host.clone(), port: address.port, ..self.settings.target.clone() };
+        let mut link = TargetLink::connect(&endpoint, NODE_TIMEOUT).await?;
+        view(&mut link, address, &self.nat, self.settings.target.tls.is_some()).await
     }
 
     fn adopt(&mut self, topology: Topology) -> Result<(), Trouble> {
@@ -191,10 +209,24 @@ fn takeover(old: &Topology, new: &Topology) -> Option<(Address, Address)> {
     })
 }
 
-/// For the time when the node that the operator named is gone.
+/// For the time when the node that the operator named is gone, or has left the cluster.
 fn remember(settings: &MigrateSettings, topology: &Topology) {
-    let nodes = topology.nodes().iter().filter(|node| node.healthy).map(|node| node.address.clone()).collect();
-    *settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = nodes;
+    if topology.uncovered().is_empty() {
+        let nodes = topology.nodes().iter().filter(|node| node.healthy).cloned().collect();
+        *settings.target_nodes.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
+    }
+}
+
+fn remembered(settings: &MigrateSettings) -> Vec<Node> {
+    settings.target_nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// A view of the cluster that the run began with: half of the primaries of the last one are in it. A node that left may have
+/// joined another cluster.
+fn is_known(settings: &MigrateSettings, topology: &Topology) -> bool {
+    let mut known = remembered(settings);
+    known.retain(|node| node.role == Role::Primary);
+    2 * known.iter().filter(|node| topology.by_id(&node.id).is_some()).count() >= known.len()
 }
 
 /// What one node says of the cluster.
