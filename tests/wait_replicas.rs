@@ -186,6 +186,8 @@ fn a_replica_that_stands_still_in_the_full_sync_is_waited_for() {
     until(&mut job.tool, "the checkpoint is not called good", || {
         client.run("HGET df2redis:checkpoint phase").unwrap().text().as_deref() == Some("stable")
     });
+    let reached = wait_for(|| (job.status()["in_step"] == true).then_some(()));
+    assert!(reached.is_some(), "{}\n{}", job.status(), job.tool.said());
     // The flows stand before the flush until the replica has it, too; meanwhile the job goes on saying where it stands.
     signal(&replica, "STOP");
     run(&job.live, "FLUSHALL");

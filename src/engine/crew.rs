@@ -420,6 +420,12 @@ impl Crew {
         }
     }
 
+    /// Events to be returned once more, in this order. (What the crew itself heard of barriers is kept.)
+    pub fn put_back(&mut self, events: Vec<WorkerEvent>) {
+        let is_kept = |event: &WorkerEvent| matches!(event, WorkerEvent::AtBarrier(_) | WorkerEvent::BarrierDrained);
+        self.early.extend(events.into_iter().filter(|event| !is_kept(event)));
+    }
+
     /// A flow that is ahead of the others, which are still in the full sync, lost a key.
     pub fn keep_lost(&mut self, wanted: messages::Wanted) {
         self.lost_early.push(wanted);

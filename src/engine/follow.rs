@@ -209,14 +209,20 @@ impl Job<'_> {
             {
                 let global = Global::new(&self.settings, self.import_mode, self.lease.as_ref());
                 let mut passed = pin!(global.execute(probed, checkpoint, &barriers));
+                let mut later = Vec::new();
                 // Cut off anywhere it is as after a kill: executed with its positions, or not.
                 loop {
                     tokio::select! {
                         passed = &mut passed => break passed?,
                         () = signals.next() => return Err(EngineError::Interrupted),
+                        event = crew.event() => match event? {
+                            event @ WorkerEvent::Sample { .. } => self.watch(event),
+                            event => later.push(event),
+                        },
                         _ = ticks.tick() => self.progress(),
                     }
                 }
+                crew.put_back(later);
                 crew.tell_all(|| WorkerCommand::ReleaseBarrier);
                 // It went with a flush.
                 crew.note_processes();
