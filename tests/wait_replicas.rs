@@ -446,3 +446,24 @@ fn a_replica_that_lagged_behind_takes_over_and_nothing_told_is_lost() {
     world.job.stop();
     world.assert_equal();
 }
+
+/// A position from before a flush that is still on its way when it is executed would come behind the one behind it.
+#[test]
+fn a_flush_waits_until_the_positions_before_it_are_told() {
+    let Some(mut world) = OnCluster::start(&["--wait-replicas", "1:300ms"]) else { return };
+    world.write(10);
+    world.wait_acknowledged();
+    let node = 1;
+    signal(&world.cluster.nodes[3 + node], "STOP");
+    world.write(1);
+    run(&world.job.live, "FLUSHALL");
+    world.job.wait_held();
+    std::thread::sleep(Duration::from_secs(1));
+    let count = world.cluster.nodes[0].client().unwrap().ask(&["EXISTS", &key_on(0, "n")]).unwrap().int();
+    assert_eq!(count, Some(1), "{}", world.job.tool.said());
+    signal(&world.cluster.nodes[3 + node], "CONT");
+    world.write(5);
+    world.wait_acknowledged();
+    world.job.stop();
+    world.assert_equal();
+}

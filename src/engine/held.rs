@@ -145,8 +145,9 @@ impl Worker {
         if waiting.iter().any(|(_, batches)| !batches.is_empty()) {
             router.forget_cuts();
         }
-        if self.held.missed || moved {
-            // A position that was on its way may have been rejected: it is written again.
+        if (self.held.missed || moved) && !self.barrier_told {
+            // A position that was on its way may have been rejected: it is written again. Before a global command none was on its
+            // way, and it may have been executed by now.
             router.forget_noted();
         }
         if let Some(lanes_by_slot) = settled.lanes_by_slot.filter(|_| moved) {

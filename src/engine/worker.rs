@@ -467,7 +467,8 @@ impl Worker {
             self.drained = true;
             let _ = self.events.send(WorkerEvent::Drained);
         }
-        if held {
+        // A position from before it that is still to be written would come behind those that are written with it.
+        if held && self.is_noted() {
             self.barrier_told = true;
             let _ = self.events.send(WorkerEvent::BarrierDrained);
         }
