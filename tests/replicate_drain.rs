@@ -275,11 +275,35 @@ fn a_barrier_that_was_read_whole_is_executed_on_the_way() {
     world.push(&[0, 1], 3_000);
     world.wait_sent(&mut tool, &[0, 1]);
     let end = world.live.world().next_lsns();
-    world.live.die();
+    world.live.master().unwrap().cut_all();
     wait_said(&mut tool, "the source is gone: applying what was read");
     drop(stopped);
     until(&mut tool, "not drained", || world.checkpoint() == end);
     assert_eq!((world.list_len(0), world.list_len(1)), (3_000, 3_000));
+}
+
+/// The same of a source that nobody can ask whether it is still the master: it may have been made a replica. What stood before
+/// the flush is applied, and the flush by whoever can ask.
+#[test]
+fn a_barrier_of_a_source_that_cannot_be_asked_is_not_executed() {
+    let mut world = World::new(None);
+    let (mut tool, stopped) = world.start_and_stop_target(&[]);
+    world.push(&[0, 1], 2_000);
+    world.wait_sent(&mut tool, &[0, 1]);
+    let before_flush = world.live.world().next_lsns();
+    world.run(&["FLUSHALL"]);
+    world.push(&[0, 1], 2_500);
+    world.wait_sent(&mut tool, &[0, 1]);
+    world.live.die();
+    wait_said(&mut tool, "the source is gone: applying what was read");
+    drop(stopped);
+    wait_said(&mut tool, "nobody says whether it is still the master");
+    assert_eq!((world.list_len(0), world.list_len(1)), (2_000, 2_000));
+    assert_eq!(world.checkpoint(), before_flush);
+    // It comes back as another process, of which nothing is known.
+    world.live.restart().unwrap();
+    assert_eq!(tool.wait(), Some(8), "{}", tool.said());
+    assert_eq!((world.list_len(0), world.list_len(1)), (2_000, 2_000));
 }
 
 /// Stopped, stopped twice or killed while what was read is being applied: the next start goes on from where that was.

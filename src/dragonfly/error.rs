@@ -194,6 +194,8 @@ pub enum Reason {
     // Journal.
     #[error("unknown journal opcode {opcode}: the source speaks a newer format than this tool")]
     UnknownJournalOpcode { opcode: u64 },
+    #[error("the source wrote \"{text}\" where a journal record was to stand")]
+    SourceSaid { text: String },
     #[error("journal opcode {opcode} is never sent to a replica")]
     ForbiddenJournalOpcode { opcode: u8 },
     #[error("journal command without a name")]

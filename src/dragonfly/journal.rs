@@ -195,7 +195,12 @@ mod opcode {
     pub const PING: u8 = 13;
     pub const FIN: u8 = 14;
     pub const LSN: u8 = 15;
+    /// Not one of them: the `-` of an error reply.
+    pub const ERROR_LINE: u8 = b'-';
 }
+
+/// So much of an error reply is read.
+const ERROR_LINE_BYTES_MAX: usize = 200;
 
 /// One record with the SELECTs before it; nothing beyond `bytes_max` bytes is waited for.
 fn read_record<'a>(reader: &mut Reader<'a>, db: &mut DbIndex, bytes_max: usize) -> Read<JournalEvent<'a>> {
@@ -230,9 +235,27 @@ fn read_record_unbounded<'a>(reader: &mut Reader<'a>, db: &mut DbIndex) -> Read<
             opcode::PING => return Ok(JournalEvent::Ping),
             opcode::LSN => return Ok(JournalEvent::Marker(Lsn(reader.packed()?))),
             opcode::NOOP | opcode::FIN => return Err(Reason::ForbiddenJournalOpcode { opcode }.into()),
+            opcode::ERROR_LINE => return Err(error_line(reader)?.into()),
             _ => return Err(Reason::UnknownJournalOpcode { opcode: value }.into()),
         }
     }
+}
+
+/// An error reply in the middle of the journal: all that a master ever writes there as text, to an ACK that it does not take
+/// (wire 1.9).
+fn error_line(reader: &mut Reader<'_>) -> Read<Reason> {
+    let mut line = Vec::new();
+    if !reader.peek()?.is_ascii_uppercase() {
+        return Ok(Reason::UnknownJournalOpcode { opcode: u64::from(opcode::ERROR_LINE) });
+    }
+    while line.len() < ERROR_LINE_BYTES_MAX {
+        match reader.u8()? {
+            b'\r' | b'\n' => break,
+            byte => line.push(byte),
+        }
+    }
+    let shown = |c: char| if c.is_control() { '?' } else { c };
+    Ok(Reason::SourceSaid { text: String::from_utf8_lossy(&line).chars().map(shown).collect() })
 }
 
 /// Transaction id; the number of shards behind it is of no use.

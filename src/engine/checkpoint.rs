@@ -5,7 +5,7 @@
 //! stand there that are written later than they are), `lsn:<flow>` (LSN
 //! of the next record that is not applied; written by the lanes themselves, in the same MULTI as guarded commands or
 //! behind blind ones), `scope` (the job's filters), `watched:` and `lost:` (see `lost`), `homes:`, `nodes` and `flushing` (of a cluster,
-//! see `homes`). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
+//! see `homes`), `void` (see `make_void`). Invariant: what a position says is applied, is; so a restart that goes on from the positions loses
 //! and doubles nothing.
 
 use super::cluster::{Cluster, Trouble};
@@ -24,6 +24,8 @@ use crate::redis::resp;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
 
+/// Field that says why nobody goes on from the positions, though what the target holds is good.
+const VOID: &str = "void";
 /// Field that is 1 while a global command is executed node by node: then what nodes keep of positions (`homes`) may be gone.
 const FLUSHING: &str = "flushing";
 
@@ -53,7 +55,7 @@ pub struct Checkpoint {
     pub flushing: bool,
 }
 
-/// Reads the checkpoint. None: no job has left one.
+/// Reads the checkpoint. None: no job has left one. `Void`: one that nobody goes on from.
 pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>, EngineError> {
     let Value::Array(pairs) = link.call(&[b"HGETALL", key.as_bytes()]).await? else {
         return Err(unreadable(key, "it is no hash"));
@@ -68,6 +70,9 @@ pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>
             .and_then(|pair| pair[1].text())
             .map(str::to_string)
     };
+    if let Some(why) = field(VOID) {
+        return Err(EngineError::Void(why));
+    }
     let need = |name: &str| field(name).ok_or_else(|| unreadable(key, &format!("it has no field {name}")));
     let flows: u32 = need("flows")?.parse().map_err(|_| unreadable(key, "its number of flows is no number"))?;
     let stable = need("phase")? == "stable";
@@ -232,6 +237,15 @@ pub async fn mark_stable(link: &mut TargetLink, key: &str) -> Result<(), EngineE
 /// does it too.
 pub async fn tear(link: &mut TargetLink, key: &str) -> Result<(), EngineError> {
     link.call(&[b"HDEL", key.as_bytes(), b"phase"]).await.map(drop)
+}
+
+/// The same where what the target holds is good, but not what the source would send next. Every start is told why, and none empties
+/// the target for it but with `--on-existing flush`.
+pub async fn make_void(link: &mut TargetLink, key: &str, why: &str) -> Result<(), EngineError> {
+    let said = link.call(&[b"HSET", key.as_bytes(), VOID.as_bytes(), why.as_bytes()]).await;
+    // A full server does that at least.
+    tear(link, key).await?;
+    said.map(drop)
 }
 
 /// The next transactions of the flows write other names where those of the last ones stand: these become lost keys.

@@ -27,6 +27,15 @@ pub enum EngineError {
     Source(String),
     #[error("target: {0}")]
     Target(String),
+    /// The source follows another server: what it has to say is of that one's data.
+    #[error("source: {0}")]
+    SourceIsReplica(String),
+    /// The source holds nothing, and the target does.
+    #[error("source: {0}")]
+    SourceEmpty(String),
+    /// Its own words in the middle of a flow.
+    #[error("source: {0}")]
+    SourceSaid(String),
     /// The target's answer is longer than a control connection takes.
     #[error("target: {0}")]
     TooLong(String),
@@ -56,6 +65,9 @@ pub enum EngineError {
     /// The position in the source's journal is lost: only a full sync is left.
     #[error("position lost: {0}")]
     LostPosition(String),
+    /// The same, and the checkpoint says so: no start goes on from it, and none empties the target by itself.
+    #[error("position lost: {0}")]
+    Void(String),
     #[error("interrupted")]
     Interrupted,
     /// The source was emptied (FLUSHALL, FLUSHDB) while its snapshot was being read: the sync begins anew.
@@ -70,6 +82,9 @@ pub enum EngineError {
 /// Nothing at the source is longer (its documented maximum is 256 MB): a greater length is no length.
 const PLAUSIBLE_BYTES_MAX: u64 = 512 << 20;
 
+/// What a Dragonfly that is a replica answers to its own replicas (wire 1.11).
+const IS_REPLICA: &str = "Replicating a replica";
+
 impl From<DecodeError> for EngineError {
     fn from(error: DecodeError) -> Self {
         match &error.reason {
@@ -77,6 +92,10 @@ impl From<DecodeError> for EngineError {
                 "{error}. The limits follow from the memory: run again with more --memory (for a key, with a larger \
                  --rx-chunk)"
             )),
+            Reason::SourceSaid { text } if text.contains(IS_REPLICA) => {
+                Self::SourceIsReplica("it became a replica of another server while it was followed".into())
+            }
+            Reason::SourceSaid { .. } => Self::SourceSaid(error.to_string()),
             _ => Self::Corrupt(error),
         }
     }
@@ -115,8 +134,8 @@ impl EngineError {
 
     pub fn class(&self) -> Class {
         match self {
-            Self::Refused(_) => Class::Refused,
-            Self::Source(_) | Self::SyncVoided { .. } => Class::Source,
+            Self::Refused(_) | Self::SourceIsReplica(_) => Class::Refused,
+            Self::Source(_) | Self::SourceEmpty(_) | Self::SourceSaid(_) | Self::SyncVoided { .. } => Class::Source,
             Self::Target(_)
             | Self::TooLong(_)
             | Self::TargetLost(_)
@@ -127,7 +146,7 @@ impl EngineError {
             Self::Corrupt(_) | Self::CorruptValue(_) => Class::CorruptStream,
             Self::System(_) => Class::System,
             Self::Interrupted => Class::Interrupted,
-            Self::LostPosition(_) => Class::PositionLost,
+            Self::LostPosition(_) | Self::Void(_) => Class::PositionLost,
             Self::Internal(_) => Class::Internal,
         }
     }

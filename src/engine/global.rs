@@ -2,7 +2,8 @@
 //! everything before it is applied (wire 4.5).
 //!
 //! In: the barriers of all flows, the checkpoint. Out: the command executed, with the positions behind it, in one transaction.
-//! Invariants: nothing of the target's own is deleted; what the checkpoint keeps beside positions is kept; nothing of the job
+//! Invariants: nothing of the target's own is deleted, and nothing at all on the word of a source that is not known to be the
+//! master still (`standing`); what the checkpoint keeps beside positions is kept; nothing of the job
 //! is borrowed, so that it says where it stands as long as a target is waited for.
 
 use super::checkpoint::{self, Checkpoint, Kept};
@@ -13,6 +14,7 @@ use super::messages::{Barrier, Lost};
 use super::proving;
 use super::replicate::same_target;
 use super::settings::MigrateSettings;
+use super::standing;
 use super::target::{self, Target, TargetLink};
 use crate::convert::Scope;
 use crate::convert::journal::GlobalCommand;
@@ -66,6 +68,7 @@ impl Global {
         checkpoint: &Checkpoint,
         barriers: &[Barrier],
     ) -> Result<(), EngineError> {
+        standing::check(&self.settings, &checkpoint.master_id).await?;
         // The first connection was idle for long: the target (`timeout`) may have closed it.
         let mut target = same_target(&self.settings, probed, self.settings.retry_max).await?;
         self.execute_by(&mut target, checkpoint, barriers).await?;

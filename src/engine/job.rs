@@ -306,14 +306,14 @@ impl<'o> Job<'o> {
         self.report.cpu_tool = self.cpu_at_start.map(|before| cpu_of_process().since(before));
         self.observer.second(self.report.elapsed);
         if let Err(error) = result {
-            let state = self.target_state();
+            let state = self.target_state(&error);
             self.report.outcome = Outcome::failed(exit_class(error.class()), error.to_string(), Some(state));
         }
         self.report
     }
 
     /// What the operator finds at the target after a run that did not reach its end.
-    fn target_state(&self) -> String {
+    fn target_state(&self, error: &EngineError) -> String {
         if !self.touched {
             return "nothing was written to the target".into();
         }
@@ -322,10 +322,11 @@ impl<'o> Job<'o> {
                 text if text.is_empty() => text,
                 text => format!(" ({text})"),
             };
-            return format!(
-                "the target holds the source's data up to its checkpoint{positions}; run the same command again to go on \
-                 from there, without --on-existing flush"
-            );
+            let next = match error {
+                EngineError::Void(_) => "and must not be followed up from there",
+                _ => "run the same command again to go on from there, without --on-existing flush",
+            };
+            return format!("the target holds the source's data up to its checkpoint{positions}; {next}");
         }
         format!(
             "the target holds a part of the source's data ({} keys were read in phase \"{}\") and must not be used as it \

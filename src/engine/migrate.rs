@@ -18,11 +18,12 @@ use super::proving;
 use super::router::Resumed;
 use super::rows;
 use super::settings::OnExisting;
-use super::source::{Source, session_error};
+use super::source::{Role, Source, session_error};
+use super::standing;
 use super::sweep::{self, FAST};
 use super::target::{self, Target, TargetLink};
 use crate::convert::hold::{ALL, Overflow};
-use crate::dragonfly::session::{Action, Session, Signal};
+use crate::dragonfly::session::{Action, Session, SessionError, Signal};
 use crate::report::counters::Totals;
 use crate::report::document::ServerInfo;
 use crate::uring;
@@ -63,6 +64,11 @@ impl Job<'_> {
                 Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, attempt, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
+                    let master_id = source.registered()?.master_id.clone();
+                    tokio::select! {
+                        checked = standing::check(&settings, &master_id) => checked.map_err(for_migrate)?,
+                        () = signals.next() => return Err(EngineError::Interrupted),
+                    }
                     self.begin_anew().await?;
                     self.enter(Phase::Connect);
                     source = Source::connect(&settings.source, settings.connect_timeout).await?;
@@ -266,8 +272,15 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// To a source that can be copied: one that is a replica, or loads its data, is none.
     pub(super) async fn connect_source(&mut self) -> Result<Source, EngineError> {
-        let source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
+        let mut source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
+        if let Role::Replica(of) = source.role() {
+            return Err(standing::is_replica(of));
+        }
+        if source.is_loading().await? {
+            return Err(session_error(SessionError::Loading));
+        }
         self.keys_expected = source.keys();
         self.source_process = source.process().to_string();
         self.report.source.make = "dragonfly".into();
@@ -481,5 +494,14 @@ impl Job<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// What was found of the source in the middle of a sync, which is not begun anew then.
+fn for_migrate(error: EngineError) -> EngineError {
+    match error {
+        EngineError::SourceIsReplica(text) => EngineError::Source(standing::became_replica(&text)),
+        EngineError::Void(text) => EngineError::Source(text),
+        error => error,
     }
 }

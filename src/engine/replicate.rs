@@ -19,9 +19,10 @@ use super::patience::rest;
 use super::phase::Phase;
 use super::settings::{MigrateSettings, OnExisting, OnLostPosition};
 use super::source::Source;
+use super::standing;
 use super::target::{self, Target, TargetLink};
 use crate::convert::hold::Overflow;
-use crate::dragonfly::session::{Directive, Session};
+use crate::dragonfly::session::{Directive, Session, SessionError};
 use crate::ids::FlowId;
 use crate::report::counters::Totals;
 use std::sync::Arc;
@@ -39,8 +40,9 @@ enum Begin {
     Full {
         owned: bool,
     },
-    /// An earlier full sync, into a target that holds nothing else, did not reach its end. The target is emptied only when
-    /// the source answers: until then what it holds may be all that is left.
+    /// An earlier full sync, into a target that holds nothing else, did not reach its end, or its position is lost. The target is
+    /// emptied only when the source answers as a master that has loaded its data and holds some: until then what the target
+    /// holds may be all that is left.
     Again,
     Resume(Checkpoint),
 }
@@ -109,6 +111,7 @@ impl Job<'_> {
                 Err(error) => error,
             };
             let error = self.check_lease().err().unwrap_or(error);
+            let error = self.or_replica(error).await;
             if self.outlive_cutover(&probed, &error).await {
                 return Ok(());
             }
@@ -154,22 +157,39 @@ impl Job<'_> {
             target::end_lanes(&mut target, &settings).await?;
             let checkpoint = checkpoint::read(&mut target, &own::checkpoint_key(&settings)).await?;
             let owned = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.owned);
+            let master_id = checkpoint.as_ref().map(|checkpoint| checkpoint.master_id.clone()).unwrap_or_default();
             let stable = checkpoint.filter(|checkpoint| checkpoint.stable);
             self.resumable = stable.is_some();
             begin = match error {
+                EngineError::SourceIsReplica(text) if self.sessions > 0 => {
+                    return Err(self.give_up_position(&mut target, stable, standing::became_replica(&text)).await);
+                }
+                EngineError::Void(text) => return Err(self.give_up_position(&mut target, stable, text).await),
                 // Whatever ended the session, another process answers now.
                 _ if restarted => Begin::Resume(self.kept_by_restart(stable)?),
                 EngineError::SyncVoided { flow, command } if owned && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
-                    self.full_again(&mut target).await?
+                    let checked = tokio::select! {
+                        checked = standing::check(&settings, &master_id) => checked,
+                        () = signals.next() => return Err(EngineError::Interrupted),
+                    };
+                    match checked {
+                        Ok(()) => self.full_again(&mut target).await?,
+                        // It is waited for, and looked at again.
+                        Err(EngineError::Source(_) | EngineError::Void(_)) => Begin::Again,
+                        Err(EngineError::SourceIsReplica(text)) => {
+                            return Err(EngineError::Source(standing::became_replica(&text)));
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
                 EngineError::LostPosition(text)
                     if owned
                         && settings.follow.as_ref().is_some_and(|f| f.on_lost_position == OnLostPosition::Resync) =>
                 {
                     tracing::warn!(%text, "position lost: taking a full sync again");
-                    self.full_again(&mut target).await?
+                    Begin::Again
                 }
                 EngineError::TargetLost(text) => {
                     let Some(checkpoint) = stable else { return Err(EngineError::TargetLost(text)) };
@@ -198,7 +218,7 @@ impl Job<'_> {
                             tracing::warn!(%text, ?pause, %positions, "lost the source: going on from the checkpoint");
                             Begin::Resume(checkpoint)
                         }
-                        None if owned && losses.may_begin_again(self.sessions) => {
+                        None if owned && (is_loading(&text) || losses.may_begin_again(self.sessions)) => {
                             tracing::warn!(
                                 %text,
                                 ?pause,
@@ -230,6 +250,31 @@ impl Job<'_> {
                 self.enter(Phase::Connect);
             }
         }
+    }
+
+    /// A source that was followed and is a replica now is told of as such, by whatever it was noticed.
+    async fn or_replica(&self, error: EngineError) -> EngineError {
+        let noticed =
+            matches!(error, EngineError::SourceIsReplica(_) | EngineError::SourceSaid(_) | EngineError::Corrupt(_));
+        match noticed && self.sessions > 0 {
+            true => standing::replica_of(&self.settings).await.unwrap_or(error),
+            false => error,
+        }
+    }
+
+    /// What the source would send from the checkpoint's positions on is not of the data that the target holds.
+    async fn give_up_position(
+        &mut self,
+        target: &mut TargetLink,
+        stable: Option<Checkpoint>,
+        why: String,
+    ) -> EngineError {
+        let Some(checkpoint) = stable else { return EngineError::Source(why) };
+        self.confirmed = checkpoint.lsns.iter().map(|lsn| lsn.0).collect();
+        if let Err(error) = checkpoint::make_void(target, &checkpoint.key, &why).await {
+            tracing::error!(%error, key = checkpoint.key, "the checkpoint could not be marked: do not start the job again but with --on-existing flush");
+        }
+        EngineError::Void(why)
     }
 
     /// The target was restarted: with the data that its checkpoint tells of, or without.
@@ -286,7 +331,11 @@ impl Job<'_> {
     async fn first_begin(&mut self, target: &mut TargetLink, probed: &Target) -> Result<Begin, EngineError> {
         let settings = self.settings.clone();
         let flush = settings.on_existing == OnExisting::Flush;
-        match checkpoint::read(target, &own::checkpoint_key(&settings)).await? {
+        let found = match checkpoint::read(target, &own::checkpoint_key(&settings)).await {
+            Err(EngineError::Void(_)) if flush => None,
+            found => found?,
+        };
+        match found {
             Some(checkpoint) if checkpoint.stable && !flush => {
                 if checkpoint.scope != settings.scope.fingerprint() {
                     return Err(EngineError::Refused(format!(
@@ -356,11 +405,11 @@ impl Job<'_> {
         let held = probed.capabilities.holds_expiries();
         let begin = match begin {
             Begin::Again => {
-                // Perhaps it is still loading; perhaps it lost all, and what was read of it is all that is left.
-                if self.sessions > 0 && source.is_empty() && self.totals.sum().keys > 0 {
-                    return Err(EngineError::Source(
-                        "it went away inside the full sync and holds no key at all now, so the target, which holds a part of \
-                         what it held, is not emptied for another one; if the source is meant to be empty, run again"
+                // Perhaps it lost all, and what the target holds is all that is left.
+                if !source.has_keys() && target::holds_keys(target, &self.settings).await? {
+                    return Err(EngineError::SourceEmpty(
+                        "it holds no key at all now, or may not be asked (INFO), so the target, which holds what it held, or a part of \
+                         that, is not emptied for another full sync; if the source is meant to be empty, run with --on-existing flush"
                             .into(),
                     ));
                 }
@@ -481,6 +530,11 @@ impl Job<'_> {
         self.report.ring_features = crew.features();
         Ok(crew)
     }
+}
+
+/// The source is there, and not ready yet.
+fn is_loading(error: &str) -> bool {
+    error == SessionError::Loading.to_string()
 }
 
 /// Full syncs that the source did not see through, in a row. A source that is away is not counted, it is waited for.

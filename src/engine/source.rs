@@ -28,7 +28,29 @@ pub struct Source {
     keyspace: Option<Vec<(DbIndex, u64)>>,
     /// `master_replid`, new with each process; empty where INFO did not tell.
     process: String,
+    role: Role,
     registration: Option<Registration>,
+}
+
+/// What the source is to other servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    Master,
+    /// Of the server with this address.
+    Replica(String),
+    /// INFO did not tell.
+    Unknown,
+}
+
+impl Role {
+    fn of(info: &Info<'_>) -> Self {
+        let field = |name| info.get(name).unwrap_or("?").to_string();
+        match info.get("role") {
+            Some("master") => Self::Master,
+            Some(_) => Self::Replica(format!("{}:{}", field("master_host"), field("master_port"))),
+            None => Self::Unknown,
+        }
+    }
 }
 
 /// A flow that the source opened.
@@ -70,7 +92,8 @@ fn link_error(e: LinkError) -> EngineError {
 /// Where a source error leads: what is wrong with the operator's choice is refused, the rest may be tried again.
 pub fn session_error(e: SessionError) -> EngineError {
     match e {
-        SessionError::NotDragonfly | SessionError::SourceIsReplica => EngineError::Refused(e.to_string()),
+        SessionError::NotDragonfly => EngineError::Refused(e.to_string()),
+        SessionError::SourceIsReplica => EngineError::SourceIsReplica(e.to_string()),
         e => EngineError::Source(e.to_string()),
     }
 }
@@ -83,7 +106,7 @@ impl Source {
         if let Some(credentials) = credentials(endpoint) {
             expect_ok(&mut link, "AUTH", &Request::Auth(&credentials)).await?;
         }
-        let (mut version, mut keyspace, mut process) = (String::new(), None, String::new());
+        let (mut version, mut keyspace, mut process, mut role) = (String::new(), None, String::new(), Role::Unknown);
         // Replication needs no INFO; without it only the report and the progress know less.
         match ask(&mut link, "INFO", resp::command(&[b"INFO"])).await? {
             Reply::Bulk(Some(text)) => {
@@ -97,6 +120,7 @@ impl Source {
                     )));
                 }
                 process = info.get("master_replid").unwrap_or_default().to_string();
+                role = Role::of(&info);
                 let by_db = info.keys_by_db();
                 if !by_db.is_empty() {
                     keyspace = Some(by_db.into_iter().map(|(db, keys)| (DbIndex(db), keys)).collect());
@@ -112,6 +136,7 @@ impl Source {
             version,
             keyspace,
             process,
+            role,
             registration: None,
         })
     }
@@ -156,9 +181,21 @@ impl Source {
         !process.is_empty() && self.process == process
     }
 
-    /// It told what it is, and that it holds no key at all. A real Dragonfly lists database 0 even then, with `keys=0`.
-    pub fn is_empty(&self) -> bool {
-        !self.version.is_empty() && self.keyspace().iter().all(|(_, keys)| *keys == 0)
+    /// It told that it holds some key. A real Dragonfly lists database 0 even without, with `keys=0`.
+    pub fn has_keys(&self) -> bool {
+        self.keyspace().iter().any(|(_, keys)| *keys > 0)
+    }
+
+    /// What it is to other servers, by INFO.
+    pub fn role(&self) -> &Role {
+        &self.role
+    }
+
+    /// A snapshot is being loaded, as far as its user may know. Plain INFO does not tell.
+    pub async fn is_loading(&mut self) -> Result<bool, EngineError> {
+        let reply = ask(self.link()?, "INFO PERSISTENCE", resp::command(&[b"INFO", b"PERSISTENCE"])).await?;
+        let Reply::Bulk(Some(text)) = reply else { return Ok(false) };
+        Ok(Info::parse(&String::from_utf8_lossy(&text)).get("loading").is_some_and(|loading| loading != "0"))
     }
 
     /// Registers as a replica, on the connection that asked what the source is.
@@ -406,19 +443,19 @@ mod tests {
             version: version.to_string(),
             keyspace,
             process: "a".to_string(),
+            role: Role::Unknown,
             registration: None,
         };
-        assert!(source("df-v1.40.1", Some(vec![(DbIndex(0), 0)])).is_empty());
-        assert!(source("df-v1.40.1", None).is_empty());
-        assert!(!source("df-v1.40.1", Some(vec![(DbIndex(0), 0), (DbIndex(3), 1)])).is_empty());
+        assert!(!source("df-v1.40.1", Some(vec![(DbIndex(0), 0)])).has_keys());
+        assert!(source("df-v1.40.1", Some(vec![(DbIndex(0), 0), (DbIndex(3), 1)])).has_keys());
+        // INFO was not allowed: nothing is known.
+        assert!(!source("", None).has_keys());
         // Keys are deleted on the word of the process that was copied, or of one that does not tell which it is.
         assert!(source("df-v1.40.1", None).is_other_than("b") && !source("df-v1.40.1", None).is_other_than("a"));
         assert!(!source("df-v1.40.1", None).is_other_than(""));
         // And nothing is proven on the word of one that may be another.
         assert!(source("df-v1.40.1", None).is_surely("a"));
         assert!(!source("df-v1.40.1", None).is_surely("b") && !source("df-v1.40.1", None).is_surely(""));
-        // INFO was not allowed: nothing is known.
-        assert!(!source("", None).is_empty());
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod keys;
 mod named;
 mod probe;
 
-pub use keys::{applied, delete, delete_slots, prepare};
+pub use keys::{applied, delete, delete_slots, holds_keys, prepare};
 pub use named::{
     client_id, connect_control, connect_control_within, connect_lane, connect_named_lane, end_client, end_lanes,
     end_lanes_of_node, name_control,

@@ -48,6 +48,25 @@ fn command(opcode: u8, txid: u64, args: &[&str]) -> Vec<u8> {
     out
 }
 
+/// What a source that became a replica writes between two records (wire 1.9).
+#[test]
+fn an_error_reply_in_the_journal_is_the_sources_words() {
+    let set = command(10, 0, &["SET", "k", "v"]);
+    let said = |text: &str| Err(Reason::SourceSaid { text: text.to_string() });
+    let long = format!("-ERR {}", "x".repeat(10_000));
+    for piece in [1, 3, 1000] {
+        let of = |text: &str| events(&[&set[..], text.as_bytes(), &set[..]].concat(), piece);
+        assert_eq!(
+            of("-ERR Replicating a replica is unsupported\r\n"),
+            said("ERR Replicating a replica is unsupported")
+        );
+        assert_eq!(of("-NOPERM a\x1b[2Jb\r\n"), said("NOPERM a?[2Jb"));
+        assert_eq!(of(&long), said(&long[1..=200]));
+        assert_eq!(of("-\r\n"), Err(Reason::UnknownJournalOpcode { opcode: 45 }));
+        assert_eq!(of("-x\r\n"), Err(Reason::UnknownJournalOpcode { opcode: 45 }));
+    }
+}
+
 #[test]
 fn examples_of_wire_4_1() {
     let set = [0x06, 0x00, 0x0a, 0x00, 0x01, 0x03, 0x05, 0x03, 0x53, 0x45, 0x54, 0x01, 0x6b, 0x01, 0x76];

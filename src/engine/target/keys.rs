@@ -65,6 +65,40 @@ pub async fn prepare(
     Ok(existing)
 }
 
+/// Whether it holds any key that is not this tool's.
+pub async fn holds_keys(link: &mut TargetLink, settings: &MigrateSettings) -> Result<bool, EngineError> {
+    if let Some(cluster) = &mut link.cluster {
+        for endpoint in cluster.primary_ids().iter().filter_map(|id| cluster.endpoint_of(id)) {
+            let mut node = TargetLink::connect(&endpoint, settings.connect_timeout).await?;
+            if holds_keys_in(&mut node, DbIndex(0)).await? {
+                return Ok(true);
+            }
+        }
+        return Ok(false);
+    }
+    for (db, _) in super::keyspace(link).await? {
+        if holds_keys_in(link, db).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn holds_keys_in(link: &mut TargetLink, db: DbIndex) -> Result<bool, EngineError> {
+    link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+    let (mut cursor, mut found) = (b"0".to_vec(), false);
+    loop {
+        let keys;
+        (cursor, keys) = page(link, &cursor).await?;
+        found |= keys.iter().filter_map(Value::bytes).any(|key| !key.starts_with(OWN_PREFIX.as_bytes()));
+        if found || cursor == b"0" {
+            break;
+        }
+    }
+    link.call(&[b"SELECT", b"0"]).await?;
+    Ok(found)
+}
+
 async fn scan(link: &mut TargetLink, db: DbIndex, existing: &mut Existing) -> Result<(), EngineError> {
     link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
     let mut cursor = b"0".to_vec();

@@ -129,6 +129,14 @@ impl Feed for LiveFeed {
         self.world.expire();
     }
 
+    fn replica_of(&self) -> Option<(String, u16)> {
+        self.world.replica_of()
+    }
+
+    fn is_loading(&self) -> bool {
+        self.world.is_loading()
+    }
+
     fn command(&self, client: &mut ClientState, request: &[Vec<u8>]) -> Option<Vec<u8>> {
         let words: Vec<String> = request.iter().take(4).map(|word| upper(word)).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();

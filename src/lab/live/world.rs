@@ -8,7 +8,7 @@ use super::data::{DATABASES, Data};
 use super::dump;
 use super::exec::{Record, Run, written_keys};
 use super::read;
-use super::value::Object;
+use super::value::{Object, Value};
 use crate::lab::client::Reply;
 use crate::lab::encode::{self, journal_blob, journal_command, owner};
 use std::collections::{BTreeSet, VecDeque};
@@ -36,6 +36,10 @@ struct State {
     gate: Gate,
     master_id: String,
     restarts: u64,
+    /// `REPLICAOF`: no replica is told, and registrations live on.
+    replica_of: Option<(String, u16)>,
+    /// A snapshot is being loaded.
+    loading: bool,
 }
 
 /// Who must wait.
@@ -121,6 +125,8 @@ impl World {
             gate: Gate::Open,
             master_id,
             restarts: 0,
+            replica_of: None,
+            loading: false,
         };
         Self { state: Mutex::new(state), changed: Condvar::new(), flows_count, lzf }
     }
@@ -413,6 +419,36 @@ impl World {
         state.taps.clear();
         state.journals.iter_mut().for_each(|journal| *journal = Journal { records: VecDeque::new(), first_lsn: 1 });
         state.gate = Gate::Open;
+    }
+
+    /// Everything is gone, and nothing is recorded: what a process that finds no snapshot begins with.
+    pub fn forget_all(&self) {
+        self.lock().data = Data::new();
+    }
+
+    /// `REPLICAOF host port`, up to where the flag changes; `None`: `REPLICAOF NO ONE`.
+    pub fn set_replica_of(&self, master: Option<(&str, u16)>) {
+        self.lock().replica_of = master.map(|(host, port)| (host.to_owned(), port));
+    }
+
+    pub fn replica_of(&self) -> Option<(String, u16)> {
+        self.lock().replica_of.clone()
+    }
+
+    /// What a replica's full sync, and `DFLY LOAD`, do: a FLUSHALL that is recorded like any other, then keys that are not.
+    pub fn replace_all(&self, keys: &[(&str, &str)]) {
+        self.run(0, &[b"FLUSHALL".to_vec()]);
+        for (key, text) in keys {
+            self.begin_with(0, key.as_bytes(), Object::new(Value::String(text.as_bytes().to_vec())));
+        }
+    }
+
+    pub fn set_loading(&self, loading: bool) {
+        self.lock().loading = loading;
+    }
+
+    pub fn is_loading(&self) -> bool {
+        self.lock().loading
     }
 
     pub fn master_id(&self) -> String {

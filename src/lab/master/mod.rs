@@ -88,6 +88,14 @@ pub trait Feed: Send + Sync + 'static {
     }
     /// The takeover failed: commands go on.
     fn end_takeover(&self) {}
+    /// Host and port of the master that the source was made a replica of (`REPLICAOF`), if it was.
+    fn replica_of(&self) -> Option<(String, u16)> {
+        None
+    }
+    /// A snapshot is being loaded.
+    fn is_loading(&self) -> bool {
+        false
+    }
 }
 
 /// One flow's bytes, part by part. Each part runs on a thread of its own flow and may block.
@@ -341,6 +349,7 @@ struct State {
     last_sync_id: u64,
     last_connection: u64,
     registrations: HashMap<u64, Arc<Registration>>,
+    /// Of those that opened a flow.
     newest: Option<Arc<Registration>>,
     connections: HashMap<u64, TcpStream>,
     violations: Vec<Violation>,
@@ -390,8 +399,12 @@ impl Shared {
         state.last_sync_id += 1;
         let registration = Arc::new(Registration::new(state.last_sync_id, self.identity.flows_count));
         state.registrations.insert(registration.sync_id, registration.clone());
-        state.newest = Some(registration.clone());
         registration
+    }
+
+    /// A flow was opened: it is no mere question.
+    fn in_use(&self, registration: &Arc<Registration>) {
+        self.state().newest = Some(registration.clone());
     }
 
     fn registration(&self, sync_id: u64) -> Option<Arc<Registration>> {

@@ -14,6 +14,8 @@ const REQUESTS_KEPT_MAX: usize = 10_000;
 const SYNTAX: &str = "-ERR syntax error\r\n";
 const NOT_A_NUMBER: &str = "-ERR value is not an integer or out of range\r\n";
 const INVALID_STATE: &str = "-ERR invalid state\r\n";
+const IS_REPLICA: &str = "-ERR Replicating a replica is unsupported\r\n";
+const LOADING: &str = "-LOADING Dragonfly is loading the dataset in memory\r\n";
 
 /// Serves a connection until it closes.
 pub(super) fn serve(shared: &Arc<Shared>, stream: TcpStream) {
@@ -125,9 +127,15 @@ impl Session<'_> {
             ["PING"] => "+PONG\r\n".into(),
             ["PING" | "ECHO", _] => bulk(&request[1]),
             ["QUIT"] => Answer::Close,
+            ["REPLCONF", ..] if self.shared.feed.replica_of().is_some() => IS_REPLICA.into(),
             ["REPLCONF", rest @ ..] => self.replconf(rest),
+            ["DFLY", "FLOW" | "SYNC" | "STARTSTABLE", ..] if self.shared.feed.is_loading() => LOADING.into(),
             ["DFLY", rest @ ..] => self.dfly(rest, request),
             ["TIME"] => Answer::Reply(crate::lab::source_time_reply()),
+            // Only when it is asked for by name.
+            ["INFO", "PERSISTENCE"] => {
+                bulk(format!("# Persistence\r\nloading:{}\r\n", u8::from(self.shared.feed.is_loading())).as_bytes())
+            }
             ["INFO", ..] => bulk(self.info().as_bytes()),
             ["SELECT", index] => match index.parse() {
                 Ok(db) if db < 16 => {
@@ -338,6 +346,7 @@ impl Session<'_> {
 
     fn open_flow(&mut self, registration: Arc<Registration>, flow: usize, lsn: Option<u64>) -> Answer {
         let Ok(stream) = self.stream.try_clone() else { return Answer::Close };
+        self.shared.in_use(&registration);
         let sync_id = registration.sync_id;
         let master_id = self.shared.master_id(sync_id);
         let partial = lsn.and_then(|lsn| self.shared.partial(flow, sync_id, master_id.as_bytes(), lsn));
@@ -356,6 +365,10 @@ impl Session<'_> {
         let number = || std::str::from_utf8(request.get(2)?).ok()?.parse::<u64>().ok();
         let is_ack = request.len() == 3 && upper(&request[0]) == "REPLCONF" && upper(&request[1]) == "ACK";
         match number() {
+            // Into the journal, as a real master does.
+            Some(_) if is_ack && self.shared.feed.replica_of().is_some() => {
+                (&self.stream).write_all(IS_REPLICA.as_bytes()).ok();
+            }
             Some(lsn) if is_ack => registration.ack(flow, lsn),
             _ => {
                 let text: Vec<_> = request.iter().map(|w| String::from_utf8_lossy(w)).collect();
@@ -366,6 +379,14 @@ impl Session<'_> {
 
     fn info(&self) -> String {
         let mut info = self.shared.identity.info.clone();
+        if let Some((host, port)) = self.shared.feed.replica_of() {
+            let other = "b".repeat(40);
+            info.push_str(&format!(
+                "\r\n# Replication\r\nrole:replica\r\nmaster_host:{host}\r\nmaster_port:{port}\r\nmaster_replid:{other}\r\n"
+            ));
+            self.push_keyspace(&mut info);
+            return info;
+        }
         info.push_str("\r\n# Replication\r\nrole:master\r\n");
         let replicas = self.shared.registrations();
         info.push_str(&format!("connected_slaves:{}\r\n", replicas.len()));
@@ -377,7 +398,13 @@ impl Session<'_> {
             info.push_str(&format!("slave{i}:ip=127.0.0.1,port=0,state={state},lag={lag}\r\n"));
         }
         let process = self.shared.process_now();
-        info.push_str(&format!("master_replid:{process}\r\n\r\n# Keyspace\r\n"));
+        info.push_str(&format!("master_replid:{process}\r\n"));
+        self.push_keyspace(&mut info);
+        info
+    }
+
+    fn push_keyspace(&self, info: &mut String) {
+        info.push_str("\r\n# Keyspace\r\n");
         for db in 0..16 {
             let (count, expires) = (self.shared.feed.keys_count(db), self.shared.feed.expiring_count(db));
             // Database 0 is always told.
@@ -385,7 +412,6 @@ impl Session<'_> {
                 info.push_str(&format!("db{db}:keys={count},expires={expires},avg_ttl=-1\r\n"));
             }
         }
-        info
     }
 }
 
