@@ -143,8 +143,15 @@ impl World {
     /// Sends what waits, and has all of it executed.
     fn answer_all(&mut self, lane: usize) {
         self.send(lane);
-        let replies = self.lanes[lane].sent.iter().map(|batch| batch.commands as usize).sum();
-        self.reply(lane, &b"+OK\r\n".repeat(replies));
+        let replies = |batch: &Batch| -> Vec<u8> {
+            let reply = |command| match batch.groups.iter().find(|(exec, _)| *exec == command) {
+                Some((exec, first)) => format!("*{}\r\n{}", exec - first, "+OK\r\n".repeat((exec - first) as usize)),
+                None => "+OK\r\n".into(),
+            };
+            (0..batch.commands).map(reply).collect::<String>().into_bytes()
+        };
+        let replies: Vec<u8> = self.lanes[lane].sent.iter().flat_map(replies).collect();
+        self.reply(lane, &replies);
     }
 
     /// What of a lane was not executed.
