@@ -427,3 +427,20 @@ fn slots_that_are_given_away_are_emptied_where_they_are() {
     assert_eq!(world.client(2).ask(&["GET", &key_on(2, "kept")]).unwrap().text().as_deref(), Some("v"));
     job::stop(&mut tool);
 }
+
+/// A node that keeps no position yet could come back with a dump from the middle of the snapshot, and nothing would tell.
+#[test]
+fn the_checkpoint_is_called_good_only_when_every_node_keeps_positions() {
+    let Some(world) = World::new(nodes()[1], false) else { return };
+    world.client(world.node).run("ACL SETUSER default -mset").unwrap();
+    let mut tool = world.start();
+    let refuses = wait_for(|| tool.said().contains("NOPERM").then_some(()));
+    assert!(refuses.is_some(), "{}", tool.said());
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!((world.field("phase").as_deref(), world.field("homes:0")), (Some("full"), None), "{}", tool.said());
+    world.client(world.node).run("ACL SETUSER default +mset").unwrap();
+    world.write(5);
+    world.wait_applied(&mut tool);
+    assert!(world.field("homes:0").is_some() && world.field("homes:1").is_some());
+    world.finish(tool);
+}

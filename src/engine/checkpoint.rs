@@ -228,6 +228,12 @@ fn fields<'a>(checkpoint: &'a Checkpoint, flows: &'a [u8], phase: &'a [u8]) -> V
     set
 }
 
+/// Every node of a cluster keeps a position of every flow.
+pub async fn names_homes(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result<bool, EngineError> {
+    let homes = read(link, &checkpoint.key).await?.map_or(Vec::new(), |found| found.homes);
+    Ok((0..checkpoint.flows).all(|flow| homes.iter().any(|named| named.flows.contains(&FlowId(flow)))))
+}
+
 /// Every flow's snapshot and its first position are confirmed.
 pub async fn mark_stable(link: &mut TargetLink, key: &str) -> Result<(), EngineError> {
     link.call(&[b"HSET", key.as_bytes(), b"phase", b"stable"]).await.map(drop)

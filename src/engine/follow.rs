@@ -39,7 +39,8 @@ const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 const OFFSETS_EVERY: Duration = Duration::from_secs(1);
 /// How long the source may take to say where it stands when the job is told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
-/// A refused mark of the checkpoint is tried again after this.
+/// A refused mark of the checkpoint is tried again after this, and one that was too early from the first of these on.
+const MARK_EARLY_NS: u64 = 20_000_000;
 const MARK_AGAIN_NS: u64 = 1_000_000_000;
 /// More records behind than this and the target is no longer called in step.
 const IN_STEP_RECORDS_MAX: u64 = 10_000;
@@ -182,7 +183,7 @@ impl Job<'_> {
             }
             let now_ns = crate::uring::clock::monotonic_ns();
             if !checkpoint.stable && now_ns >= watch.mark_at_ns && crew.confirmed().iter().all(|lsn| *lsn > 0) {
-                if watch.mark_round.is_none() && self.mark_stable(probed, &checkpoint.key, &mut watch, now_ns).await? {
+                if watch.mark_round.is_none() && self.mark_stable(probed, checkpoint, &mut watch, now_ns).await? {
                     watch.mark_round = Some(crew.replicas().map_or(0, Replicas::covering));
                     // Whatever ends the session from here on, the next one looks what the target holds.
                     crew.set_stable();
@@ -191,8 +192,6 @@ impl Job<'_> {
                 if let Some(round) = watch.mark_round {
                     // Replicas are to have it, too, before anybody relies on it.
                     checkpoint.stable = crew.replicas().is_none_or(|replicas| replicas.reach(round));
-                } else {
-                    watch.mark_at_ns = now_ns + MARK_AGAIN_NS;
                 }
                 self.resumable = checkpoint.stable;
             }
@@ -271,22 +270,33 @@ impl Job<'_> {
         }
     }
 
-    /// Calls the checkpoint good. False: it cannot be done yet; the job goes on meanwhile.
+    /// Calls the checkpoint good. False: it cannot be done yet, or is too early: a node of a cluster of which no position is there
+    /// could come back with a part of its snapshot, and nothing would tell. The job goes on meanwhile.
     async fn mark_stable(
         &self,
         probed: &Target,
-        key: &str,
+        checkpoint: &Checkpoint,
         watch: &mut Watch,
         now_ns: u64,
     ) -> Result<bool, EngineError> {
         let marked = async {
             let mut link = self.control_again_within(probed, Duration::ZERO).await?;
-            checkpoint::mark_stable(&mut link, key).await
+            let is_early = link.cluster().is_some() && !checkpoint::names_homes(&mut link, checkpoint).await?;
+            if !is_early {
+                checkpoint::mark_stable(&mut link, &checkpoint.key).await?;
+            }
+            Ok(!is_early)
         };
         let error = match marked.await {
             Err(error @ (EngineError::Target(_) | EngineError::TargetLost(_))) => error,
-            marked => return marked.map(|()| true),
+            Ok(false) => {
+                watch.mark_pause_ns = (2 * watch.mark_pause_ns).clamp(MARK_EARLY_NS, MARK_AGAIN_NS);
+                watch.mark_at_ns = now_ns + watch.mark_pause_ns;
+                return Ok(false);
+            }
+            marked => return marked,
         };
+        watch.mark_at_ns = now_ns + MARK_AGAIN_NS;
         let since_ns = *watch.mark_since_ns.get_or_insert(now_ns);
         if u128::from(now_ns.saturating_sub(since_ns)) > self.settings.retry_max.as_nanos() {
             return Err(error);
@@ -353,6 +363,7 @@ struct Watch {
     /// The target refused to call the checkpoint good: it is asked again then.
     mark_at_ns: u64,
     mark_since_ns: Option<u64>,
+    mark_pause_ns: u64,
     /// The mark is written: the round in which replicas confirm it.
     mark_round: Option<u64>,
     drained: usize,
