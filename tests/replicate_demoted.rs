@@ -274,3 +274,29 @@ fn a_source_that_loads_a_snapshot_does_not_empty_the_target() {
     scene.assert_holds(&truth, &tool);
     scene.stops_equal(scene.start(&["--on-existing", "flush"]));
 }
+
+/// A release that crashes once it has a replica is not registered with.
+#[test]
+fn a_source_that_being_replicated_may_crash_is_refused() {
+    let version = |version: &str| LiveOptions { version: Some(version.into()), ..LiveOptions::default() };
+    let scene = Scene::new(version("df-v1.37.0"), MasterOptions::default());
+    scene.ends(&mut scene.start(&[]), 3, &["XREAD", "1.37.2", "--source-danger-blocked-xread"]);
+    assert_eq!(scene.live.master().unwrap().registrations_count(), 0);
+    let mut tool = scene.follow(&["--source-danger-blocked-xread", "on"]);
+    assert!(tool_says(&scene, "crashes when a blocked XREAD is served"), "{}", tool.said());
+    common::job::stop(&mut tool);
+    let scene = Scene::new(version("df-v1.37.2"), MasterOptions::default());
+    scene.stops_equal(scene.follow(&[]));
+}
+
+/// A source that drops slow replicas sooner than a waiting snapshot is read is warned of.
+#[test]
+fn a_source_that_drops_replicas_early_is_warned_of() {
+    for (ms, warned) in [(5_000, true), (30_000, false)] {
+        let options = LiveOptions { replication_timeout_ms: Some(ms), ..LiveOptions::default() };
+        let scene = Scene::new(options, MasterOptions::default());
+        let tool = scene.follow(&[]);
+        assert_eq!(tool_says(&scene, "replication_timeout"), warned, "{}", tool.said());
+        scene.stops_equal(tool);
+    }
+}

@@ -14,6 +14,7 @@ use super::lease;
 use super::messages::{WorkerEvent, WorkerSummary};
 use super::patience::Patience;
 use super::phase::Phase;
+use super::preflight::check_release;
 use super::proving;
 use super::router::Resumed;
 use super::rows;
@@ -117,6 +118,7 @@ impl Job<'_> {
         let mut source = self.connect_source().await?;
         self.check_databases(&source, &probed)?;
         self.check_access(&mut target).await?;
+        self.check_timeout(&mut source).await?;
         self.check_clocks(&mut source, &mut target).await?;
         self.take_lease(&mut target, &mut probed).await?;
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings, self.lease.as_ref()).await?);
@@ -278,6 +280,7 @@ impl Job<'_> {
         if let Role::Replica(of) = source.role() {
             return Err(standing::is_replica(of));
         }
+        check_release(source.release(), &self.settings)?;
         if source.is_loading().await? {
             return Err(session_error(SessionError::Loading));
         }

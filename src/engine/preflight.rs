@@ -10,15 +10,19 @@ use super::job::Job;
 use super::own;
 use super::patience::rest;
 use super::proving;
-use super::settings::OnExisting;
+use super::reading::SOURCE_TIMEOUT_MIN;
+use super::settings::{MigrateSettings, OnExisting};
 use super::source::Source;
 use super::target::{self, Target, TargetLink};
+use crate::dragonfly::session::Release;
 use crate::redis::value::Value;
 use crate::report::document::ClockSkew;
 use crate::uring::clock::realtime_ms;
 use std::time::Duration;
 use tokio::time::Instant;
 
+const XREAD_CRASHES_FROM: Release = Release { major: 1, minor: 37, patch: 0 };
+const XREAD_CRASHES_BEFORE: Release = Release { major: 1, minor: 37, patch: 2 };
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_LAST: Duration = Duration::from_secs(2);
 /// For so long a source that is away is waited for by a job that goes on. It may be restarting: both may be started by the same
@@ -64,7 +68,22 @@ impl Job<'_> {
         let mut source = self.connect_source().await?;
         self.check_databases(&source, probed)?;
         self.check_access(target).await?;
+        self.check_timeout(&mut source).await?;
         self.check_clocks(&mut source, target).await
+    }
+
+    /// Whether the source waits for a slow target's sake as long as is relied on, where its user may ask.
+    pub(super) async fn check_timeout(&self, source: &mut Source) -> Result<(), EngineError> {
+        match source.replication_timeout().await? {
+            Some(timeout) if timeout < SOURCE_TIMEOUT_MIN && !self.settings.source_first => tracing::warn!(
+                ?timeout,
+                wanted = ?SOURCE_TIMEOUT_MIN,
+                "the source drops a replica that takes longer to read one write (replication_timeout), and a snapshot that waits for a \
+                 slow target is read no faster: raise it at the source (CONFIG SET replication_timeout, in ms), or say --source-first on"
+            ),
+            _ => {}
+        }
+        Ok(())
     }
 
     /// The target holds what an earlier run of this job left, to go on from or to begin anew.
@@ -190,6 +209,27 @@ async fn try_access(link: &mut TargetLink, flush: Option<&[&[u8]]>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Refuses a source that being replicated would hurt: the journal of a shard is turned on by DFLY FLOW until the process ends, and
+/// these releases read a null pointer when they record a blocked XREAD as if it were an XREADGROUP (Dragonfly #6975).
+pub(super) fn check_release(release: Option<Release>, settings: &MigrateSettings) -> Result<(), EngineError> {
+    match release {
+        Some(release) if release >= XREAD_CRASHES_FROM && release < XREAD_CRASHES_BEFORE => {}
+        _ => return Ok(()),
+    }
+    if settings.source_may_crash {
+        tracing::warn!(
+            "the source is of a release that crashes when a blocked XREAD is served while it has, or had, a replica"
+        );
+        return Ok(());
+    }
+    Err(EngineError::Refused(
+        "the source is of a release (1.37.0, 1.37.1) that crashes when it serves a blocked XREAD of any client, once a replica has \
+         registered with it and until it is restarted: upgrade it to 1.37.2 or later first. If no client ever blocks in XREAD, \
+         --source-danger-blocked-xread on goes on all the same"
+            .into(),
+    ))
 }
 
 /// Whether the source may be reached later. What the operator has to change is better said at once.

@@ -16,11 +16,18 @@ use super::wire::Begun;
 use super::worker::Worker;
 use crate::report::numbers;
 use crate::uring::{ChunkId, Completion, CompletionKind, Slab};
+use std::time::Duration;
 
 /// A snapshot that waits for the target is read on by so much, so often: 1 MiB/s, where the largest write of a source
 /// (8 MiB) may take 30 s.
 const DROP_EVERY_NS: u64 = 250_000_000;
 const DROP_BYTES: usize = 256 * 1024;
+/// The source's `replication_timeout` must be longer than such a write takes at that rate.
+pub const SOURCE_TIMEOUT_MIN: Duration = Duration::from_secs(10);
+const _: () = assert!(
+    SOURCE_TIMEOUT_MIN.as_nanos() > ((8 << 20) / DROP_BYTES as u128) * DROP_EVERY_NS as u128,
+    "the largest write is read in time"
+);
 
 /// A flow that was not read for so long is worth a warning.
 const ALARM_NS: u64 = 1_000_000_000;

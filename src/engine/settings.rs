@@ -164,6 +164,8 @@ pub struct MigrateSettings {
     pub retry_max: Duration,
     /// Replicas that must have confirmed what a position covers before it is told.
     pub wait_replicas: Option<WaitReplicas>,
+    /// A release that may crash once it has a replica is no reason to refuse.
+    pub source_may_crash: bool,
     /// Most that the clocks of source and target may be apart.
     pub clock_skew_max: Duration,
     /// Stay after the full sync and follow the journal.

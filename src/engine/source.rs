@@ -344,6 +344,16 @@ impl Source {
         Ok(number(0).zip(number(1)).map(|(s, us)| s.saturating_mul(1000).saturating_add(us / 1000)))
     }
 
+    /// How long one write to a replica may take; `None` where its user may not ask.
+    pub async fn replication_timeout(&mut self) -> Result<Option<Duration>, EngineError> {
+        const CONFIG: &[&[u8]] = &[b"CONFIG", b"GET", b"replication_timeout"];
+        let Reply::Array(Some(pair)) = ask(self.link()?, "CONFIG GET", resp::command(CONFIG)).await? else {
+            return Ok(None);
+        };
+        let Some(Reply::Bulk(Some(ms))) = pair.get(1) else { return Ok(None) };
+        Ok(std::str::from_utf8(ms).ok().and_then(|ms| ms.parse().ok()).map(Duration::from_millis))
+    }
+
     /// Asks for a key's value: the replies to `DFLY REPLICAOFFSET`, `DUMP`, `PEXPIRETIME` and `DFLY REPLICAOFFSET`, which
     /// leave in one write, so that next to nothing can come between them.
     pub async fn dump(&mut self, db: DbIndex, key: &[u8]) -> Result<[Reply; 4], EngineError> {

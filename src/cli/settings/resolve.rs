@@ -77,7 +77,9 @@ pub fn migrate(values: &mut Values) -> Result<MigrateSettings, UsageError> {
     let shared_target = shared_target(values, on_existing)?;
     let source_first = values.switch(&table::SOURCE_FIRST)?;
     let wait_replicas = values.parsed(&table::WAIT_REPLICAS, syntax::wait_replicas)?;
-    Ok(MigrateSettings { spool: spool(values)?, source_first, shared_target, wait_replicas, ..settings })
+    let source_may_crash = values.switch(&table::SOURCE_DANGER_BLOCKED_XREAD)?;
+    let spool = spool(values)?;
+    Ok(MigrateSettings { spool, source_first, shared_target, wait_replicas, source_may_crash, ..settings })
 }
 
 /// The default directory and size are found out when the run starts (`machine`).
@@ -192,6 +194,7 @@ fn data_plane(
         clock_skew_max: values.time(&table::CLOCK_SKEW_MAX)?,
         retry_max: values.time(&table::RETRY_MAX)?,
         wait_replicas: None,
+        source_may_crash: false,
         report_dir: values.path(&table::REPORT),
         hooks: Hooks::default(),
         control: Default::default(),

@@ -166,6 +166,8 @@ settings! {
         "Read the target's password from this file";
     TARGET_NAT: SERVERS, SERVED, "target-nat", "FROM=TO", List, Unset, Everywhere,
         "Connect to TO where the target cluster announces FROM: HOST=HOST or HOST:PORT=HOST:PORT; may be repeated";
+    SOURCE_DANGER_BLOCKED_XREAD: SERVERS, SERVED, "source-danger-blocked-xread", "", Switch, Value("off"), Everywhere,
+        "Register with a source of release 1.37.0 or 1.37.1 all the same: from then on until it is restarted it crashes whenever a blocked XREAD of any client is served";
     CONNECT_TIMEOUT: SERVERS, DATA | VERIFY, "connect-timeout", "TIME", Time, Value("10s"), Everywhere,
         "Give up on connecting, and on answers to the handshake, after this time";
 

@@ -66,11 +66,11 @@ impl Feed for LiveFeed {
             info: format!(
                 "# Server\r\nredis_version:7.4.0\r\ndragonfly_version:{}\r\nredis_mode:standalone\r\narch_bits:64\r\n\
                  thread_count:{}\r\nmultiplexing_api:iouring\r\n",
-                match (old, self.options.partial_by_sync) {
+                self.options.version.as_deref().unwrap_or(match (old, self.options.partial_by_sync) {
                     (true, _) => "df-v1.14.0",
                     (_, true) => "df-v1.30.3",
                     _ => "df-v1.40.1",
-                },
+                }),
                 self.spec.flows_count
             ),
         }
@@ -170,6 +170,11 @@ impl Feed for LiveFeed {
                 ok()
             }
             (["CLIENT", "SETNAME" | "SETINFO", ..], None) => ok(),
+            (["CONFIG", "GET", "REPLICATION_TIMEOUT"], None) if self.options.replication_timeout_ms.is_some() => {
+                let ms = self.options.replication_timeout_ms.unwrap_or_default();
+                let pair = ["replication_timeout".to_owned(), ms.to_string()];
+                Reply::Array(pair.map(|text| Reply::Bulk(text.into_bytes())).into())
+            }
             (["CLIENT", "ID"], None) => Reply::Int(1),
             (["HPEXPIRETIME", ..], None) if self.spec.release == Release::Old || self.options.partial_by_sync => {
                 Reply::Error("ERR unknown command 'hpexpiretime'".into())

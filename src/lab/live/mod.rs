@@ -53,6 +53,10 @@ pub struct LiveOptions {
     pub partial_by_sync: bool,
     /// The first record of such blobs is left out, as releases before 1.24 left some records out.
     pub blob_left_out: bool,
+    /// What INFO calls the release; `None`: one that fits the rest.
+    pub version: Option<String>,
+    /// Its flag `replication_timeout`, in milliseconds, for CONFIG GET.
+    pub replication_timeout_ms: Option<u64>,
 }
 
 /// A running live source. Dropping it stops it.

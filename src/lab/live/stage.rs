@@ -165,6 +165,7 @@ impl LiveStage {
             dispatch_after: None,
             partial_by_sync: options.partial_by_sync,
             blob_left_out: options.blob_left_out,
+            ..LiveOptions::default()
         };
         let never_partial = options.never_partial.iter().map(|flow| flow % spec.flows_count).collect();
         let master_options = MasterOptions { never_partial, ..MasterOptions::default() };
