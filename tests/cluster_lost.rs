@@ -12,6 +12,7 @@ use df2redis::lab::live::LiveOptions;
 use df2redis::lab::servers::ServerOptions;
 use df2redis::lab::torture::{Tool, wait_for};
 use df2redis::redis::own_slots::OwnSlots;
+use df2redis::redis::slot::slot;
 use std::cell::Cell;
 use std::ops::Deref;
 
@@ -442,5 +443,50 @@ fn the_checkpoint_is_called_good_only_when_every_node_keeps_positions() {
     world.write(5);
     world.wait_applied(&mut tool);
     assert!(world.field("homes:0").is_some() && world.field("homes:1").is_some());
+    world.finish(tool);
+}
+
+/// Where the checkpoint already is at the node that its slot moves to, that one must not be emptied first.
+#[test]
+fn a_flush_while_the_checkpoint_moves_leaves_it() {
+    let [node, other] = nodes();
+    let Some(world) = World::new(other, false) else { return };
+    let mut tool = world.start();
+    world.write(10);
+    world.wait_applied(&mut tool);
+    until(&mut tool, "no homes are named", || world.field("homes:0").is_some());
+    let moving = slot(b"df2redis:checkpoint").0;
+    world.cluster.half_move_slot(moving, node, other).unwrap();
+    world.run("FLUSHALL");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    tool.kill();
+    world.cluster.move_slot(moving, node, other).unwrap();
+    world.cluster.wait_agreed().unwrap();
+    let phase = world.client(other).run("HGET df2redis:checkpoint phase").unwrap().text();
+    assert_eq!(phase.as_deref(), Some("stable"), "{}", tool.said());
+    let tool = world.start();
+    world.write(10);
+    world.finish(tool);
+}
+
+/// An order to empty the target that was cut off half-way: the checkpoint still says that the rest is the job's own.
+#[test]
+fn the_node_with_the_checkpoint_is_emptied_last() {
+    let [with_checkpoint, other] = nodes();
+    let Some(world) = World::new(other, false) else { return };
+    let mut tool = world.start();
+    world.write(5);
+    world.wait_applied(&mut tool);
+    tool.kill();
+    for node in (0..3).filter(|node| *node != with_checkpoint) {
+        world.client(node).run("ACL SETUSER default -flushall").unwrap();
+        let mut tool = world.start_by(0, &["--on-existing", "flush"]);
+        assert_ne!(tool.wait(), Some(0));
+        assert!(tool.said().contains("NOPERM"), "{}", tool.said());
+        assert_eq!(world.field("owned").as_deref(), Some("1"), "{}", tool.said());
+        world.client(node).run("ACL SETUSER default +flushall").unwrap();
+    }
+    let tool = world.start_by(0, &["--on-existing", "flush"]);
+    world.write(5);
     world.finish(tool);
 }

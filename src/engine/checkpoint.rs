@@ -138,8 +138,7 @@ async fn execute_on_cluster(
 ) -> Result<(), EngineError> {
     // Where it deletes nothing, what the nodes keep stays, and tells of a loss as always.
     let before = before(key, lsns, command != [b"PING"]);
-    // A key that moves from a node that was not emptied yet to one that was outlives it: so all is done twice, the first time
-    // with the positions of before. No slot goes to and fro in so short a time.
+    // The first time with the positions of before.
     let mut once = behind.to_vec();
     if let Some(set) = once.first_mut() {
         set.extend(before.iter().skip(2).map(Vec::as_slice));
@@ -149,14 +148,36 @@ async fn execute_on_cluster(
         set.extend([FLUSHING.as_bytes(), b"0"]);
     }
     cluster.call(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
+    execute_twice(cluster, key, command, [&once, &behind], |text| refusal::refuses(text, false)).await
+}
+
+/// Empties a cluster, the node that has the checkpoint last.
+pub async fn empty_cluster(
+    cluster: &mut Cluster,
+    key: &str,
+    command: &[&[u8]],
+    behind: &[Vec<&[u8]>],
+) -> Result<(), EngineError> {
+    execute_twice(cluster, key, command, [behind; 2], refusal::refuses_for_now).await
+}
+
+/// A key that moves from a node that was not emptied yet to one that was outlives it: so all is done twice. No slot goes to and
+/// fro in so short a time. `refuses`: an answer that is waited out.
+async fn execute_twice(
+    cluster: &mut Cluster,
+    key: &str,
+    command: &[&[u8]],
+    behind: [&[Vec<&[u8]>]; 2],
+    refuses: fn(&[u8]) -> bool,
+) -> Result<(), EngineError> {
     let request = resp::command(command);
     // Nothing else is under way, so the command may be executed again where its answer was lost: a node that stands still
     // for a while is waited for, as it is everywhere else.
     let mut patience = cluster.patience();
-    for behind in [&once, &behind] {
+    for behind in behind {
         cluster.refresh_patiently().await?;
         loop {
-            match execute_everywhere(cluster, key, &request, behind).await {
+            match execute_everywhere(cluster, key, &request, behind, refuses).await {
                 Ok(()) => break,
                 Err(Trouble::Broken(error)) => {
                     patience.wait(&error.to_string()).await?;
@@ -175,16 +196,24 @@ async fn execute_everywhere(
     key: &str,
     request: &[u8],
     behind: &[Vec<&[u8]>],
+    refuses: fn(&[u8]) -> bool,
 ) -> Result<(), Trouble> {
     let own = slot(key.as_bytes());
-    let owner = cluster.topology().owner(own).map(|node| node.id.clone());
+    let nobody = || Trouble::Broken(EngineError::Target(format!("nobody has slot {own}")));
+    let owner = cluster.topology().owner(own).map(|node| node.id.clone()).ok_or_else(nobody)?;
     let failed = |text: String| {
         let error = EngineError::Target(format!("the cluster answered a global command with \"{text}\""));
         // A node that is no primary any more, or that refuses for now.
-        let passes = is_rejection(text.as_bytes()) || refusal::refuses(text.as_bytes(), false);
+        let passes = is_rejection(text.as_bytes()) || refuses(text.as_bytes());
         if passes { Trouble::Broken(error) } else { Trouble::Final(error) }
     };
-    for id in cluster.primary_ids().into_iter().filter(|id| Some(id) != owner.as_ref()) {
+    // While its slot is on the move the checkpoint may be at a node that would be emptied before: then a key that is nowhere is
+    // asked for elsewhere.
+    let nowhere = resp::command(&[b"GET", &own::replicas_key(Some(own))]);
+    if let Some(text) = cluster.send(&owner, false, &nowhere, 1).await?.first().and_then(Value::error_text) {
+        return Err(failed(text));
+    }
+    for id in cluster.primary_ids().into_iter().filter(|id| *id != owner) {
         if let Some(text) = cluster.send(&id, false, request, 1).await?.first().and_then(Value::error_text) {
             return Err(failed(text));
         }

@@ -10,6 +10,7 @@
 
 mod owner;
 
+use super::checkpoint;
 use super::error::EngineError;
 use super::import;
 use super::job::Job;
@@ -185,18 +186,10 @@ pub async fn flush_all(link: &mut TargetLink, lease: Option<&Lease>, command: &[
     }
     let again = lease.map(Lease::taking).unwrap_or_default();
     let again: Vec<&[u8]> = again.iter().map(Vec::as_slice).collect();
-    if link.cluster().is_some() {
-        // Node by node, and twice, for a key that moves meanwhile from a node that was not emptied yet to one that was.
-        for _ in 0..2 {
-            if let Some(cluster) = link.cluster() {
-                cluster.refresh_patiently().await?;
-            }
-            link.call(command).await?;
-            if !again.is_empty() {
-                link.call(&again).await?;
-            }
-        }
-        return Ok(());
+    if let Some(cluster) = link.cluster() {
+        // Cut off half-way, the checkpoint still says whose the rest is.
+        let behind: Vec<Vec<&[u8]>> = Some(again).filter(|again| !again.is_empty()).into_iter().collect();
+        return checkpoint::empty_cluster(cluster, own::CHECKPOINT_KEY, command, &behind).await;
     }
     let mut commands = vec![command];
     if !again.is_empty() {

@@ -175,6 +175,22 @@ impl Cluster {
         keys_at_once: &str,
         pause: Duration,
     ) -> Result<(), LabError> {
+        self.move_keys(slot, from, to, keys_at_once, pause)?;
+        for node in [to, from] {
+            std::thread::sleep(pause);
+            insist(&mut self.nodes[node].client()?, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", self.id(to)])?;
+        }
+        Ok(())
+    }
+
+    fn move_keys(
+        &self,
+        slot: u16,
+        from: usize,
+        to: usize,
+        keys_at_once: &str,
+        pause: Duration,
+    ) -> Result<(), LabError> {
         let (mut source, mut target) = (self.nodes[from].client()?, self.nodes[to].client()?);
         insist(&mut target, &["CLUSTER", "SETSLOT", &slot.to_string(), "IMPORTING", self.id(from)])?;
         insist(&mut source, &["CLUSTER", "SETSLOT", &slot.to_string(), "MIGRATING", self.id(to)])?;
@@ -191,11 +207,12 @@ impl Cluster {
             args.extend(keys.iter().map(Vec::as_slice));
             insist(&mut source, &args)?;
         }
-        for node in [&mut target, &mut source] {
-            std::thread::sleep(pause);
-            insist(node, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", self.id(to)])?;
-        }
         Ok(())
+    }
+
+    /// Begins to move a slot: all its keys are at the other node, and it is not that one's yet.
+    pub fn half_move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), LabError> {
+        self.move_keys(slot, from, to, MIGRATE_KEYS, Duration::ZERO)
     }
 
     /// Waits until every living node knows the same epoch of every node, each its own.
