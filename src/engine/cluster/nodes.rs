@@ -197,13 +197,14 @@ impl Cluster {
     }
 }
 
-/// A primary whose slots are another node's now that was none before: its replica, or an heir that nobody knew.
+/// A primary whose slots are another node's now that was none before: its replica, or an heir that nobody knew, as which it is a
+/// replica itself now, or away. (So is one that gave its last slot to a new node: then it proves to have lost nothing.)
 fn takeover(old: &Topology, new: &Topology) -> Option<(Address, Address)> {
     old.primaries().into_iter().find_map(|primary| {
         let mut heirs = old.slots_of(&primary.id).filter_map(|slot| new.owner(slot));
         let is_new = |heir: &&Node| match old.by_id(&heir.id) {
             Some(known) => known.role == Role::Replica,
-            None => new.by_id(&primary.id).is_none_or(|node| !node.healthy),
+            None => new.by_id(&primary.id).is_none_or(|node| !node.healthy || node.role == Role::Replica),
         };
         heirs.find(is_new).map(|heir| (primary.address.clone(), heir.address.clone()))
     })
@@ -265,4 +266,36 @@ async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -
 pub fn ranges(slots: &[(Slot, Slot)]) -> String {
     let text = slots.iter().take(8).map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(", ");
     if slots.len() > 8 { text + ", ..." } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs of slots with their nodes, the primary first.
+    fn topology(runs: &[(i64, i64, &[u16])]) -> Topology {
+        let node = |port: &u16| {
+            let words = [Value::Bulk(b"h".to_vec()), Value::Integer(i64::from(*port))];
+            Value::Array([&words[..], &[Value::Bulk(format!("node{port}").into_bytes())]].concat())
+        };
+        let run = |(first, last, ports): &(i64, i64, &[u16])| {
+            let slots = [Value::Integer(*first), Value::Integer(*last)];
+            Value::Array(slots.into_iter().chain(ports.iter().map(node)).collect())
+        };
+        let reply = Value::Array(runs.iter().map(run).collect());
+        Topology::from_slots(&reply, &Address::new("h", 1), &NatMap::default()).unwrap()
+    }
+
+    #[test]
+    fn who_took_over_is_told_from_who_was_given_slots() {
+        let before = topology(&[(0, 99, &[1, 2]), (100, 16383, &[3])]);
+        let heir = |runs: &[(i64, i64, &[u16])]| takeover(&before, &topology(runs)).map(|(_, heir)| heir.port);
+        assert_eq!(heir(&[(0, 99, &[1, 2]), (100, 16383, &[3])]), None);
+        assert_eq!(heir(&[(0, 99, &[2, 1]), (100, 16383, &[3])]), Some(2), "its replica");
+        assert_eq!(heir(&[(0, 99, &[9]), (100, 16383, &[3])]), Some(9), "a new one, in the place of one that is away");
+        // Its replica was replaced since the nodes were asked the last time, and then took over.
+        assert_eq!(heir(&[(0, 99, &[9, 1]), (100, 16383, &[3])]), Some(9));
+        assert_eq!(heir(&[(0, 49, &[9]), (50, 99, &[1, 2]), (100, 16383, &[3])]), None, "a new one, given slots");
+        assert_eq!(heir(&[(0, 49, &[3]), (50, 99, &[1, 2]), (100, 16383, &[3])]), None, "an old one, given slots");
+    }
 }
