@@ -15,7 +15,10 @@
 //! node. A node that has none of them any more (all were moved away while the tool was not there) is proven by being the same process
 //! as when the checkpoint was written. Where it is another one nothing goes on; of a node that the checkpoint does not know (it
 //! joined, or took over) it is told. What is left: a node that gave all its homes away, then lost something, and then was given the
-//! home of another node, all of it while the tool was not there.
+//! home of another node, all of it while the tool was not there. And keys that came to a node with their slot, if the node then goes back
+//! to a state from before they came (an older dump, or a replica that lagged behind the move): its homes say how far the journal is
+//! applied there, not what was moved there since, so of these keys only those are good that the journal names again. Who moved
+//! the slot has deleted them. A position proves what its node has executed, as long as slots stay; the next save behind a move ends it.
 
 use super::checkpoint::Checkpoint;
 use super::error::EngineError;
