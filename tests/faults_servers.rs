@@ -277,3 +277,47 @@ fn a_journal_whose_positions_go_back_ends_the_run() {
         assert_eq!(client.run("EXISTS behind").unwrap().int(), Some(0), "{off}");
     }
 }
+
+/// A key that a record of the full sync wrote, and that the source deleted without recording it: it goes, also where the session
+/// ends before the target is in step for the first time.
+#[test]
+fn what_the_source_deleted_silently_goes_whatever_ends_the_session() {
+    for ends in [Ends::Never, Ends::Killed, Ends::SourceLost] {
+        let Some(server) = target(true) else { return };
+        let spec = Spec { flows_count: 2, omitted_deletes_count: 3, ..Spec::of("string:60B=20").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        let mut tool = follow(live.port(), &server);
+        until(&mut tool, "stable", || is_stable(&server));
+        match ends {
+            Ends::Never => {}
+            Ends::Killed => {
+                tool.kill();
+                tool = follow(live.port(), &server);
+            }
+            Ends::SourceLost => live.master().unwrap().cut_all(),
+        }
+        count_on(&live, 5);
+        let mut client = server.client().unwrap();
+        until(&mut tool, "some are left", || {
+            let left = client.run("KEYS silent:*").unwrap();
+            live.is_acknowledged() && left.array().unwrap().is_empty()
+        });
+        // Nor are their names.
+        until(&mut tool, "they are remembered for ever", || {
+            let fields = client.run("HKEYS df2redis:checkpoint").unwrap();
+            !fields.array().unwrap().iter().any(|field| field.text().unwrap().starts_with("lost:"))
+        });
+        tool.signal("INT");
+        assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+        let truth = server.dir().join("truth.jsonl");
+        live.write_truth(&truth).unwrap();
+        compare(&server, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Ends {
+    Never,
+    Killed,
+    SourceLost,
+}

@@ -28,6 +28,8 @@ use crate::redis::value::Value;
 const VOID: &str = "void";
 /// Field that is 1 while a global command is executed node by node: then what nodes keep of positions (`homes`) may be gone.
 const FLUSHING: &str = "flushing";
+/// Names of one HSET.
+const FIELDS_MAX: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -283,15 +285,23 @@ pub async fn make_void(link: &mut TargetLink, key: &str, why: &str) -> Result<()
     said.map(drop)
 }
 
+/// Remembers keys that are to be fetched from the source, or deleted where it has none.
+pub async fn note_lost(link: &mut TargetLink, key: &str, lost: &[Lost]) -> Result<(), EngineError> {
+    for some in lost.chunks(FIELDS_MAX) {
+        let fields: Vec<Vec<u8>> = some.iter().map(lost::lost_field).collect();
+        let mut set: Vec<&[u8]> = vec![b"HSET", key.as_bytes()];
+        set.extend(fields.iter().flat_map(|field| [&field[..], b""]));
+        link.call(&set).await?;
+    }
+    Ok(())
+}
+
 /// The next transactions of the flows write other names where those of the last ones stand: these become lost keys.
 pub async fn keep_lost(link: &mut TargetLink, checkpoint: &Checkpoint) -> Result<(), EngineError> {
     if checkpoint.lost.is_empty() {
         return Ok(());
     }
-    let fields: Vec<Vec<u8>> = checkpoint.lost.iter().map(lost::lost_field).collect();
-    let mut set: Vec<&[u8]> = vec![b"HSET", checkpoint.key.as_bytes()];
-    set.extend(fields.iter().flat_map(|field| [&field[..], b""]));
-    link.call(&set).await?;
+    note_lost(link, &checkpoint.key, &checkpoint.lost).await?;
     let fields: Vec<String> = (0..checkpoint.flows).map(|flow| lost::watched_field(FlowId(flow))).collect();
     let mut unset: Vec<&[u8]> = vec![b"HDEL", checkpoint.key.as_bytes()];
     unset.extend(fields.iter().map(String::as_bytes));

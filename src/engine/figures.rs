@@ -100,6 +100,7 @@ impl Worker {
             stats: self.stats.clone(),
             source_version: None,
         };
+        summary.lost.extend(self.doubtful.drain(..));
         for flow in &mut self.flows {
             let handler = &mut flow.handler;
             summary.not_carried.extend(handler.take_not_carried());

@@ -18,7 +18,7 @@ use super::handover::Order;
 use super::hold::Watermarks;
 use super::job::{Job, Signals};
 use super::joining::Joining;
-use super::messages::{WorkerCommand, WorkerEvent};
+use super::messages::{Lost, WorkerCommand, WorkerEvent};
 use super::migrate::PROGRESS_EVERY;
 use super::phase::Phase;
 use super::replicas::Replicas;
@@ -28,7 +28,7 @@ use super::source::{PartialWay, Source};
 use super::target::Target;
 use crate::dragonfly::reply::Reply;
 use crate::dragonfly::session::Session;
-use crate::ids::{DbIndex, FlowId, Lsn};
+use crate::ids::Lsn;
 use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -91,10 +91,16 @@ impl Job<'_> {
             tokio::select! {
                 event = crew.event() => match event? {
                     // Of a source that is gone nothing is asked: the next session begins with keys that are in doubt.
-                    WorkerEvent::Suspects { .. } | WorkerEvent::Lost(_) if draining.is_some() => {}
-                    WorkerEvent::Suspects { worker, keys } => {
-                        gone = self.settle_suspects(crew, worker, keys).await;
-                        watch.suspects_settled += 1;
+                    WorkerEvent::Lost(_) if draining.is_some() => {}
+                    WorkerEvent::Suspects { keys } => {
+                        let doubtful = match draining.is_some() {
+                            true => Ok(keys),
+                            false => self.absent_suspects(keys).await,
+                        };
+                        gone = doubtful.map(|keys| {
+                            watch.doubtful.extend(keys);
+                            watch.suspects_settled += 1;
+                        });
                     }
                     WorkerEvent::SourceGone { why } => gone = Err(EngineError::Source(why)),
                     WorkerEvent::LetGo { why } => gone = Err(EngineError::LetGo(why)),
@@ -182,9 +188,17 @@ impl Job<'_> {
                 }
             }
             let now_ns = crate::uring::clock::monotonic_ns();
-            if !checkpoint.stable && now_ns >= watch.mark_at_ns && crew.confirmed().iter().all(|lsn| *lsn > 0) {
+            let is_copied = !checkpoint.stable && crew.confirmed().iter().all(|lsn| *lsn > 0);
+            if is_copied && !std::mem::replace(&mut watch.suspects_asked, true) {
+                // From here on every DEL is recorded. What becomes of them outlives the session: before the checkpoint is good.
+                crew.tell_all(|| WorkerCommand::ListSuspects);
+            }
+            if is_copied && now_ns >= watch.mark_at_ns && watch.suspects_settled == crew.workers() {
                 if watch.mark_round.is_none() && self.mark_stable(probed, checkpoint, &mut watch, now_ns).await? {
                     watch.mark_round = Some(crew.replicas().map_or(0, Replicas::covering));
+                    for lost in watch.doubtful.drain(..).filter(|_| draining.is_none()) {
+                        crew.tell_flow(lost.flow, WorkerCommand::Doubt(lost));
+                    }
                     // Whatever ends the session from here on, the next one looks what the target holds.
                     crew.set_stable();
                     crew.note_processes();
@@ -195,8 +209,7 @@ impl Job<'_> {
                 }
                 self.resumable = checkpoint.stable;
             }
-            let settled = watch.suspects_settled >= crew.workers();
-            self.settings.control.set_ready(self.phase == Phase::InStep && settled);
+            self.settings.control.set_ready(self.phase == Phase::InStep);
             // A cutover that is under way is rolled back first.
             if watch.stops && !self.desk.is_running() && self.phase != Phase::Stopping {
                 self.enter(Phase::Stopping);
@@ -283,6 +296,7 @@ impl Job<'_> {
             let mut link = self.control_again_within(probed, Duration::ZERO).await?;
             let is_early = link.cluster().is_some() && !checkpoint::names_homes(&mut link, checkpoint).await?;
             if !is_early {
+                checkpoint::note_lost(&mut link, &checkpoint.key, &watch.doubtful).await?;
                 checkpoint::mark_stable(&mut link, &checkpoint.key).await?;
             }
             Ok(!is_early)
@@ -324,36 +338,26 @@ impl Job<'_> {
             self.enter(Phase::InStep);
             self.observer.in_step();
             self.tell_in_step();
-            if !watch.suspects_asked {
-                watch.suspects_asked = true;
-                crew.tell_all(|| WorkerCommand::ListSuspects);
-            }
         } else if behind > IN_STEP_RECORDS_MAX && self.phase == Phase::InStep {
             self.enter(Phase::CatchingUp);
         }
     }
 
-    /// Suspects that the source does not have are deleted by the flow that owns them, in order with its journal.
-    async fn settle_suspects(
-        &mut self,
-        crew: &Crew,
-        worker: usize,
-        keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
-    ) -> Result<(), EngineError> {
+    /// Suspects that the source does not have: it deleted them without recording it (wire 2.10).
+    async fn absent_suspects(&mut self, keys: Vec<Lost>) -> Result<Vec<Lost>, EngineError> {
+        let mut absent = Vec::new();
         if keys.is_empty() {
-            return Ok(());
+            return Ok(absent);
         }
         let mut asking = self.ask_again(keys.len()).await?;
-        let mut absent = Vec::new();
-        for (flow, db, key) in keys {
+        for suspect in keys {
             self.report.suspects.asked += 1;
-            if !asking.exists(db, &key).await? {
-                absent.push((flow, db, key));
+            if !asking.exists(suspect.db, &suspect.key).await? {
+                absent.push(suspect);
             }
         }
         self.report.suspects.removed += absent.len() as u64;
-        crew.tell(worker, WorkerCommand::DeleteSuspects(absent));
-        Ok(())
+        Ok(absent)
     }
 }
 
@@ -367,10 +371,12 @@ struct Watch {
     /// The mark is written: the round in which replicas confirm it.
     mark_round: Option<u64>,
     drained: usize,
+    /// Keys that it may have deleted without recording it are asked for.
     suspects_asked: bool,
     /// The source's positions when it was asked the last time.
     offsets_before: Option<Vec<Lsn>>,
-    /// Workers whose suspects were asked for, and told.
+    /// Workers whose suspects the source was asked for; those that it has not: the checkpoint is to name them before it is good.
+    doubtful: Vec<Lost>,
     suspects_settled: usize,
     /// Told to stop.
     stops: bool,

@@ -213,15 +213,6 @@ impl Lane {
         self.queue_closed();
     }
 
-    /// Deletes a key, in order with everything else on this lane.
-    pub fn delete(&mut self, slab: &mut Slab, batch_bytes: usize, db: DbIndex, key: &[u8]) {
-        let mut writer = self.plain_writer(slab, batch_bytes, 0);
-        writer.begin(CommandMeta { slot: Slot(0), db, class: Class::Blind, all_nodes: false });
-        writer.put(&crate::redis::resp::command(&[b"DEL", key]));
-        writer.end();
-        self.queue_closed();
-    }
-
     /// Keeps the names of lost keys in the checkpoint, in front of everything that is not sent: the next transaction writes over
     /// the names among which they are now.
     pub fn remember_lost(&mut self, slab: &mut Slab, lost: &[Lost]) -> Result<(), EngineError> {

@@ -190,8 +190,7 @@ pub enum WorkerEvent {
     Settled(u64),
     /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for.
     Suspects {
-        worker: usize,
-        keys: Vec<(FlowId, DbIndex, Vec<u8>)>,
+        keys: Vec<Lost>,
     },
     /// The target lost a key that the source had, or a record did not say what became of it: it is to be fetched.
     Lost(Wanted),
@@ -257,14 +256,13 @@ pub enum WorkerCommand {
     ReleaseHeld,
     /// Keys and fields that were found at the target with a shifted expiry.
     Found(Vec<Name>),
-    /// A key that an earlier session could not fetch again.
+    /// A key of which the checkpoint says that it is to be fetched: an earlier session could not, or the source may have deleted it
+    /// silently.
     Doubt(Lost),
     /// What the source said of a lost key, or why it cannot be had.
     Fetched(Box<Answer>),
-    /// Send the suspects once (they stay suspects until a record settles them or they are deleted).
+    /// Send the suspects, and forget them.
     ListSuspects,
-    /// The source has none of these keys: delete those that no record has settled since.
-    DeleteSuspects(Vec<(FlowId, DbIndex, Vec<u8>)>),
     /// End: drop everything and report.
     Stop,
 }

@@ -5,11 +5,9 @@
 
 use super::batch::Batch;
 use super::lane::Lane;
-use super::router::{ClusterWriter, Router, Touched, WriteSettings};
-use super::writer::{Encoder, Source};
-use crate::convert::{Class, CommandMeta, Out};
-use crate::ids::{DbIndex, FlowId, Lsn};
-use crate::redis::slot::slot;
+use super::router::{Router, Touched};
+use super::writer::Encoder;
+use crate::ids::{FlowId, Lsn};
 use crate::uring::Slab;
 
 pub enum Outlet<'a> {
@@ -90,20 +88,6 @@ impl Outlet<'_> {
     pub fn note_position(&mut self, slab: &mut Slab, batch_bytes: usize, flow: FlowId, next_lsn: Lsn, read_ns: u64) {
         if let Self::One(lane) = self {
             lane.note_position(slab, batch_bytes, flow, next_lsn, read_ns);
-        }
-    }
-
-    /// Deletes a key, in order with everything else that is said about it.
-    pub fn delete(&mut self, slab: &mut Slab, batch_bytes: usize, flow: FlowId, db: DbIndex, key: &[u8]) {
-        match self {
-            Self::One(lane) => lane.delete(slab, batch_bytes, db, key),
-            Self::Cluster { lanes, router } => {
-                let settings = WriteSettings::copying(batch_bytes, 0);
-                let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, (flow, None), settings);
-                writer.begin(CommandMeta { slot: slot(key), db, class: Class::Blind, all_nodes: false });
-                writer.put(&crate::redis::resp::command(&[b"DEL", key]));
-                writer.end();
-            }
         }
     }
 }

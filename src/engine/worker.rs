@@ -15,7 +15,7 @@ use super::hold::HoldState;
 use super::input::HeapBudget;
 use super::lane::{Lane, Link};
 use super::lanes::{remember, submit_lane};
-use super::messages::{WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
+use super::messages::{Lost, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary};
 use super::outlet::Outlet;
 use super::replicas::Unproven;
 use super::router::Router;
@@ -31,6 +31,7 @@ use crate::report::counters::WorkerStats;
 use crate::report::document::NotCarried;
 use crate::report::latency::{Latency, Recorder};
 use crate::uring::{self, Class, Completion, CompletionKind, Outgoing, Ring, Segment};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -82,6 +83,8 @@ pub struct Worker {
     /// Told to decode nothing more.
     pub(super) draining: bool,
     pub(super) barrier_told: bool,
+    /// To be put in doubt where there is room.
+    pub(super) doubtful: VecDeque<Lost>,
     /// The registration at the source is over.
     pub(super) gone: Option<Gone>,
     /// Told that the source is to be let go.
@@ -196,6 +199,7 @@ impl Worker {
             drained: false,
             draining: false,
             barrier_told: false,
+            doubtful: VecDeque::new(),
             gone: None,
             let_go: false,
             releases: 0,
@@ -450,7 +454,7 @@ impl Worker {
     fn tell_when_drained(&mut self) {
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
         let busy = |flow: &Flow| flow.handler.is_releasing() || flow.handler.doubts.is_waiting();
-        let at_rest = !self.flows.iter().any(busy);
+        let at_rest = self.doubtful.is_empty() && !self.flows.iter().any(busy);
         let (stopped, settles) = (self.draining && at_rest, self.settling.is_some() && at_rest);
         let ended = !self.drained && (stopped || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);

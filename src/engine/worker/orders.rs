@@ -1,6 +1,6 @@
 //! What the control plane tells a worker, carried out at the beginning of a turn.
 //!
-//! In: `WorkerCommand`s. Out: the worker's flows and lanes changed; suspects listed, and deleted where the source has them no more.
+//! In: `WorkerCommand`s. Out: the worker's flows and lanes changed; suspects listed, keys put in doubt.
 
 use super::Worker;
 use crate::engine::error::EngineError;
@@ -9,8 +9,6 @@ use crate::engine::flow::Flow;
 use crate::engine::global::Emptied;
 use crate::engine::held::positions;
 use crate::engine::messages::{Lost, WorkerCommand, WorkerEvent};
-use crate::engine::outlet::Outlet;
-use crate::ids::{DbIndex, FlowId};
 use crate::uring;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -68,12 +66,7 @@ impl Worker {
                     self.flows.iter_mut().for_each(|flow| flow.handler.release_all(now_ms));
                     self.drained = false;
                 }
-                Ok(WorkerCommand::Doubt(Lost { flow, db, key, .. })) => {
-                    if let Some(flow) = self.flows.iter_mut().find(|of| of.id == flow) {
-                        // It stands in the checkpoint already.
-                        let _ = flow.lost(db, key, &self.events);
-                    }
-                }
+                Ok(WorkerCommand::Doubt(lost)) => self.doubtful.push_back(lost),
                 Ok(WorkerCommand::Fetched(answer)) => {
                     let Answer { lost, question, answer } = *answer;
                     if let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == lost.flow) {
@@ -90,8 +83,10 @@ impl Worker {
                     }
                 }
                 Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
-                Ok(WorkerCommand::DeleteSuspects(keys)) => self.delete_suspects(keys)?,
-                Err(mpsc::TryRecvError::Empty) => return Ok(false),
+                Err(mpsc::TryRecvError::Empty) => {
+                    self.doubt_more();
+                    return Ok(false);
+                }
             }
         }
     }
@@ -107,27 +102,22 @@ impl Worker {
 
     fn list_suspects(&mut self) {
         let mut keys = Vec::new();
-        for flow in &self.flows {
-            keys.extend(flow.handler.suspects.list().map(|(db, key)| (flow.id, db, key.to_vec())));
+        for flow in &mut self.flows {
+            keys.extend(flow.handler.suspects.drain().into_iter().map(|(db, key)| Lost { flow: flow.id, db, key }));
         }
-        let _ = self.events.send(WorkerEvent::Suspects { worker: self.index, keys });
+        let _ = self.events.send(WorkerEvent::Suspects { keys });
     }
 
-    fn delete_suspects(&mut self, keys: Vec<(FlowId, DbIndex, Vec<u8>)>) -> Result<(), EngineError> {
-        for (id, db, key) in keys {
-            let Some(flow) = self.flows.iter_mut().find(|flow| flow.id == id) else { continue };
-            // A record that came meanwhile has settled it: then the key's fate is in the journal.
-            if flow.handler.suspects.is_suspect(db, &key) {
-                flow.handler.suspects.settled(db, &key);
-                // The source was asked by its own name.
-                let (db, key) = flow.handler.scope().at_target(db, &key)?;
-                let mut outlet = match &mut self.router {
-                    None => Outlet::One(&mut self.lanes[flow.lane]),
-                    Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
-                };
-                outlet.delete(self.ring.slab_mut(), self.settings.batch_bytes, id, db, &key);
+    /// Puts keys that wait for it in doubt, as many as there is room for. They stand in the checkpoint already.
+    fn doubt_more(&mut self) {
+        while let Some(lost) = self.doubtful.front() {
+            let flow = self.flows.iter_mut().find(|flow| flow.id == lost.flow);
+            if flow.as_ref().is_some_and(|flow| !flow.handler.doubts.has_room()) {
+                return;
+            }
+            if let (Some(flow), Some(Lost { db, key, .. })) = (flow, self.doubtful.pop_front()) {
+                let _ = flow.lost(db, key, &self.events);
             }
         }
-        Ok(())
     }
 }

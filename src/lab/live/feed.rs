@@ -245,6 +245,17 @@ impl LiveFlow {
         Ok(())
     }
 
+    /// Keys that a record of the full sync writes, and whose DEL is not recorded (wire 2.10).
+    fn deleted_silently(&self, pending: &mut Vec<u8>) {
+        let names = (0..).map(|i| format!("silent:{i}"));
+        let own = names.filter(|name| encode::owner(name.as_bytes(), self.spec.flows_count) == self.flow);
+        for name in own.take(self.spec.omitted_deletes_count) {
+            let mut record = Vec::new();
+            encode::journal_command(&mut record, 0, 1, &["MSET", &name, "must not stay"]);
+            encode::journal_blob(pending, &record);
+        }
+    }
+
     fn journal_lost(&self) -> io::Error {
         io::Error::other(format!("flow {}: the journal no longer holds LSN {}", self.flow, self.next_lsn))
     }
@@ -257,6 +268,8 @@ impl FlowFeed for LiveFlow {
         self.send(&mut pending, false, out)?;
         if !self.by_sync {
             let tap = self.world.begin_tap(self.flow);
+            self.deleted_silently(&mut pending);
+            self.send(&mut pending, true, out)?;
             self.tap = Some(tap);
             if let Some(rate) = self.options.snapshot_bytes_per_s {
                 out.pace(rate);
