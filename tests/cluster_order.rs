@@ -139,6 +139,17 @@ fn a_kill_behind_a_slot_that_has_moved_doubles_nothing() {
 /// over which the old one's is moved then.
 #[test]
 fn a_marker_that_was_copied_doubles_nothing() {
+    half_a_migrate_undoes_nothing(true);
+}
+
+/// The same with the key, whose marker has been moved.
+#[test]
+fn a_key_that_was_copied_loses_nothing() {
+    half_a_migrate_undoes_nothing(false);
+}
+
+#[track_caller]
+fn half_a_migrate_undoes_nothing(copies_marker: bool) {
     let Some(world) = World::new(TOGETHER) else { return };
     let mut tool = world.start();
     world.wait_applied(&mut tool);
@@ -146,13 +157,16 @@ fn a_marker_that_was_copied_doubles_nothing() {
     world.run(&format!("RPUSH {tag}:a begin"));
     world.run(&format!("RPUSH {tag}:b begin"));
     world.wait_applied(&mut tool);
-    world.begin_move(slot, (from, to), &[&format!("{tag}:b")]);
+    let key = format!("{tag}:b");
+    world.begin_move(slot, (from, to), &[]);
     let (mut old, mut new) = (world.client(from), world.client(to));
     let keys = old.run(&format!("CLUSTER GETKEYSINSLOT {slot} 10")).unwrap();
     let names: Vec<String> = keys.array().unwrap().iter().filter_map(|key| key.text()).collect();
     let marker = names.iter().find(|name| name.starts_with("df2redis:m:")).unwrap();
     let port = world.cluster.nodes[to].port();
-    old.run(&format!("MIGRATE 127.0.0.1 {port} {marker} 0 10000 COPY")).unwrap();
+    let (moved, copied) = if copies_marker { (&key, marker) } else { (marker, &key) };
+    old.run(&format!("MIGRATE 127.0.0.1 {port} {moved} 0 10000")).unwrap();
+    old.run(&format!("MIGRATE 127.0.0.1 {port} {copied} 0 10000 COPY")).unwrap();
     // The position does not move on meanwhile.
     let stopped = Stopped::new(&world.cluster.nodes[3 - from - to]);
     let asks = world.errors(from, "ASK");
@@ -163,7 +177,7 @@ fn a_marker_that_was_copied_doubles_nothing() {
         executed || world.errors(from, "ASK") > asks + 3
     });
     tool.kill();
-    old.run(&format!("MIGRATE 127.0.0.1 {port} {marker} 0 10000 REPLACE")).unwrap();
+    old.run(&format!("MIGRATE 127.0.0.1 {port} {copied} 0 10000 REPLACE")).unwrap();
     drop(stopped);
     world.cluster.wait_ok().unwrap();
     world.cluster.move_slot(slot, from, to).unwrap();

@@ -281,18 +281,18 @@ impl Cluster {
     /// Executes encoded commands of one slot (one, or a MULTI group) where the slot is, following redirects and waiting
     /// for nodes that are not ready. Returns their replies, none of which says that it was not executed.
     pub async fn execute(&mut self, slot: Slot, bytes: &[u8], replies: usize) -> Result<Vec<Value>, Trouble> {
-        self.execute_beside(slot, bytes, replies, None).await
+        self.execute_beside(slot, bytes, replies, &[]).await
     }
 
-    /// The same, but not where a slot is moved to as long as `marker` is where it is moved from. A MIGRATE that failed halfway
-    /// leaves a key at both ends, and is done again from the old one: what had been written to the marker at the new one would be
-    /// undone, and what it covers done again by the next start.
+    /// The same, but not where a slot is moved to as long as one of `keys` is where it is moved from. A MIGRATE that failed halfway
+    /// leaves keys at both ends, and is done again from the old one: what had been written to them at the new one would be undone,
+    /// and of a marker and the keys that it covers only some.
     pub async fn execute_beside(
         &mut self,
         slot: Slot,
         bytes: &[u8],
         replies: usize,
-        marker: Option<&[u8]>,
+        keys: &[&[u8]],
     ) -> Result<Vec<Value>, Trouble> {
         let mut patience = self.patience();
         let mut redirect: Option<Redirect> = None;
@@ -317,9 +317,12 @@ impl Cluster {
             let asked = self.address_of(&id).unwrap_or_else(|| self.seed.clone());
             redirect = Redirect::parse(&text, &asked);
             let mut hurry = redirect.as_ref().is_some_and(|redirect| redirect.ask) && !asking;
-            if let (true, Some(marker)) = (hurry, marker) {
-                let request = crate::redis::resp::command(&[b"EXISTS", marker]);
-                let stays = matches!(self.send(&id, false, &request, 1).await?.first(), Some(Value::Integer(1..)));
+            if hurry && !keys.is_empty() {
+                // One by one: of several, of which some are there, nodes say this or that.
+                let request: Vec<u8> =
+                    keys.iter().flat_map(|key| crate::redis::resp::command(&[b"EXISTS", key])).collect();
+                let found = self.send(&id, false, &request, keys.len()).await?;
+                let stays = found.iter().any(|found| matches!(found, Value::Integer(1..)));
                 redirect = redirect.filter(|_| !stays);
                 hurry = !stays;
             }

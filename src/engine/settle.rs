@@ -71,8 +71,11 @@ impl Cluster {
         let mut patience = self.patience();
         let mut again = unit.unknown || unit.again;
         loop {
-            let marker = unit.marker.as_ref().map(|(key, _)| key.as_slice());
-            match self.execute_beside(slot, &unit.bytes, unit.replies as usize, marker).await {
+            let marker = unit.marker.iter().map(|(key, _)| key);
+            // What may simply be repeated, with no marker, is sent on for the very key that is not there.
+            let others = unit.keys.iter().filter(|_| unit.marker.is_some());
+            let keys: Vec<&[u8]> = marker.chain(others).map(Vec::as_slice).collect();
+            match self.execute_beside(slot, &unit.bytes, unit.replies as usize, &keys).await {
                 Ok(values) => match refused(&values)? {
                     None => {
                         judge(unit, &values, again)?;
