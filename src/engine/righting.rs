@@ -19,6 +19,7 @@ use crate::redis::Capabilities;
 use crate::uring;
 use std::sync::Arc;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// Least time between the end of a sweep and the next; after one that failed.
 const REST_MS_MIN: i64 = 60_000;
@@ -38,6 +39,7 @@ pub struct Rightings {
 
 struct Running {
     result: oneshot::Receiver<Result<Swept, EngineError>>,
+    task: JoinHandle<()>,
     begun_ms: i64,
     /// What it was begun for, and the easing in which.
     unnamed: Overflow,
@@ -68,17 +70,17 @@ impl Rightings {
         }
         self.hold.take_unnamed();
         let (done, result) = oneshot::channel();
-        self.running = Some(Running { result, begun_ms: now_ms(), unnamed, easing });
         let (settings, capabilities, hold) = (self.settings.clone(), self.capabilities.clone(), self.hold.clone());
-        tokio_uring::spawn(async move {
+        let task = tokio_uring::spawn(async move {
             let rests = || if hold.easing() > 0 { FAST } else { GENTLE };
             let work = async {
                 let mut link = target::connect_control(&settings).await?;
                 sweep(&mut link, &capabilities, || bounds(&hold), rests, PATIENCE).await
             };
-            // Nobody listens any more if the session is over; the next one begins anew.
+            // Nobody listens any more if the session is over.
             let _ = done.send(work.await);
         });
+        self.running = Some(Running { result, task, begun_ms: now_ms(), unnamed, easing });
     }
 
     /// The end of the running sweep. A broken connection to the target is no reason to end the job: it is tried again.
@@ -130,6 +132,17 @@ impl Rightings {
             return Ok(Swept::default());
         }
         sweep(link, &self.capabilities, || ALL, || FAST, self.settings.retry_max).await
+    }
+}
+
+impl Drop for Rightings {
+    /// How far the flows of this session are says nothing to the next one, which may begin before it: what a sweep has not looked at is
+    /// left to that.
+    fn drop(&mut self) {
+        if let Some(Running { task, unnamed, .. }) = self.running.take() {
+            task.abort();
+            self.hold.add_unnamed(unnamed);
+        }
     }
 }
 
