@@ -14,7 +14,7 @@ use df2redis::lab::master::MasterOptions;
 use df2redis::lab::proxy::{Faulty, Proxy};
 use df2redis::lab::recordings;
 use df2redis::lab::replay::Replay;
-use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::servers::{Server, ServerKind};
 use df2redis::lab::tls_proxy::{TlsProxy, TlsProxyOptions};
 use df2redis::lab::truth;
 use std::io::Read;
@@ -26,7 +26,6 @@ use std::time::{Duration, Instant};
 /// A redis-server with a TLS port beside its plain one. It asks clients for a certificate, as is its default.
 struct Target {
     server: Server,
-    tls_port: u16,
 }
 
 impl Target {
@@ -40,28 +39,17 @@ impl Target {
 }
 
 fn target(certs: &Certs, cert: &str, more: &[(&str, &str)]) -> Option<Target> {
-    let tls_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut options = ServerOptions::default()
-        .config("tls-port", &tls_port.to_string())
-        .config("tls-cert-file", &certs.path(&format!("{cert}.pem")))
-        .config("tls-key-file", &certs.path(&format!("{cert}.key")))
-        .config("tls-ca-cert-file", &certs.path("ca.pem"));
+    let mut options = certs.server(cert);
     for (directive, value) in more {
         options = options.config(directive, value);
     }
     match server_with(ServerKind::Redis7, options) {
-        Some(server) => Some(Target { server, tls_port }),
+        Some(server) => Some(Target { server }),
         None => {
             eprintln!("skipped: no redis-server that speaks TLS");
             None
         }
     }
-}
-
-/// Settings of TLS to the target: the right CA, and our certificate.
-fn to_target(certs: &Certs) -> Vec<String> {
-    let files = [("ca", "ca.pem"), ("cert", "client.pem"), ("key", "client.key")];
-    files.iter().flat_map(|(name, file)| [format!("--target-tls-{name}"), certs.path(file)]).collect()
 }
 
 fn job(job: &str, source: &str, target: &str, args: &[String]) -> Command {
@@ -83,7 +71,7 @@ fn plain_source(port: u16) -> String {
 }
 
 fn tls_target(target: &Target) -> String {
-    format!("rediss://127.0.0.1:{}", target.tls_port)
+    format!("rediss://127.0.0.1:{}", target.server.tls_port())
 }
 
 /// A run that takes longer hangs.
@@ -103,7 +91,7 @@ fn recordings_arrive_whole_at_a_target_over_tls() {
             let dir = tempfile::tempdir().unwrap();
             let truth_file = recording.write_truth(dir.path()).unwrap();
             let master = Replay::start(recording, MasterOptions::default()).unwrap();
-            let mut args = to_target(&certs);
+            let mut args = certs.to_target();
             if i % 2 == 0 {
                 args.extend(strings(&TINY));
             }
@@ -153,8 +141,8 @@ fn everything_arrives_whole_over_tls_on_both_sides() {
             ..certs.proxy("server")
         };
         let proxy = TlsProxy::start(master.port(), &options).unwrap();
-        let mut args = to_target(&certs);
-        args.extend(to_target(&certs).iter().map(|arg| arg.replace("--target-", "--source-")));
+        let mut args = certs.to_target();
+        args.extend(certs.to_target().iter().map(|arg| arg.replace("--target-", "--source-")));
         args.extend(strings(more));
         let source = format!("dragonflys://localhost:{}", proxy.port());
         let run = start(job("migrate", &source, &tls_target(&target), &args)).wait_for(PATIENCE);
@@ -175,13 +163,13 @@ fn cut_connections_are_made_again_and_cost_nothing() {
         target.empty();
         let (master, model) = Generator::start(spec(), MasterOptions::default()).unwrap();
         // The first connections are those of the control plane.
-        let proxy = Proxy::start(target.tls_port, move |n| match (n, replies) {
+        let proxy = Proxy::start(target.server.tls_port(), move |n| match (n, replies) {
             (0, _) | (9.., _) => Faulty::default(),
             (n, true) => Faulty::cut_replies(2500 + n * 777),
             (n, false) => Faulty::cut_requests(5_000 + n * n * 20_011),
         })
         .unwrap();
-        let mut args = to_target(&certs);
+        let mut args = certs.to_target();
         args.extend(strings(&["--connections", "1"]));
         let url = format!("rediss://127.0.0.1:{}", proxy.port());
         let run = start(job("migrate", &plain_source(master.port()), &url, &args)).wait_for(PATIENCE);
@@ -208,8 +196,8 @@ fn a_journal_is_followed_over_tls() {
         let master = Replay::start(recording, MasterOptions { faults, ..MasterOptions::default() }).unwrap();
         let options = TlsProxyOptions { key_update_every: Some(3), ..certs.proxy("server") };
         let source = TlsProxy::start(master.port(), &options).unwrap();
-        let between = Proxy::start(target.tls_port, |_| Faulty::default()).unwrap();
-        let mut args = to_target(&certs);
+        let between = Proxy::start(target.server.tls_port(), |_| Faulty::default()).unwrap();
+        let mut args = certs.to_target();
         args.extend(["--source-tls-ca".into(), certs.path("ca.pem")]);
         let (from, to) =
             (format!("dragonflys://127.0.0.1:{}", source.port()), format!("rediss://127.0.0.1:{}", between.port()));
@@ -306,7 +294,7 @@ fn a_source_that_is_not_trusted_hears_nothing() {
         let (master, _) = Generator::start(Spec::of("string:100B=50").unwrap(), options).unwrap();
         let client_ca = client_ca.then(|| PathBuf::from(certs.path("ca.pem")));
         let proxy = TlsProxy::start(master.port(), &TlsProxyOptions { client_ca, ..certs.proxy(shown) }).unwrap();
-        let args: Vec<String> = args.into_iter().chain(to_target(&certs)).collect();
+        let args: Vec<String> = args.into_iter().chain(certs.to_target()).collect();
         let source = format!("dragonflys://127.0.0.1:{}", proxy.port());
         let mut command = job("migrate", &source, &tls_target(&target), &args);
         command.env("DF2REDIS_SOURCE_PASSWORD", "hidden");
@@ -324,11 +312,11 @@ fn a_port_of_the_wrong_kind_is_told() {
     let (master, _) = Generator::start(Spec::of("string:100B=50").unwrap(), MasterOptions::default()).unwrap();
     let plain_port = format!("rediss://127.0.0.1:{}", target.server.port());
     let timeout = strings(&["--connect-timeout", "2s"]);
-    let args: Vec<String> = to_target(&certs).into_iter().chain(timeout.clone()).collect();
+    let args: Vec<String> = certs.to_target().into_iter().chain(timeout.clone()).collect();
     let run = start(job("migrate", &plain_source(master.port()), &plain_port, &args)).wait();
     eprintln!("{}", run.message());
     run.expect_code(5).expect_text("plain");
-    let tls_port = format!("redis://127.0.0.1:{}", target.tls_port);
+    let tls_port = format!("redis://127.0.0.1:{}", target.server.tls_port());
     let run = start(job("migrate", &plain_source(master.port()), &tls_port, &timeout)).wait();
     eprintln!("{}", run.message());
     run.expect_code(5).expect_text("rediss://");
@@ -374,7 +362,7 @@ fn credentials_work_and_show_nowhere() {
     ] {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
-    let mut command = job("migrate", &plain_source(master.port()), &tls_target(&target), &to_target(&certs));
+    let mut command = job("migrate", &plain_source(master.port()), &tls_target(&target), &certs.to_target());
     command.args(["--log", "trace"]).env("CREDENTIALS_DIRECTORY", dir.path());
     let running = start(command);
     std::thread::sleep(Duration::from_millis(300));

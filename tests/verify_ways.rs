@@ -14,11 +14,10 @@ use df2redis::lab::cluster::Cluster;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions, Object, Value as Data, Workload, WorkloadOptions, world};
 use df2redis::lab::master::MasterOptions;
-use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::servers::{Server, ServerKind};
 use df2redis::lab::torture::{Tool, wait_for};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -75,18 +74,10 @@ fn strings(args: &[&str]) -> Vec<String> {
 
 /// A redis-server with a TLS port that wants a certificate from its clients.
 fn tls_server(certs: &Certs) -> Option<(Server, u16)> {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let options = ServerOptions::default()
-        .config("tls-port", &port.to_string())
-        .config("tls-cert-file", &certs.path("server.pem"))
-        .config("tls-key-file", &certs.path("server.key"))
-        .config("tls-ca-cert-file", &certs.path("ca.pem"));
-    server_with(ServerKind::Redis7, options).map(|server| (server, port))
-}
-
-fn side_args(side: &str, certs: &Certs, ca: &str) -> Vec<String> {
-    let files = [("ca", ca), ("cert", "client.pem"), ("key", "client.key")];
-    files.iter().flat_map(|(name, file)| [format!("--{side}-tls-{name}"), certs.path(file)]).collect()
+    server_with(ServerKind::Redis7, certs.server("server")).map(|server| {
+        let port = server.tls_port();
+        (server, port)
+    })
 }
 
 /// Values of any size come through whole on both sides, and a repair goes the same way; whoever is not trusted is not read.
@@ -103,9 +94,7 @@ fn both_sides_are_read_over_tls() {
         server.client().unwrap().ask(&["EVAL", script, "0"]).unwrap();
     }
     let urls = (format!("rediss://127.0.0.1:{source_port}"), format!("rediss://127.0.0.1:{target_port}"));
-    let both = |more: &[&str]| {
-        [side_args("source", &certs, "ca.pem"), side_args("target", &certs, "ca.pem"), strings(more)].concat()
-    };
+    let both = |more: &[&str]| [certs.to_side("source", "ca"), certs.to_side("target", "ca"), strings(more)].concat();
     expect_found(&verify(&urls.0, &urls.1, &both(&[])), &[]);
 
     run_all(&mut target.client().unwrap(), &["HSET H f29999 other", "SETRANGE S 4999999 y", "DEL s7", "SET new v"]);
@@ -117,13 +106,13 @@ fn both_sides_are_read_over_tls() {
 
     // One side alone; and without the trust, or what the server asks for.
     let plain_source = format!("redis://127.0.0.1:{}", source.port());
-    expect_found(&verify(&plain_source, &urls.1, &side_args("target", &certs, "ca.pem")), &[]);
+    expect_found(&verify(&plain_source, &urls.1, &certs.to_side("target", "ca")), &[]);
     let ca_only = vec!["--target-tls-ca".into(), certs.path("ca.pem")];
     for (source, args, code, text) in [
-        (&urls.0, [side_args("source", &certs, "other-ca.pem"), ca_only.clone()].concat(), 4, "--source-tls-ca"),
-        (&plain_source, side_args("target", &certs, "other-ca.pem"), 5, "--target-tls-ca"),
+        (&urls.0, [certs.to_side("source", "other-ca"), ca_only.clone()].concat(), 4, "--source-tls-ca"),
+        (&plain_source, certs.to_side("target", "other-ca"), 5, "--target-tls-ca"),
         (&plain_source, ca_only, 5, "certificate"),
-        (&format!("redis://127.0.0.1:{source_port}"), side_args("target", &certs, "ca.pem"), 4, "rediss://"),
+        (&format!("redis://127.0.0.1:{source_port}"), certs.to_side("target", "ca"), 4, "rediss://"),
     ] {
         let run = verify(source, &urls.1, &args);
         assert_eq!(run.code(), code, "{}", run.stderr);

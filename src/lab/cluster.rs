@@ -68,7 +68,7 @@ impl Cluster {
         }
         let mut first = nodes[0].client()?;
         for (node, bus) in nodes.iter().zip(&bus_ports).skip(1) {
-            first.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", node.port()))?;
+            first.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", peer_port(node)))?;
         }
         let cluster = Self { nodes, ids, primaries, binary: binary.to_owned(), options };
         cluster.wait("every node knows every node", |client| {
@@ -194,7 +194,7 @@ impl Cluster {
         let (mut source, mut target) = (self.nodes[from].client()?, self.nodes[to].client()?);
         insist(&mut target, &["CLUSTER", "SETSLOT", &slot.to_string(), "IMPORTING", self.id(from)])?;
         insist(&mut source, &["CLUSTER", "SETSLOT", &slot.to_string(), "MIGRATING", self.id(to)])?;
-        let port = self.nodes[to].port().to_string();
+        let port = peer_port(&self.nodes[to]).to_string();
         loop {
             std::thread::sleep(pause);
             let keys = source.run(&format!("CLUSTER GETKEYSINSLOT {slot} {keys_at_once}"))?;
@@ -344,6 +344,11 @@ fn insist<A: AsRef<[u8]>>(client: &mut Client, args: &[A]) -> Result<(), LabErro
     }
 }
 
+/// Where other nodes reach it: they speak TLS to each other if they can.
+fn peer_port(node: &Server) -> u16 {
+    if node.tls_port() > 0 { node.tls_port() } else { node.port() }
+}
+
 /// A node on free ports.
 fn start_node(binary: &Path, options: &ServerOptions, node_timeout_ms: u32) -> Result<(Server, u16), LabError> {
     let mut tries = 0;
@@ -356,6 +361,10 @@ fn start_node(binary: &Path, options: &ServerOptions, node_timeout_ms: u32) -> R
             .config("cluster-node-timeout", &node_timeout_ms.to_string())
             .config("cluster-config-file", "nodes.conf")
             .config("repl-diskless-sync-delay", "0");
+        let options = match options.tls {
+            true => options.config("tls-cluster", "yes").config("tls-replication", "yes"),
+            false => options,
+        };
         match Server::start(binary, options) {
             Err(LabError::ServerStart { log, .. }) if tries < 4 && log.contains("in use") => tries += 1,
             Err(error) => return Err(error),

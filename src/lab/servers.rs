@@ -103,6 +103,8 @@ pub struct ServerOptions {
     /// Directives and their values (`maxmemory 10mb`), after and above the defaults.
     pub config: Vec<(String, String)>,
     pub modules: Vec<PathBuf>,
+    /// Listen for TLS too, on a free port of its own. The certificates are directives.
+    pub tls: bool,
     /// Pin it to this core (by `taskset`).
     pub core: Option<usize>,
     /// Kill it when the thread that starts it ends, however that happens, and keep the terminal's Ctrl-C from it: for
@@ -134,6 +136,8 @@ pub struct Server {
     options: ServerOptions,
     dir: PathBuf,
     port: u16,
+    /// 0: none.
+    tls_port: u16,
     child: Option<Child>,
 }
 
@@ -149,11 +153,14 @@ impl Server {
         let name = format!("df2redis-{}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&dir).map_err(|source| LabError::File { path: dir.clone(), source })?;
-        let mut server = Self { binary: binary.to_owned(), options, dir, port: 0, child: None };
+        let mut server = Self { binary: binary.to_owned(), options, dir, port: 0, tls_port: 0, child: None };
         // Another process may take the free port between its choice and its use.
         let mut tries = 0;
         loop {
-            server.port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            let (plain, tls) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+            server.port = plain.local_addr()?.port();
+            server.tls_port = if server.options.tls { tls.local_addr()?.port() } else { 0 };
+            drop((plain, tls));
             match server.launch() {
                 Err(LabError::ServerStart { log, .. }) if tries < 4 && log.contains("Address already in use") => {
                     tries += 1
@@ -166,6 +173,11 @@ impl Server {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where it listens for TLS; 0: nowhere.
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port
     }
 
     pub fn address(&self) -> Address {
@@ -224,6 +236,9 @@ impl Server {
         };
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
         command.arg("--port").arg(self.port.to_string());
+        if self.options.tls {
+            command.arg("--tls-port").arg(self.tls_port.to_string());
+        }
         command.arg("--dir").arg(&self.dir).arg("--unixsocket").arg(self.unix_socket());
         for module in &self.options.modules {
             command.arg("--loadmodule").arg(module);

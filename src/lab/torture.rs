@@ -77,7 +77,7 @@ pub struct Tool {
 }
 
 impl Tool {
-    /// Starts it; standard error goes to `log`.
+    /// Starts it; standard error goes to `log`. A `--target` in `more` is meant instead of the port.
     pub fn start(
         binary: &Path,
         source_port: u16,
@@ -88,10 +88,13 @@ impl Tool {
         let file = |path: &Path| {
             std::fs::File::create(path).map_err(|source| LabError::File { path: path.to_owned(), source })
         };
-        let child = Command::new(binary)
-            .args(["replicate", "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
-            .args(["--target", &format!("redis://127.0.0.1:{target_port}"), "--memory", "64MiB", "--progress", "off"])
-            .args(["--output", "json", "--on-unsupported", "skip"])
+        let mut command = Command::new(binary);
+        command.args(["replicate", "--source", &format!("dragonfly://127.0.0.1:{source_port}")]);
+        if !more.contains(&"--target") {
+            command.args(["--target", &format!("redis://127.0.0.1:{target_port}")]);
+        }
+        let child = command
+            .args(["--memory", "64MiB", "--progress", "off", "--output", "json", "--on-unsupported", "skip"])
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

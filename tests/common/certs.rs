@@ -1,6 +1,7 @@
 //! Certificates, made anew for each test: a CA, a server's and a client's, and those that must be refused.
 #![allow(dead_code)] // each test file uses a part
 
+use df2redis::lab::servers::ServerOptions;
 use df2redis::lab::tls_proxy::TlsProxyOptions;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
@@ -13,7 +14,8 @@ pub struct Certs {
 }
 
 impl Certs {
-    /// `ca`; signed by it `server` (localhost, 127.0.0.1), `client`, `other-name`, `expired`; and `other-ca` with `stranger`.
+    /// `ca`; signed by it `server` (localhost, 127.0.0.1), `client`, `other-name`, `expired`; and `other-ca` with `stranger` and
+    /// `impostor` (as `server`).
     pub fn new() -> Self {
         let certs = Self { dir: tempfile::tempdir().unwrap() };
         let ca = certs.authority("ca");
@@ -30,7 +32,33 @@ impl Certs {
         certs.signed("stranger", &other, &[], |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         });
+        certs.signed("impostor", &other, &["localhost", "127.0.0.1"], |_| {});
         certs
+    }
+
+    /// A server that listens for TLS too, shows `name`, and asks clients for a certificate, as is its default.
+    pub fn server(&self, name: &str) -> ServerOptions {
+        let files = [("cert", name, "pem"), ("key", name, "key"), ("ca-cert", "ca", "pem")];
+        files.iter().fold(ServerOptions { tls: true, ..ServerOptions::default() }, |options, (what, name, end)| {
+            options.config(&format!("tls-{what}-file"), &self.path(&format!("{name}.{end}")))
+        })
+    }
+
+    /// A node of a cluster whose nodes speak TLS to each other, too.
+    pub fn node(&self) -> ServerOptions {
+        let (cert, key) = (self.path("client.pem"), self.path("client.key"));
+        self.server("server").config("tls-client-cert-file", &cert).config("tls-client-key-file", &key)
+    }
+
+    /// Settings of TLS to the target: the right CA, and our certificate.
+    pub fn to_target(&self) -> Vec<String> {
+        self.to_side("target", "ca")
+    }
+
+    /// The same to either side, with a CA of this name.
+    pub fn to_side(&self, side: &str, ca: &str) -> Vec<String> {
+        let files = [("ca", format!("{ca}.pem")), ("cert", "client.pem".into()), ("key", "client.key".into())];
+        files.iter().flat_map(|(name, file)| [format!("--{side}-tls-{name}"), self.path(file)]).collect()
     }
 
     pub fn path(&self, file: &str) -> String {
