@@ -120,12 +120,12 @@ fn disturbed(kind: ServerKind, replicas: bool, seed: u64, disturb: impl FnOnce(&
 
 #[test]
 fn slots_move_during_a_full_sync() {
-    disturbed(ServerKind::Redis7, false, 2, |cluster| assert!(cluster.reshard(7, Duration::ZERO).unwrap() > 0));
+    disturbed(ServerKind::Redis7, false, 2, |cluster| assert!(cluster.reshard(7).unwrap() > 0));
 }
 
 #[test]
 fn slots_move_during_a_full_sync_into_valkey_9() {
-    disturbed(ServerKind::Valkey9, false, 3, |cluster| assert!(cluster.reshard(11, Duration::ZERO).unwrap() > 0));
+    disturbed(ServerKind::Valkey9, false, 3, |cluster| assert!(cluster.reshard(11).unwrap() > 0));
 }
 
 #[test]

@@ -290,7 +290,7 @@ fn slots_move_while_the_journal_is_followed() {
         let Some(stage) = Stage::of(kind, false, 6000, 6000) else { continue };
         let mut tool = stage.start();
         stage.wait_stable(&mut tool);
-        stage.cluster.reshard(8, Duration::ZERO).unwrap();
+        stage.cluster.reshard(8).unwrap();
         stage.finish(tool);
     }
 }
@@ -327,7 +327,7 @@ fn a_full_reshard_while_the_journal_is_followed() {
     let Some(stage) = Stage::of(ServerKind::Redis7, false, 8000, 15_000) else { return };
     let mut tool = stage.start();
     stage.wait_stable(&mut tool);
-    assert_eq!(stage.cluster.reshard(1, Duration::ZERO).unwrap(), 16384);
+    assert_eq!(stage.cluster.reshard(1).unwrap(), 16384);
     stage.finish(tool);
 }
 

@@ -376,7 +376,7 @@ fn a_cluster_is_compared() {
     let wanted: Vec<&str> = planted.iter().map(String::as_str).chain(extra.iter().copied()).collect();
     expect_found(&compare(&[]), &wanted);
     // Slots that move are followed.
-    assert!(cluster.reshard(37, Duration::ZERO).unwrap() > 0);
+    assert!(cluster.reshard(37).unwrap() > 0);
     expect_found(&compare(&[]), &wanted);
     workload.stop();
     // The job copies what is missing or wrong, and leaves what is the target's own.

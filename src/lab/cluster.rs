@@ -13,7 +13,10 @@ use super::client::{Client, Reply};
 use super::servers::{Server, ServerKind, ServerOptions, find_server};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
+
+mod moving;
 
 /// Slots of a cluster.
 const SLOTS: u16 = 16384;
@@ -21,12 +24,6 @@ const SLOTS: u16 = 16384;
 const READY_TIME_MAX: Duration = Duration::from_secs(100);
 /// Of a cluster without replicas.
 const NODE_TIMEOUT_MS: u32 = 15_000;
-/// Slots in a row out of which slots go to one node, before the next node takes some.
-const TURN_SLOTS: usize = 2048;
-/// Keys of one MIGRATE.
-const MIGRATE_KEYS: &str = "64";
-/// The same where a slot is moved slowly.
-const MIGRATE_KEYS_SLOWLY: &str = "1";
 
 /// A running cluster. Dropping it kills every node.
 pub struct Cluster {
@@ -36,6 +33,8 @@ pub struct Cluster {
     primaries: usize,
     binary: PathBuf,
     options: ServerOptions,
+    /// How often [`Cluster::reshard`] was done.
+    rounds: AtomicUsize,
 }
 
 impl Cluster {
@@ -70,7 +69,7 @@ impl Cluster {
         for (node, bus) in nodes.iter().zip(&bus_ports).skip(1) {
             first.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", peer_port(node)))?;
         }
-        let cluster = Self { nodes, ids, primaries, binary: binary.to_owned(), options };
+        let cluster = Self { nodes, ids, primaries, binary: binary.to_owned(), options, rounds: AtomicUsize::new(0) };
         cluster.wait("every node knows every node", |client| {
             Ok(cluster_info(client, "cluster_known_nodes")? == count.to_string())
         })?;
@@ -93,7 +92,7 @@ impl Cluster {
     pub fn join(&mut self) -> Result<usize, LabError> {
         let (server, bus) = start_node(&self.binary, &self.options, NODE_TIMEOUT_MS)?;
         self.ids.push(server.client()?.run("CLUSTER MYID")?.text().unwrap_or_default());
-        self.nodes[0].client()?.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", server.port()))?;
+        self.nodes[0].client()?.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", peer_port(&server)))?;
         self.nodes.push(server);
         let count = self.nodes.len().to_string();
         self.wait("every node knows the new one", |client| Ok(cluster_info(client, "cluster_known_nodes")? == count))?;
@@ -157,64 +156,6 @@ impl Cluster {
         (0..self.nodes.len()).filter(|at| is_primary(&self.nodes[*at])).collect()
     }
 
-    /// Moves one slot with all its keys from one primary to another.
-    pub fn move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), LabError> {
-        self.move_keys_and_slot(slot, from, to, MIGRATE_KEYS, Duration::ZERO)
-    }
-
-    /// Moves it key by key, with a pause behind each step: for that time it is half here and half there.
-    pub fn move_slot_slowly(&self, slot: u16, from: usize, to: usize, pause: Duration) -> Result<(), LabError> {
-        self.move_keys_and_slot(slot, from, to, MIGRATE_KEYS_SLOWLY, pause)
-    }
-
-    fn move_keys_and_slot(
-        &self,
-        slot: u16,
-        from: usize,
-        to: usize,
-        keys_at_once: &str,
-        pause: Duration,
-    ) -> Result<(), LabError> {
-        self.move_keys(slot, from, to, keys_at_once, pause)?;
-        for node in [to, from] {
-            std::thread::sleep(pause);
-            insist(&mut self.nodes[node].client()?, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", self.id(to)])?;
-        }
-        Ok(())
-    }
-
-    fn move_keys(
-        &self,
-        slot: u16,
-        from: usize,
-        to: usize,
-        keys_at_once: &str,
-        pause: Duration,
-    ) -> Result<(), LabError> {
-        let (mut source, mut target) = (self.nodes[from].client()?, self.nodes[to].client()?);
-        insist(&mut target, &["CLUSTER", "SETSLOT", &slot.to_string(), "IMPORTING", self.id(from)])?;
-        insist(&mut source, &["CLUSTER", "SETSLOT", &slot.to_string(), "MIGRATING", self.id(to)])?;
-        let port = peer_port(&self.nodes[to]).to_string();
-        loop {
-            std::thread::sleep(pause);
-            let keys = source.run(&format!("CLUSTER GETKEYSINSLOT {slot} {keys_at_once}"))?;
-            let keys: Vec<Vec<u8>> =
-                keys.array().unwrap_or_default().iter().filter_map(|k| k.bytes().map(<[u8]>::to_vec)).collect();
-            if keys.is_empty() {
-                break;
-            }
-            let mut args: Vec<&[u8]> = vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", b"0", b"10000", b"KEYS"];
-            args.extend(keys.iter().map(Vec::as_slice));
-            insist(&mut source, &args)?;
-        }
-        Ok(())
-    }
-
-    /// Begins to move a slot: all its keys are at the other node, and it is not that one's yet.
-    pub fn half_move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), LabError> {
-        self.move_keys(slot, from, to, MIGRATE_KEYS, Duration::ZERO)
-    }
-
     /// Waits until every living node knows the same epoch of every node, each its own.
     pub fn wait_agreed(&self) -> Result<(), LabError> {
         let until = Instant::now() + READY_TIME_MAX;
@@ -239,23 +180,21 @@ impl Cluster {
         }
     }
 
-    /// Moves every `step`-th slot of every primary of the beginning to the next one.
-    pub fn reshard(&self, step: usize, pause: Duration) -> Result<u64, LabError> {
-        let first = |node: usize| usize::from(SLOTS) * node / self.primaries;
-        let owned = |from: usize| (first(from)..first(from + 1)).step_by(step).map(move |slot| (slot as u16, from));
-        let mut moves: Vec<(u16, usize)> = (0..self.primaries).flat_map(owned).collect();
-        // In turns, so that no node is ever without slots: it would become a replica.
-        moves.sort_by_key(|(slot, from)| ((usize::from(*slot) - first(*from)) / TURN_SLOTS, *from));
-        let (mut moved, mut last) = (0, None);
-        for (slot, from) in moves {
-            if last.replace(from) != Some(from) {
-                self.wait_agreed()?;
-            }
-            self.move_slot(slot, from, (from + 1) % self.primaries)?;
-            moved += 1;
-            std::thread::sleep(pause);
+    /// How many answers of all living nodes were `MOVED`, and `ASK`, since [`Self::forget_redirects`].
+    pub fn redirects(&self) -> Result<(u64, u64), LabError> {
+        let mut sums = (0, 0);
+        for node in self.nodes.iter().filter(|node| node.pid().is_some()) {
+            let stats = node.client()?.ask(&["INFO", "errorstats"])?.text().unwrap_or_default();
+            let count = |name: &str| stats.lines().find_map(|line| line.trim_end().strip_prefix(name)?.parse().ok());
+            sums.0 += count("errorstat_MOVED:count=").unwrap_or(0);
+            sums.1 += count("errorstat_ASK:count=").unwrap_or(0);
         }
-        Ok(moved)
+        Ok(sums)
+    }
+
+    pub fn forget_redirects(&self) -> Result<(), LabError> {
+        let mut living = self.nodes.iter().filter(|node| node.pid().is_some());
+        living.try_for_each(|node| node.client()?.run("CONFIG RESETSTAT").map(drop))
     }
 
     /// The replica at this place takes over.

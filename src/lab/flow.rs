@@ -34,6 +34,20 @@ pub enum Fault {
     Stall(Duration),
 }
 
+/// Holds something back until a test opens it.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    pub fn open(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// Pieces and faults of all flows of a master.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
@@ -45,6 +59,8 @@ pub struct Faults {
     pub at: Vec<(u32, u64, Fault)>,
     /// Bytes a second, for each flow.
     pub slow: Option<u64>,
+    /// The full sync of each flow ends only once this is open; and `slow` is over then.
+    pub full_sync_gate: Option<Gate>,
     /// Only the first so many registrations suffer the faults `at`; later ones are served well. `None`: all do.
     pub registrations_max: Option<u64>,
 }
@@ -163,8 +179,16 @@ impl FlowWriter {
         self.shared.cancelled.load(Ordering::Acquire)
     }
 
+    /// The full sync is not to end yet.
+    pub fn is_held(&self) -> bool {
+        self.faults.full_sync_gate.as_ref().is_some_and(|gate| !gate.is_open()) && !self.is_cancelled()
+    }
+
     /// To be called right before the bytes of FULLSYNC_END are written.
     pub fn announce_full_sync_end(&mut self) {
+        while self.is_held() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.shared.full_sync_end.store(true, Ordering::Release);
     }
 
@@ -201,7 +225,7 @@ impl FlowWriter {
             let (piece, after) = rest.split_at(len);
             self.send(piece)?;
             rest = after;
-            if let Some(rate) = self.faults.slow {
+            if let Some(rate) = self.faults.slow.filter(|_| self.faults.full_sync_gate.is_none() || self.is_held()) {
                 let due = Duration::from_secs_f64((self.position - self.started_at) as f64 / rate as f64);
                 self.pause(due.saturating_sub(self.started.elapsed()));
             }

@@ -277,8 +277,11 @@ impl FlowFeed for LiveFlow {
             let block =
                 self.options.snapshot_bytes_per_s.map_or(BLOCK_BYTES, |rate| (rate / 100).clamp(64, 65_536) as usize);
             let mut done = false;
-            while !done {
+            while !done || out.is_held() {
                 (pending, done) = self.world.step_tap(tap, block);
+                if done && pending.is_empty() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 self.send(&mut pending, true, out)?;
             }
             out.full_speed();

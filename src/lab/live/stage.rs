@@ -8,6 +8,7 @@ use super::losses::Losses;
 use super::target::{Mover, Target};
 use super::{Live, LiveOptions, Mix, Workload, WorkloadOptions};
 use crate::lab::LabError;
+use crate::lab::flow::{Faults, Gate};
 use crate::lab::generate::{Compression, Spec};
 use crate::lab::master::MasterOptions;
 use crate::lab::rng::Rng;
@@ -64,6 +65,8 @@ pub struct StageOptions {
     pub blob_left_out: bool,
     pub workload_rate: u64,
     pub tool_args: Vec<String>,
+    /// The full sync ends only once this is open.
+    pub full_sync_gate: Option<Gate>,
     /// Slots of a cluster move to and fro, key by key, all the time.
     pub slots_move: bool,
     /// The nodes of a cluster lose keys once the full sync is done.
@@ -82,6 +85,7 @@ impl StageOptions {
             blob_left_out: false,
             workload_rate: 3000,
             tool_args: Vec::new(),
+            full_sync_gate: None,
             slots_move: false,
             keys_lost: false,
         }
@@ -93,11 +97,35 @@ impl StageOptions {
 pub struct RunSummary {
     pub kills_full_sync: u64,
     pub kills_stable: u64,
+    /// Replicas that took over.
+    pub fail_overs: u64,
+    /// Faults of other kinds.
+    pub other_faults: u64,
     pub partial_syncs: u64,
     pub registrations: u64,
     pub commands: u64,
     pub slots_moved: u64,
     pub keys_lost: u64,
+}
+
+impl RunSummary {
+    pub fn kills(&self) -> u64 {
+        self.kills_full_sync + self.kills_stable
+    }
+}
+
+impl std::ops::AddAssign for RunSummary {
+    fn add_assign(&mut self, other: Self) {
+        self.kills_full_sync += other.kills_full_sync;
+        self.kills_stable += other.kills_stable;
+        self.fail_overs += other.fail_overs;
+        self.other_faults += other.other_faults;
+        self.partial_syncs += other.partial_syncs;
+        self.registrations += other.registrations;
+        self.commands += other.commands;
+        self.slots_moved += other.slots_moved;
+        self.keys_lost += other.keys_lost;
+    }
 }
 
 /// A source, its writers, and a target.
@@ -168,7 +196,8 @@ impl LiveStage {
             ..LiveOptions::default()
         };
         let never_partial = options.never_partial.iter().map(|flow| flow % spec.flows_count).collect();
-        let master_options = MasterOptions { never_partial, ..MasterOptions::default() };
+        let faults = Faults { full_sync_gate: options.full_sync_gate.clone(), ..Faults::default() };
+        let master_options = MasterOptions { never_partial, faults, ..MasterOptions::default() };
         let live = Live::start(spec, live_options, master_options)?;
         let workload = WorkloadOptions {
             seed: options.seed,
@@ -284,6 +313,11 @@ impl LiveStage {
             Fault::StallTarget => self.target.stall(time, &mut self.rng).map_err(text)?,
             Fault::FailOver => self.target.fail_over(&mut self.rng).map_err(text)?,
             Fault::RestartSource => self.live.restart().map_err(text)?,
+        }
+        match fault {
+            Fault::Kill => {}
+            Fault::FailOver => self.summary.fail_overs += 1,
+            _ => self.summary.other_faults += 1,
         }
         Ok(())
     }
