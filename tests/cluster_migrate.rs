@@ -3,15 +3,17 @@
 
 mod common;
 
-use common::{FlowBytes, Hand, migrate, migrate_command, server, start, texts};
+use common::{FlowBytes, Hand, Run, migrate, migrate_command, server, start, texts};
 use df2redis::lab::LabError;
 use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
+use df2redis::lab::client::Client;
 use df2redis::lab::cluster::Cluster;
-use df2redis::lab::flow::Faults;
+use df2redis::lab::flow::{Faults, Gate};
 use df2redis::lab::generate::{Compression, Generator, Model, Release, Spec};
 use df2redis::lab::master::{Master, MasterOptions};
 use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::ServerKind;
+use df2redis::lab::torture::wait_for;
 use df2redis::lab::truth;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,49 +95,102 @@ fn everything_arrives_by_commands_and_in_tiny_buffers() {
     all_arrives(ServerKind::Redis7, &tiny);
 }
 
-/// A source that takes its time, so that things happen in the middle of the load.
-fn slow_source(seed: u64, bytes_per_s: u64) -> (Master, Arc<Model>) {
-    let faults = Faults::default().slow(bytes_per_s);
-    Generator::start(spec(seed), MasterOptions { faults, ..MasterOptions::default() }).unwrap()
+const ARGS: [&str; 4] = ["--on-unsupported", "skip", "--log", "info"];
+
+/// A load in the middle of which `disturb` does its work: it does not end before. `None`: no such server here.
+fn disturbed(
+    kind: ServerKind,
+    replicas: bool,
+    seed: u64,
+    disturb: impl FnOnce(&mut Cluster),
+) -> Option<(Cluster, Master, Arc<Model>, Run)> {
+    let mut cluster = cluster(kind, replicas)?;
+    cluster.forget_redirects().unwrap();
+    let gate = Gate::default();
+    let faults = Faults { full_sync_gate: Some(gate.clone()), ..Faults::default().slow(30_000) };
+    let (master, model) = Generator::start(spec(seed), MasterOptions { faults, ..MasterOptions::default() }).unwrap();
+    let mut tool = start(migrate_command(master.port(), cluster.port(), &ARGS));
+    let begun = wait_for(|| (cluster.keys().unwrap().len() > 50).then_some(()));
+    assert!(begun.is_some() && tool.is_running(), "the load does not begin");
+    disturb(&mut cluster);
+    gate.open();
+    let run = tool.wait_for(Duration::from_secs(240));
+    cluster.wait_ok().unwrap();
+    Some((cluster, master, model, run))
 }
 
-/// While `disturb` does its work; it should still be at it when the sync begins, and be done before it ends or after.
-fn disturbed(kind: ServerKind, replicas: bool, seed: u64, disturb: impl FnOnce(&mut Cluster)) {
-    let Some(mut cluster) = cluster(kind, replicas) else { return };
-    // An election takes seconds on a busy machine.
-    let (master, model) = slow_source(seed, if replicas { 60_000 } else { 250_000 });
-    let mut tool =
-        start(migrate_command(master.port(), cluster.port(), &["--on-unsupported", "skip", "--log", "info"]));
-    disturb(&mut cluster);
-    let was_late = !tool.is_running();
-    let run = tool.wait_for(Duration::from_secs(120));
+/// It arrives all the same.
+fn arrives_disturbed(kind: ServerKind, replicas: bool, seed: u64, disturb: impl FnOnce(&mut Cluster)) -> Option<Run> {
+    let (cluster, _master, model, run) = disturbed(kind, replicas, seed, disturb)?;
     run.expect_code(0);
-    cluster.wait_ok().unwrap();
     check(&cluster, kind, &model, &run.stderr);
-    if was_late {
-        return eprintln!("not tried: the load was over before the disturbance");
-    }
-    assert!(run.stderr.contains("topology changed"), "nothing happened in the middle of the load:\n{}", run.stderr);
+    assert!(cluster.redirects().unwrap().0 > 0, "nobody was sent elsewhere:\n{}", run.stderr);
+    Some(run)
 }
 
 #[test]
 fn slots_move_during_a_full_sync() {
-    disturbed(ServerKind::Redis7, false, 2, |cluster| assert!(cluster.reshard(7).unwrap() > 0));
+    arrives_disturbed(ServerKind::Redis7, false, 2, |cluster| assert!(cluster.reshard(7).unwrap() > 0));
 }
 
 #[test]
 fn slots_move_during_a_full_sync_into_valkey_9() {
-    disturbed(ServerKind::Valkey9, false, 3, |cluster| assert!(cluster.reshard(11).unwrap() > 0));
+    arrives_disturbed(ServerKind::Valkey9, false, 3, |cluster| assert!(cluster.reshard(11).unwrap() > 0));
 }
 
+/// `CLUSTER FAILOVER` waits for the replica: nothing is lost.
 #[test]
-fn a_replica_takes_over_during_a_full_sync() {
-    disturbed(ServerKind::Redis7, true, 4, |cluster| {
-        std::thread::sleep(Duration::from_millis(700));
-        cluster.fail_over(3).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
-        cluster.fail_over(4).unwrap();
+fn replicas_are_handed_over_to_during_a_full_sync() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let hand_over = |cluster: &mut Cluster| [3, 4, 0].into_iter().for_each(|node| cluster.fail_over(node).unwrap());
+        let Some(run) = arrives_disturbed(kind, true, 4, hand_over) else { continue };
+        assert!(run.stderr.contains("with everything that its primary had"), "{}", run.stderr);
+    }
+}
+
+/// The replica of a node that died takes over, without what that may have acknowledged just before: nothing says what, and the
+/// run ends.
+#[test]
+fn a_primary_that_dies_in_a_full_sync_ends_the_run() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let ended = disturbed(kind, true, 5, |cluster| {
+            cluster.kill(1);
+            until_primary(cluster, 4);
+        });
+        let Some((cluster, master, model, run)) = ended else { continue };
+        run.expect_code(5)
+            .expect_text("took over from")
+            .expect_text("in the full sync")
+            .expect_text("--on-existing flush");
+        let again = [&ARGS[..], &["--on-existing", "flush"]].concat();
+        let run = migrate(master.port(), cluster.port(), &again);
+        run.expect_code(0);
+        check(&cluster, kind, &model, &run.stderr);
+    }
+}
+
+/// A replica takes over by force that has not heard of the last writes. Its primary lives, and follows it: that is no sign.
+#[test]
+fn a_replica_that_lags_and_takes_over_by_force_ends_the_run() {
+    let ended = disturbed(ServerKind::Redis7, true, 6, |cluster| {
+        let (mut primary, mut replica) = (cluster.nodes[1].client().unwrap(), cluster.nodes[4].client().unwrap());
+        primary.run("ACL SETUSER default -psync -sync").unwrap();
+        primary.run("CLIENT KILL TYPE replica").unwrap();
+        let keys = |client: &mut Client| client.run("DBSIZE").unwrap().int().unwrap();
+        let lags = wait_for(|| (keys(&mut primary) > keys(&mut replica)).then_some(()));
+        assert!(lags.is_some(), "nothing is written");
+        replica.run("CLUSTER FAILOVER TAKEOVER").unwrap();
+        until_primary(cluster, 4);
     });
+    let Some((.., run)) = ended else { return };
+    run.expect_code(5).expect_text("took over from").expect_text("--on-existing flush");
+}
+
+/// It has taken over, and the others know.
+fn until_primary(cluster: &Cluster, node: usize) {
+    let took_over = wait_for(|| cluster.primaries().contains(&node).then_some(()));
+    assert!(took_over.is_some(), "no replica took over");
+    cluster.wait_ok().unwrap();
 }
 
 #[test]

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 mod calls;
+mod handed;
 mod nodes;
 
 pub use nodes::ranges;

@@ -258,7 +258,7 @@ impl TargetLink {
         }
     }
 
-    async fn info(&mut self, section: &str) -> Result<String, EngineError> {
+    pub async fn info(&mut self, section: &str) -> Result<String, EngineError> {
         match self.call(&[b"INFO", section.as_bytes()]).await? {
             Value::Bulk(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
             other => Err(EngineError::Target(format!("{} answered INFO with {other:?}", self.link.addr()))),

@@ -127,7 +127,7 @@ impl Cluster {
             }
         }
         match best {
-            Some(topology) => self.adopt(topology),
+            Some(topology) => self.adopt(topology).await,
             None => Err(Trouble::Broken(why)),
         }
     }
@@ -139,7 +139,7 @@ impl Cluster {
         view(&mut link, address, &self.nat, self.settings.target.tls.is_some()).await
     }
 
-    fn adopt(&mut self, topology: Topology) -> Result<(), Trouble> {
+    async fn adopt(&mut self, topology: Topology) -> Result<(), Trouble> {
         if topology != self.topology {
             self.topology_number += 1;
             tracing::info!(
@@ -148,7 +148,7 @@ impl Cluster {
                 "the cluster's topology changed"
             );
         }
-        let takeover = takeover(&self.topology, &topology);
+        let takeovers = takeovers(&self.topology, &topology);
         self.topology = topology;
         remember(&self.settings, &self.topology);
         // A node that is no primary any more may be restarted: it will copy its data from the new one.
@@ -156,24 +156,37 @@ impl Cluster {
         self.run_ids.retain(|id, _| primaries.contains(id));
         let nodes = &self.topology;
         self.links.retain(|id, _| nodes.by_id(id).is_some());
-        let Some((old, heir)) = takeover else { return Ok(()) };
+        for Takeover { old, heir, is_certain } in takeovers {
+            if is_certain || self.was_replica(&heir).await? {
+                self.after_takeover(&old, &heir).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The heir may lack what was acknowledged: where positions say what, a session goes on from them; in a full sync nothing does.
+    async fn after_takeover(&mut self, old: &Node, heir: &Node) -> Result<(), Trouble> {
+        let (old_at, heir_at) = (&old.address, &heir.address);
         if self.ends_on_takeover.load(Ordering::Acquire) {
             return Err(Trouble::Final(EngineError::TargetRestarted(format!(
-                "{heir} took over from {old}, and may lack what that had acknowledged in its last moments"
+                "{heir_at} took over from {old_at}, and may lack what that had acknowledged in its last moments"
             ))));
         }
-        if self.of_session && self.settings.wait_replicas.is_some() {
+        if !self.of_session {
+            tracing::warn!(
+                old = %old_at,
+                heir = %heir_at,
+                "a replica took over: writes that its primary acknowledged in its last moments may be missing, for clusters \
+                 replicate asynchronously"
+            );
+        } else if self.was_handed_over(old, heir).await? {
+            tracing::info!(old = %old_at, heir = %heir_at, "a replica took over, with everything that its primary had");
+        } else {
             return Err(Trouble::Final(EngineError::Target(format!(
-                "{heir} took over from {old} in the full sync, and may lack what that had acknowledged in its last moments; run \
-                 again with --on-existing flush"
+                "{heir_at} took over from {old_at} in the full sync, and may lack what that had acknowledged in its last moments; \
+                 run again with --on-existing flush"
             ))));
         }
-        tracing::warn!(
-            %old,
-            %heir,
-            "a replica took over: writes that its primary acknowledged in its last moments may be missing, for clusters \
-             replicate asynchronously"
-        );
         Ok(())
     }
 
@@ -197,17 +210,32 @@ impl Cluster {
     }
 }
 
-/// A primary whose slots are another node's now that was none before: its replica, or an heir that nobody knew, as which it is a
-/// replica itself now, or away. (So is one that gave its last slot to a new node: then it proves to have lost nothing.)
-fn takeover(old: &Topology, new: &Topology) -> Option<(Address, Address)> {
-    old.primaries().into_iter().find_map(|primary| {
-        let mut heirs = old.slots_of(&primary.id).filter_map(|slot| new.owner(slot));
-        let is_new = |heir: &&Node| match old.by_id(&heir.id) {
-            Some(known) => known.role == Role::Replica,
-            None => new.by_id(&primary.id).is_none_or(|node| !node.healthy || node.role == Role::Replica),
-        };
-        heirs.find(is_new).map(|heir| (primary.address.clone(), heir.address.clone()))
-    })
+struct Takeover {
+    old: Node,
+    heir: Node,
+    /// Else its slots may have been moved, all of them between two views.
+    is_certain: bool,
+}
+
+/// Primaries whose slots are another node's now that had none before: their replica, an heir that nobody knew, or one that was not
+/// known to be a replica yet (in a young cluster).
+fn takeovers(old: &Topology, new: &Topology) -> Vec<Takeover> {
+    let heir_of = |primary: &Node| {
+        let mut heirs: Vec<&Node> = old.slots_of(&primary.id).filter_map(|slot| new.owner(slot)).collect();
+        heirs.dedup_by(|a, b| a.id == b.id);
+        let has_all = heirs.len() == 1;
+        heirs.into_iter().filter(|heir| heir.id != primary.id).find_map(|heir| {
+            let is_certain = match old.by_id(&heir.id) {
+                Some(known) => known.role == Role::Replica,
+                None => new.by_id(&primary.id).is_none_or(|node| !node.healthy),
+            };
+            let had_none = old.slots_of(&heir.id).next().is_none();
+            let is_replica = new.by_id(&primary.id).is_some_and(|node| node.role == Role::Replica);
+            let takeover = Takeover { old: primary.clone(), heir: heir.clone(), is_certain };
+            (is_certain || had_none && (has_all || is_replica)).then_some(takeover)
+        })
+    };
+    old.primaries().into_iter().filter_map(heir_of).collect()
 }
 
 /// For the time when the node that the operator named is gone, or has left the cluster.
@@ -289,12 +317,16 @@ mod tests {
     #[test]
     fn who_took_over_is_told_from_who_was_given_slots() {
         let before = topology(&[(0, 99, &[1, 2]), (100, 16383, &[3])]);
-        let heir = |runs: &[(i64, i64, &[u16])]| takeover(&before, &topology(runs)).map(|(_, heir)| heir.port);
+        let heir = |runs: &[(i64, i64, &[u16])]| {
+            takeovers(&before, &topology(runs))
+                .first()
+                .map(|takeover| (takeover.heir.address.port, takeover.is_certain))
+        };
         assert_eq!(heir(&[(0, 99, &[1, 2]), (100, 16383, &[3])]), None);
-        assert_eq!(heir(&[(0, 99, &[2, 1]), (100, 16383, &[3])]), Some(2), "its replica");
-        assert_eq!(heir(&[(0, 99, &[9]), (100, 16383, &[3])]), Some(9), "a new one, in the place of one that is away");
-        // Its replica was replaced since the nodes were asked the last time, and then took over.
-        assert_eq!(heir(&[(0, 99, &[9, 1]), (100, 16383, &[3])]), Some(9));
+        assert_eq!(heir(&[(0, 99, &[2, 1]), (100, 16383, &[3])]), Some((2, true)), "its replica");
+        assert_eq!(heir(&[(0, 99, &[9]), (100, 16383, &[3])]), Some((9, true)), "a new one, for one that is away");
+        // Its replica was replaced since the nodes were asked the last time, and then took over; or it gave the new node all it had.
+        assert_eq!(heir(&[(0, 99, &[9, 1]), (100, 16383, &[3])]), Some((9, false)));
         assert_eq!(heir(&[(0, 49, &[9]), (50, 99, &[1, 2]), (100, 16383, &[3])]), None, "a new one, given slots");
         assert_eq!(heir(&[(0, 49, &[3]), (50, 99, &[1, 2]), (100, 16383, &[3])]), None, "an old one, given slots");
     }
