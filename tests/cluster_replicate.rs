@@ -60,6 +60,16 @@ fn record(rng: &mut Rng, flow: usize, number: u64) -> Vec<String> {
     words
 }
 
+/// One record, which the judge has executed: a source records no RENAME of a key that it does not have.
+fn executed(rng: &mut Rng, flow: usize, number: u64, judge: &Server) -> Vec<String> {
+    let mut words = record(rng, flow, number);
+    if words[0] == "RENAME" && judge.client().unwrap().ask(&["EXISTS", &words[1]]).unwrap().int() == Some(0) {
+        words = vec!["INCR".into(), format!("t{flow}:count:0")];
+    }
+    tell(judge, &words);
+    words
+}
+
 fn words_of<const N: usize>(name: &str, keys: [String; N], rest: &str) -> Vec<String> {
     let rest = rest.split(' ').filter(|word| !word.is_empty()).map(str::to_owned);
     std::iter::once(name.to_owned()).chain(keys).chain(rest).collect()
@@ -97,9 +107,8 @@ impl Stage {
         for part in 0..2 {
             for flow in 0..recording.flows.len() {
                 for number in 0..records / 2 {
-                    let words = record(&mut rng, flow, number);
+                    let words = executed(&mut rng, flow, number, &plain);
                     recording.flows[flow].extend_from_slice(&journal::command(&text(&words)));
-                    tell(&plain, &words);
                 }
                 recording.meta.replica_offset_at_end[flow] += records / 2;
                 if part == 0 {
@@ -193,14 +202,10 @@ fn begin_flow(recording: &mut Recording, flow: usize, rng: &mut Rng, plain: &Ser
         }
     }
     for number in 0..200 {
-        let words = record(rng, flow, number);
         let mut entry = Vec::new();
-        enc::journal_command(&mut entry, 0, 0, &words);
-        tell(plain, &words);
+        enc::journal_command(&mut entry, 0, 0, &executed(rng, flow, number, plain));
         if number % 3 == 0 {
-            let words = record(rng, flow, number + 1);
-            enc::journal_command(&mut entry, 0, 0, &words);
-            tell(plain, &words);
+            enc::journal_command(&mut entry, 0, 0, &executed(rng, flow, number + 1, plain));
         }
         enc::journal_blob(&mut bytes, &entry);
     }
