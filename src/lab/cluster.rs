@@ -13,7 +13,6 @@ use super::client::{Client, Reply};
 use super::servers::{Server, ServerKind, ServerOptions, find_server};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 mod moving;
@@ -30,11 +29,8 @@ pub struct Cluster {
     /// The primaries of the beginning, then their replicas in the same order.
     pub nodes: Vec<Server>,
     ids: Vec<String>,
-    primaries: usize,
     binary: PathBuf,
     options: ServerOptions,
-    /// How often [`Cluster::reshard`] was done.
-    rounds: AtomicUsize,
 }
 
 impl Cluster {
@@ -69,7 +65,7 @@ impl Cluster {
         for (node, bus) in nodes.iter().zip(&bus_ports).skip(1) {
             first.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", peer_port(node)))?;
         }
-        let cluster = Self { nodes, ids, primaries, binary: binary.to_owned(), options, rounds: AtomicUsize::new(0) };
+        let cluster = Self { nodes, ids, binary: binary.to_owned(), options };
         cluster.wait("every node knows every node", |client| {
             Ok(cluster_info(client, "cluster_known_nodes")? == count.to_string())
         })?;

@@ -3,10 +3,9 @@
 //! In: slots, places of nodes. Out: the slots and their keys are there. A resharding moves several slots at once between the same
 //! two nodes: one slot is many round trips, of which a busy machine makes few a second.
 
-use super::{Cluster, SLOTS, insist, peer_port};
+use super::{Cluster, insist, peer_port};
 use crate::lab::LabError;
 use crate::lab::client::{Client, Reply};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Slots in a row out of which slots go to one node, before the next node takes some.
@@ -77,30 +76,35 @@ impl Cluster {
         Mover::new(self, from, to)?.move_keys(slot, MIGRATE_KEYS, Duration::ZERO)
     }
 
-    /// Moves every `step`-th slot of every primary of the beginning to the next one, and in the next round to the one behind. How
-    /// many slots that were.
+    /// Moves every `step`-th slot of every primary to the next one. How many slots that were.
     pub fn reshard(&self, step: usize) -> Result<usize, LabError> {
-        let round = self.rounds.fetch_add(1, Ordering::Relaxed);
-        let first = |node: usize| usize::from(SLOTS) * node / self.primaries;
-        let share = usize::from(SLOTS).div_ceil(self.primaries);
-        let mut moved = 0;
+        let primaries = self.primaries();
+        let owned = primaries.iter().map(|node| self.slots_of(*node)).collect::<Result<Vec<_>, _>>()?;
+        let owned: Vec<Vec<u16>> = owned.into_iter().map(|slots| slots.into_iter().step_by(step).collect()).collect();
+        let turns = owned.iter().map(|slots| slots.len().div_ceil(TURN_SLOTS)).max().unwrap_or(0);
         // In turns, so that no node is ever without slots: it would become a replica.
-        for turn in (0..share).step_by(TURN_SLOTS) {
-            for node in 0..self.primaries {
-                let owned = (first(node)..first(node + 1)).step_by(step);
-                let slots: Vec<u16> = owned
-                    .filter(|slot| (turn..turn + TURN_SLOTS).contains(&(slot - first(node))))
-                    .map(|slot| slot as u16)
-                    .collect();
-                let (from, to) = ((node + round) % self.primaries, (node + round + 1) % self.primaries);
-                if !slots.is_empty() {
+        for turn in 0..turns {
+            for (at, slots) in owned.iter().enumerate() {
+                if let Some(slots) = slots.chunks(TURN_SLOTS).nth(turn) {
                     self.wait_agreed()?;
-                    self.move_slots(&slots, from, to)?;
+                    self.move_slots(slots, primaries[at], primaries[(at + 1) % primaries.len()])?;
                 }
-                moved += slots.len();
             }
         }
-        Ok(moved)
+        Ok(owned.iter().map(Vec::len).sum())
+    }
+
+    /// What a primary says that it owns.
+    fn slots_of(&self, node: usize) -> Result<Vec<u16>, LabError> {
+        let view = self.nodes[node].client()?.run("CLUSTER NODES")?.text().unwrap_or_default();
+        let own = view.lines().find(|line| line.contains("myself")).unwrap_or_default();
+        // Of slots that are being moved it says more, in brackets.
+        let ranges = own.split(' ').skip(8).filter(|word| !word.starts_with('['));
+        let range = |text: &str| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            first.parse::<u16>().ok().zip(last.parse::<u16>().ok()).map(|(first, last)| first..=last)
+        };
+        Ok(ranges.filter_map(range).flatten().collect())
     }
 
     fn move_slots(&self, slots: &[u16], from: usize, to: usize) -> Result<(), LabError> {
