@@ -102,11 +102,6 @@ impl Suspects {
         self.by_db.get(&db).is_some_and(|keys| keys.contains(key))
     }
 
-    /// All keys that nothing settled so far.
-    pub fn list(&self) -> impl Iterator<Item = (DbIndex, &[u8])> {
-        self.by_db.iter().flat_map(|(db, keys)| keys.iter().map(|key| (*db, &**key)))
-    }
-
     /// All keys that nothing settled, and forgets them.
     pub fn drain(&mut self) -> Vec<(DbIndex, Vec<u8>)> {
         self.keys_count = 0;
