@@ -1,6 +1,9 @@
 //! The least permissions that `migrate` needs at the target, as README.md lists them: with them everything works, and
 //! without any single one something does not. The target is a real redis-server; the source is simulated.
 
+#[path = "common/grants.rs"]
+mod grants;
+
 use df2redis::lab::LabError;
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::flow::Faults;
@@ -11,24 +14,11 @@ use df2redis::lab::recordings::recording;
 use df2redis::lab::replay::Replay;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::compare;
+use grants::*;
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// README.md has the same line.
-const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous +restore +sort +select +info +command|list \
-    +multi +exec +eval +script|load +get +hget +hexists +client|id +client|kill";
-/// Only for some settings.
-const TARGET_ACL_FLUSH: &str = "ACL SETUSER df2redis +flushall";
-const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
-/// Only for `--wait-replicas`.
-const TARGET_ACL_WAIT: &str = "ACL SETUSER df2redis +wait";
-/// `replicate` looks for connections that a dead process may have left, and keeps a checkpoint.
-const TARGET_ACL_REPLICATE: &str =
-    "ACL SETUSER df2redis +client|setname +client|list +hgetall +flushall +flushdb +scan";
-/// What a cluster needs beside what its job needs.
-const TARGET_ACL_CLUSTER: &str = "ACL SETUSER df2redis +cluster|shards +cluster|slots +cluster|info +cluster|nodes +asking \
-    +dbsize +mget +dump +pexpiretime +pttl +lindex +client|setname +client|list";
 /// README.md lists the same for the source.
 const SOURCE_COMMANDS: [&str; 8] = ["AUTH", "PING", "INFO", "REPLCONF", "DFLY", "SELECT", "EXISTS", "TIME"];
 

@@ -78,7 +78,7 @@ impl World {
             request.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect::<Vec<_>>().join(" ")
         };
         let all = self.nodes[node].received();
-        let of = all.iter().map(|received| &received.request).filter(|request| request[0] != b"EXISTS");
+        let of = all.iter().map(|received| &received.request).filter(|request| request[0] != b"PTTL");
         of.filter(|r| r[0] == b"ASKING" || r.get(1).is_some_and(|arg| arg == key.as_bytes())).map(text).collect()
     }
 }
@@ -109,21 +109,56 @@ fn an_ask_is_not_followed_before_the_marker_has_moved() {
     let key = key();
     let ask = format!("-ASK {} {{other}}", slot(key.as_bytes()).0);
     // Three times that of the marker and that of the key.
-    let has_marker = ErrorRule { times: 6, ..ErrorRule::every("EXISTS", ":1") };
+    let has_marker = ErrorRule { times: 6, ..ErrorRule::every("PTTL", ":-1") };
     let mut world = World::new(&[rule("INCR", &key, &ask, 5), has_marker]);
     world.run(&format!("INCR {key}"));
     world.wait_acknowledged();
     let incr = format!("INCR {key}");
     assert_eq!(world.received(0, &key), vec![incr.clone(); 5], "{}", world.tool.said());
     assert_eq!(world.received(1, &key), ["ASKING", &incr], "{}", world.tool.said());
-    let asked =
-        world.nodes[0].received_of("EXISTS").iter().filter(|asked| asked[1].starts_with(b"df2redis:m:")).count();
+    let asked = world.nodes[0].received_of("PTTL").iter().filter(|asked| asked[1].starts_with(b"df2redis:m:")).count();
     assert_eq!(asked, 4);
     // What has no marker is not asked for.
-    let mut world = World::new(&[rule("SET", &key, &ask, 2), ErrorRule::every("EXISTS", ":1")]);
+    let mut world = World::new(&[rule("SET", &key, &ask, 2), ErrorRule::every("PTTL", ":-1")]);
     world.run(&format!("SET {key} 1"));
     world.wait_acknowledged();
     assert_eq!(world.received(1, &key), ["ASKING", &format!("SET {key} 1")], "{}", world.tool.said());
+}
+
+/// A node that does not tell whether the marker is still there has not said that it is gone.
+#[test]
+fn an_ask_is_not_followed_while_the_node_refuses_to_say_what_it_has() {
+    let key = key();
+    let ask = format!("-ASK {} {{other}}", slot(key.as_bytes()).0);
+    for reply in [
+        "-NOPERM this user has no permissions to run the 'pttl' command",
+        "-LOADING Redis is loading the dataset in memory",
+        "-ERR something else",
+    ] {
+        // Three times that of the marker and that of the key.
+        let errors = [rule("INCR", &key, &ask, 5), ErrorRule { times: 6, ..ErrorRule::every("PTTL", reply) }];
+        let mut world = World::new(&errors);
+        world.run(&format!("INCR {key}"));
+        world.wait_acknowledged();
+        let incr = format!("INCR {key}");
+        assert_eq!(world.received(0, &key), vec![incr.clone(); 5], "{reply}: {}", world.tool.said());
+        assert_eq!(world.received(1, &key), ["ASKING", &incr], "{reply}: {}", world.tool.said());
+    }
+    // That it sends elsewhere for them says so.
+    for reply in [&ask, &ask.replace("ASK", "MOVED")] {
+        let mut world = World::new(&[rule("INCR", &key, &ask, 2), ErrorRule::every("PTTL", reply)]);
+        world.run(&format!("INCR {key}"));
+        world.wait_acknowledged();
+        assert_eq!(world.received(1, &key), ["ASKING", &format!("INCR {key}")], "{reply}: {}", world.tool.said());
+    }
+    // It is not waited for without end.
+    let errors = [rule("INCR", &key, &ask, u64::MAX), ErrorRule::every("PTTL", "-NOPERM no permissions")];
+    let mut world = World::with(&errors, LiveOptions::default(), &["--retry-max", "2s"]);
+    world.run(&format!("INCR {key}"));
+    assert_eq!(world.tool.wait(), Some(5), "{}", world.tool.said());
+    assert!(world.tool.said().contains("NOPERM"), "{}", world.tool.said());
+    assert_eq!(world.received(1, &key), Vec::<String>::new());
+    assert!(!world.live.is_acknowledged());
 }
 
 #[test]

@@ -317,19 +317,23 @@ impl Cluster {
             };
             let asked = self.address_of(&id).unwrap_or_else(|| self.seed.clone());
             redirect = Redirect::parse(&text, &asked);
+            let mut why = format!("{asked} answers \"{}\"", text.escape_ascii());
             let mut hurry = redirect.as_ref().is_some_and(|redirect| redirect.ask) && !asking;
             if hurry && !keys.is_empty() {
-                // One by one: of several, of which some are there, nodes say this or that.
+                // One by one: of several, of which some are there, nodes say this or that. (EXISTS would be one more grant to give.)
                 let request: Vec<u8> =
-                    keys.iter().flat_map(|key| crate::redis::resp::command(&[b"EXISTS", key])).collect();
+                    keys.iter().flat_map(|key| crate::redis::resp::command(&[b"PTTL", key])).collect();
                 let found = self.send(&id, false, &request, keys.len()).await?;
-                let stays = found.iter().any(|found| matches!(found, Value::Integer(1..)));
-                redirect = redirect.filter(|_| !stays);
-                hurry = !stays;
+                if let Some(stays) = found.iter().find(|found| !is_gone(found)) {
+                    (redirect, hurry) = (None, false);
+                    stays
+                        .error_text()
+                        .into_iter()
+                        .for_each(|text| why = format!("{asked} answers PTTL with \"{text}\""));
+                }
             }
             if !hurry {
                 // MOVED back and forth, TRYAGAIN, CLUSTERDOWN ...: the nodes need a moment to agree.
-                let why = format!("{asked} answers \"{}\"", text.escape_ascii());
                 patience.wait(&why).await.map_err(Trouble::Final)?;
                 self.refresh().await?;
             }
@@ -350,5 +354,14 @@ impl Cluster {
              to (addresses behind a translation are given with --target-nat)",
             redirect.slot, redirect.address
         ))))
+    }
+}
+
+/// Whether a node said, asked by PTTL, that it has a key no more. What else it answers, of its state or of permissions, does not.
+fn is_gone(answer: &Value) -> bool {
+    match answer {
+        Value::Integer(left) => *left == -2,
+        Value::Error(text) => [&b"ASK "[..], b"MOVED "].iter().any(|code| text.starts_with(code)),
+        _ => false,
     }
 }

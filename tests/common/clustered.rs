@@ -1,5 +1,6 @@
 //! A live source and a cluster of three that follows it.
 
+use super::grants::{TARGET_ACL, TARGET_ACL_CLUSTER, TARGET_ACL_REPLICATE};
 use super::job::{self, until};
 use super::server;
 use df2redis::lab::LabError;
@@ -41,6 +42,22 @@ impl Clustered {
         };
         let live = Live::start(spec, live, MasterOptions::default()).unwrap();
         Some(Self { cluster, live, dir: tempfile::tempdir().unwrap() })
+    }
+
+    /// On every node a user who may do what README.md lists, and `more`. Returns the settings file by which the tool is that user.
+    pub fn least_user(&self, more: &str) -> PathBuf {
+        let more = format!("ACL SETUSER df2redis {more}");
+        for node in &self.cluster.nodes {
+            let mut admin = node.client().unwrap();
+            for line in [TARGET_ACL, TARGET_ACL_REPLICATE, TARGET_ACL_CLUSTER, more.trim_end()] {
+                admin.run(line).unwrap();
+            }
+        }
+        let [password, config] = ["password", "least.toml"].map(|name| self.dir.path().join(name));
+        std::fs::write(&password, "secret").unwrap();
+        let settings = format!("target-user = \"df2redis\"\ntarget-password-file = \"{}\"\n", password.display());
+        std::fs::write(&config, settings).unwrap();
+        config
     }
 
     /// Starts the tool by this node.

@@ -5,6 +5,7 @@
 
 pub mod captures;
 pub mod clustered;
+pub mod grants;
 pub mod job;
 
 use df2redis::lab::client::{Client, Reply};

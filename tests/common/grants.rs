@@ -1,0 +1,16 @@
+//! What README.md lists as the least that a user needs at the target, line by line.
+
+/// README.md has the same line.
+pub const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous +restore +sort +select +info +command|list \
+    +multi +exec +eval +script|load +get +hget +hexists +client|id +client|kill";
+/// Only for some settings.
+pub const TARGET_ACL_FLUSH: &str = "ACL SETUSER df2redis +flushall";
+pub const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
+/// Only for `--wait-replicas`.
+pub const TARGET_ACL_WAIT: &str = "ACL SETUSER df2redis +wait";
+/// `replicate` looks for connections that a dead process may have left, and keeps a checkpoint.
+pub const TARGET_ACL_REPLICATE: &str =
+    "ACL SETUSER df2redis +client|setname +client|list +hgetall +flushall +flushdb +scan";
+/// What a cluster needs beside what its job needs.
+pub const TARGET_ACL_CLUSTER: &str = "ACL SETUSER df2redis +cluster|shards +cluster|slots +cluster|info +cluster|nodes +asking \
+    +dbsize +mget +dump +pexpiretime +pttl +lindex +client|setname +client|list";
