@@ -3,8 +3,10 @@
 mod common;
 
 use common::*;
+use df2redis::lab::LabError;
+use df2redis::lab::cluster::Cluster;
 use df2redis::lab::encode;
-use df2redis::lab::servers::{Server, ServerKind};
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use std::time::{Duration, Instant};
 
 /// Strings, a list and a hash in databases 0, 1 and 2, and records over all of them.
@@ -182,4 +184,75 @@ fn a_flushdb_of_a_mapped_database_empties_the_right_one() {
     running.signal("INT");
     running.wait().expect_code(130);
     assert_eq!(names(&server), ["0/a", "0/end"]);
+}
+
+fn cluster() -> Option<Cluster> {
+    match Cluster::start_kind(ServerKind::Redis7, 3, false) {
+        Err(LabError::NoServer { what, .. }) => {
+            eprintln!("skipped: no {what} here");
+            None
+        }
+        cluster => Some(cluster.unwrap()),
+    }
+}
+
+/// Keys of a database of the source, a FLUSHDB of another one, and the sign that it was passed.
+fn flushed(held: u32, empty: u32) -> FlowBytes {
+    let mut flow = FlowBytes::new();
+    flow.db(held).string(b"a", b"v").string(b"b", b"v").string(b"c", b"v");
+    encode::journal_command(&mut flow.stable, empty, 7, &["FLUSHDB"]);
+    encode::journal_command(&mut flow.stable, held, 0, &["SET", "end", "v"]);
+    flow
+}
+
+#[test]
+fn a_flushdb_of_a_mapped_database_that_a_cluster_has_no_place_for_empties_nothing() {
+    let Some(cluster) = cluster() else { return };
+    // A number that is another one's at the target, and one that is nobody's.
+    for (held, empty, more) in [(0, 5, &[][..]), (3, 5, &["--db-map", "3:0"]), (3, 0, &["--db-map", "3:0"])] {
+        cluster.nodes.iter().for_each(|node| drop(node.client().unwrap().run("FLUSHALL").unwrap()));
+        let master = Hand::new(vec![flushed(held, empty)]).start();
+        let mut running = replicate(master.port(), cluster.port(), more);
+        let until = Instant::now() + Duration::from_secs(40);
+        while !cluster.keys().unwrap().iter().any(|key| key == b"end") {
+            assert!(running.is_running() && Instant::now() < until, "the record behind the flush does not come");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        running.signal("INT");
+        running.wait().expect_code(130);
+        let mut keys = cluster.keys().unwrap();
+        keys.retain(|key| !key.starts_with(b"df2redis:"));
+        keys.sort();
+        assert_eq!(keys, [&b"a"[..], b"b", b"c", b"end"], "{held} {empty}");
+    }
+}
+
+#[test]
+fn a_flushdb_of_a_database_that_a_server_does_not_have_empties_nothing() {
+    let Some(server) = server_with(ServerKind::Redis7, ServerOptions::default().config("databases", "2")) else {
+        return;
+    };
+    // Nobody may ask how many it has.
+    server.client().unwrap().run("ACL SETUSER blind on >blind ~* &* +@all -config").unwrap();
+    for blind in [false, true] {
+        let master = Hand::new(vec![flushed(0, 5)]).start();
+        let (source, target) =
+            (format!("dragonfly://127.0.0.1:{}", master.port()), format!("redis://127.0.0.1:{}", server.port()));
+        let mut command = program(&["replicate", "--source", &source, "--target", &target, "--output", "json"]);
+        command.args(["--memory", "128MiB", "--progress", "off"]);
+        if blind {
+            command.env("DF2REDIS_TARGET_USER", "blind").env("DF2REDIS_TARGET_PASSWORD", "blind");
+        }
+        let running = start(command);
+        wait_for_key(&server, 0, "end");
+        running.signal("INT");
+        running.wait().expect_code(130);
+        let mut client = server.client().unwrap();
+        let keys = client.run("KEYS *").unwrap();
+        let mut keys: Vec<&[u8]> = keys.array().unwrap().iter().filter_map(|key| key.bytes()).collect();
+        keys.retain(|key| !key.starts_with(b"df2redis:"));
+        keys.sort();
+        assert_eq!(keys, [&b"a"[..], b"b", b"c", b"end"], "{blind}");
+        client.run("FLUSHALL").unwrap();
+    }
 }

@@ -226,6 +226,12 @@ impl Scope {
         self.dbs.target(db)
     }
 
+    /// The database at the target that holds what this one holds. None: nothing of it is there, for it is left out, or the target has no
+    /// such database (its first key would have ended the run).
+    pub fn place_of(&self, db: DbIndex) -> Option<DbIndex> {
+        self.target_db(db).ok().filter(|_| self.admits_db(db))
+    }
+
     /// The only database of the source that goes into that of `db`; false: others do too.
     pub fn is_alone(&self, db: DbIndex) -> bool {
         self.dbs.is_alone(db)

@@ -328,7 +328,7 @@ pub struct Kept {
 }
 
 /// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either
-/// both are there after a crash, or neither.
+/// both are there after a crash, or neither. In a database that a server does not have, nothing is executed.
 pub async fn execute_global(
     link: &mut TargetLink,
     checkpoint: &Checkpoint,
@@ -338,7 +338,6 @@ pub async fn execute_global(
     kept: &Kept,
 ) -> Result<(), EngineError> {
     let flows = checkpoint.flows.to_string();
-    let db = db.to_string();
     let mut fields: Vec<String> = Vec::new();
     for (flow, lsn) in lsns {
         fields.push(format!("{LSN_FIELD_PREFIX}{flow}"));
@@ -354,8 +353,17 @@ pub async fn execute_global(
         behind.push(kept.lease.iter().map(Vec::as_slice).collect());
     }
     if let Some(cluster) = link.cluster() {
+        // It has one database: it would be the wrong one.
+        if db != 0 && command != [b"PING"] {
+            let name = command.first().copied().unwrap_or_default().escape_ascii().to_string();
+            return Err(EngineError::Internal(format!("{name} of database {db}, in a cluster")));
+        }
         return execute_on_cluster(cluster, &checkpoint.key, command, &behind, lsns).await;
     }
+    let (db, command): (_, &[&[u8]]) = match select(link, db).await? {
+        true => (db.to_string(), command),
+        false => ("0".into(), &[b"PING"]),
+    };
     let select: [&[u8]; 2] = [b"SELECT", db.as_bytes()];
     let select_own: [&[u8]; 2] = [b"SELECT", b"0"];
     let delete: [&[u8]; 2] = [b"DEL", checkpoint.key.as_bytes()];
@@ -365,4 +373,17 @@ pub async fn execute_global(
         commands.push(import::SET_MARK);
     }
     link.transaction(&commands).await.map(drop)
+}
+
+/// Goes into a database. False: the server has none of this number. A SELECT that fails inside of a transaction would leave what stands
+/// behind it to another database.
+async fn select(link: &mut TargetLink, db: u32) -> Result<bool, EngineError> {
+    let db = db.to_string();
+    let select: [&[u8]; 2] = [b"SELECT", db.as_bytes()];
+    match link.call_raw("SELECT", &select).await? {
+        Value::Error(text) if memchr::memmem::find(&text, b"out of range").is_some() => Ok(false),
+        // What it refuses for a while is asked again.
+        Value::Error(_) => link.call(&select).await.map(|_| true),
+        _ => Ok(true),
+    }
 }

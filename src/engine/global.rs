@@ -18,7 +18,7 @@ use super::standing;
 use super::target::{self, Target, TargetLink};
 use crate::convert::Scope;
 use crate::convert::journal::GlobalCommand;
-use crate::ids::{Lsn, Slot};
+use crate::ids::{DbIndex, Lsn, Slot};
 use std::sync::Arc;
 
 /// What a global command leaves nothing of at the target.
@@ -30,10 +30,10 @@ pub enum Emptied {
 }
 
 impl Emptied {
-    /// In a cluster, which has one database.
+    /// In a cluster, which has one database. `scope`: within it.
     pub fn by(command: &GlobalCommand, scope: &Scope) -> Self {
         match command {
-            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => Self::Nothing,
+            GlobalCommand::FlushDb(db) if scope.place_of(*db) != Some(DbIndex(0)) => Self::Nothing,
             GlobalCommand::FlushAll | GlobalCommand::FlushDb(_) => Self::All,
             GlobalCommand::FlushSlots(ranges) => Self::Slots(ranges.clone()),
         }
@@ -71,13 +71,15 @@ impl Global {
         standing::check(&self.settings, &checkpoint.master_id).await?;
         // The first connection was idle for long: the target (`timeout`) may have closed it.
         let mut target = same_target(&self.settings, probed, self.settings.retry_max).await?;
-        self.execute_by(&mut target, checkpoint, barriers).await?;
+        let scope = self.settings.scope.clone().within(probed.databases.unwrap_or(u32::MAX));
+        self.execute_by(&mut target, &scope, checkpoint, barriers).await?;
         proving::confirm(&mut target, &self.settings).await
     }
 
     async fn execute_by(
         &self,
         target: &mut TargetLink,
+        scope: &Scope,
         checkpoint: &Checkpoint,
         barriers: &[Barrier],
     ) -> Result<(), EngineError> {
@@ -112,25 +114,23 @@ impl Global {
             import_mark: self.import_mark,
             lease: self.lease.clone(),
         };
-        let scope = &self.settings.scope;
         tracing::info!(command = ?first.command, txid = first.txid, "all flows reached a global command: executing it once");
         match &first.command {
             GlobalCommand::FlushAll => {
                 checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns, &kept).await?;
             }
-            GlobalCommand::FlushDb(db) if !scope.admits_db(*db) => {
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
-            }
-            GlobalCommand::FlushDb(db) if !scope.is_alone(*db) => {
-                return Err(EngineError::Refused(format!(
-                    "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
-                     (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
-                )));
-            }
-            GlobalCommand::FlushDb(db) => {
-                let db = scope.target_db(*db)?;
-                checkpoint::execute_global(target, checkpoint, db.0, &[b"FLUSHDB"], &lsns, &kept).await?;
-            }
+            GlobalCommand::FlushDb(db) => match scope.place_of(*db) {
+                None => checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?,
+                Some(_) if !scope.is_alone(*db) => {
+                    return Err(EngineError::Refused(format!(
+                        "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
+                         (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
+                    )));
+                }
+                Some(place) => {
+                    checkpoint::execute_global(target, checkpoint, place.0, &[b"FLUSHDB"], &lsns, &kept).await?;
+                }
+            },
             GlobalCommand::FlushSlots(_) if scope.rewrites() => {
                 return Err(EngineError::Refused(
                     "the source gave slots away (DFLYCLUSTER FLUSHSLOTS), and with --rewrite-prefix the names at the target \

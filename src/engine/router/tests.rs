@@ -432,12 +432,13 @@ fn every_node_keeps_the_positions() {
 fn markers_found_say_nothing_of_what_was_emptied_since() {
     let [a, b, _] = keys();
     let (of_a, of_b) = (slot(a.as_bytes()), slot(b.as_bytes()));
-    let command = |command| Emptied::by(&command, &Scope::default());
+    let command = |command| Emptied::by(&command, &Scope::everything().within(1));
     let only_a = GlobalCommand::FlushSlots([(of_a, of_a)].into());
     for (emptied, applied) in [
         (Emptied::Nothing, [false, false]),
         (command(GlobalCommand::FlushAll), [true, true]),
         (command(GlobalCommand::FlushDb(DbIndex(0))), [true, true]),
+        (command(GlobalCommand::FlushDb(DbIndex(5))), [false, false]),
         (command(only_a), [true, false]),
     ] {
         let mut world = world([((FLOW, of_a), Lsn(9)), ((FLOW, of_b), Lsn(9))].into());
