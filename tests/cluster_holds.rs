@@ -2,15 +2,17 @@
 //! was refused is applied, no position passes it, and the end is what the source holds, also where the tool is killed meanwhile.
 
 mod common;
+mod in_cluster;
 
 use common::clustered::{Clustered, key_on, node_of};
 use common::job::{stop, until};
 use df2redis::lab::client::Client;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
-use df2redis::lab::servers::ServerOptions;
+use df2redis::lab::servers::{ServerKind, ServerOptions};
 use df2redis::lab::torture::Tool;
 use df2redis::redis::slot::slot;
+use in_cluster::InCluster;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::Command;
@@ -299,4 +301,35 @@ fn a_session_that_begins_while_a_slot_has_no_node_waits_for_one() {
     found();
     world.0.finish(tool);
     assert_eq!((world.live.registrations_count(), world.live.partial_count()), (3, 2));
+}
+
+/// What a lost connection had sent was executed, and the node does not say so: that is no "no".
+#[test]
+fn a_node_that_refuses_to_say_what_was_applied_is_asked_until_it_says() {
+    let Some(mut world) = InCluster::with(ServerKind::Redis7, &[]) else { return };
+    let at = (0..3).find(|node| *node != node_of("df2redis:checkpoint")).unwrap();
+    let [number, list] = ["n", "list"].map(|family| key_on(at, family));
+    let run = |world: &InCluster, line: &str| common::job::run(&world.live, line);
+    let mut node = world.cluster.nodes[at].client().unwrap();
+    run(&world, &format!("INCR {number}"));
+    world.wait_acknowledged();
+    world.proxies[at].set_replies_paused(true);
+    (0..5).for_each(|i| {
+        run(&world, &format!("INCR {number}"));
+        run(&world, &format!("RPUSH {list} {i}"));
+    });
+    // At least one transaction was executed, and nobody has heard of it.
+    world.wait_at_target(&format!("EXISTS {list}"), |answer| answer.int() == Some(1));
+    let refused = |node: &mut Client| {
+        let text = node.run("INFO errorstats").unwrap().text().unwrap();
+        text.lines().find_map(|line| line.strip_prefix("errorstat_NOPERM:count=")?.trim_end().parse().ok()).unwrap_or(0)
+    };
+    let before: u64 = refused(&mut node);
+    node.run("ACL SETUSER default -get").unwrap();
+    world.proxies[at].drop_all();
+    world.proxies[at].set_replies_paused(false);
+    until(&mut world.tool, "it does not ask", || refused(&mut node) > before);
+    assert!(!world.live.is_acknowledged());
+    node.run("ACL SETUSER default +get").unwrap();
+    world.stops_equal();
 }

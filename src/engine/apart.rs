@@ -142,7 +142,7 @@ impl Cluster {
         // PEXPIRETIME came with Redis 7.0.
         let at = match self.call(&[b"PEXPIRETIME", key]).await? {
             Value::Integer(at) => at,
-            _ => match self.read(&[b"PTTL", key]).await? {
+            _ => match self.ask(&[b"PTTL", key]).await? {
                 Value::Integer(left @ 0..) => (crate::uring::clock::realtime_ms() as i64).saturating_add(left),
                 Value::Integer(none) => none,
                 _ => -1,
@@ -167,7 +167,7 @@ impl Cluster {
         let (end, pop): (&[u8], &[u8]) = if taken_at == Side::Left { (b"0", b"LPOP") } else { (b"-1", b"RPOP") };
         let push: &[u8] = if put_at == Side::Left { b"LPUSH" } else { b"RPUSH" };
         if !self.half(apart, slot(to)).await?.is_done() {
-            match self.read(&[b"LINDEX", from, end]).await? {
+            match self.ask(&[b"LINDEX", from, end]).await? {
                 Value::Bulk(element) => self.group(apart, to, &[&[push, to, &element]]).await?,
                 _ => self.note(apart, slot(to)).await?,
             }
@@ -196,21 +196,28 @@ impl Cluster {
     /// The same of several slots.
     async fn halves(&mut self, apart: &Apart, slots: &[Slot]) -> Result<Vec<Half>, EngineError> {
         let tag = own::tag(self.settings());
-        let question = |slot: &Slot| (*slot, resp::command(&[b"GET", &marker_key(&tag, apart.flow, *slot)]));
-        let questions: Vec<_> = slots.iter().map(question).collect();
-        let answers = self.pipeline(&questions).await?.into_iter();
-        answers
-            .map(|answer| match answer {
-                Value::Bulk(found) => Ok(Half::of(&found, apart)),
-                Value::Error(text) => Err(answered(&text)),
-                _ => Ok(Half::Open),
-            })
-            .collect()
+        let markers: Vec<Vec<u8>> = slots.iter().map(|slot| marker_key(&tag, apart.flow, *slot)).collect();
+        let question = |(slot, marker): (&Slot, &Vec<u8>)| (*slot, resp::command(&[b"GET", marker]));
+        let questions: Vec<_> = slots.iter().zip(&markers).map(question).collect();
+        let answers = self.pipeline(&questions).await?;
+        let mut halves = Vec::with_capacity(answers.len());
+        for (answer, marker) in answers.into_iter().zip(&markers) {
+            let answer = match answer {
+                Value::Error(_) => self.ask(&[b"GET", marker]).await?,
+                answer => answer,
+            };
+            halves.push(match answer {
+                Value::Bulk(found) => Half::of(&found, apart),
+                Value::Null => Half::Open,
+                other => return Err(EngineError::Target(format!("the cluster answered GET with {other:?}"))),
+            });
+        }
+        Ok(halves)
     }
 
     /// The value of a key, for another slot: what is longer than `bytes_max`, or than one answer, is copied to `copy`.
     async fn bring(&mut self, key: &[u8], copy: &[u8], bytes_max: usize) -> Result<Brought, EngineError> {
-        match self.read(&[b"DUMP", key]).await {
+        match self.ask(&[b"DUMP", key]).await {
             Ok(Value::Bulk(payload)) if payload.len() <= bytes_max => return Ok(Brought::Payload(payload)),
             Ok(Value::Bulk(_)) | Err(EngineError::TooLong(_)) => {}
             Ok(_) => return Ok(Brought::Nothing),
@@ -222,15 +229,7 @@ impl Cluster {
 
     async fn exists(&mut self, key: &[u8]) -> Result<bool, EngineError> {
         // -2: there is no such key. (EXISTS would be one more grant for the operator to give.)
-        Ok(!matches!(self.read(&[b"PTTL", key]).await?, Value::Integer(-2)))
-    }
-
-    /// A question about one key; an error reply is an error.
-    async fn read(&mut self, args: &[&[u8]]) -> Result<Value, EngineError> {
-        match self.call(args).await? {
-            Value::Error(text) => Err(answered(&text)),
-            value => Ok(value),
-        }
+        Ok(!matches!(self.ask(&[b"PTTL", key]).await?, Value::Integer(-2)))
     }
 
     /// In a slot in which nothing is to be done: the record's keys there may change from now on.

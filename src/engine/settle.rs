@@ -58,8 +58,11 @@ impl Cluster {
     /// Its marker says that it was executed.
     async fn was_applied(&mut self, unit: &Unit) -> Result<bool, EngineError> {
         let Some((key, wanted)) = &unit.marker else { return Ok(false) };
-        let found = self.call(&[b"GET", key]).await?;
-        Ok(matches!(found, Value::Bulk(found) if says_applied(&found, wanted)))
+        match self.ask(&[b"GET", key]).await? {
+            Value::Bulk(found) => Ok(says_applied(&found, wanted)),
+            Value::Null => Ok(false),
+            other => Err(EngineError::Target(format!("the cluster answered the question for a marker with {other:?}"))),
+        }
     }
 
     /// Executes a command or a group until it is known to be applied. Returns its answers, if they are those to the only time

@@ -44,7 +44,7 @@ impl Page {
 impl Cluster {
     /// Copies the value of `key` to `to`, whatever stands there.
     pub(super) async fn copy_in_pages(&mut self, key: &[u8], to: &[u8]) -> Result<(), EngineError> {
-        let kind = self.read(&[b"TYPE", key]).await?.text().unwrap_or_default().to_string();
+        let kind = self.ask(&[b"TYPE", key]).await?.text().unwrap_or_default().to_string();
         let size: &[u8] = match kind.as_str() {
             "string" => b"STRLEN",
             "list" => b"LLEN",
@@ -60,7 +60,7 @@ impl Cluster {
         };
         let mut patience = self.patience();
         for _ in 0..TRIES_MAX {
-            self.read(&[b"UNLINK", to]).await?;
+            self.ask(&[b"UNLINK", to]).await?;
             let is_whole = match kind.as_str() {
                 "string" => self.copy_string(key, to).await?,
                 "list" => self.copy_ranges(key, to, b"LRANGE", b"RPUSH").await?,
@@ -68,7 +68,7 @@ impl Cluster {
                 "set" => self.copy_scanned(key, to, b"SSCAN", b"SADD").await?,
                 _ => self.copy_scanned(key, to, b"HSCAN", b"HSET").await?,
             };
-            if is_whole && self.read(&[size, key]).await? == self.read(&[size, to]).await? {
+            if is_whole && self.ask(&[size, key]).await? == self.ask(&[size, to]).await? {
                 return Ok(());
             }
             patience.wait("a copy of a long value was disturbed").await?;
@@ -80,7 +80,7 @@ impl Cluster {
         let mut at = 0;
         loop {
             let (first, last) = (at.to_string(), (at + PAGE_BYTES - 1).to_string());
-            let Value::Bulk(piece) = self.read(&[b"GETRANGE", key, first.as_bytes(), last.as_bytes()]).await? else {
+            let Value::Bulk(piece) = self.ask(&[b"GETRANGE", key, first.as_bytes(), last.as_bytes()]).await? else {
                 return Ok(false);
             };
             if piece.is_empty() {
@@ -103,7 +103,7 @@ impl Cluster {
             if scored {
                 question.push(b"WITHSCORES");
             }
-            let values = match self.read(&question).await {
+            let values = match self.ask(&question).await {
                 Err(EngineError::TooLong(_)) if page.shrink() => continue,
                 values => values?,
             };
@@ -130,7 +130,7 @@ impl Cluster {
         let (mut page, mut cursor) = (Page(PAGE_COUNT_FIRST), b"0".to_vec());
         loop {
             let count = page.0.to_string();
-            let reply = match self.read(&[get, key, &cursor, b"COUNT", count.as_bytes()]).await {
+            let reply = match self.ask(&[get, key, &cursor, b"COUNT", count.as_bytes()]).await {
                 Err(EngineError::TooLong(_)) if page.shrink() => continue,
                 reply => reply?,
             };

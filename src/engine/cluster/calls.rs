@@ -35,6 +35,23 @@ impl Cluster {
         self.call_in_slot(slot(args.get(key_at).copied().unwrap_or_default()), &request).await
     }
 
+    /// A question whose answer decides what is done. An error is no answer: access that was taken away is waited for, as everywhere.
+    pub async fn ask(&mut self, args: &[&[u8]]) -> Result<Value, EngineError> {
+        let mut patience = self.patience();
+        loop {
+            let text = match self.call(args).await? {
+                Value::Error(text) => text,
+                answer => return Ok(answer),
+            };
+            let name = args.first().copied().unwrap_or_default().escape_ascii().to_string();
+            let why = format!("the cluster answered {name} with \"{}\"", text.escape_ascii());
+            match refusal::refuses_access(&text) {
+                true => patience.wait(&why).await?,
+                false => return Err(EngineError::Target(why)),
+            }
+        }
+    }
+
     /// One encoded command of a slot, which may be sent again.
     async fn call_in_slot(&mut self, slot: Slot, request: &[u8]) -> Result<Value, EngineError> {
         let mut patience = self.patience();
