@@ -406,3 +406,22 @@ fn recordings_under_cuts_end_where_they_end_without() {
         assert!(digests.iter().all(|digest| *digest == digests[0]), "{name}: {digests:?}");
     }
 }
+
+/// A server that is busy ends no connection: what the lost one holds would be executed behind what comes now.
+#[test]
+fn a_lost_connection_is_ended_before_another_one_is_used() {
+    let (flows, _) = touchy_source();
+    let reply = "-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
+    let busy = ErrorRule { key: Some(b"KILL".to_vec()), times: 3, ..ErrorRule::every("CLIENT", reply) };
+    let target = ScriptedTarget::start(ScriptOptions { errors: vec![busy], ..ScriptOptions::default() }).unwrap();
+    // Connection 0 is the control plane's.
+    let cut = |n| if n == 1 { Faulty::cut_requests(5_000) } else { Faulty::default() };
+    let proxy = Proxy::start(target.port(), cut).unwrap();
+    let master = Hand::new(flows).start();
+    let run = migrate(master.port(), proxy.port(), &["--cores", "1", "--connections", "1"]);
+    run.expect_code(0);
+    assert_eq!(proxy.cuts_count(), 1);
+    let received = target.received();
+    let kills = received.iter().filter(|of| of.request[0] == b"CLIENT" && of.request[1] == b"KILL");
+    assert_eq!(kills.map(|of| of.executed).collect::<Vec<_>>(), [false, false, false, true], "{}", run.stderr);
+}

@@ -251,6 +251,24 @@ fn import_mode_is_used_and_ended() {
 }
 
 /// What empties the target takes the mark with it, which says whose the mode is; a killed job's next process must know.
+/// A mode that could not be turned off is not taken for another's by the next job.
+#[test]
+fn import_mode_that_could_not_be_ended_is_ended_by_the_next_job() {
+    let Some(stage) = stage_on(ServerKind::Valkey9, &Records::new(), 500) else { return };
+    let mut client = stage.server.client().unwrap();
+    let mode = |client: &mut Client| client.run("CONFIG GET import-mode").unwrap().array().unwrap()[1].text().unwrap();
+    let dir = stage.dir.join("report");
+    let mut tool = stage.start(&["--report", dir.to_str().unwrap()]).unwrap();
+    assert!(wait_for(|| (mode(&mut client) == "yes").then_some(())).is_some(), "{}", tool.said());
+    client.run("ACL SETUSER default -config|set").unwrap();
+    assert_eq!(end(&stage, &mut tool)["import_mode"], true);
+    assert!(tool.said().contains("import mode could not be turned off"), "{}", tool.said());
+    assert_eq!((mode(&mut client).as_str(), int(&mut client, "EXISTS df2redis:import-mode")), ("yes", 1));
+    client.run("ACL SETUSER default +config|set").unwrap();
+    assert_eq!(run(&stage)["import_mode"], true);
+    assert_eq!((mode(&mut client).as_str(), int(&mut client, "EXISTS df2redis:import-mode")), ("no", 0));
+}
+
 #[test]
 fn import_mode_is_ended_though_the_target_was_emptied() {
     for empties in ["FLUSHDB", "FLUSHALL", "--on-existing"] {

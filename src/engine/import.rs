@@ -45,9 +45,10 @@ pub async fn begin(link: &mut TargetLink) -> Result<ImportMode, EngineError> {
         );
         return Ok(ImportMode::Off);
     }
+    let mut turned_on = false;
     if !was_on {
         link.call(SET_MARK).await?;
-        config(link, &[b"CONFIG", b"SET", b"import-mode", b"yes"]).await?;
+        turned_on = config(link, &[b"CONFIG", b"SET", b"import-mode", b"yes"]).await?.is_some();
     }
     // The answer to this is the proof: the user may lack CONFIG, yet the mode may be on.
     match link.call_raw("CLIENT", &[b"CLIENT", b"IMPORT-SOURCE", b"ON"]).await? {
@@ -57,8 +58,10 @@ pub async fn begin(link: &mut TargetLink) -> Result<ImportMode, EngineError> {
                 "the target has an import mode, but it cannot be used (+config|get +config|set +client|import-source are \
                  needed); near expiries are held back instead"
             );
-            if !was_on {
-                end(link).await?;
+            match (was_on, turned_on) {
+                (true, _) => {}
+                (false, true) => end(link).await?,
+                (false, false) => unmark(link).await?,
             }
             Ok(ImportMode::Off)
         }
@@ -83,9 +86,14 @@ pub async fn is_marked(link: &mut TargetLink) -> Result<bool, EngineError> {
     Ok(!matches!(link.call(&[b"GET", MARK_KEY.as_bytes()]).await?, Value::Null))
 }
 
-/// Turns the mode off. From now on the target expires what is past, as the source does.
+/// Turns the mode off. From now on the target expires what is past, as the source does. While it is on its mark stays, for the next
+/// job to turn it off.
 pub async fn end(link: &mut TargetLink) -> Result<(), EngineError> {
-    config(link, &[b"CONFIG", b"SET", b"import-mode", b"no"]).await?;
+    link.call(&[b"CONFIG", b"SET", b"import-mode", b"no"]).await?;
+    unmark(link).await
+}
+
+async fn unmark(link: &mut TargetLink) -> Result<(), EngineError> {
     link.call(&[b"DEL", MARK_KEY.as_bytes()]).await.map(drop)
 }
 

@@ -246,9 +246,13 @@ impl Run {
                 link.call(&[b"SELECT", db.to_string().as_bytes()]).await.map_err(|error| error.to_string())?;
                 current = Some(*db);
             }
-            // A hash answers WRONGTYPE, and is there.
-            if link.call_raw("GET", &[b"GET", key]).await.map_err(|error| error.to_string())? != Value::Null {
-                own.entry(db.0).or_default().0 += 1;
+            match link.call_raw("GET", &[b"GET", key]).await.map_err(|error| error.to_string())? {
+                Value::Null => {}
+                // A hash answers WRONGTYPE, and is there.
+                Value::Error(text) if !text.starts_with(b"WRONGTYPE") => {
+                    return Err(format!("the target answered GET with \"{}\"", text.escape_ascii()));
+                }
+                _ => own.entry(db.0).or_default().0 += 1,
             }
         }
         Ok((wanted, super::own::target_keyspace(&mut link).await?, own))

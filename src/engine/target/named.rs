@@ -6,6 +6,8 @@
 use super::TargetLink;
 use crate::engine::error::EngineError;
 use crate::engine::own;
+use crate::engine::patience::Patience;
+use crate::engine::refusal;
 use crate::engine::settings::{Endpoint, MigrateSettings};
 use crate::redis::value::Value;
 use std::sync::Arc;
@@ -32,9 +34,21 @@ pub async fn end_client(link: &mut TargetLink, client_id: i64) -> Result<(), Eng
     if client_id == 0 {
         return Err(refused());
     }
-    match link.call_raw("CLIENT", &[b"CLIENT", b"KILL", b"ID", client_id.to_string().as_bytes()]).await? {
-        Value::Error(text) if text.starts_with(b"NOPERM") => Err(refused()),
-        _ => Ok(()),
+    let mut patience = Patience::new(link.patience);
+    loop {
+        let text = match link.call_raw("CLIENT", &[b"CLIENT", b"KILL", b"ID", client_id.to_string().as_bytes()]).await?
+        {
+            Value::Error(text) if text.starts_with(b"NOPERM") => return Err(refused()),
+            Value::Error(text) => text,
+            // Their number; none where it was gone by itself.
+            _ => return Ok(()),
+        };
+        // A server that is busy has ended nothing, and executes later what the connection holds.
+        let error = link.answered("CLIENT KILL", &text);
+        if link.patience.is_zero() || !refusal::refuses_for_now(&text) {
+            return Err(EngineError::TargetLost(error));
+        }
+        patience.wait(&error).await?;
     }
 }
 
