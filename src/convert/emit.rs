@@ -90,6 +90,17 @@ impl<O: Out> Out for Counting<'_, O> {
     fn end(&mut self) {
         self.out.end();
     }
+
+    #[inline]
+    fn whole(&mut self, meta: CommandMeta, len: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
+        self.commands += 1;
+        let bytes = &mut self.bytes;
+        self.out.whole(meta, len, |place| {
+            let written = fill(place);
+            *bytes += written as u64;
+            written
+        });
+    }
 }
 
 /// A command being written, of any size.

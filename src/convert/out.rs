@@ -41,6 +41,14 @@ pub trait Out {
     fn put_owned(&mut self, bytes: bytes::Bytes);
     /// Ends the command. The command of a large string may stay open over several events of its flow.
     fn end(&mut self);
+    /// A command in one piece: all four steps in one. `len` (<= [`SPACE_MAX`]) is the most that `fill` writes; it says how much it wrote.
+    #[inline]
+    fn whole(&mut self, meta: CommandMeta, len: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
+        self.begin(meta);
+        let written = fill(self.space(len));
+        self.advance(written);
+        self.end();
+    }
     /// Of the Guarded command that comes next, a RENAME of this flow in this database of the source, it is to be known if the
     /// target lacks the key. `None`: it has been written, or never will be.
     fn watch_rename(&mut self, _of: Option<(FlowId, DbIndex)>) {}

@@ -93,23 +93,22 @@ pub(super) fn set_short(out: &mut impl Out, key: &Key<'_>, value: &[u8], expire_
         command.raw(value);
         return end_set(&mut command, expire_at_ms);
     }
-    out.begin(key.meta(Class::Blind));
-    let mut writer = Writer::new(out.space(room));
-    match expire_at_ms {
-        None => {
-            writer.put(SET);
-            writer.bulk(key.bytes);
-            writer.bulk(value);
+    out.whole(key.meta(Class::Blind), room, |place| {
+        let mut writer = Writer::new(place);
+        match expire_at_ms {
+            None => {
+                writer.put(SET);
+                writer.bulk(key.bytes);
+                writer.bulk(value);
+            }
+            Some(ms) => {
+                writer.put(SET_PXAT);
+                writer.bulk(key.bytes);
+                writer.bulk(value);
+                writer.put(PXAT);
+                writer.bulk_integer(ms);
+            }
         }
-        Some(ms) => {
-            writer.put(SET_PXAT);
-            writer.bulk(key.bytes);
-            writer.bulk(value);
-            writer.put(PXAT);
-            writer.bulk_integer(ms);
-        }
-    }
-    let written = writer.written();
-    out.advance(written);
-    out.end();
+        writer.written()
+    });
 }

@@ -128,6 +128,7 @@ pub struct Router {
     /// Why the command begun last cannot be sent.
     refused: Option<EngineError>,
     touched: Touched,
+    open: writer::Open,
     /// Markers that were written.
     pub marked: HashSet<(FlowId, Slot)>,
     cuts: VecDeque<Cut>,
@@ -179,6 +180,7 @@ impl Router {
             scratch_mark: 0,
             refused: None,
             touched: Touched::Nothing,
+            open: writer::Open::default(),
             cuts: VecDeque::new(),
             cut_last: Vec::new(),
             confirmed: Vec::new(),

@@ -188,6 +188,17 @@ impl Encoder {
         }
     }
 
+    /// A command, in one piece of at most `len` bytes; `fill` says how many it wrote.
+    #[inline]
+    pub fn whole(&mut self, slab: &mut Slab, read_ns: u64, len: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
+        if self.batch.is_empty() {
+            self.batch.first_read_ns = read_ns;
+        }
+        let written = fill(self.space(slab, len));
+        self.advance(slab, written);
+        self.batch.commands += 1;
+    }
+
     /// Bytes of the event: borrowed from `source` if they are long, else copied.
     #[inline]
     pub fn put(&mut self, slab: &mut Slab, source: &Source, borrow_bytes_min: usize, bytes: &[u8]) {

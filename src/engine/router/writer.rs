@@ -50,8 +50,14 @@ pub struct ClusterWriter<'a> {
     watching: Option<(DbIndex, i64)>,
     /// It was applied by an earlier session, which may not have heard the answer.
     unheard: bool,
-    /// Lanes that got a guarded command of the record, and lanes that are to be looked at behind it.
+}
+
+/// The record that is being written. It outlives the writer, which is made anew for each event, so that making one costs little.
+#[derive(Default)]
+pub(super) struct Open {
+    /// Lanes that got a guarded command of it.
     guarded: SmallVec<[usize; 4]>,
+    /// Lanes that are to be looked at behind it.
     unclosed: SmallVec<[usize; 4]>,
 }
 
@@ -83,6 +89,11 @@ impl<'a> ClusterWriter<'a> {
         let resuming = record.is_some_and(|lsn| router.resumed_to.get(&flow).is_some_and(|to| lsn <= *to));
         let sent_before = router.sent_before.get(flow.0 as usize).copied().unwrap_or_default();
         let again = record.is_some_and(|lsn| lsn <= sent_before);
+        if record.is_some() {
+            // A record that ended in an error left them as they were.
+            router.open.guarded.clear();
+            router.open.unclosed.clear();
+        }
         let WriteSettings { borrow_bytes_min, batch_bytes, read_ns } = settings;
         Self {
             router,
@@ -101,8 +112,6 @@ impl<'a> ClusterWriter<'a> {
             whole: false,
             watching: None,
             unheard: false,
-            guarded: SmallVec::new(),
-            unclosed: SmallVec::new(),
         }
     }
 
@@ -127,8 +136,8 @@ impl<'a> ClusterWriter<'a> {
 
     /// The record is complete: a batch may end here.
     pub fn record_done(&mut self) {
-        self.guarded.clear();
-        for at in std::mem::take(&mut self.unclosed) {
+        self.router.open.guarded.clear();
+        for at in std::mem::take(&mut self.router.open.unclosed) {
             self.close_if_full(at);
         }
     }
@@ -176,13 +185,14 @@ impl<'a> ClusterWriter<'a> {
             return self.close_if_full(at);
         }
         // A marker covers the whole of its record: the rest of it goes into the same transaction.
-        if guarded && !self.guarded.contains(&at) {
-            self.guarded.push(at);
+        let Open { guarded: lanes, unclosed } = &mut self.router.open;
+        if guarded && !lanes.contains(&at) {
+            lanes.push(at);
         }
-        if !self.guarded.contains(&at) {
+        if !lanes.contains(&at) {
             self.close_if_full(at);
-        } else if !self.unclosed.contains(&at) {
-            self.unclosed.push(at);
+        } else if !unclosed.contains(&at) {
+            unclosed.push(at);
         }
     }
 
@@ -255,6 +265,27 @@ impl Out for ClusterWriter<'_> {
         if lane.encoder.batch.is_empty() {
             lane.encoder.batch.first_read_ns = self.read_ns;
         }
+    }
+
+    /// What hardly any command of the full sync needs is asked for once, not in each of the steps.
+    #[inline]
+    fn whole(&mut self, meta: CommandMeta, len: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
+        let listed = self.record.is_some() || meta.class != Class::Blind || self.watching.is_some();
+        if !listed && !meta.all_nodes && meta.db == DbIndex(0) {
+            let at = self.router.lane_of(meta.slot);
+            if let Some(lane) = self.lanes.get_mut(at).filter(|lane| !lane.pieces.is_list()) {
+                self.router.touch(at);
+                lane.encoder.whole(self.slab, self.read_ns, len, fill);
+                if lane.encoder.is_full(self.batch_bytes) {
+                    lane.close_cluster(self.slab);
+                }
+                return;
+            }
+        }
+        self.begin(meta);
+        let written = fill(self.space(len));
+        self.advance(written);
+        self.end();
     }
 
     #[inline]
