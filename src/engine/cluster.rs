@@ -159,7 +159,16 @@ impl Cluster {
     }
 
     pub fn patience(&self) -> Patience {
-        Patience::new(self.patience)
+        Patience::new(self.patience).shown_in(&self.settings.control)
+    }
+
+    /// What becomes of an attempt whose connection could not be made. Before anything is written a node that is not trusted is the
+    /// end; later whoever gave it another certificate may mend that, and it is told nothing meanwhile.
+    pub fn trouble(&self, error: EngineError) -> Trouble {
+        match error.once_begun(self.settings.control.has_begun()) {
+            error @ EngineError::Untrusted(_) => Trouble::Final(error),
+            error => Trouble::Broken(error),
+        }
     }
 
     /// So long what a node cannot do yet is tried again.
@@ -183,7 +192,7 @@ impl Cluster {
         if !self.links.contains_key(id) {
             let unknown = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
             let endpoint = self.endpoint_of(id).ok_or_else(unknown)?;
-            let mut link = TargetLink::connect(&endpoint, NODE_TIMEOUT).await.map_err(Trouble::Broken)?;
+            let mut link = TargetLink::connect(&endpoint, NODE_TIMEOUT).await.map_err(|error| self.trouble(error))?;
             self.check_run_id(id, &mut link).await?;
             let run_id = self.seen_run_ids.get(id).cloned().unwrap_or_default();
             for LostClient { client_id, .. } in

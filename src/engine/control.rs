@@ -10,6 +10,7 @@ use crate::convert::hold::{HORIZON_MS_MIN, LAGGING_HORIZON_MS};
 use crate::ids::DbIndex;
 use crate::report::cutover::CutoverEvent;
 use crate::report::status::{FlowStatus, Knob, Status, ThrottleStatus};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,6 +43,25 @@ pub struct RepairAsked {
     pub done: oneshot::Sender<Result<(), String>>,
 }
 
+/// Something that the control plane waits for: told in the status for as long as this lives.
+pub struct Waiting {
+    control: Arc<Control>,
+    number: u64,
+}
+
+impl Waiting {
+    /// Why it still waits.
+    pub fn say(&self, why: &str) {
+        lock(&self.control.waits).insert(self.number, why.to_string());
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        lock(&self.control.waits).remove(&self.number);
+    }
+}
+
 pub struct Control {
     pub throttle: Throttle,
     batch_bytes: AtomicUsize,
@@ -52,6 +72,11 @@ pub struct Control {
     follows: AtomicBool,
     status: Mutex<Status>,
     positions: Mutex<Option<Positions>>,
+    /// What the control plane waits for, in words.
+    waits: Mutex<BTreeMap<u64, String>>,
+    waits_count: AtomicU64,
+    /// Workers have run: the target is being written to.
+    begun: AtomicBool,
     stop: Notify,
     stop_asked: AtomicBool,
     cutovers: Sender<CutoverAsked>,
@@ -78,6 +103,9 @@ impl Default for Control {
             follows: AtomicBool::new(false),
             status: Mutex::default(),
             positions: Mutex::default(),
+            waits: Mutex::default(),
+            waits_count: AtomicU64::new(0),
+            begun: AtomicBool::new(false),
             stop: Notify::new(),
             stop_asked: AtomicBool::new(false),
             cutovers,
@@ -113,7 +141,7 @@ impl Control {
             paused: self.throttle.is_paused(),
             bytes_per_s: self.throttle.bytes_per_s(),
             entries_per_s: self.throttle.entries_per_s(),
-            reasons: self.reasons().into_iter().chain(reasons).collect(),
+            reasons: self.reasons().into_iter().chain(reasons).chain(self.waits()).collect(),
         };
         status
     }
@@ -218,6 +246,13 @@ impl Control {
         reasons
     }
 
+    fn waits(&self) -> Vec<String> {
+        let mut waits: Vec<String> = lock(&self.waits).values().cloned().collect();
+        waits.sort_unstable();
+        waits.dedup();
+        waits
+    }
+
     fn add_positions(&self, status: &mut Status) {
         let positions = lock(&self.positions);
         let Some((_, applied)) = &*positions else { return };
@@ -263,6 +298,20 @@ impl Control {
         self.follows.store(true, Ordering::Relaxed);
         // Its bounds were looked at when the settings were read.
         let _ = self.set_hold_within(hold_within);
+    }
+
+    /// For a wait of the control plane that is to be seen.
+    pub(super) fn waiting(self: &Arc<Self>) -> Waiting {
+        Waiting { control: self.clone(), number: self.waits_count.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// The workers of a session run.
+    pub(super) fn set_begun(&self) {
+        self.begun.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     pub(super) fn hold_within_ms(&self) -> i64 {
@@ -338,6 +387,21 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_waited_for_is_told_as_long_as_it_is() {
+        let control = Arc::new(Control::default());
+        let (one, other) = (control.waiting(), control.waiting());
+        assert!(control.status().throttle.reasons.is_empty());
+        one.say("a node is away");
+        other.say("a node is away");
+        assert_eq!(control.status().throttle.reasons, ["a node is away"]);
+        drop(one);
+        other.say("it answers LOADING");
+        assert_eq!(control.status().throttle.reasons, ["it answers LOADING"]);
+        drop(other);
+        assert!(control.status().throttle.reasons.is_empty());
+    }
 
     /// What is applied is live, the other positions are up to a second old: nobody applies what was not read.
     #[test]

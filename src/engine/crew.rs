@@ -187,7 +187,7 @@ impl Crew {
                     let mut cluster = plan.cluster.lock().await;
                     let mut places = HashMap::new();
                     for id in cluster.primary_ids() {
-                        let lane = cluster.connect_lane(&id).await?;
+                        let Some(lane) = cluster.first_lane(&id).await? else { continue };
                         places.insert(id, lanes.len());
                         lanes.push(lane);
                     }
@@ -256,6 +256,7 @@ impl Crew {
             let _ = crew.stop().await;
             return Err(error);
         }
+        settings.control.set_begun();
         if let Some(replicas) = &crew.replicas {
             let cluster = crew.plan.cluster.as_ref().map(|plan| plan.cluster.clone());
             if let Some(cluster) = &cluster {

@@ -42,6 +42,10 @@ pub enum EngineError {
     /// The connection to the target could not be made, or broke: another one may help.
     #[error("target: {0}")]
     TargetLost(String),
+    /// The target's certificate is not accepted here, or ours there: before the first write that ends the run, later it is waited
+    /// for like a lost connection, for somebody may be about to mend it.
+    #[error("target: {0}")]
+    Untrusted(String),
     /// The target does not keep up: the source was let go, so that it does not wait for it.
     #[error("target: {0}")]
     LetGo(String),
@@ -132,6 +136,14 @@ impl EngineError {
         }
     }
 
+    /// Once the workers run, a target that is not trusted is waited for like one that is away.
+    pub fn once_begun(self, begun: bool) -> Self {
+        match self {
+            Self::Untrusted(text) if begun => Self::TargetLost(text),
+            error => error,
+        }
+    }
+
     pub fn class(&self) -> Class {
         match self {
             Self::Refused(_) | Self::SourceIsReplica(_) => Class::Refused,
@@ -139,6 +151,7 @@ impl EngineError {
             Self::Target(_)
             | Self::TooLong(_)
             | Self::TargetLost(_)
+            | Self::Untrusted(_)
             | Self::LetGo(_)
             | Self::Torn(_)
             | Self::TargetRestarted(_)

@@ -302,7 +302,7 @@ impl Job<'_> {
             Ok(!is_early)
         };
         let error = match marked.await {
-            Err(error @ (EngineError::Target(_) | EngineError::TargetLost(_))) => error,
+            Err(error @ (EngineError::Target(_) | EngineError::TargetLost(_) | EngineError::Untrusted(_))) => error,
             Ok(false) => {
                 watch.mark_pause_ns = (2 * watch.mark_pause_ns).clamp(MARK_EARLY_NS, MARK_AGAIN_NS);
                 watch.mark_at_ns = now_ns + watch.mark_pause_ns;

@@ -3,7 +3,7 @@
 //! In: resolved settings. Out: a `RunInputs` with everything that the report says, whatever happened. The control plane
 //! runs on tokio-uring in the calling thread; workers run in theirs.
 
-use super::control::Control;
+use super::control::{Control, Waiting};
 use super::draining::positions_text;
 use super::error::{Class, EngineError};
 use super::handing::Desk;
@@ -142,6 +142,8 @@ pub(super) struct Job<'o> {
     pub(super) sessions: u64,
     /// Markers written by the sessions that have ended.
     pub(super) marked: Vec<(Vec<u8>, Vec<DbIndex>)>,
+    /// Why there is no session, for the status.
+    pub(super) waiting: Option<Waiting>,
 }
 
 impl<'o> Job<'o> {
@@ -180,6 +182,7 @@ impl<'o> Job<'o> {
             desk,
             sessions: 0,
             marked: Vec::new(),
+            waiting: None,
         };
         job.publish();
         job
@@ -198,6 +201,12 @@ impl<'o> Job<'o> {
         if let Some(lease) = self.lease.take() {
             lease.give_back(&self.settings).await;
         }
+    }
+
+    /// A session cannot begin for this reason: told until one has.
+    pub(super) fn wait_for(&mut self, why: &str) {
+        let control = &self.settings.control;
+        self.waiting.get_or_insert_with(|| control.waiting()).say(why);
     }
 
     pub(super) fn enter(&mut self, phase: Phase) {

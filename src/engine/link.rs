@@ -27,8 +27,12 @@ pub enum LinkError {
     Closed { addr: String, what: String, perhaps: &'static str },
     #[error("the connection to {addr} broke: {cause}{perhaps}")]
     Io { addr: String, cause: io::Error, perhaps: &'static str },
+    /// The bytes of this connection went wrong.
     #[error("no TLS with {addr}: {cause}")]
     Tls { addr: String, cause: String },
+    /// One side does not accept the other, and will not at the next try.
+    #[error("no TLS with {addr}: {cause}")]
+    Untrusted { addr: String, cause: String },
     #[error("{addr} sent what nobody asked for, before {what}; is there a proxy in between that mixes connections?")]
     Unasked { addr: String, what: String },
     #[error("{addr} answered {what} with what is no RESP2 reply: {reason}")]
@@ -61,7 +65,8 @@ impl Link {
     pub async fn connect(host: &str, port: u16, tls: Option<&TlsClient>, timeout: Duration) -> Result<Self, LinkError> {
         let mut link = Self::connect_plain(host, port, timeout).await?;
         if let Some(client) = tls {
-            let session = client.session(host).map_err(|cause| LinkError::Tls { addr: link.addr.clone(), cause })?;
+            let session =
+                client.session(host).map_err(|cause| LinkError::Untrusted { addr: link.addr.clone(), cause })?;
             link.shake_hands(session).await?;
         }
         Ok(link)
@@ -237,9 +242,11 @@ impl Link {
             Ok(()) if session.is_closed() && self.received.is_empty() => Err(self.closed(what)),
             Ok(()) => Ok(()),
             Err(cause) => {
+                let is_refused = session.is_refused();
                 // The server is told why, where that can be done at once.
                 let _ = self.flush(what, deadline.min(Instant::now() + ALERT_TIME_MAX)).await;
-                Err(LinkError::Tls { addr: self.addr.clone(), cause })
+                let addr = self.addr.clone();
+                Err(if is_refused { LinkError::Untrusted { addr, cause } } else { LinkError::Tls { addr, cause } })
             }
         }
     }

@@ -150,7 +150,8 @@ impl Job<'_> {
         let mut patience = Patience::new(self.settings.retry_max);
         let until_ns = uring::clock::monotonic_ns() + self.settings.retry_max.as_nanos() as u64;
         loop {
-            match self.settle(probed, summaries, until_ns).await {
+            let settled = self.settle(probed, summaries, until_ns).await;
+            match settled.map_err(|error| error.once_begun(true)) {
                 Err(error @ EngineError::TargetLost(_)) => {
                     tracing::warn!(%error, "trying again to settle");
                     patience.wait(&error.to_string()).await?;

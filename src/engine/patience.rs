@@ -1,11 +1,13 @@
 //! Waiting for a target that cannot yet: growing pauses with jitter, a word in the log every few seconds, and an end.
 //!
 //! In: how long (`--retry-max`), and before each further try why the last one failed. Out: a pause, or the error that ends the
-//! run. What refuses inside of a worker's lane has its own (`refusal::Hold`), which does not block the worker.
+//! run; the reason in the status of the job, once it has lasted. What refuses inside of a worker's lane has its own (`refusal::Hold`), which does not block the worker.
 //! Every pause before a further try at a peer comes from [`jittered`].
 
+use super::control::{Control, Waiting};
 use super::error::EngineError;
 use crate::uring;
+use std::sync::Arc;
 use std::time::Duration;
 
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
@@ -13,17 +15,26 @@ const PAUSE_LAST: Duration = Duration::from_millis(500);
 /// From then on, and again after as long, the operator is told.
 const ALARM_EVERY: Duration = Duration::from_secs(5);
 
+/// What passes within this is not told in the status: slots on the move, a replica that takes over.
+const SHOWN_AFTER: Duration = Duration::from_millis(500);
+
 pub struct Patience {
     limit: Duration,
     since_ns: u64,
     alarm_at: Duration,
     pause: Duration,
+    shown: Option<Waiting>,
 }
 
 impl Patience {
     /// For as long as `limit`, from now on.
     pub fn new(limit: Duration) -> Self {
-        Self { limit, since_ns: uring::clock::monotonic_ns(), alarm_at: ALARM_EVERY, pause: PAUSE_FIRST }
+        Self { limit, since_ns: uring::clock::monotonic_ns(), alarm_at: ALARM_EVERY, pause: PAUSE_FIRST, shown: None }
+    }
+
+    /// What it waits for is told in the job's status.
+    pub fn shown_in(self, control: &Arc<Control>) -> Self {
+        Self { shown: Some(control.waiting()), ..self }
     }
 
     /// Waits a moment. Errors: it has taken too long.
@@ -41,6 +52,9 @@ impl Patience {
         }
         if waited >= self.limit {
             return Err(EngineError::Target(format!("{why} (tried again for {:?}, see --retry-max)", self.limit)));
+        }
+        if let Some(shown) = self.shown.as_ref().filter(|_| waited >= SHOWN_AFTER) {
+            shown.say(why);
         }
         if waited >= self.alarm_at {
             self.alarm_at = waited + ALARM_EVERY;

@@ -279,6 +279,7 @@ mod tests {
             (LinkError::Io { addr: addr.clone(), cause: cause(), perhaps }, true),
             (LinkError::Resolve { host: addr.clone(), cause: cause() }, false),
             (LinkError::Tls { addr: addr.clone(), cause: String::new() }, false),
+            (LinkError::Untrusted { addr: addr.clone(), cause: String::new() }, false),
             (LinkError::Protocol { addr, what, reason: String::new() }, false),
         ] {
             assert_eq!(is_away(&EngineError::Source(error.to_string())), away, "{error}");

@@ -124,7 +124,9 @@ impl Rounds {
                     }
                     return Ok(());
                 }
-                Err(Trouble::Broken(EngineError::Target(why) | EngineError::TargetLost(why))) => why,
+                Err(Trouble::Broken(
+                    EngineError::Target(why) | EngineError::TargetLost(why) | EngineError::Untrusted(why),
+                )) => why,
                 Err(Trouble::Broken(error) | Trouble::Final(error)) => return Err(error),
             };
             if !said {

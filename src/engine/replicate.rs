@@ -108,7 +108,7 @@ impl Job<'_> {
                     self.hand_over(&probed).await;
                     return Ok(());
                 }
-                Err(error) => error,
+                Err(error) => error.once_begun(settings.control.has_begun()),
             };
             let error = self.check_lease().err().unwrap_or(error);
             let error = self.or_replica(error).await;
@@ -201,6 +201,7 @@ impl Job<'_> {
                         )));
                     }
                     tracing::warn!(%text, ?pause, "lost a connection to the target: going on from the checkpoint");
+                    self.wait_for(&format!("target: {text}"));
                     self.confirmed = checkpoint.lsns.iter().map(|lsn| lsn.0).collect();
                     tokio::select! {
                         () = rest(pause) => {}
@@ -211,6 +212,7 @@ impl Job<'_> {
                 }
                 EngineError::LetGo(text) if stable.is_none() => return Err(EngineError::Target(text)),
                 EngineError::Source(text) | EngineError::LetGo(text) => {
+                    self.wait_for(&format!("no session with the source: {text}"));
                     let begin = match stable {
                         Some(checkpoint) => {
                             self.confirmed = checkpoint.lsns.iter().map(|lsn| lsn.0).collect();
@@ -314,7 +316,8 @@ impl Job<'_> {
         let deadline = Instant::now() + self.settings.retry_max;
         let mut pause = RETRY_FIRST;
         loop {
-            match self.control_again(probed).await {
+            let begun = self.settings.control.has_begun();
+            match self.control_again(probed).await.map_err(|error| error.once_begun(begun)) {
                 Err(EngineError::TargetLost(text))
                     if !matches!(ended, EngineError::Target(_)) && Instant::now() + pause < deadline =>
                 {
@@ -458,6 +461,7 @@ impl Job<'_> {
             }
         };
         self.sessions += 1;
+        self.waiting = None;
         self.settings.control.publish_positions(self.sessions, crew.positions());
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
         self.confirmed = crew.confirmed();

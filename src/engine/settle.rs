@@ -11,6 +11,7 @@ use super::error::EngineError;
 use super::homes::Found;
 use super::messages::{Held, LaneStart, Settled};
 use super::own::{self, marker_key, position_key};
+use super::patience::Patience;
 use super::refusal;
 use super::router::{Resumed, parse_marker, says_applied};
 use super::target::{self, TargetLink};
@@ -161,6 +162,30 @@ impl Cluster {
         (0..SLOTS).map(|slot| lane(slot) as u16).collect()
     }
 
+    /// A connection for a worker that begins. One that is lost while it is made is made again: nothing was sent on it. `None`: the
+    /// node has no slots any more.
+    pub async fn first_lane(&mut self, id: &str) -> Result<Option<LaneStart>, EngineError> {
+        // A source that has opened its flows waits meanwhile.
+        let mut patience = Patience::new(self.patience_max().min(self.settings().connect_timeout));
+        while self.primary_ids().iter().any(|known| known == id) {
+            match self.connect_lane(id).await {
+                Ok(lane) => return Ok(Some(lane)),
+                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Broken(error)) => {
+                    // A lost connection stays one, as which the session outlives it.
+                    if patience.wait(&error.to_string()).await.is_err() {
+                        return Err(error);
+                    }
+                    match self.refresh().await {
+                        Ok(()) | Err(Trouble::Broken(_)) => {}
+                        Err(Trouble::Final(error)) => return Err(error),
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// A connection for a worker.
     pub async fn connect_lane(&mut self, id: &str) -> Result<LaneStart, Trouble> {
         // The control connection first: it ends what a worker lost there.
@@ -168,7 +193,7 @@ impl Cluster {
         let gone = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
         let endpoint = self.endpoint_of(id).ok_or_else(gone)?;
         let link = target::connect_named_lane(&endpoint, self.settings()).await;
-        let mut link = link.map_err(Trouble::Broken)?;
+        let mut link = link.map_err(|error| self.trouble(error))?;
         self.check_run_id(id, &mut link).await?;
         let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
         let node = self.number(id);
@@ -228,11 +253,13 @@ impl Cluster {
             };
             match self.end_lanes_of(&id).await {
                 Ok(count) => drop(ended.insert(id, count)),
-                Err(error @ EngineError::TargetLost(_)) => {
-                    patience.wait(&error.to_string()).await?;
-                    self.refresh_patiently().await?;
-                }
-                Err(error) => return Err(error),
+                Err(error) => match error.once_begun(self.settings().control.has_begun()) {
+                    error @ EngineError::TargetLost(_) => {
+                        patience.wait(&error.to_string()).await?;
+                        self.refresh_patiently().await?;
+                    }
+                    error => return Err(error),
+                },
             }
         }
     }

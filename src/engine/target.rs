@@ -61,10 +61,13 @@ pub struct TargetLink {
 
 fn target_error(e: LinkError) -> EngineError {
     match e {
-        LinkError::Connect { .. } | LinkError::Timeout { .. } | LinkError::Closed { .. } | LinkError::Io { .. } => {
-            EngineError::TargetLost(e.to_string())
-        }
-        LinkError::Resolve { .. } | LinkError::Tls { .. } | LinkError::Unasked { .. } | LinkError::Protocol { .. } => {
+        LinkError::Connect { .. }
+        | LinkError::Timeout { .. }
+        | LinkError::Closed { .. }
+        | LinkError::Io { .. }
+        | LinkError::Tls { .. } => EngineError::TargetLost(e.to_string()),
+        LinkError::Untrusted { .. } => EngineError::Untrusted(e.to_string()),
+        LinkError::Resolve { .. } | LinkError::Unasked { .. } | LinkError::Protocol { .. } => {
             EngineError::Target(e.to_string())
         }
     }

@@ -8,7 +8,7 @@
 mod danger;
 mod explain;
 
-pub use explain::explain;
+use explain::{explain, is_verdict};
 
 use rustls::client::Resumption;
 use rustls::crypto::ring;
@@ -181,7 +181,13 @@ pub struct Session {
     side: &'static str,
     /// The peer ended the stream in proper form, and everything before that was given out.
     closed: bool,
-    failure: Option<String>,
+    failure: Option<Failure>,
+}
+
+#[derive(Clone)]
+struct Failure {
+    text: String,
+    is_verdict: bool,
 }
 
 impl Session {
@@ -197,6 +203,11 @@ impl Session {
     /// The peer said that nothing more will come.
     pub fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// It failed because one side does not accept the other: another try ends alike until somebody changes that.
+    pub fn is_refused(&self) -> bool {
+        self.failure.as_ref().is_some_and(|failure| failure.is_verdict)
     }
 
     /// As `TLSv1.3, TLS13_AES_256_GCM_SHA384`, once the handshake is done.
@@ -228,14 +239,20 @@ impl Session {
                 return Ok(written);
             }
             if let Some(failure) = &self.failure {
-                return if written > 0 { Ok(written) } else { Err(failure.clone()) };
+                return if written > 0 { Ok(written) } else { Err(failure.text.clone()) };
             }
             if received.is_empty() {
                 return Ok(written);
             }
-            let taken = self.connection.read_tls(received).map_err(|e| e.to_string());
+            let handshaking = self.is_handshaking();
+            let broken = |e: std::io::Error| Failure { text: e.to_string(), is_verdict: false };
+            let taken = self.connection.read_tls(received).map_err(broken);
             let processed = taken.and_then(|_| {
-                self.connection.process_new_packets().map(drop).map_err(|error| explain(&error, self.side))
+                let side = self.side;
+                self.connection.process_new_packets().map(drop).map_err(|error| Failure {
+                    text: explain(&error, side),
+                    is_verdict: is_verdict(&error, handshaking),
+                })
             });
             if let Err(failure) = processed {
                 self.failure = Some(failure);

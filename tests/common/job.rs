@@ -4,6 +4,7 @@ use df2redis::lab::live::Live;
 use df2redis::lab::torture::{Tool, wait_for};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 /// The program; another binary (DF2REDIS_TOOL) shows whether a test finds an old bug.
@@ -29,6 +30,13 @@ pub fn until(tool: &mut Tool, what: &str, mut look: impl FnMut() -> bool) {
         look().then_some(())
     });
     assert!(reached.is_some(), "{what}:\n{}", tool.said());
+}
+
+/// What holds a job back, as `df2redis status` says it by this socket; `null` where it does not answer.
+pub fn reasons(socket: &Path) -> String {
+    let status = Command::new(binary()).arg("status").arg("--control").arg(socket).args(["--output", "json"]).output();
+    let answer: serde_json::Value = serde_json::from_slice(&status.unwrap().stdout).unwrap_or_default();
+    answer["status"]["throttle"]["reasons"].to_string()
 }
 
 /// An interrupt, and its end.

@@ -70,7 +70,7 @@ impl Run {
 
 /// The program with these arguments and nothing of the tester's environment.
 pub fn program(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_df2redis"));
+    let mut command = Command::new(job::binary());
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("DF2REDIS_") {
             command.env_remove(name);

@@ -53,6 +53,7 @@ impl Crew {
 
 async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
     let deadline = tokio::time::Instant::now() + settings.retry_max;
+    let waiting = settings.control.waiting();
     let mut pause = RECONNECT_FIRST;
     loop {
         match try_again(settings, run_id, lost).await {
@@ -68,6 +69,7 @@ async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) ->
             }
             Err(error) => {
                 tracing::warn!(%error, ?pause, "connecting to the target again failed");
+                waiting.say(&format!("connecting to the target again: {error}"));
                 rest(pause).await;
                 pause = (pause * 2).min(RECONNECT_LAST);
             }

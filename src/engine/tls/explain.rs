@@ -1,4 +1,4 @@
-//! What a TLS error means for the operator: cause, and what to do about it.
+//! What a TLS error means for the operator: cause, what to do about it, and whether another try may end otherwise.
 //!
 //! In: rustls' error, and the side, whose name the settings bear. Out: one sentence, without the peer's address, which the
 //! caller knows. Names that a certificate holds are escaped before they are shown.
@@ -22,6 +22,31 @@ pub fn explain(error: &Error, side: &str) -> String {
         ),
         Error::DecryptError => "a record was forged or damaged on the way (its check failed)".into(),
         error => error.to_string(),
+    }
+}
+
+/// One side does not accept the other, as it is configured: so will every later try end, until somebody changes a certificate
+/// or a setting. Any other error is of this one connection. `handshaking`: the session had not begun.
+pub fn is_verdict(error: &Error, handshaking: bool) -> bool {
+    match error {
+        Error::InvalidCertificate(_) | Error::NoCertificatesPresented | Error::PeerIncompatible(_) => true,
+        // A port for plain text; later it is a record that was damaged.
+        Error::InvalidMessage(_) => handshaking,
+        Error::AlertReceived(alert) => matches!(
+            alert,
+            AlertDescription::CertificateRequired
+                | AlertDescription::UnknownCA
+                | AlertDescription::BadCertificate
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::AccessDenied
+                | AlertDescription::HandshakeFailure
+                | AlertDescription::ProtocolVersion
+                | AlertDescription::UnrecognisedName
+        ),
+        _ => false,
     }
 }
 

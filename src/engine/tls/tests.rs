@@ -159,9 +159,43 @@ fn a_changed_bit_is_an_error_that_stays() {
         let more = [0x17; 20_000];
         let mut more = &more[..];
         let failure = world.client.open(&mut more, &mut out).unwrap_err();
-        assert!(!failure.is_empty());
+        assert!(!failure.is_empty() && !world.client.is_refused());
         assert_eq!(world.client.open(&mut &b"x"[..], &mut out), Err(failure));
     }
+}
+
+/// What the next try would meet, too, is told from what went wrong on this connection.
+#[test]
+fn a_verdict_is_told_from_damage() {
+    let (known, unknown) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let certificate =
+        |key: &KeyPair| CertificateParams::new(vec!["a.example".into()]).unwrap().self_signed(key).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, certificate(&known).pem()).unwrap();
+    let client = TlsClient::new("target", TlsFiles { ca: Some(ca), ..TlsFiles::default() }).unwrap();
+    let shown = certificate(&unknown).der().clone();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![shown], PrivateKeyDer::try_from(unknown.serialize_der()).unwrap())
+        .unwrap();
+    let server = ServerConnection::new(Arc::new(config)).unwrap();
+    let mut world = World { client: client.session("a.example").unwrap(), server };
+    world.push_to_server().unwrap();
+    let said = world.pull_from_server();
+    assert!(!world.client.is_refused());
+    let error = world.client.open(&mut &said[..], &mut [0; 16]).unwrap_err();
+    assert!(world.client.is_refused() && error.contains("certificate"), "{error}");
+
+    let mut plain = client.session("a.example").unwrap();
+    let error = plain.open(&mut &b"-ERR unknown command\r\n"[..], &mut [0; 16]).unwrap_err();
+    assert!(plain.is_refused() && error.contains("no TLS"), "{error}");
+    let internal = [0x15, 3, 3, 0, 2, 2, 80];
+    let mut broken = client.session("a.example").unwrap();
+    let error = broken.open(&mut &internal[..], &mut [0; 16]).unwrap_err();
+    assert!(!broken.is_refused() && error.contains("InternalError"), "{error}");
 }
 
 #[test]

@@ -199,7 +199,9 @@ impl Conn {
 impl From<LinkError> for Trouble {
     fn from(error: LinkError) -> Self {
         match error {
-            LinkError::Tls { .. } | LinkError::Protocol { .. } => Self::Protocol(error.to_string()),
+            LinkError::Tls { .. } | LinkError::Untrusted { .. } | LinkError::Protocol { .. } => {
+                Self::Protocol(error.to_string())
+            }
             _ => Self::Lost(error.to_string()),
         }
     }
