@@ -88,7 +88,7 @@ fn out_of_memory_holds_until_memory_frees() {
 }
 
 #[test]
-fn a_server_that_cannot_persist_is_waited_for() {
+fn a_server_without_enough_replicas_is_waited_for() {
     refused_for_a_while(
         &[&["CONFIG", "SET", "min-replicas-to-write", "1"]],
         &[&["CONFIG", "SET", "min-replicas-to-write", "0"]],
