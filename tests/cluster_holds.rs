@@ -4,8 +4,9 @@
 mod common;
 mod in_cluster;
 
+use common::Stopped;
 use common::clustered::{Clustered, key_on, node_of};
-use common::job::{stop, until};
+use common::job::{self, stop, until};
 use df2redis::lab::client::Client;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
@@ -15,7 +16,6 @@ use df2redis::redis::slot::slot;
 use in_cluster::InCluster;
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::process::Command;
 
 struct World(Clustered);
 
@@ -51,12 +51,7 @@ impl World {
 
     /// What holds the job back, as `df2redis status` says it.
     fn reasons(&self) -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_df2redis"))
-            .args(["status", "--control", self.socket().to_str().unwrap(), "--output", "json"])
-            .output()
-            .unwrap();
-        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        answer["status"]["throttle"]["reasons"].to_string()
+        job::reasons(&self.socket())
     }
 
     /// As `Clustered::finish`; and the report counts what was waited for.
@@ -173,6 +168,80 @@ fn a_node_that_is_busy_with_a_script_is_waited_for() {
         assert_eq!(admin.run(&format!("GET {number}")).unwrap().text().as_deref(), Some("50"));
     }
     world.finish(tool);
+}
+
+/// How often a node answered so, whoever asked.
+fn errors(world: &World, node: usize, class: &str) -> u64 {
+    let stats = world.client(node).ask(&["INFO", "errorstats"]).unwrap().text().unwrap();
+    let of = format!("errorstat_{class}:count=");
+    stats.lines().find_map(|line| line.trim_end().strip_prefix(&of)?.parse().ok()).unwrap_or(0)
+}
+
+/// Its owner gives a slot up (`cluster-require-full-coverage` is on): it answers CLUSTERDOWN to everything, and the others still
+/// send everybody to it.
+#[test]
+fn a_node_that_says_that_the_cluster_is_down_is_named_and_waited_for() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    let mut tool = world.start();
+    for node in 0..3 {
+        world.wait_applied(&mut tool);
+        let [list, number] = ["list", "n"].map(|family| key_on(node, &format!("down{node}-{family}")));
+        let slot = slot(number.as_bytes());
+        let mut client = world.client(node);
+        client.run("CONFIG RESETSTAT").unwrap();
+        client.run(&format!("CLUSTER DELSLOTS {slot}")).unwrap();
+        for i in 0..50 {
+            world.run(&format!("INCR {number}"));
+            world.run(&format!("RPUSH {list} {i}"));
+        }
+        until(&mut tool, "it was not told so", || errors(&world, node, "CLUSTERDOWN") > 0);
+        let place = format!("127.0.0.1:{}", world.cluster.nodes[node].port());
+        until(&mut tool, "it does not say why", || {
+            let reasons = world.reasons();
+            reasons.contains("CLUSTERDOWN") && reasons.contains(&place)
+        });
+        assert!(!world.live.is_acknowledged(), "{}", tool.said());
+        client.run(&format!("CLUSTER ADDSLOTS {slot}")).unwrap();
+        world.wait_applied(&mut tool);
+        until(&mut tool, "it still says so", || !world.reasons().contains("CLUSTERDOWN"));
+        assert_eq!(client.run(&format!("GET {number}")).unwrap().text().as_deref(), Some("50"));
+    }
+    world.0.finish(tool);
+}
+
+/// A primary without a replica stands still until the others call it failed: they answer CLUSTERDOWN then.
+#[test]
+fn a_cluster_that_is_down_for_want_of_a_primary_is_waited_for() {
+    let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+    for node in 0..3 {
+        world.client(node).run("CONFIG SET cluster-node-timeout 2000").unwrap();
+    }
+    let mut tool = world.start();
+    world.wait_applied(&mut tool);
+    (0..3).for_each(|node| drop(world.client(node).run("CONFIG RESETSTAT").unwrap()));
+    let numbers = [0, 1, 2].map(|node| key_on(node, "want"));
+    let stopped = Stopped::new(&world.cluster.nodes[1]);
+    let state = |node: usize| world.client(node).run("CLUSTER INFO").unwrap().text().unwrap();
+    until(&mut tool, "nobody calls it failed", || {
+        [0, 2].iter().all(|node| state(*node).contains("cluster_state:fail"))
+    });
+    for _ in 0..50 {
+        numbers.iter().for_each(|number| world.run(&format!("INCR {number}")));
+    }
+    until(&mut tool, "it was not told so", || errors(&world, 0, "CLUSTERDOWN") + errors(&world, 2, "CLUSTERDOWN") > 0);
+    let place = format!("127.0.0.1:{}", world.cluster.nodes[1].port());
+    // Whatever it needs first: the one that is away, or one that says so.
+    until(&mut tool, "it does not say why", || {
+        let reasons = world.reasons();
+        reasons.contains(&place) || reasons.contains("CLUSTERDOWN")
+    });
+    assert!(!world.live.is_acknowledged(), "{}", tool.said());
+    drop(stopped);
+    world.wait_applied(&mut tool);
+    for (node, number) in numbers.iter().enumerate() {
+        assert_eq!(world.client(node).run(&format!("GET {number}")).unwrap().text().as_deref(), Some("50"));
+    }
+    world.0.finish(tool);
 }
 
 const FULL: [&[&str]; 2] = [&["CONFIG SET maxmemory 1"], &["CONFIG SET maxmemory 0"]];
