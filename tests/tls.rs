@@ -279,6 +279,47 @@ fn a_target_that_is_not_trusted_gets_nothing() {
     }
 }
 
+/// Without a CA of its own a side trusts those of the system, which SSL_CERT_FILE names here: both sides are reached if the right
+/// one is among them, and refused if it is not.
+#[test]
+fn the_systems_authorities_are_trusted_where_no_other_is_named() {
+    let certs = Certs::new();
+    let Some(target) = target(&certs, "server", &[]) else { return };
+    let spec = || Spec::of("string:100B=50").unwrap();
+    let own: Vec<String> = certs.to_target().into_iter().skip(2).collect();
+    assert!(own.iter().all(|arg| !arg.contains("-ca")), "{own:?}");
+    let target_ca = || certs.to_target()[..2].to_vec();
+    let source_ca = || vec!["--source-tls-ca".to_string(), certs.path("ca.pem")];
+    for (system, named, code, text) in [
+        ("ca.pem", Vec::new(), 0, ""),
+        // Each side by itself.
+        ("ca.pem", source_ca(), 0, ""),
+        ("ca.pem", target_ca(), 0, ""),
+        ("other-ca.pem", source_ca(), 5, "unknown CA: give that CA's certificate with --target-tls-ca"),
+        ("other-ca.pem", target_ca(), 4, "unknown CA: give that CA's certificate with --source-tls-ca"),
+        ("other-ca.pem", [source_ca(), target_ca()].concat(), 0, ""),
+        ("nothing.pem", Vec::new(), 2, "this system has no CA certificates"),
+    ] {
+        target.empty();
+        let (master, model) = Generator::start(spec(), MasterOptions::default()).unwrap();
+        let proxy = TlsProxy::start(master.port(), &certs.proxy("server")).unwrap();
+        let args = [&own[..], &named].concat();
+        let source = format!("dragonflys://127.0.0.1:{}", proxy.port());
+        let mut command = job("migrate", &source, &tls_target(&target), &args);
+        command.env("SSL_CERT_FILE", certs.path(system)).env_remove("SSL_CERT_DIR");
+        let run = start(command).wait_for(PATIENCE);
+        eprintln!("{system}, {named:?}: {}", run.message());
+        run.expect_code(code).expect_text(text);
+        if code == 0 {
+            let verdict = verify(&spec(), &model, &mut target.server.client().unwrap(), u64::MAX).unwrap();
+            assert!(verdict.is_same(), "{verdict:?}\n{}", run.stderr);
+            assert!(proxy.sessions_count() > 1, "not over TLS");
+        } else {
+            assert_eq!((target.keys(), master.requests().len()), (0, 0), "{}", run.message());
+        }
+    }
+}
+
 #[test]
 fn a_source_that_is_not_trusted_hears_nothing() {
     let certs = Certs::new();
