@@ -6,11 +6,11 @@
 //! for every later reply would be taken for that to another request; where TLS was asked for, nothing is sent before the server's certificate was verified.
 
 use super::lane::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIMEOUT};
+use super::resolve::resolve;
 use super::tls::{Session, TlsClient};
 use super::wire::Connected;
 use crate::uring;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_uring::net::TcpStream;
@@ -73,10 +73,8 @@ impl Link {
     }
 
     async fn connect_plain(host: &str, port: u16, timeout: Duration) -> Result<Self, LinkError> {
-        let addrs: Vec<SocketAddr> = (host, port)
-            .to_socket_addrs()
-            .map_err(|cause| LinkError::Resolve { host: host.to_string(), cause })?
-            .collect();
+        let addrs =
+            resolve(host, port, timeout).await.map_err(|cause| LinkError::Resolve { host: host.to_string(), cause })?;
         let name = format!("{host}:{port}");
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for addr in addrs {

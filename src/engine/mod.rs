@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! migrate   one full sync from handshake to end          control thread, tokio-uring
-//!   source, target, link   control connections; standing: is it still the master; lease: one job into one target; own: names of its keys there
+//!   source, target, link, resolve   control connections; standing: is it still the master; lease: one job into one target; own: names of its keys there
 //!   crew    workers started, listened to, reconnected, stopped
 //! worker    one ring, one slab: flows in, lanes out       one thread a core
 //!   flow    socket -> input -> decoder -> handle (filters) -> convert -> writer
@@ -72,6 +72,7 @@ mod reading;
 mod refusal;
 mod replicas;
 mod replicate;
+mod resolve;
 mod returned;
 mod righting;
 mod router;

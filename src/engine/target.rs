@@ -61,15 +61,14 @@ pub struct TargetLink {
 
 fn target_error(e: LinkError) -> EngineError {
     match e {
-        LinkError::Connect { .. }
+        LinkError::Resolve { .. }
+        | LinkError::Connect { .. }
         | LinkError::Timeout { .. }
         | LinkError::Closed { .. }
         | LinkError::Io { .. }
         | LinkError::Tls { .. } => EngineError::TargetLost(e.to_string()),
         LinkError::Untrusted { .. } => EngineError::Untrusted(e.to_string()),
-        LinkError::Resolve { .. } | LinkError::Unasked { .. } | LinkError::Protocol { .. } => {
-            EngineError::Target(e.to_string())
-        }
+        LinkError::Unasked { .. } | LinkError::Protocol { .. } => EngineError::Target(e.to_string()),
     }
 }
 
