@@ -70,8 +70,10 @@ pub struct Batch {
     /// Commands that may have been applied before: sent on a connection that was lost, or by a process that is gone. None of a
     /// guard group, which is never executed twice.
     in_doubt: Vec<Range<u32>>,
-    /// The SELECT with which a new connection begins: it belongs to that connection alone.
+    /// A SELECT that what follows needs on this connection: it belongs to it alone.
     pub preamble: bool,
+    /// Names of lost keys, put between other batches: it may be sent again whole, wherever it stands.
+    pub names: bool,
 }
 
 impl Batch {
@@ -96,11 +98,17 @@ impl Batch {
             rejected: Vec::new(),
             in_doubt: Vec::new(),
             preamble: false,
+            names: false,
         }
     }
 
     pub fn is_empty(&self) -> bool {
         self.commands == 0 && self.bytes == 0 && self.positions.is_empty()
+    }
+
+    /// Database selected where the batch ends.
+    pub fn db_at_end(&self) -> DbIndex {
+        self.selects.last().map_or(self.db_at_start, |(_, db)| *db)
     }
 
     /// It has commands that must not be applied twice.

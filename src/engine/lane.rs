@@ -213,13 +213,17 @@ impl Lane {
         self.queue_closed();
     }
 
-    /// Keeps the names of lost keys in the checkpoint, in front of everything that is not sent: the next transaction writes over
-    /// the names among which they are now.
+    /// Keeps the names of lost keys in the checkpoint, in front of everything that was not sent: the next transaction writes over
+    /// the names among which they are now. Behind what a lost connection had been sent: that may be applied, and then is not
+    /// sent again, nor what stands before it.
     pub fn remember_lost(&mut self, slab: &mut Slab, lost: &[Lost]) -> Result<(), EngineError> {
         if lost.is_empty() {
             return Ok(());
         }
-        let at = usize::from(self.cut_short);
+        let at = match self.link {
+            Link::Up(_) => usize::from(self.cut_short),
+            Link::Down => self.ready.iter().take_while(|batch| batch.sent_bytes > 0).count(),
+        };
         let db = match self.ready.get(at) {
             Some(next) => position_of(next, slab, next.replied)?.1,
             None => self.encoder.batch.db_at_start,
@@ -234,6 +238,7 @@ impl Lane {
         encoder.select(slab, db);
         let mut batch = encoder.take_batch(slab, Vec::new());
         encoder.tail.finish(&mut batch, slab);
+        batch.names = true;
         self.unacked_bytes += batch.bytes;
         self.unacked_commands += u64::from(batch.commands);
         self.ready.insert(at, batch);
@@ -290,8 +295,7 @@ impl Lane {
         debug_assert!(self.encoder.batch.is_empty());
         if self.encoder.db != db {
             self.encoder.batch.first_read_ns = staged.first_read_ns;
-            self.encoder.command(slab, &[b"SELECT", db.to_string().as_bytes()]);
-            self.encoder.db = db;
+            self.encoder.select(slab, db);
             let segments = self.spare_segments.pop().unwrap_or_default();
             let mut select = self.encoder.take_batch(slab, segments);
             select.first_read_ns = staged.first_read_ns;

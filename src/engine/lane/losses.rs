@@ -88,12 +88,15 @@ impl Lane {
     ) -> Result<(), EngineError> {
         self.link = up(socket);
         self.reconnects += 1;
-        // The preamble of a connection that was lost before it was answered: this one gets its own.
-        while self.ready.front().is_some_and(|batch| batch.preamble) {
-            if let Some(batch) = self.ready.pop_front() {
-                self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
-                self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
-                batch.release(slab);
+        // Preambles of lost connections: this one gets its own.
+        for _ in 0..self.ready.len() {
+            match self.ready.pop_front() {
+                Some(batch) if batch.preamble => {
+                    self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
+                    self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
+                    batch.release(slab);
+                }
+                batch => self.ready.extend(batch),
             }
         }
         // Answered to the end, but the kernel had not let it go when the connection was lost.
@@ -125,36 +128,41 @@ impl Lane {
             let sent = sent_commands(batch, slab)?;
             batch.put_in_doubt(batch.replied..sent);
         }
-        let mut db = None;
-        if let Some(batch) = self.ready.front_mut() {
-            let mut from = batch.replied;
+        // A new connection starts in database 0. Each batch is sent where it begins: that it is where the one before it ended
+        // does not hold once some were answered.
+        let (mut db, mut is_first) = (DbIndex(0), true);
+        for _ in 0..self.ready.len() {
+            let Some(mut batch) = self.ready.pop_front() else { break };
+            // Only the first may have been answered in part; names were put in front of it, perhaps.
+            let is_begun = !batch.names && std::mem::take(&mut is_first);
+            let mut from = if is_begun { batch.replied } else { 0 };
             if let Some(guard) = batch.guard
                 && from > guard.first_command
             {
                 from = guard.first_command;
             }
-            let (offset, current) = position_of(batch, slab, from)?;
+            let (offset, begins_in) = position_of(&batch, slab, from)?;
             batch.replied = from;
             batch.sent_bytes = offset;
-            db = Some(current);
-        }
-        for batch in self.ready.iter_mut().skip(1) {
-            batch.replied = 0;
-            batch.sent_bytes = 0;
-        }
-        for batch in &mut self.ready {
             batch.refused.clear();
             batch.aborted = false;
+            self.select_behind(slab, &mut db, begins_in);
+            db = batch.db_at_end();
+            self.ready.push_back(batch);
         }
-        // A new connection starts in database 0.
-        let db = db.unwrap_or(self.encoder.batch.db_at_start);
-        if db != DbIndex(0) {
-            let batch = select_batch(slab, db);
-            self.unacked_bytes += batch.bytes;
-            self.unacked_commands += 1;
-            self.ready.push_front(batch);
-        }
+        let begins_in = self.encoder.batch.db_at_start;
+        self.select_behind(slab, &mut db, begins_in);
         Ok(())
+    }
+
+    /// Selects a database behind what is ready, where that leaves another one selected.
+    fn select_behind(&mut self, slab: &mut Slab, db: &mut DbIndex, wanted: DbIndex) {
+        if std::mem::replace(db, wanted) != wanted {
+            let batch = select_batch(slab, wanted);
+            self.unacked_bytes += batch.bytes;
+            self.unacked_commands += u64::from(batch.commands);
+            self.ready.push_back(batch);
+        }
     }
 }
 

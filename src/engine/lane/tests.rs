@@ -204,6 +204,70 @@ fn lost_keys_are_remembered_before_anything_else() {
     assert_eq!((world.lane.unacked_bytes, world.lane.unacked_commands), (0, 0));
 }
 
+/// Found while the connection is lost: behind what may be applied, and each batch in its own database whatever is lost again.
+#[test]
+fn lost_keys_found_while_the_connection_is_lost() {
+    let lost = [Lost { flow: FlowId(1), db: DbIndex(3), key: b"k".to_vec() }];
+    let begun = || {
+        let mut world = World::new();
+        world.write(0, Class::Guarded, &[b"INCR", b"n"]);
+        world.write(1, Class::Guarded, &[b"INCR", b"n"]);
+        world.close();
+        world.send();
+        // MULTI, INCR and SELECT: the next command would be queued in database 1.
+        assert_eq!(world.reply(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n").unwrap(), 0);
+        world.lane.lose();
+        world.lane.remember_lost(&mut world.slab, &lost).unwrap();
+        world
+    };
+    let group = "MULTI INCR n SELECT 1 INCR n SET m 1 EXEC";
+    let names = "SELECT 0 HSET c lost:1:3:k  SELECT 1";
+    let mut world = begun();
+    assert_eq!(world.lose_and_resume(0), 0);
+    assert_eq!(world.unsent(), format!("{group} {names}"));
+    world.send();
+    assert_eq!(world.reply(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n").unwrap(), 0);
+    assert_eq!(world.lose_and_resume(0), 0);
+    assert_eq!(world.unsent(), format!("{group} {names}"));
+    // Applied, and only the answer was lost: the names were not sent.
+    let mut world = begun();
+    assert_eq!(world.lose_and_resume(1), 1);
+    assert_eq!(world.unsent(), format!("SELECT 1 {names}"));
+    world.send();
+    assert_eq!(world.reply(b"+OK\r\n+OK\r\n:1\r\n+OK\r\n").unwrap(), 2);
+    assert!(world.lane.is_idle());
+    assert_eq!((world.lane.unacked_bytes, world.lane.unacked_commands), (0, 0));
+}
+
+/// Found before the rest of a batch, with its SELECT, has left again.
+#[test]
+fn lost_keys_in_front_of_what_is_sent_again() {
+    let lost = [Lost { flow: FlowId(1), db: DbIndex(3), key: b"k".to_vec() }];
+    let mut world = World::new();
+    world.write(0, Class::Blind, &[b"SET", b"a", b"1"]);
+    world.write(3, Class::Blind, &[b"SET", b"b", b"2"]);
+    world.write(3, Class::Blind, &[b"SET", b"c", b"3"]);
+    world.close();
+    world.send();
+    assert_eq!(world.reply(b"+OK\r\n+OK\r\n").unwrap(), 0);
+    assert_eq!(world.lose_and_resume(0), 0);
+    world.lane.remember_lost(&mut world.slab, &lost).unwrap();
+    assert_eq!(world.unsent(), "HSET c lost:1:3:k  SELECT 3 SET b 2 SET c 3");
+    for names_leave in [false, true, false] {
+        if names_leave && let Some(mut names) = world.lane.ready.pop_front() {
+            names.sent_bytes = names.bytes;
+            world.lane.sent.push_back(names);
+        }
+        // From its beginning `a` would be written anew, over what came behind it.
+        assert_eq!(world.lose_and_resume(0), 0);
+        assert_eq!(world.unsent(), "HSET c lost:1:3:k  SELECT 3 SET b 2 SET c 3");
+    }
+    world.send();
+    assert_eq!(world.reply(b":1\r\n+OK\r\n+OK\r\n+OK\r\n").unwrap(), 3);
+    assert!(world.lane.is_idle());
+    assert_eq!((world.lane.unacked_bytes, world.lane.unacked_commands), (0, 0));
+}
+
 #[test]
 fn a_watched_command_tells_what_the_target_lost() {
     let mut world = World::new();
