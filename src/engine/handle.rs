@@ -118,8 +118,8 @@ pub struct FlowHandler {
     owner: Arc<OwnerRule>,
     existing: Arc<Existing>,
     observe_left: u32,
-    /// A record of a blob that is being carried out apart, and those behind it in the blob.
-    pub apart: Option<Vec<Vec<u8>>>,
+    /// A record of a blob that is being carried out apart, with the source's database, and those behind it in the blob.
+    pub apart: Option<(DbIndex, Vec<Vec<u8>>)>,
     deferred: VecDeque<Deferred>,
     /// Split objects whose key is not to be written.
     pub(super) dropped_objects: SmallVec<[ObjectId; 4]>,
@@ -406,7 +406,7 @@ impl FlowHandler {
                 command: String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned(),
             }),
             Applied::Apart(args) => {
-                self.apart = Some(args);
+                self.apart = Some((db, args));
                 Ok(())
             }
             Applied::Done => Ok(()),
@@ -503,12 +503,20 @@ impl FlowHandler {
             Outcome::NotCarried { kind: NotCarriedKind::CrossSlot } if db == DbIndex(0) => {
                 Ok(Applied::Apart(args.iter().map(|arg| arg.to_vec()).collect()))
             }
-            Outcome::NotCarried { kind } => Err(EngineError::Refused(format!(
-                "flow {}: the recorded command {} on the key \"{}\" cannot be applied to this target ({kind:?})",
-                self.flow,
-                args.first().copied().unwrap_or_default().escape_ascii(),
-                args.get(1).copied().unwrap_or_default().escape_ascii()
-            ))),
+            Outcome::NotCarried { kind } => {
+                let why = match kind {
+                    NotCarriedKind::MoveInCluster => {
+                        let to = args.get(2).copied().unwrap_or_default().escape_ascii();
+                        format!("moves it to database {to}, and a cluster has only database 0")
+                    }
+                    NotCarriedKind::CrossSlot => "has keys in several slots of another database".into(),
+                };
+                Err(EngineError::Refused(format!(
+                    "the recorded command {} on the key \"{}\" {why}",
+                    args.first().copied().unwrap_or_default().escape_ascii(),
+                    args.get(1).copied().unwrap_or_default().escape_ascii()
+                )))
+            }
             _ => Ok(Applied::Done),
         }
     }

@@ -70,6 +70,8 @@ pub struct LaneStart {
 #[derive(Clone, Debug)]
 pub struct Apart {
     pub flow: FlowId,
+    /// The source's database.
+    pub db: DbIndex,
     pub args: Vec<Vec<u8>>,
     /// LSN behind the record; none in the full sync.
     pub next_lsn: Option<Lsn>,

@@ -6,8 +6,9 @@
 
 use super::error::EngineError;
 use super::handle::{Applied, FlowHandler};
+use crate::convert::journal::keys_of;
 use crate::convert::scope::{Reason, Scoped, Sketch};
-use crate::convert::{Out, ScopeError, TypeClass};
+use crate::convert::{Out, ScopeError, TypeClass, escape};
 use crate::dragonfly::{Event, KeyMeta, ObjectId};
 use crate::ids::DbIndex;
 
@@ -21,6 +22,17 @@ pub struct Names {
 impl From<ScopeError> for EngineError {
     fn from(error: ScopeError) -> Self {
         Self::Refused(error.to_string())
+    }
+}
+
+/// An error about a database gets the first key that it was met at. (Others name theirs.)
+#[cold]
+fn at_key(error: ScopeError, what: &str, db: DbIndex, key: &[u8]) -> EngineError {
+    match error {
+        ScopeError::DbOutOfRange { .. } | ScopeError::DbsCollide { .. } => {
+            EngineError::Refused(format!("{what} \"{}\" (database {db}): {error}", escape::for_message(key)))
+        }
+        error => error.into(),
     }
 }
 
@@ -58,7 +70,7 @@ impl FlowHandler {
         let mut key = std::mem::take(&mut self.names.key);
         key.clear();
         let named = self.scope().push_name(meta.db, meta.key, &mut key).and_then(|()| self.scope().target_db(meta.db));
-        let result = named.map_err(EngineError::from).and_then(|db| {
+        let result = named.map_err(|error| at_key(error, "the key", meta.db, meta.key)).and_then(|db| {
             self.counts.filtered.keys_renamed += u64::from(key != meta.key);
             if !self.admits_existing(db, &key) {
                 self.drop_object(object);
@@ -127,8 +139,10 @@ impl FlowHandler {
         self.note_suspects(db, args, stable)?;
         let mut sketch = std::mem::take(&mut self.names.sketch);
         let named = self.scope().name_record(db, args, &mut sketch);
+        let what =
+            || format!("the recorded command {} on the key", escape::for_message(args.first().unwrap_or(&&b""[..])));
         let result = named
-            .map_err(EngineError::from)
+            .map_err(|error| at_key(error, &what(), db, keys_of(args).next().unwrap_or_default()))
             .and_then(|db| self.apply_record(db, txid, &sketch.record(args), now_ms, stable, out));
         self.names.sketch = sketch;
         result

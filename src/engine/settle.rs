@@ -17,7 +17,7 @@ use super::router::{Resumed, parse_marker, says_applied};
 use super::target::{self, TargetLink};
 use super::units::Unit;
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
-use crate::ids::{DbIndex, FlowId, Lsn, Slot};
+use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::resp;
 use crate::redis::slot::{SLOTS, slot};
 use crate::redis::value::Value;
@@ -46,7 +46,7 @@ impl Cluster {
         }
         for apart in &held.apart {
             if let Some(key) = self.carry_out(apart).await? {
-                let of = Watched { command: 0, flow: apart.flow, db: DbIndex(0), lost_if: NO_SUCH_KEY };
+                let of = Watched { command: 0, flow: apart.flow, db: apart.db, lost_if: NO_SUCH_KEY };
                 missed.push((of, Some(key)));
             }
         }

@@ -258,9 +258,9 @@ impl Flow {
                         unheard.push((db, key.to_vec()));
                     }
                     router.take_refusal()?;
-                    if let Applied::Apart(args) = &applied {
-                        let marker = router.marks.journal_value(after);
-                        *apart = Some(Apart { flow: *id, args: args.clone(), next_lsn: Some(after), marker });
+                    if let (JournalEvent::Command(command), Applied::Apart(args)) = (&event, &applied) {
+                        let (db, marker) = (command.db, router.marks.journal_value(after));
+                        *apart = Some(Apart { flow: *id, db, args: args.clone(), next_lsn: Some(after), marker });
                     }
                     applied
                 }

@@ -177,8 +177,8 @@ impl Flow {
             } else {
                 lane.queue_closed();
             }
-            if let Some(args) = handler.apart.take() {
-                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: Vec::new() });
+            if let Some((db, args)) = handler.apart.take() {
+                self.apart = Some(Apart { flow: self.id, db, args, next_lsn: None, marker: Vec::new() });
                 break Stop::Full;
             }
             if !lane.still_has_room(slab, settings.window_bytes) {
@@ -241,8 +241,8 @@ impl Flow {
             let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, (self.id, None), write);
             self.handler.next_deferred(now_ms, &mut writer)?;
             router.take_refusal()?;
-            if let Some(args) = self.handler.apart.take() {
-                self.apart = Some(Apart { flow: self.id, args, next_lsn: None, marker: Vec::new() });
+            if let Some((db, args)) = self.handler.apart.take() {
+                self.apart = Some(Apart { flow: self.id, db, args, next_lsn: None, marker: Vec::new() });
             }
         }
         Ok(())
