@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::hostile::malformed;
 use common::{FlowBytes, Hand, Run, migrate_command, program, start};
 use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
 use df2redis::lab::flow::Faults;
@@ -16,23 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Little memory, little patience.
 const ARGS: [&str; 10] =
     ["--memory", "32MiB", "--cores", "1", "--connect-timeout", "1s", "--retry-max", "2s", "--connections", "1"];
-
-/// What comes in place of a reply, and what is said of it.
-fn malformed() -> Vec<(&'static str, Hostile, &'static str)> {
-    vec![
-        ("a line without an end", Hostile::Endless(b"+".to_vec(), b"x".to_vec()), "a reply line is longer than"),
-        ("a negative length", Hostile::Instead(b"$-2\r\n".to_vec()), "announces a length that is no number"),
-        ("a length of 2^63", Hostile::Instead(b"$9223372036854775808\r\n".to_vec()), "announces a length"),
-        ("an array of 2^31", Hostile::Instead(b"*2147483648\r\n".to_vec()), "announces a length"),
-        ("10,000 arrays in each other", Hostile::Instead(b"*1\r\n".repeat(10_000)), "nested deeper than"),
-        ("a push of RESP3", Hostile::Instead(b">2\r\n$10\r\ninvalidate\r\n*0\r\n".to_vec()), "which is no RESP2 type"),
-        ("a map of RESP3", Hostile::Instead(b"%1\r\n+a\r\n:1\r\n".to_vec()), "which is no RESP2 type"),
-        ("a number that is none", Hostile::Instead(b":1x\r\n".to_vec()), "an integer reply is not a number"),
-        ("a line with a bare LF", Hostile::Instead(b"+OK\n".to_vec()), "does not end with CR LF"),
-        ("a long text without its end", Hostile::Instead(b"$3\r\nabcde\r\n".to_vec()), "is not followed by CR LF"),
-        ("no RESP at all", Hostile::Instead(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()), "which is no RESP2 type"),
-    ]
-}
 
 fn target(command: &str, key: Option<&str>, what: Hostile, identity: TargetIdentity) -> ScriptedTarget {
     let rule = HostileRule { command: command.into(), key: key.map(|key| key.as_bytes().to_vec()), what };

@@ -12,7 +12,7 @@ use super::job::{graver, plan_of};
 use super::lease;
 use super::messages;
 use super::messages::{
-    Barrier, FlowStart, Held, LaneStart, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
+    Barrier, FlowStart, Held, LaneStart, NodeName, Settled, WorkerCommand, WorkerEvent, WorkerStart, WorkerSummary,
 };
 use super::own;
 use super::proving::Prover;
@@ -217,6 +217,7 @@ impl Crew {
                 crew.markers.push(marker.clone());
                 lanes.push(LaneStart {
                     node: 0,
+                    name: NodeName::new(0, &format_args!("{}:{}", settings.target.host, settings.target.port)),
                     client_id,
                     socket: link.hand_over()?,
                     marker,

@@ -3,6 +3,7 @@
 use super::batch::Batch;
 use super::error::EngineError;
 use super::lane::{Fault, Verdict};
+use super::messages::NodeName;
 use super::{refusal, rows};
 use crate::convert::journal::replies::{ErrorMeaning, error_meaning};
 use crate::redis::request;
@@ -18,7 +19,7 @@ pub fn judge(
     batch: &Batch,
     slab: &Slab,
     index: u32,
-    node: u16,
+    node: &NodeName,
     text: &[u8],
     again: bool,
 ) -> Result<Verdict, EngineError> {
@@ -31,7 +32,7 @@ pub fn judge(
         return Ok(Verdict::ScriptRefused);
     }
     if meaning != ErrorMeaning::Unexpected {
-        tracing::debug!(node, command = %name.escape_ascii(), key = %key.escape_ascii(),
+        tracing::debug!(%node, command = %name.escape_ascii(), key = %key.escape_ascii(),
             reply = %text.escape_ascii(), ?meaning, "expected error reply");
         return Ok(Verdict::Done);
     }
@@ -42,15 +43,15 @@ pub fn judge(
 }
 
 /// What a refused command was answered, in words.
-pub fn describe_refusal(batch: &Batch, slab: &Slab, index: u32, node: u16, text: &[u8]) -> String {
+pub fn describe_refusal(batch: &Batch, slab: &Slab, index: u32, node: &NodeName, text: &[u8]) -> String {
     let head = request::nth_command(batch.slices(slab), u64::from(index)).ok();
     let (name, key) = head.map(|head| (head.name, head.first_key.unwrap_or_default())).unwrap_or_default();
     describe(node, &name, &key, text)
 }
 
-fn describe(node: u16, name: &[u8], key: &[u8], text: &[u8]) -> String {
+fn describe(node: &NodeName, name: &[u8], key: &[u8], text: &[u8]) -> String {
     format!(
-        "node {node} answered \"{}\" to {} {}; {}",
+        "{node} answered \"{}\" to {} {}; {}",
         text.escape_ascii(),
         name.escape_ascii(),
         key.escape_ascii(),
@@ -64,11 +65,11 @@ pub fn judge_in_cluster(
     batch: &Batch,
     slab: &Slab,
     fault: Fault,
-    node: u16,
+    node: &NodeName,
     text: &[u8],
 ) -> Result<Verdict, EngineError> {
     if is_rejection(text) {
-        tracing::debug!(node, reply = %text.escape_ascii(), "rejected");
+        tracing::debug!(%node, reply = %text.escape_ascii(), "rejected");
         return Ok(Verdict::Rejected);
     }
     if fault.element.is_none() && refusal::refuses(text, false) {
@@ -93,7 +94,7 @@ pub fn judge_in_cluster(
     match (first..fault.command).all(refused) {
         true => Ok(Verdict::Refused),
         false => Err(EngineError::Torn(format!(
-            "node {node} refused a MULTI and executed commands that stood in it; run again with --on-existing flush"
+            "{node} refused a MULTI and executed commands that stood in it; run again with --on-existing flush"
         ))),
     }
 }

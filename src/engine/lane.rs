@@ -10,7 +10,7 @@ use super::batch::Batch;
 use super::error::EngineError;
 use super::layout::{Marks, Pieces};
 use super::lost::{self, WatchedNames};
-use super::messages::{LaneStart, Lost};
+use super::messages::{LaneStart, Lost, NodeName};
 use super::refusal::Hold;
 use super::wire::{Connected, Wire};
 use super::writer::{CHECKPOINT_DB, Encoder, GuardState, Source, Writer};
@@ -39,6 +39,7 @@ pub enum Link {
 pub struct Lane {
     pub index: usize,
     pub node: u16,
+    pub name: NodeName,
     pub link: Link,
     /// The connection's id at the target (0: unknown), so that a lost one can be ended there.
     pub client_id: i64,
@@ -105,10 +106,11 @@ const SPARE_SEGMENTS_MAX: usize = 64;
 
 impl Lane {
     pub fn new(index: usize, start: LaneStart) -> Self {
-        let LaneStart { node, socket, marker, client_id, checkpoint, in_cluster } = start;
+        let LaneStart { node, name, socket, marker, client_id, checkpoint, in_cluster } = start;
         Self {
             index,
             node,
+            name,
             link: up(socket),
             client_id,
             told: false,

@@ -211,7 +211,7 @@ impl Worker {
         let (mut acked, mut lost) = (Vec::new(), Vec::new());
         let view = self.ring.slab().view(chunk);
         let slab = self.ring.slab();
-        let node = lane.node;
+        let (node, name) = (lane.node, lane.name.clone());
         let mut refusal = None;
         let cluster = lane.in_cluster;
         let mut rejected = false;
@@ -223,9 +223,9 @@ impl Worker {
             |batch, fault, text| {
                 let verdict = match cluster {
                     false => {
-                        super::errors::judge(batch, slab, fault.command, node, text, batch.is_in_doubt(fault.command))?
+                        super::errors::judge(batch, slab, fault.command, &name, text, batch.is_in_doubt(fault.command))?
                     }
-                    true => super::errors::judge_in_cluster(batch, slab, fault, node, text)?,
+                    true => super::errors::judge_in_cluster(batch, slab, fault, &name, text)?,
                 };
                 rejected |= verdict == Verdict::Rejected;
                 // Each node of a cluster refuses it: it is listed once.
@@ -233,7 +233,7 @@ impl Worker {
                     refused_scripts.push(super::errors::refused_script(batch, slab, fault.command, text));
                 }
                 if verdict == Verdict::Refused && refusal.is_none() {
-                    let described = super::errors::describe_refusal(batch, slab, fault.command, node, text);
+                    let described = super::errors::describe_refusal(batch, slab, fault.command, &name, text);
                     refusal = Some((described, refusal::refuses_access(text)));
                 }
                 Ok(verdict)
@@ -313,12 +313,12 @@ impl Worker {
     pub(super) fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {
         self.end_lane(position);
         let Some(lane) = self.lanes.get_mut(position) else { return Ok(()) };
-        tracing::warn!(worker = self.index, lane = position, node = lane.node, %reason, "lost a connection to the target");
+        tracing::warn!(worker = self.index, lane = position, node = %lane.name, %reason, "lost a connection to the target");
         if lane.is_hopeless() {
             return Err(EngineError::Target(format!(
-                "node {} closes each connection before one batch is acknowledged ({reason}); its log says why (limits of \
+                "{} closes each connection before one batch is acknowledged ({reason}); its log says why (limits of \
                  a client's query or of the protocol, memory, a proxy in between)",
-                lane.node
+                lane.name
             )));
         }
         if self.router.is_some() {

@@ -24,6 +24,7 @@ use crate::report::counters::WorkerStats;
 use crate::report::document::{Expiries, Filtered, NotCarried};
 use crate::report::latency::Interval;
 use crate::uring::{Features, Waker};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
@@ -55,6 +56,8 @@ pub struct Barrier {
 /// A connected, authenticated connection to a target node, in database 0.
 pub struct LaneStart {
     pub node: u16,
+    /// Where it is.
+    pub name: NodeName,
     pub socket: Connected,
     /// Key of the marker of guarded commands.
     pub marker: Vec<u8>,
@@ -64,6 +67,22 @@ pub struct LaneStart {
     pub client_id: i64,
     /// To one of a cluster's nodes.
     pub in_cluster: bool,
+}
+
+/// A node as messages name it: by the number that reports know it by, and its address.
+#[derive(Clone, Debug)]
+pub struct NodeName(Arc<str>);
+
+impl NodeName {
+    pub fn new(number: u16, address: &impl fmt::Display) -> Self {
+        Self(format!("node {number} ({address})").into())
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// A recorded command over several slots, which the control plane carries out while the worker is held.

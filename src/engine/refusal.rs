@@ -12,6 +12,7 @@
 use super::batch::Batch;
 use super::error::EngineError;
 use super::lane::{Lane, position_of, select_batch};
+use super::messages::NodeName;
 use super::patience::jittered;
 use super::target::OWN_PREFIX;
 use crate::redis::request::{self, CommandHead};
@@ -134,7 +135,7 @@ pub fn settle(lane: &mut Lane, slab: &mut Slab) -> Result<Vec<Batch>, EngineErro
         let group_at = batch.guard.map_or(batch.commands, |guard| guard.first_command);
         let first = if again.is_empty() && !waiting.select { batch.first_refused() } else { Some(0) };
         let from = first.unwrap_or(batch.commands).min(if executed { group_at } else { batch.commands });
-        waiting.walk(&batch, slab, from, executed.then_some(group_at), lane.node)?;
+        waiting.walk(&batch, slab, from, executed.then_some(group_at), &lane.name)?;
         let end = if executed { group_at } else { batch.commands };
         // Each batch gets a SELECT of its own.
         if from >= end || batch.preamble {
@@ -147,7 +148,7 @@ pub fn settle(lane: &mut Lane, slab: &mut Slab) -> Result<Vec<Batch>, EngineErro
         }
         if executed {
             if !batch.positions.is_empty() {
-                return Err(out_of_order(lane.node, "the position of records that were refused"));
+                return Err(out_of_order(&lane.name, "the position of records that were refused"));
             }
             let (offset, _) = position_of(&batch, slab, group_at)?;
             let (bytes, commands) = (batch.bytes, batch.commands);
@@ -203,7 +204,7 @@ impl Waiting {
         slab: &Slab,
         from: u32,
         executed_at: Option<u32>,
-        node: u16,
+        node: &NodeName,
     ) -> Result<(), EngineError> {
         if from >= batch.commands && self.keys.is_empty() && !self.others {
             return Ok(());
@@ -222,7 +223,7 @@ impl Waiting {
         Ok(())
     }
 
-    fn sent_again(&mut self, command: &CommandHead, refused: bool, node: u16) -> Result<(), EngineError> {
+    fn sent_again(&mut self, command: &CommandHead, refused: bool, node: &NodeName) -> Result<(), EngineError> {
         if command.name == b"SELECT" {
             self.select |= refused;
             return Ok(());
@@ -245,7 +246,7 @@ impl Waiting {
         Ok(())
     }
 
-    fn executed(&self, command: &CommandHead, node: u16) -> Result<(), EngineError> {
+    fn executed(&self, command: &CommandHead, node: &NodeName) -> Result<(), EngineError> {
         let Some(key) = command.first_key.as_ref().filter(|key| !key.starts_with(OWN_PREFIX.as_bytes())) else {
             return Ok(());
         };
@@ -271,9 +272,9 @@ fn has_more_keys(command: &CommandHead) -> bool {
 }
 
 #[cold]
-fn out_of_order(node: u16, what: &str) -> EngineError {
+fn out_of_order(node: &NodeName, what: &str) -> EngineError {
     EngineError::Torn(format!(
-        "node {node} refused commands for a moment and then executed {what}, which stood behind them and cannot be repeated: the \
+        "{node} refused commands for a moment and then executed {what}, which stood behind them and cannot be repeated: the \
          target's data is not to be trusted; give the target what it lacks (memory, disk, permissions) and run again with \
          --on-existing flush"
     ))

@@ -9,7 +9,7 @@ use super::batch::{NO_SUCH_KEY, Watched};
 use super::cluster::{Cluster, Trouble};
 use super::error::EngineError;
 use super::homes::Found;
-use super::messages::{Held, LaneStart, Settled};
+use super::messages::{Held, LaneStart, NodeName, Settled};
 use super::own::{self, marker_key, position_key};
 use super::patience::Patience;
 use super::refusal;
@@ -199,7 +199,8 @@ impl Cluster {
         let node = self.number(id);
         let socket = link.hand_over().map_err(Trouble::Broken)?;
         let checkpoint = own::checkpoint_key(self.settings());
-        Ok(LaneStart { node, socket, marker: Vec::new(), checkpoint, client_id, in_cluster: true })
+        let name = NodeName::new(node, &format_args!("{}:{}", endpoint.host, endpoint.port));
+        Ok(LaneStart { node, name, socket, marker: Vec::new(), checkpoint, client_id, in_cluster: true })
     }
 
     /// What an earlier session of this job left in the slots: the markers, up to where each flow was applied in each slot, and

@@ -35,6 +35,9 @@ impl Address {
         // The port of the cluster bus may follow (`@17000`).
         let port = port.split('@').next()?.parse().ok().filter(|port| *port > 0)?;
         let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        if is_no_host(host) || host.contains(['[', ']']) {
+            return None;
+        }
         Some((known_host(host).map(str::to_string), port))
     }
 }
@@ -461,7 +464,12 @@ mod tests {
         assert_eq!(parse("MOVED 5 127.0.0.1:7001"), Some((false, 5, Address::new("127.0.0.1", 7001))));
         assert_eq!(parse("ASK 16383 :7001"), Some((true, 16383, Address::new("seed", 7001))));
         assert_eq!(parse("ASK 1 ::1:7001"), Some((true, 1, Address::new("::1", 7001))));
+        assert_eq!(parse("MOVED 1 [::1]:7001"), Some((false, 1, Address::new("::1", 7001))));
         for bad in ["MOVED", "MOVED 16384 a:1", "MOVED 1 a", "MOVED 1 a:0", "MOVED 1 a:x", "OK 1 a:1", "\u{ff}"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+        for bad in ["MOVED 1 [::1", "MOVED 1 ]:1", "MOVED 1 a]:1", "MOVED -1 a:1", "MOVED 1  a:1", "ASK 1 \u{1b}[2J:1"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -6,6 +6,7 @@
 pub mod captures;
 pub mod clustered;
 pub mod grants;
+pub mod hostile;
 pub mod job;
 
 use df2redis::lab::client::{Client, Reply};

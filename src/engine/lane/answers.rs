@@ -45,7 +45,7 @@ impl Lane {
         mut lost: impl FnMut(&Batch, Watched),
     ) -> Result<(), EngineError> {
         let in_cluster = self.in_cluster;
-        let Self { scanner, sent, ready, node, heard_ns, .. } = self;
+        let Self { scanner, sent, ready, name, heard_ns, .. } = self;
         let mut behind = in_cluster && (!self.returned.is_empty() || sent.iter().any(Batch::has_unexecuted));
         let mut judged = |batch: &mut Batch, fault: Fault, text: &[u8]| {
             let verdict = match failed(batch, fault, text) {
@@ -91,7 +91,7 @@ impl Lane {
                         outcome = match judged(batch, fault, text) {
                             // The others of its group were executed.
                             Ok(Verdict::Refused) => Err(EngineError::Torn(format!(
-                                "node {node} refused a command in the middle of a transaction: \"{}\"; run again with \
+                                "{name} refused a command in the middle of a transaction: \"{}\"; run again with \
                                  --on-existing flush",
                                 text.escape_ascii()
                             ))),
@@ -128,7 +128,7 @@ impl Lane {
                 }
                 Reply::Null if answered(sent, ready).is_some_and(|batch| batch.answers_of_exec().is_some()) => {
                     outcome = Err(EngineError::Target(format!(
-                        "node {node} did not execute a MULTI, although nothing was watched; its commands are not applied"
+                        "{name} did not execute a MULTI, although nothing was watched; its commands are not applied"
                     )));
                     return;
                 }
@@ -138,7 +138,7 @@ impl Lane {
                         && elements != u64::from(wanted)
                     {
                         outcome = Err(EngineError::Torn(format!(
-                            "node {node} answered EXEC with {elements} replies, not one for each command of the transaction; \
+                            "{name} answered EXEC with {elements} replies, not one for each command of the transaction; \
                              what it executed is not known: run again with --on-existing flush"
                         )));
                         return;
@@ -152,7 +152,7 @@ impl Lane {
             while count > 0 {
                 let Some(batch) = answered(sent, ready) else {
                     outcome = Err(EngineError::Target(format!(
-                        "node {node} sent a reply that nobody asked for; is there a proxy in between that mixes connections?"
+                        "{name} sent a reply that nobody asked for; is there a proxy in between that mixes connections?"
                     )));
                     return;
                 };
@@ -162,7 +162,7 @@ impl Lane {
                 count -= step;
                 if !ends_group && batch.has_answered_exec(from) {
                     outcome = Err(EngineError::Torn(format!(
-                        "node {node} answered EXEC with no array: whether it executed the transaction is not known; run again \
+                        "{name} answered EXEC with no array: whether it executed the transaction is not known; run again \
                          with --on-existing flush"
                     )));
                     return;
@@ -171,7 +171,7 @@ impl Lane {
         });
         self.take_answered(acked);
         outcome?;
-        scanned.map_err(|e| EngineError::Target(format!("node {}: bad reply stream: {e}", self.node)))
+        scanned.map_err(|e| EngineError::Target(format!("{}: bad reply stream: {e}", self.name)))
     }
 
     /// Calls `acked` for each batch whose last reply came, once the kernel has let it go too: its completion may be seen after

@@ -114,9 +114,9 @@ impl Lane {
             for batch in self.ready.drain(..=last) {
                 if batch.first_refused().is_some() {
                     return Err(EngineError::Torn(format!(
-                        "node {} refused commands, executed later ones, and the connection was lost: the target's data is not \
+                        "{} refused commands, executed later ones, and the connection was lost: the target's data is not \
                          to be trusted; run again with --on-existing flush",
-                        self.node
+                        self.name
                     )));
                 }
                 self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);

@@ -22,6 +22,7 @@ impl World {
         let (ours, theirs) = tcp_pair().unwrap();
         let start = LaneStart {
             node: 0,
+            name: NodeName::new(0, &"h:1"),
             socket: std::os::fd::OwnedFd::from(ours).into(),
             marker: b"m".to_vec(),
             checkpoint: "c".into(),

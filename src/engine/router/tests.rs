@@ -8,7 +8,7 @@ use crate::engine::again;
 use crate::engine::batch::Batch;
 use crate::engine::errors::judge_in_cluster;
 use crate::engine::lane::{Fault, Verdict};
-use crate::engine::messages::LaneStart;
+use crate::engine::messages::{LaneStart, NodeName};
 use crate::engine::outlet::Outlet;
 use crate::engine::own::{CHECKPOINT_KEY, position_key};
 use crate::engine::writer::Source;
@@ -56,6 +56,7 @@ fn world(resumed: Resumed) -> World {
             let checkpoint = String::new();
             let start = LaneStart {
                 node,
+                name: NodeName::new(node, &"h:1"),
                 socket: std::os::fd::OwnedFd::from(ours).into(),
                 marker: Vec::new(),
                 checkpoint,
@@ -297,7 +298,8 @@ fn what_an_earlier_session_may_have_sent_is_known() {
     assert_eq!(world.waiting(0), format!("{before} {group} {behind}"));
     let judged = |world: &World, command, element, text: &str| {
         let (batch, fault) = (&world.lanes[0].ready[0], Fault { command, element });
-        judge_in_cluster(batch, &world.slab, fault, 0, text.as_bytes()).map_err(|e| e.to_string())
+        judge_in_cluster(batch, &world.slab, fault, &NodeName::new(0, &"h:1"), text.as_bytes())
+            .map_err(|e| e.to_string())
     };
     let repeated = "ERR The ID specified in XADD is equal or smaller than the target stream top item";
     let wrong = "WRONGTYPE Operation";
