@@ -657,3 +657,35 @@ fn types_are_left_out_over_several_slots() {
         assert_eq!(filtered["keys"]["type"], 3, "{filtered}");
     }
 }
+
+/// Keys that the cluster held before are told by their names there. (One server: `faults_target`.)
+#[test]
+fn what_the_cluster_held_before_is_kept_or_replaced() {
+    let Some(scene) = Scene::new() else { return };
+    let source = || {
+        let mut flow = FlowBytes::new();
+        flow.string(b"in:taken", b"v").string(b"in:free", b"v").string(b"in:gone", b"v").string(b"in:ren", b"v");
+        for line in ["MSET in:taken 1 in:fresh 2", "DEL in:taken in:gone", "RENAME in:ren in:taken2", "INCR in:taken3"]
+        {
+            flow.journal(0, &words(line));
+        }
+        // Of what MSET wrote `in:taken` is deleted.
+        Hand::new(vec![flow]).holds(0, b"in:fresh").start()
+    };
+    let rule = ["--rewrite-prefix", "in:=new:"];
+    for (policy, wanted) in [
+        ("refuse", &["new:other=own", "new:taken=own", "new:taken2=own", "new:taken3=7"][..]),
+        ("skip", &["new:free=v", "new:fresh=2", "new:other=own", "new:taken=own", "new:taken2=own", "new:taken3=7"]),
+        ("replace", &["new:free=v", "new:fresh=2", "new:other=own", "new:taken2=v", "new:taken3=8"]),
+    ] {
+        scene.empty();
+        for pair in ["new:other own", "new:taken own", "new:taken2 own", "new:taken3 7"] {
+            let (key, value) = pair.split_once(' ').unwrap();
+            scene.ask(&["SET", key, value]);
+        }
+        let run = migrate(source().port(), scene.cluster.port(), &[&rule[..], &["--on-existing", policy]].concat());
+        run.expect_code(if policy == "refuse" { 3 } else { 0 });
+        let value = |key: &String| format!("{key}={}", scene.ask(&["GET", key]).text().unwrap());
+        assert_eq!(scene.keys().iter().map(value).collect::<Vec<_>>(), wanted, "{policy}: {}", run.stderr);
+    }
+}

@@ -5,14 +5,18 @@ mod common;
 
 use common::job::seeds;
 use common::*;
+use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
 use df2redis::lab::encode::{self, types};
 use df2redis::lab::flow::Faults;
+use df2redis::lab::generate::Spec;
+use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::{Master, MasterOptions};
 use df2redis::lab::proxy::{Faulty, Leg, Proxy};
 use df2redis::lab::recordings;
 use df2redis::lab::replay::Replay;
-use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
+use df2redis::lab::script::{ErrorRule, Hostile, HostileRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::wait_for;
 use std::time::Duration;
 
 /// Four flows full of what must not be applied twice: long lists (chunked RPUSH), counters, APPENDs and RPUSHes in
@@ -264,6 +268,163 @@ fn errors_of_a_scripted_target() {
         for text in texts {
             assert!(run.message().contains(text), "{reply}: no {text} in {}", run.message());
         }
+    }
+}
+
+/// Keys that the target held before, and records that name them beside others: what is left of a record is applied.
+#[test]
+fn what_the_target_held_before_is_left_as_it_is() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let fill = || {
+        let mut client = server.client().unwrap();
+        let lines =
+            ["FLUSHALL", "SET taken own", "RPUSH takenl own", "SET taken2 own", "SET taken3 7", "ZADD takenz 1 own"];
+        lines.iter().for_each(|line| drop(client.run(line).unwrap()));
+        client.run("SELECT 1").unwrap();
+        client.run("SET moved own").unwrap();
+    };
+    let source = |records: &[&str]| {
+        let mut flow = FlowBytes::new();
+        for key in ["taken", "free", "gone", "ren", "moved"] {
+            flow.string(key.as_bytes(), b"v");
+        }
+        flow.list(b"l", &texts("e", 3), 10).list(b"takenl", &texts("e", 3), 10);
+        for record in records {
+            flow.journal(0, &record.split(' ').collect::<Vec<_>>());
+        }
+        // Of what MSET wrote `taken` is deleted without a record.
+        Hand::new(vec![flow]).holds(0, b"fresh").start()
+    };
+    fill();
+    let records = [
+        "MSET taken 1 fresh 2",
+        "DEL taken gone",
+        "RENAME ren taken2",
+        "INCR taken3",
+        "MOVE moved 1",
+        "LMOVE l takenl LEFT RIGHT",
+        "ZADD z 1 x",
+        "ZUNIONSTORE takenz 1 z",
+        "MSET taken 1 taken3 2",
+    ];
+    let skip = ["--on-existing", "skip"];
+    migrate(source(&records).port(), server.port(), &skip).expect_code(0);
+    let found: Vec<String> = contents(&mut server.client().unwrap())
+        .into_iter()
+        .map(|((db, key), (_, values))| {
+            format!("{db}/{}={}", String::from_utf8_lossy(&key), String::from_utf8_lossy(&values.join(&b' ')))
+        })
+        .collect();
+    let wanted = [
+        "0/free=v",
+        "0/fresh=2",
+        "0/l=e-0000001 e-0000002",
+        "0/taken=own",
+        "0/taken2=own",
+        "0/taken3=7",
+        "0/takenl=own",
+        "0/takenz=own 1",
+        "0/z=x 1",
+        "1/moved=own",
+    ];
+    assert_eq!(found, wanted);
+    // What needs the value of such a key cannot be had.
+    for record in
+        ["RENAME taken free", "LMOVE takenl l LEFT LEFT", "ZUNIONSTORE z2 2 takenz z", "SORT takenl ALPHA STORE l"]
+    {
+        fill();
+        let run = migrate(source(&[record]).port(), server.port(), &skip);
+        run.expect_code(3).expect_text(record.split(' ').next().unwrap()).expect_text("--on-existing skip leaves");
+    }
+}
+
+/// All values come by RESTORE with REPLACE, so no honest server says this, whatever stands there: it is no refusal to be waited out.
+#[test]
+fn a_key_that_is_taken_all_the_same_ends_the_run_by_name() {
+    let busy = "-BUSYKEY Target key name already exists.";
+    for ports in [None, Some(ClusterPorts::default())] {
+        let mut flow = FlowBytes::new();
+        for key in ["l0", "l1", "l2", "l3", "l4"] {
+            flow.list(key.as_bytes(), &texts("e", 5), 10);
+        }
+        let rule = ErrorRule { key: Some(b"l2".to_vec()), ..ErrorRule::every("RESTORE", busy) };
+        let start = |errors| {
+            let identity = TargetIdentity::default();
+            let identity = ports.iter().fold(identity, |identity, ports| identity.in_cluster(ports));
+            ScriptedTarget::start(ScriptOptions { identity, errors, ..Default::default() }).unwrap()
+        };
+        // Slot of `l2`: on the second half of the slots or the first one.
+        let nodes = [start(vec![rule.clone()]), start(vec![rule])];
+        ports.iter().for_each(|ports| ports.lock().unwrap().extend(nodes.iter().map(ScriptedTarget::port)));
+        let run = migrate(Hand::new(vec![flow]).start().port(), nodes[0].port(), &["--retry-max", "30s"]);
+        run.expect_code(5).expect_text("BUSYKEY").expect_text("RESTORE l2");
+        let told = nodes.iter().flat_map(|node| node.received_of("RESTORE")).filter(|of| of[1].starts_with(b"l"));
+        let mut told: Vec<_> = told.collect();
+        assert!(told.iter().all(|of| of.contains(&b"REPLACE".to_vec())), "{told:?}");
+        told.retain(|of| of[1] == b"l2");
+        assert_eq!(told.len(), 1, "it was sent again");
+        let at = nodes.iter().find(|node| node.received_of("RESTORE").iter().any(|of| of[1] == b"l2")).unwrap();
+        run.expect_text(&at.address().to_string());
+        assert!(run.elapsed < Duration::from_secs(20), "it was waited for: {:?}", run.elapsed);
+    }
+}
+
+/// The same in the stable journal, when the value is queued and when it is executed: no position passes it.
+#[test]
+fn a_key_that_is_taken_in_the_journal_is_passed_by_no_position() {
+    let busy = "-BUSYKEY Target key name already exists.";
+    let executed = format!("*2\r\n{busy}\r\n:1\r\n").into_bytes();
+    for (in_exec, in_cluster) in [(false, false), (true, false), (false, true)] {
+        let errors = match in_exec {
+            true => Vec::new(),
+            false => vec![ErrorRule { key: Some(b"copy".to_vec()), ..ErrorRule::every("RESTORE", busy) }],
+        };
+        let hostile = HostileRule { command: "EXEC".into(), key: None, what: Hostile::Instead(executed.clone()) };
+        let ports = ClusterPorts::default();
+        let identity = match in_cluster {
+            true => TargetIdentity::default().in_cluster(&ports),
+            false => TargetIdentity::default(),
+        };
+        let hostile = in_exec.then_some(hostile);
+        let target = ScriptedTarget::start(ScriptOptions { identity, errors, hostile, ..Default::default() }).unwrap();
+        ports.lock().unwrap().push(target.port());
+        let spec = Spec { flows_count: 1, ..Spec::of("list:5x8=3").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        let (source, url) =
+            (format!("dragonfly://127.0.0.1:{}", live.port()), format!("redis://127.0.0.1:{}", target.port()));
+        let mut command = program(&["replicate", "--source", &source, "--target", &url, "--output", "json"]);
+        command.args(["--memory", "64MiB", "--progress", "off", "--cores", "1", "--connections", "1"]);
+        let mut running = start(command);
+        let in_step = wait_for(|| {
+            assert!(running.is_running(), "it ended");
+            live.is_acknowledged().then_some(())
+        });
+        assert!(in_step.is_some(), "it does not follow");
+        let lsn = live.world().next_lsns()[0];
+        live.world().run(0, &["RPUSH", "list", "a"].map(|word| word.as_bytes().to_vec()));
+        // The first record is sent by itself.
+        let run = match in_exec {
+            true => running.wait(),
+            false => {
+                live.world().run(0, &["COPY", "list", "copy"].map(|word| word.as_bytes().to_vec()));
+                running.wait()
+            }
+        };
+        let texts = if in_exec { ["RPUSH list", "--on-existing flush"] } else { ["RESTORE copy", "wrong value"] };
+        run.expect_code(5).expect_text("BUSYKEY").expect_text(texts[0]).expect_text(texts[1]);
+        run.expect_text(&target.address().to_string());
+        let received = target.received();
+        let sets = received.iter().filter(|of| of.request[0] == b"HSET" && of.executed);
+        let lsns = sets.flat_map(|of| of.request[2..].chunks_exact(2)).filter(|pair| pair[0].starts_with(b"lsn:"));
+        let furthest = lsns.map(|pair| String::from_utf8_lossy(&pair[1]).parse::<u64>().unwrap()).max().unwrap_or(0);
+        match in_exec {
+            // What it stands in has been executed, with the position: nothing goes on from there.
+            true => {
+                assert!(received.iter().any(|of| of.request[0] == b"HDEL" && of.request.contains(&b"phase".to_vec())))
+            }
+            false => assert!(furthest <= lsn + 1, "{furthest} passes {}", lsn + 1),
+        }
+        assert!(live.master().unwrap().acks()[0] <= Some(lsn + 1));
     }
 }
 

@@ -14,6 +14,7 @@ use super::unclear::Unclear;
 use crate::convert::hold::{Due, HORIZON_MS_MIN, Held, hold_again, is_lagging};
 use crate::convert::journal::{self, GlobalCommand, JournalTranslator, NotCarriedKind, Outcome, Suspects};
 use crate::convert::names::Name;
+use crate::convert::scope::Scoped;
 use crate::convert::{Class, CommandMeta, Converter, Out, Plan, Scope};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
@@ -116,7 +117,7 @@ pub struct FlowHandler {
     /// The target has PEXPIRETIME.
     tells_expiry: bool,
     owner: Arc<OwnerRule>,
-    existing: Arc<Existing>,
+    pub(super) existing: Arc<Existing>,
     observe_left: u32,
     /// A record of a blob that is being carried out apart, with the source's database, and those behind it in the blob.
     pub apart: Option<(DbIndex, Vec<Vec<u8>>)>,
@@ -485,13 +486,27 @@ impl FlowHandler {
         stable: bool,
         out: &mut impl Out,
     ) -> Result<Applied, EngineError> {
-        if !self.existing.is_empty() {
-            for key in journal::keys_of(args) {
-                if !self.admits_existing(db, key) {
-                    return Ok(Applied::Done);
-                }
-            }
+        let records = match self.beside_existing(db, args)? {
+            Scoped::Same => return self.apply_admitted(db, txid, args, now_ms, stable, out),
+            Scoped::Out(_) => return Ok(Applied::Done),
+            Scoped::Instead { records, .. } => records,
+        };
+        let mut applied = Applied::Done;
+        for record in &records {
+            applied = self.apply_admitted(db, txid, record, now_ms, stable, out)?;
         }
+        Ok(applied)
+    }
+
+    fn apply_admitted(
+        &mut self,
+        db: DbIndex,
+        txid: u64,
+        args: &[&[u8]],
+        now_ms: i64,
+        stable: bool,
+        out: &mut impl Out,
+    ) -> Result<Applied, EngineError> {
         self.held.record(db, args);
         let Self { translator, restorer, .. } = self;
         let outcome = translator.command(db, txid, args, now_ms, restorer, out).map_err(EngineError::from)?;

@@ -88,7 +88,7 @@ impl Job<'_> {
         self.enter(Phase::Settling);
         self.check_lease()?;
         tokio::select! {
-            settled = self.settle_patiently(&probed, &summaries) => settled?,
+            settled = self.settle_patiently(&probed, &existing, &summaries) => settled?,
             () = signals.next() => return Err(EngineError::Interrupted),
         }
         if settings.wait_replicas.is_some() {
@@ -146,11 +146,16 @@ impl Job<'_> {
     }
 
     /// Everything is loaded: a connection that breaks now is no reason to call it a failure.
-    async fn settle_patiently(&mut self, probed: &Target, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+    async fn settle_patiently(
+        &mut self,
+        probed: &Target,
+        existing: &Existing,
+        summaries: &[WorkerSummary],
+    ) -> Result<(), EngineError> {
         let mut patience = Patience::new(self.settings.retry_max);
         let until_ns = uring::clock::monotonic_ns() + self.settings.retry_max.as_nanos() as u64;
         loop {
-            let settled = self.settle(probed, summaries, until_ns).await;
+            let settled = self.settle(probed, existing, summaries, until_ns).await;
             match settled.map_err(|error| error.once_begun(true)) {
                 Err(error @ EngineError::TargetLost(_)) => {
                     tracing::warn!(%error, "trying again to settle");
@@ -162,7 +167,13 @@ impl Job<'_> {
     }
 
     /// What must be done once everything is acknowledged. May be done again. `until_ns`: how long slots that move are waited for.
-    async fn settle(&mut self, probed: &Target, summaries: &[WorkerSummary], until_ns: u64) -> Result<(), EngineError> {
+    async fn settle(
+        &mut self,
+        probed: &Target,
+        existing: &Existing,
+        summaries: &[WorkerSummary],
+        until_ns: u64,
+    ) -> Result<(), EngineError> {
         let mut target = self.target_again(&probed.run_id).await?;
         if self.sweep_needed {
             // Nothing follows: all are given back.
@@ -172,7 +183,7 @@ impl Job<'_> {
             swept.whole()?;
             self.sweep_needed = false;
         }
-        self.ask_suspects(&mut target, summaries).await?;
+        self.ask_suspects(&mut target, existing, summaries).await?;
         self.remove_markers(&mut target, summaries).await?;
         if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
             self.report.cpu_target = Some(after.since(before));
@@ -465,7 +476,12 @@ impl Job<'_> {
     }
 
     /// Keys that an omitted DEL of the source may have left behind (wire 2.10).
-    async fn ask_suspects(&mut self, target: &mut TargetLink, summaries: &[WorkerSummary]) -> Result<(), EngineError> {
+    async fn ask_suspects(
+        &mut self,
+        target: &mut TargetLink,
+        existing: &Existing,
+        summaries: &[WorkerSummary],
+    ) -> Result<(), EngineError> {
         self.report.suspects.asked = 0;
         let suspects: Vec<_> = summaries.iter().flat_map(|s| s.suspects.iter()).collect();
         if suspects.is_empty() {
@@ -473,10 +489,14 @@ impl Job<'_> {
         }
         let mut source = self.ask_again(suspects.len()).await?;
         for (db, key) in suspects {
+            let (at, name) = self.settings.scope.at_target(*db, key)?;
+            // Not written, for the target held it before.
+            if existing.contains(at, &name) {
+                continue;
+            }
             self.report.suspects.asked += 1;
             if !source.exists(*db, key).await? {
-                let (db, name) = self.settings.scope.at_target(*db, key)?;
-                self.report.suspects.removed += u64::from(target::delete(target, db, &name).await?);
+                self.report.suspects.removed += u64::from(target::delete(target, at, &name).await?);
             }
         }
         Ok(())

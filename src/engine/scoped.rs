@@ -5,12 +5,13 @@
 //! the target (keys that it held before, held expiries, commands) by its name here. Only flows with a scope come this way.
 
 use super::error::EngineError;
-use super::handle::{Applied, FlowHandler};
+use super::handle::{Applied, Existing, FlowHandler};
 use crate::convert::journal::keys_of;
 use crate::convert::scope::{Reason, Scoped, Sketch};
-use crate::convert::{Out, ScopeError, TypeClass, escape};
+use crate::convert::{Out, Scope, ScopeError, TypeClass, escape};
 use crate::dragonfly::{Event, KeyMeta, ObjectId};
 use crate::ids::DbIndex;
+use smallvec::smallvec;
 
 /// Memory for names, reused from key to key.
 #[derive(Debug, Default)]
@@ -34,6 +35,18 @@ fn at_key(error: ScopeError, what: &str, db: DbIndex, key: &[u8]) -> EngineError
         }
         error => error.into(),
     }
+}
+
+/// Where a MOVE takes its key.
+fn moved_to(args: &[&[u8]]) -> Option<DbIndex> {
+    let [name, _, to] = args else { return None };
+    let to = std::str::from_utf8(to).ok()?.parse().ok()?;
+    name.eq_ignore_ascii_case(b"MOVE").then_some(DbIndex(to))
+}
+
+/// The key is moved to where the target held one.
+fn is_taken(existing: &Existing, args: &[&[u8]], key: &[u8]) -> bool {
+    moved_to(args).is_some_and(|to| existing.contains(to, key))
 }
 
 impl FlowHandler {
@@ -89,6 +102,37 @@ impl FlowHandler {
         });
         self.names.key = key;
         result
+    }
+
+    /// What of a record, by its names at the target, concerns keys that the target did not hold before (`--on-existing skip`).
+    pub(super) fn beside_existing<'a>(&mut self, db: DbIndex, args: &[&'a [u8]]) -> Result<Scoped<'a>, EngineError> {
+        let existing = &self.existing;
+        if existing.is_empty() || !keys_of(args).any(|key| existing.contains(db, key) || is_taken(existing, args, key))
+        {
+            return Ok(Scoped::Same);
+        }
+        self.counts.existing_skipped += 1;
+        let key = args.get(1).copied().unwrap_or_default();
+        let scoped = match moved_to(args) {
+            // The key is gone where it was, and the other database keeps what it held.
+            Some(to) if existing.contains(to, key) && existing.contains(db, key) => Ok(Scoped::Out(Reason::Key)),
+            Some(to) if existing.contains(to, key) => {
+                Ok(Scoped::Instead { records: vec![smallvec![&b"DEL"[..], key]], reason: Reason::Key })
+            }
+            Some(_) => Err(()),
+            None => {
+                let everything = Scope::everything();
+                everything.filter_by(db, args, &|key| !existing.contains(db, key)).map_err(drop)
+            }
+        };
+        scoped.map_err(|()| {
+            EngineError::Refused(format!(
+                "the recorded command {} on the key \"{}\" (database {db}) needs the value of a key that the target held before, \
+                 and --on-existing skip leaves that as it is: run again with --on-existing replace or flush",
+                args.first().map(|name| escape::for_message(name)).unwrap_or_default(),
+                keys_of(args).next().map(escape::for_message).unwrap_or_default(),
+            ))
+        })
     }
 
     fn drop_object(&mut self, object: Option<ObjectId>) {

@@ -52,6 +52,16 @@ impl Scope {
     /// What of a record concerns keys in scope. Errors: it reaches over the border of the scope in a way that cannot be
     /// taken apart.
     pub fn filter_record<'a>(&self, db: DbIndex, args: &[&'a [u8]]) -> Result<Scoped<'a>, ScopeError> {
+        self.filter_by(db, args, &|key| self.admits_key(key))
+    }
+
+    /// The same where other names are in scope than this scope says.
+    pub fn filter_by<'a>(
+        &self,
+        db: DbIndex,
+        args: &[&'a [u8]],
+        admits_key: &impl Fn(&[u8]) -> bool,
+    ) -> Result<Scoped<'a>, ScopeError> {
         let border = |key: &[u8], why| Border { db, args, key, why }.error();
         let name = args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
         let positions = key_positions(args);
@@ -60,13 +70,13 @@ impl Scope {
         }
         let key = |index: usize| positions.get(index).and_then(|at| args.get(*at)).copied().unwrap_or_default();
         if name == b"MOVE" {
-            return self.filter_move(db, args, key(0)).map_err(|why| border(key(0), why));
+            return self.filter_move(db, args, key(0), admits_key).map_err(|why| border(key(0), why));
         }
         if !self.admits_db(db) {
             return Ok(Scoped::Out(Reason::Db));
         }
         let kept: SmallVec<[bool; 16]> =
-            positions.iter().map(|at| args.get(*at).is_some_and(|key| self.admits_key(key))).collect();
+            positions.iter().map(|at| args.get(*at).is_some_and(|key| admits_key(key))).collect();
         let all_kept = !kept.contains(&false);
         if !kept.contains(&true) {
             return Ok(Scoped::Out(Reason::Key));
@@ -96,9 +106,9 @@ impl Scope {
                 (Some(false), Some(true)) => Err(border(key(1), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
             },
-            b"SORT" => {
-                self.filter_sort(args, key(0), positions.get(1).map(|_| key(1))).map_err(|why| border(key(0), why))
-            }
+            b"SORT" => self
+                .filter_sort(args, key(0), positions.get(1).map(|_| key(1)), admits_key)
+                .map_err(|why| border(key(0), why)),
             b"GEORADIUS" | b"GEORADIUSBYMEMBER" => match (positions.len(), kept.first(), kept.get(1)) {
                 // A read.
                 (1, ..) | (_, _, Some(false)) => Ok(Scoped::Out(Reason::Key)),
@@ -186,8 +196,14 @@ impl Scope {
         self.target_db(db)
     }
 
-    fn filter_move<'a>(&self, db: DbIndex, args: &[&'a [u8]], key: &[u8]) -> Result<Scoped<'a>, &'static str> {
-        if !self.admits_key(key) {
+    fn filter_move<'a>(
+        &self,
+        db: DbIndex,
+        args: &[&'a [u8]],
+        key: &[u8],
+        admits_key: &impl Fn(&[u8]) -> bool,
+    ) -> Result<Scoped<'a>, &'static str> {
+        if !admits_key(key) {
             return Ok(Scoped::Out(Reason::Key));
         }
         // What is no number the translation refuses.
@@ -214,12 +230,13 @@ impl Scope {
         args: &[&'a [u8]],
         from: &[u8],
         store: Option<&'a [u8]>,
+        admits_key: &impl Fn(&[u8]) -> bool,
     ) -> Result<Scoped<'a>, &'static str> {
         let Some(store) = store else {
             // Without STORE a read, or a record that lost its operands, which the translation notes.
-            return Ok(if self.admits_key(from) { Scoped::Same } else { Scoped::Out(Reason::Key) });
+            return Ok(if admits_key(from) { Scoped::Same } else { Scoped::Out(Reason::Key) });
         };
-        if !self.admits_key(store) {
+        if !admits_key(store) {
             return Ok(Scoped::Out(Reason::Key));
         }
         if !self.admits_type(TypeClass::List) {
@@ -228,7 +245,7 @@ impl Scope {
         let reads_others = args.windows(2).any(|pair| {
             (pair[0].eq_ignore_ascii_case(b"BY") || pair[0].eq_ignore_ascii_case(b"GET")) && pair[1].contains(&b'*')
         });
-        if !self.admits_key(from) {
+        if !admits_key(from) {
             return Err(FROM_OUTSIDE);
         }
         if reads_others && (self.filters_keys() || self.filters_types() || self.rewrites()) {
