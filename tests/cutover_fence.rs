@@ -366,3 +366,19 @@ fn a_dry_run_tells_every_step_and_writes_nothing() {
     did.dedup();
     assert_eq!(did, told);
 }
+
+/// The source counts them, and they are not carried.
+#[test]
+fn keys_with_the_tools_own_names_hinder_no_cutover() {
+    for compares in ["count", "full"] {
+        let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+        for line in ["SET df2redis:x 1", "HSET df2redis:checkpoint lsn:0 1", "SET last 1"] {
+            scene.source().run(line).unwrap();
+        }
+        scene.wait_acknowledged();
+        let done = scene.ask(&["cutover", "--execute", "--budget", "60s", "--verify", compares]);
+        assert_eq!(done.status.code(), Some(0), "{compares}: {done:?}\n{}", scene.tool.said());
+        assert_eq!(scene.tool.wait(), Some(0), "{}", scene.tool.said());
+        assert_eq!(scene.target().run("DBSIZE").unwrap().int(), Some(21), "{compares}");
+    }
+}

@@ -2,11 +2,17 @@
 
 mod common;
 
+use common::clustered::{Clustered, key_on, node_of};
+use common::job::{self, until};
 use common::*;
 use df2redis::lab::LabError;
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::encode;
+use df2redis::lab::generate::Spec;
+use df2redis::lab::live::{Live, LiveOptions};
+use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::{Tool, compare};
 use std::time::{Duration, Instant};
 
 /// Strings, a list and a hash in databases 0, 1 and 2, and records over all of them.
@@ -255,4 +261,123 @@ fn a_flushdb_of_a_database_that_a_server_does_not_have_empties_nothing() {
         assert_eq!(keys, [&b"a"[..], b"b", b"c", b"end"], "{blind}");
         client.run("FLUSHALL").unwrap();
     }
+}
+
+/// As a source has them that was itself loaded from a target of this tool.
+#[test]
+fn keys_with_the_tools_own_names_are_left_out_and_counted() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"a", b"1")
+        .string(b"b", b"1")
+        .string(b"c", b"1")
+        .string(b"df2redis", b"1")
+        .string(b"x:df2redis:y", b"1");
+    flow.string(b"df2redis:m:{tag}:0", b"0123456789abcdef:99").list(b"df2redis:checkpoint", &texts("e", 400), 10);
+    flow.journal(0, &["SET", "df2redis:lease", "v"]).journal(0, &["DEL", "b", "df2redis:checkpoint"]);
+    flow.journal(0, &["RENAME", "c", "df2redis:c"]).journal(0, &["SET", "value", "df2redis:v"]);
+    let master = Hand::new(vec![flow]).start();
+    let all = |server: &Server| {
+        let found = contents(&mut server.client().unwrap());
+        found.keys().map(|(_, key)| String::from_utf8_lossy(key).into_owned()).collect::<Vec<_>>()
+    };
+    let run = migrate(master.port(), server.port(), &[]);
+    run.expect_code(0);
+    assert_eq!(all(&server), ["a", "df2redis", "value", "x:df2redis:y"]);
+    let filtered = &run.report["filtered"];
+    let of = |what: &str| filtered[what]["own-name"].as_u64();
+    assert_eq!((of("keys"), of("records"), of("records_changed")), (Some(2), Some(1), Some(2)), "{filtered}");
+    assert_eq!(run.stderr.matches("a key of the source is left out").count(), 1, "{}", run.stderr);
+    assert!(run.stderr.contains("key=df2redis:m:{tag}:0"), "{}", run.stderr);
+    // Under other names they are carried, and what comes to have such a name is not.
+    let rules = ["--rewrite-prefix", "df2redis:=old:", "--rewrite-prefix", "x:=", "--exclude-key", "df2redis"];
+    let run = migrate(master.port(), server.port(), &[&rules[..], &["--on-existing", "flush"]].concat());
+    run.expect_code(2);
+    let rules = ["--rewrite-prefix", "df2redis:=old:", "--on-existing", "flush"];
+    migrate(master.port(), server.port(), &rules).expect_code(0);
+    assert_eq!(all(&server), ["a", "df2redis", "old:c", "old:lease", "old:m:{tag}:0", "value", "x:df2redis:y"]);
+    let rules = ["--rewrite-prefix", "x:df2redis=df2redis", "--exclude-key", "df2redis", "--on-existing", "flush"];
+    let run = migrate(master.port(), server.port(), &rules);
+    run.expect_code(0);
+    assert_eq!(all(&server), ["a", "value"]);
+    assert_eq!(run.report["filtered"]["keys"]["own-name"], 3);
+    let run = migrate(master.port(), server.port(), &["--rewrite-prefix", "x:=df2redis:x", "--on-existing", "flush"]);
+    run.expect_code(2);
+    assert!(run.stderr.contains("names of the tool's own"), "{}", run.stderr);
+}
+
+#[test]
+fn a_value_from_a_key_with_the_tools_own_name_is_refused_by_name() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    stable(&mut flow, &[&["SET", "a", "v"], &["SET", "df2redis:x", "v"], &["RENAME", "df2redis:x", "a"]]);
+    let master = Hand::new(vec![flow]).start();
+    let run = replicate(master.port(), server.port(), &[]).wait();
+    run.expect_code(3).expect_text("RENAME").expect_text("LSN 102").expect_text("tool's own keys");
+}
+
+/// The positions, markers and lease of the running job are not the source's to write, nor to delete.
+#[test]
+fn a_source_with_keys_of_the_tools_names_overwrites_none_of_its_own() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let spec = Spec { flows_count: 2, ..Spec::of("string:60B=20").unwrap() };
+    let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+    let say = |line: &str| job::run(&live, line);
+    say("HSET df2redis:checkpoint master other flows 7 phase full owned 0 lsn:0 1 lsn:1 1");
+    say("SET df2redis:lease other");
+    let log = server.dir().join("tool.log");
+    let mut client = server.client().unwrap();
+    let start = || Tool::start(job::binary(), live.port(), server.port(), &log, &[]).unwrap();
+    let mut stable = |tool: &mut Tool| {
+        until(tool, "it is not in step", || {
+            let phase = client.ask(&["HGET", "df2redis:checkpoint", "phase"]).unwrap().text();
+            live.is_acknowledged() && phase.as_deref() == Some("stable")
+        });
+    };
+    let mut tool = start();
+    stable(&mut tool);
+    (0..40).for_each(|n| say(&format!("INCR n{n}")));
+    say("HSET df2redis:checkpoint lsn:0 1 lsn:1 1");
+    say("SET df2redis:lease another");
+    stable(&mut tool);
+    let said = tool.said();
+    tool.kill();
+    let mut tool = start();
+    (0..40).for_each(|n| say(&format!("INCR n{n}")));
+    say("DEL df2redis:checkpoint df2redis:lease");
+    stable(&mut tool);
+    job::stop(&mut tool);
+    assert_eq!((live.registrations_count(), live.partial_count()), (2, 1), "{}", tool.said());
+    let truth = server.dir().join("truth.jsonl");
+    live.write_truth(&truth).unwrap();
+    compare(&server, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+    assert!(said.contains("a key of the source is left out"), "{said}");
+}
+
+/// The same of the marker of a slot, which says what is not to be applied again.
+#[test]
+fn a_source_with_a_marker_of_a_cluster_loses_nothing() {
+    let spec = Spec { flows_count: 1, ..Spec::of("string:60B=20").unwrap() };
+    let Some(world) = Clustered::new(false, ServerOptions::default(), spec, LiveOptions::default()) else { return };
+    let at = (0..3).find(|node| *node != node_of("df2redis:checkpoint")).unwrap();
+    let number = key_on(at, "n");
+    let mut tool = world.start_by(0, &[]);
+    world.wait_applied(&mut tool);
+    world.run(&format!("INCR {number}"));
+    world.wait_applied(&mut tool);
+    let mut node = world.client(at);
+    let mut text = |line: &str| node.run(line).unwrap();
+    let found = text("KEYS df2redis:m:*");
+    let marker = found.array().unwrap()[0].text().unwrap();
+    let value = text(&format!("GET {marker}")).text().unwrap();
+    let (tag, lsn) = value.split_once(':').unwrap();
+    let later = lsn.parse::<u64>().unwrap() + 1000;
+    world.run(&format!("SET {marker} {tag}:{later}"));
+    world.wait_applied(&mut tool);
+    tool.kill();
+    let mut tool = world.start_by(0, &[]);
+    (0..5).for_each(|_| world.run(&format!("INCR {number}")));
+    world.run(&format!("DEL {marker}"));
+    world.wait_applied(&mut tool);
+    world.finish(tool);
 }

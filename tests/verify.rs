@@ -529,3 +529,21 @@ fn reading_is_all_that_is_needed() {
     assert_eq!(run.code(), 4, "{}", run.stderr);
     assert!(run.stderr.contains("check user and password"), "{}", run.stderr);
 }
+
+/// Those of the tool at the target are no keys of the source, and those that a source has are never carried.
+#[test]
+fn keys_with_the_tools_own_names_are_not_compared() {
+    let (Some(source), Some(target)) = (server(ServerKind::Redis7), server(ServerKind::Redis7)) else { return };
+    let (mut from, mut to) = (source.client().unwrap(), target.client().unwrap());
+    for line in ["SET a 1", "SET df2redis:lease x", "HSET df2redis:checkpoint lsn:0 7", "SET df2redis:m:{x}:0 j:3"] {
+        run_line(&mut from, line);
+    }
+    run_line(&mut to, "SET a 1");
+    run_line(&mut to, "HSET df2redis:checkpoint lsn:0 9");
+    for mode in ["full", "count"] {
+        let run = start(verify_command(source.port(), target.port(), &["--mode", mode])).wait();
+        run.expect_code(0);
+    }
+    run_line(&mut to, "SET a 2");
+    start(verify_command(source.port(), target.port(), &[])).wait().expect_code(10);
+}

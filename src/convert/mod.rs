@@ -39,5 +39,5 @@ pub use error::ConvertError;
 pub use out::{Class, CommandMeta, Out};
 pub use plan::{Limits, Plan};
 pub use policy::{Action, Kind, Policy, PolicyError};
-pub use scope::{Scope, ScopeError, ScopeSpec};
+pub use scope::{OWN_PREFIX, Scope, ScopeError, ScopeSpec, is_own};
 pub use tally::{NotCarried, Tally, TypeClass, TypeTally, What};

@@ -8,6 +8,9 @@
 //! begins like a rewritten one is refused by name. A recorded command that reaches over the border of the scope is split
 //! or replaced where that comes to the same ([`record`]), else refused; never dropped silently.
 //!
+//! Keys that would stand at the target under a name that begins with [`OWN_PREFIX`], the tool's own there, are never carried, whatever
+//! the scope: the plain one need be asked about keys for which [`is_own`] is true, too.
+//!
 //! It does not: know which flow owns a key; that is asked about the source's name, before.
 
 mod dbs;
@@ -24,6 +27,15 @@ use crate::ids::DbIndex;
 use dbs::Databases;
 use glob::Glob;
 use serde::Serialize;
+
+/// All keys of the tool at the target begin with this.
+pub const OWN_PREFIX: &str = "df2redis:";
+
+/// Whether a key of the target is, or is taken for, one of the tool's own.
+#[inline]
+pub fn is_own(name: &[u8]) -> bool {
+    name.starts_with(OWN_PREFIX.as_bytes())
+}
 
 /// What the operator said, as texts; see README.md, "Filters".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -55,6 +67,12 @@ pub enum ScopeError {
     BadRewrite { text: String },
     #[error("the rules {a:?} and {b:?} could give two keys one name at the target")]
     RewritesCollide { a: String, b: String },
+    #[error("the rule {text:?} would give keys names of the tool's own, which begin with {OWN_PREFIX}")]
+    RewriteOwn { text: String },
+    #[error(
+        "key \"{key}\" (database {db}) would begin with {OWN_PREFIX} at the target, as the tool's own keys there, and cannot be carried"
+    )]
+    OwnName { db: u32, key: String },
     #[error("{text:?} is no SOURCE:TARGET, such as 1:3 or *:0")]
     BadDbPair { text: String },
     #[error("database {db} of the source is mapped twice")]
@@ -88,16 +106,19 @@ pub enum Reason {
     Key,
     Type,
     Db,
+    /// Its name would be one of the tool's own.
+    Own,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 3] = [Reason::Key, Reason::Type, Reason::Db];
+    pub const ALL: [Reason; 4] = [Reason::Key, Reason::Type, Reason::Db, Reason::Own];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Key => "key",
             Self::Type => "type",
             Self::Db => "db",
+            Self::Own => "own-name",
         }
     }
 }
@@ -199,7 +220,7 @@ impl Scope {
             return Err(Reason::Db);
         }
         if !self.admits_key(key) {
-            return Err(Reason::Key);
+            return Err(self.reason_of(key));
         }
         match class {
             Some(class) if !self.admits_type(class) => Err(Reason::Type),
@@ -208,8 +229,25 @@ impl Scope {
     }
 
     pub(super) fn admits_key(&self, key: &[u8]) -> bool {
-        (self.include.is_empty() || self.include.iter().any(|glob| glob.matches(key)))
+        !self.becomes_own(key)
+            && (self.include.is_empty() || self.include.iter().any(|glob| glob.matches(key)))
             && !self.exclude.iter().any(|glob| glob.matches(key))
+    }
+
+    /// Why a key that is not admitted by its name is not.
+    pub(super) fn reason_of(&self, key: &[u8]) -> Reason {
+        if self.becomes_own(key) { Reason::Own } else { Reason::Key }
+    }
+
+    /// Whether the name at the target of a key of the source would be one of the tool's own.
+    pub(super) fn becomes_own(&self, key: &[u8]) -> bool {
+        match self.rewrites.iter().find(|rule| key.starts_with(&rule.old)) {
+            Some(Rewrite { old, new }) => {
+                let name = new.iter().chain(key.get(old.len()..).unwrap_or_default());
+                name.take(OWN_PREFIX.len()).eq(OWN_PREFIX.as_bytes())
+            }
+            None => is_own(key),
+        }
     }
 
     pub(super) fn admits_type(&self, class: TypeClass) -> bool {
@@ -239,6 +277,9 @@ impl Scope {
 
     /// Appends the name at the target of an admitted key.
     pub fn push_name(&self, db: DbIndex, key: &[u8], out: &mut Vec<u8>) -> Result<(), ScopeError> {
+        if self.becomes_own(key) {
+            return Err(ScopeError::OwnName { db: db.0, key: escape::for_message(key) });
+        }
         match self.rewrites.iter().find(|rule| key.starts_with(&rule.old)) {
             Some(rule) => {
                 out.extend_from_slice(&rule.new);
@@ -306,6 +347,9 @@ fn rewrites(texts: &[String]) -> Result<Vec<Rewrite>, ScopeError> {
     for text in texts {
         let (old, new) = text.split_once('=').ok_or_else(|| ScopeError::BadRewrite { text: text.clone() })?;
         let (old, new) = (old.as_bytes().to_vec(), new.as_bytes().to_vec());
+        if is_own(&new) {
+            return Err(ScopeError::RewriteOwn { text: text.clone() });
+        }
         // One new prefix inside another: a rest of the name could make up the difference.
         if let Some(other) = rules.iter().find(|r| r.old == old || r.new.starts_with(&new) || new.starts_with(&r.new)) {
             let shown =

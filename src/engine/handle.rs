@@ -15,7 +15,7 @@ use crate::convert::hold::{Due, HORIZON_MS_MIN, Held, hold_again, is_lagging};
 use crate::convert::journal::{self, GlobalCommand, JournalTranslator, NotCarriedKind, Outcome, Suspects};
 use crate::convert::names::Name;
 use crate::convert::scope::Scoped;
-use crate::convert::{Class, CommandMeta, Converter, Out, Plan, Scope};
+use crate::convert::{Class, CommandMeta, Converter, Out, Plan, Scope, is_own};
 use crate::dragonfly::journal::{Command, JournalDecoder, JournalEvent};
 use crate::dragonfly::owner::{OwnerRule, Verdict};
 use crate::dragonfly::{Event, KeyMeta, ObjectId, ObjectType, Text, value};
@@ -126,6 +126,8 @@ pub struct FlowHandler {
     pub(super) dropped_objects: SmallVec<[ObjectId; 4]>,
     /// Memory for names that are other ones at the target.
     pub(super) names: Names,
+    /// It was said that keys with the tool's own names are left out.
+    pub(super) told_of_own: bool,
 }
 
 impl FlowHandler {
@@ -160,6 +162,7 @@ impl FlowHandler {
             deferred: VecDeque::new(),
             dropped_objects: SmallVec::new(),
             names: Names::default(),
+            told_of_own: false,
         };
         this.translator.set_source(plan.source);
         this.set_near();
@@ -215,7 +218,9 @@ impl FlowHandler {
     /// An object of the snapshot, or a part of one, or an AUX field.
     pub fn snapshot(&mut self, event: &Event<'_>, now_ms: i64, out: &mut impl Out) -> Result<(), EngineError> {
         match event {
-            Event::Whole { meta, .. } | Event::Begin { meta, .. } if !self.scope().is_plain(meta.db) => {
+            Event::Whole { meta, .. } | Event::Begin { meta, .. }
+                if !self.scope().is_plain(meta.db) || is_own(meta.key) =>
+            {
                 return self.snapshot_scoped(event, now_ms, out);
             }
             Event::Whole { meta, body } if !self.admits(meta, Some(body)) => return Ok(()),
@@ -456,7 +461,8 @@ impl FlowHandler {
         let persisted = [&b"PERSIST"[..], args.get(1).copied().unwrap_or_default()];
         let args = if self.unclear.is_persisted(args, now_ms) { &persisted } else { args };
         self.unclear.db = db;
-        if !self.scope().is_plain(db) {
+        // Not only a key may begin so; which it is shows there.
+        if !self.scope().is_plain(db) || args.iter().skip(1).any(|arg| is_own(arg)) {
             return self.journal_scoped(db, txid, args, now_ms, stable, out);
         }
         if self.only_reads(db, args, now_ms, stable)? {

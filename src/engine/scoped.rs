@@ -73,6 +73,7 @@ impl FlowHandler {
         if let Err(reason) = self.scope().admits(meta.db, meta.key, Some(class)) {
             *self.counts.filtered.keys.entry(reason.name()).or_default() += 1;
             self.drop_object(object);
+            self.tell_of_own(reason, meta.db, &[b"", meta.key]);
             if reason == Reason::Type && was_suspect {
                 // A string was written there by a record, and what stands there now is left out.
                 let (db, name) = self.scope().at_target(meta.db, meta.key)?;
@@ -135,6 +136,20 @@ impl FlowHandler {
         })
     }
 
+    /// Keys with the tool's own names are left out without the operator's word: that is said once. `args`: a record, or a key.
+    fn tell_of_own(&mut self, reason: Reason, db: DbIndex, args: &[&[u8]]) {
+        if reason != Reason::Own || std::mem::replace(&mut self.told_of_own, true) {
+            return;
+        }
+        let key = args.iter().skip(1).find(|key| self.scope().admits(db, key, None) == Err(Reason::Own));
+        let key = key.copied().unwrap_or_default().escape_ascii();
+        tracing::warn!(
+            flow = %self.flow, %db, %key,
+            "a key of the source is left out, for at the target it would begin with df2redis:, as the tool's own keys there; so are all \
+             others like it (the report counts them)"
+        );
+    }
+
     fn drop_object(&mut self, object: Option<ObjectId>) {
         self.dropped_objects.extend(object);
     }
@@ -152,11 +167,13 @@ impl FlowHandler {
         match self.scope().filter_record(db, args)? {
             Scoped::Out(reason) => {
                 *self.counts.filtered.records.entry(reason.name()).or_default() += 1;
+                self.tell_of_own(reason, db, args);
                 Ok(Applied::Done)
             }
             Scoped::Same => self.apply_named(db, txid, args, now_ms, stable, out),
             Scoped::Instead { records, reason } => {
                 *self.counts.filtered.records_changed.entry(reason.name()).or_default() += 1;
+                self.tell_of_own(reason, db, args);
                 // Only the last of them can be one that is carried out apart.
                 let mut applied = Applied::Done;
                 for record in &records {

@@ -31,8 +31,8 @@ pub use named::{
 };
 pub use probe::{clocks, cpu, databases, keyspace, probe, run_id};
 
-/// All keys of the tool at the target begin with this; they are removed when the job is finished.
-pub const OWN_PREFIX: &str = "df2redis:";
+/// Its keys are removed when the job is finished.
+pub use crate::convert::OWN_PREFIX;
 
 /// What the target said of itself.
 pub struct Target {

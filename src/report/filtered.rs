@@ -1,13 +1,13 @@
 //! What filters left out and changed, and what was measured before the run, as the report tells it. Reasons of filters are
-//! `key`, `type` and `db`.
+//! `key`, `type` and `db`; `own-name` stands for keys that would have a name of the tool's own at the target.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What filters left out, and what they changed. Empty without filters.
+/// What filters left out, and what they changed. Empty without filters, but for `own-name`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Filtered {
-    /// Keys of the snapshot left out, by reason: `key`, `type`, `db`.
+    /// Keys of the snapshot left out, by reason.
     pub keys: BTreeMap<&'static str, u64>,
     /// Recorded commands left out, by reason.
     pub records: BTreeMap<&'static str, u64>,

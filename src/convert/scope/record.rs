@@ -52,7 +52,17 @@ impl Scope {
     /// What of a record concerns keys in scope. Errors: it reaches over the border of the scope in a way that cannot be
     /// taken apart.
     pub fn filter_record<'a>(&self, db: DbIndex, args: &[&'a [u8]]) -> Result<Scoped<'a>, ScopeError> {
-        self.filter_by(db, args, &|key| self.admits_key(key))
+        let own = || key_positions(args).into_iter().any(|at| args.get(at).is_some_and(|key| self.becomes_own(key)));
+        match self.filter_by(db, args, &|key| self.admits_key(key)) {
+            Ok(Scoped::Out(Reason::Key)) if own() => Ok(Scoped::Out(Reason::Own)),
+            Ok(Scoped::Instead { records, reason: Reason::Key }) if own() => {
+                Ok(Scoped::Instead { records, reason: Reason::Own })
+            }
+            Err(ScopeError::Border { db, key, command, .. }) if own() => {
+                Err(ScopeError::Border { db, key, command, why: FROM_OWN })
+            }
+            scoped => scoped,
+        }
     }
 
     /// The same where other names are in scope than this scope says.
@@ -263,6 +273,9 @@ impl Scope {
 
 const FROM_OUTSIDE: &str = "gives a key in scope the value of one that is left out, so the target does not have it; remedy: a wider \
                             filter, with a new full sync";
+
+const FROM_OWN: &str = "reads a key that begins with df2redis:, as the tool's own keys at the target, or would there; such a key is not \
+                        carried, so the target does not have it; remedy: rename it at the source, then a new full sync";
 
 const FROM_ANY: &str = "takes from the first of several keys that holds something, and some of them are left out; remedy: a wider \
                         filter, with a new full sync";

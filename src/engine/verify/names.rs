@@ -9,8 +9,7 @@
 use super::look::JSON_TYPE;
 use super::wire::Commands;
 use crate::convert::scope::Reason;
-use crate::convert::{Scope, ScopeError, TypeClass};
-use crate::engine::target::OWN_PREFIX;
+use crate::convert::{Scope, ScopeError, TypeClass, is_own};
 use crate::ids::DbIndex;
 use std::sync::Arc;
 
@@ -38,7 +37,7 @@ impl Names {
 
     /// Whether a key of the source is carried, as far as its name says.
     pub fn admits(&self, db: u32, key: &[u8]) -> bool {
-        self.scope.is_plain(DbIndex(db)) || self.scope.admits(DbIndex(db), key, None).is_ok()
+        self.scope.is_plain(DbIndex(db)) && !is_own(key) || self.scope.admits(DbIndex(db), key, None).is_ok()
     }
 
     /// Whether keys of this type, as TYPE names it, are carried.
@@ -81,7 +80,7 @@ impl Names {
         }
         let named = commands.renamed(|key| {
             let mut name = Vec::with_capacity(key.len());
-            match key.starts_with(OWN_PREFIX.as_bytes()) {
+            match is_own(key) {
                 true => name.extend_from_slice(key),
                 false => self.scope.push_name(DbIndex(db), key, &mut name)?,
             }
