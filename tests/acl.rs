@@ -34,6 +34,7 @@ fn readme_lists_the_same() {
             && readme.contains(TARGET_ACL_REPLICATE)
             && readme.contains(TARGET_ACL_CLUSTER)
     );
+    assert!(readme.contains(TARGET_ACL_HOLD) && readme.contains(TARGET_ACL_CLAIM));
     // AUTH needs no permission.
     let source: String = SOURCE_COMMANDS[1..].iter().map(|name| format!(" +{name}")).collect();
     assert!(readme.contains(&format!("ACL SETUSER df2redis ON >secret ~*{source}")));
@@ -448,5 +449,145 @@ fn the_listed_permissions_suffice_for_a_cutover_into_a_cluster() {
             (0, 70),
             "{compares}"
         );
+    }
+}
+
+/// A live source with keys and fields that expire in ten minutes; one hash has more fields than are asked for at once.
+fn expiring(snapshot_bytes_per_s: u64) -> Live {
+    let live = Live::start(
+        Spec { flows_count: 2, ..Spec::of("string:60B=400,hash:5x8=5").unwrap() },
+        LiveOptions { snapshot_bytes_per_s: Some(snapshot_bytes_per_s), ..LiveOptions::default() },
+        MasterOptions::default(),
+    )
+    .unwrap();
+    let fields: Vec<String> = (0..600).map(|n| format!("f{n}")).collect();
+    let pairs: String = fields.iter().map(|field| format!(" {field} v")).collect();
+    say(&live, &format!("HSET large{pairs}"));
+    say(&live, &format!("HEXPIRE large 600 FIELDS 600 {}", fields.join(" ")));
+    for n in 0..20 {
+        say(&live, &format!("HSET small{n} f 1 g 2"));
+        say(&live, &format!("HEXPIRE small{n} 600 FIELDS 1 f"));
+        say(&live, &format!("SET text{n} v PX 600000"));
+    }
+    live
+}
+
+fn say(live: &Live, line: &str) {
+    live.world().run(0, &line.split(' ').map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>());
+}
+
+#[track_caller]
+fn assert_equal(live: &Live, server: &Server, kind: ServerKind, output: &Output) {
+    let truth = server.dir().join("truth.jsonl");
+    live.write_truth(&truth).unwrap();
+    compare(server, kind, &truth).unwrap_or_else(|text| panic!("{text}\n{}", stderr(output)));
+}
+
+/// What a hash that came whole has of near expiries is put right by going through all keys. Without a grant nothing is held at all.
+#[test]
+fn the_listed_permissions_suffice_to_hold_expiries_of_fields_and_each_is_needed() {
+    for kind in [ServerKind::Redis8, ServerKind::Valkey9] {
+        let Ok(server) = Server::start_kind(kind, ServerOptions::default()) else { continue };
+        let mut admin = server.client().unwrap();
+        // PEXPIRETIME tells what PTTL and TIME do elsewhere.
+        for missing in
+            [None, Some("scan"), Some("hscan"), Some("hkeys"), Some("hlen"), Some("type"), Some("pexpiretime")]
+                .into_iter()
+                .chain([Some("hpexpiretime")])
+        {
+            admin.run("FLUSHALL").unwrap();
+            admin.run("ACL DELUSER df2redis").unwrap();
+            for line in [TARGET_ACL, TARGET_ACL_HOLD, TARGET_ACL_FIELDS] {
+                admin.run(line).unwrap();
+            }
+            if let Some(name) = missing {
+                admin.run(&format!("ACL SETUSER df2redis -{name}")).unwrap();
+            }
+            let live = expiring(60_000);
+            let output = start(live.port(), &server, &[]).wait_with_output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{kind:?} without {missing:?}: {}", stderr(&output));
+            assert_equal(&live, &server, kind, &output);
+            let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let put_right = report["expiries"]["put_right_by_sweep"].as_u64();
+            assert_eq!(put_right >= Some(600), missing.is_none(), "{kind:?} without {missing:?}: {report:#}");
+        }
+    }
+}
+
+/// A grant that is taken away when expiries are held already: they are not passed by.
+#[test]
+fn a_hash_that_cannot_be_gone_through_is_told() {
+    let Ok(server) = Server::start_kind(ServerKind::Redis8, ServerOptions::default()) else { return };
+    let mut admin = server.client().unwrap();
+    for line in [TARGET_ACL, TARGET_ACL_HOLD, TARGET_ACL_FIELDS] {
+        admin.run(line).unwrap();
+    }
+    let live = expiring(10_000);
+    let mut child = start(live.port(), &server, &[]);
+    let until = Instant::now() + Duration::from_secs(60);
+    while admin.run("DBSIZE").unwrap().int() == Some(0) {
+        assert!(Instant::now() < until && child.try_wait().unwrap().is_none(), "nothing is written");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    admin.run("ACL SETUSER df2redis -hscan").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    assert!(stderr(&output).contains("HSCAN") && stderr(&output).contains("NOPERM"), "{}", stderr(&output));
+}
+
+/// Into a server and into a cluster: held while the job runs, right when it has ended.
+#[test]
+fn the_listed_permissions_suffice_to_hold_expiries_of_a_journal() {
+    let Some(plain) = server() else { return };
+    let Some(cluster) = cluster(&[TARGET_ACL, TARGET_ACL_REPLICATE, TARGET_ACL_CLUSTER, TARGET_ACL_HOLD]) else {
+        return;
+    };
+    let mut admin = plain.client().unwrap();
+    for in_cluster in [false, true] {
+        for line in [TARGET_ACL, TARGET_ACL_REPLICATE, TARGET_ACL_HOLD] {
+            admin.run(line).unwrap();
+        }
+        let spec = Spec { flows_count: 2, ..Spec::of("string:60B=50").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        say(&live, "SET early v PX 600000");
+        let port = if in_cluster { cluster.port() } else { plain.port() };
+        let mut child = start_at("replicate", live.port(), port, &[]);
+        let mut time_left = |key: &str| match in_cluster {
+            false => admin.run(&format!("PTTL {key}")).unwrap().int(),
+            true => cluster
+                .nodes
+                .iter()
+                .filter_map(|node| node.client().unwrap().run(&format!("PTTL {key}")).ok()?.int())
+                .max(),
+        };
+        let mut wait_held = |child: &mut Child, key: &str| {
+            let until = Instant::now() + Duration::from_secs(60);
+            // 139 years late.
+            while time_left(key) < Some(1 << 41) {
+                assert!(
+                    Instant::now() < until && child.try_wait().unwrap().is_none(),
+                    "{key} is not held: {:?}",
+                    time_left(key)
+                );
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        wait_held(&mut child, "early");
+        (0..20).for_each(|n| say(&live, &format!("SET text{n} v PX 600000")));
+        (0..20).for_each(|n| wait_held(&mut child, &format!("text{n}")));
+        let until = Instant::now() + Duration::from_secs(60);
+        while !live.is_acknowledged() {
+            assert!(Instant::now() < until, "not everything is acknowledged");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+        assert!(!stderr(&output).contains("NOPERM"), "{}", stderr(&output));
+        if in_cluster {
+            cluster.gather(&plain).unwrap();
+        }
+        assert_equal(&live, &plain, ServerKind::Redis7, &output);
+        plain.client().unwrap().run("FLUSHALL").unwrap();
     }
 }

@@ -94,7 +94,7 @@ impl Job<'_> {
         if !probed.capabilities.import_mode && !probed.capabilities.holds_expiries() {
             tracing::warn!(
                 "the target's user may not run scripts, or not what they ask (+eval +pttl +pexpiretime +time +type +hlen +hkeys \
-                 +hscan, and +hpexpiretime where fields expire), so near expiries cannot be held back: keys that the source \
+                 +hscan +scan, and +hpexpiretime where fields expire), so near expiries cannot be held back: keys that the source \
                  renews while the target is behind may vanish"
             );
         }

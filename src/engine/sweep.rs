@@ -53,9 +53,13 @@ local fat=x and x[1] and due(x[1],3,r[6],i,f) if fat then redis.call('HPEXPIREAT
 /// The same for the fields ARGV[5...] of one hash.
 const FIELDS_SCRIPT: &str = concat!(
     due!(),
-    "local k=KEYS[1] for i=5,#ARGV do local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[i]) local e=x and x[1] or -2 \
+    "local k=KEYS[1] for i=5,#ARGV do local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[i]) \
+if x and x.err and not string.find(x.err,'WRONGTYPE') then return redis.error_reply(x.err) end local e=x and x[1] or -2 \
 local fat=due(e,3,r[6],1,ARGV[i]) if fat then redis.call('HPEXPIREAT',k,fat,'FIELDS',1,ARGV[i]) end end return r"
 );
+
+/// What these are called in errors.
+const LOOKS: &str = "a script that looks at expiries";
 
 /// After each step a sweep rests so many times as long as the step took: the target keeps half of its time, or nine tenths.
 pub const FAST: u32 = 1;
@@ -206,7 +210,7 @@ async fn step(
     args.push(flag(capabilities.has_command("PEXPIRETIME")));
     args.push(HASH_FIELDS_MAX);
     let reply = link.call_raw("EVAL", &args).await?;
-    let large = match script_reply(reply, capabilities)? {
+    let large = match reply_of(LOOKS, reply, capabilities)? {
         Some(reply) => add(swept, reply, db, keys)?,
         None => return Ok(false),
     };
@@ -230,17 +234,19 @@ async fn fields(
     let numbers = script_numbers(bounds);
     let mut cursor = b"0".to_vec();
     loop {
-        // The hash may be gone, or another type, by now.
         let reply = link.call_raw("HSCAN", &[b"HSCAN", key, &cursor, b"COUNT", STEP_KEYS]).await?;
-        if let Value::Error(text) = &reply {
-            return Ok(!is_rejection(text));
-        }
+        let reply = match reply {
+            // It is of another type by now.
+            Value::Error(text) if text.starts_with(b"WRONGTYPE") => return Ok(true),
+            reply => reply,
+        };
+        let Some(reply) = reply_of("HSCAN", reply, capabilities)? else { return Ok(false) };
         let (next, pairs) = scanned(reply)?;
         let mut args: Vec<&[u8]> = vec![b"EVAL", FIELDS_SCRIPT.as_bytes(), b"1", key];
         args.extend(numbers.iter().map(String::as_bytes));
         args.extend(pairs.iter().step_by(2).map(Vec::as_slice));
         let reply = link.call_raw("EVAL", &args).await?;
-        match script_reply(reply, capabilities)? {
+        match reply_of(LOOKS, reply, capabilities)? {
             Some(reply) => drop(add(swept, reply, db, std::slice::from_ref(key))?),
             None => return Ok(false),
         }
@@ -252,13 +258,12 @@ async fn fields(
 }
 
 /// `None`: the node of a cluster said that the keys are elsewhere, and did nothing.
-fn script_reply(reply: Value, capabilities: &Capabilities) -> Result<Option<Value>, EngineError> {
+fn reply_of(what: &str, reply: Value, capabilities: &Capabilities) -> Result<Option<Value>, EngineError> {
     match reply {
         Value::Error(text) if capabilities.cluster && is_rejection(&text) => Ok(None),
-        Value::Error(text) => Err(EngineError::Target(format!(
-            "the target answered a script that looks at expiries with \"{}\"",
-            text.escape_ascii()
-        ))),
+        Value::Error(text) => {
+            Err(EngineError::Target(format!("the target answered {what} with \"{}\"", text.escape_ascii())))
+        }
         reply => Ok(Some(reply)),
     }
 }
@@ -270,7 +275,7 @@ fn add(swept: &mut Swept, reply: Value, db: DbIndex, keys: &[Vec<u8>]) -> Result
         _ => None,
     };
     let Some(Parts { put_right, keys_left, fields_left, large, key_names, field_names }) = known else {
-        return Err(EngineError::Target(format!("the target answered a script that looks at expiries with {reply:?}")));
+        return Err(EngineError::Target(format!("the target answered {LOOKS} with {reply:?}")));
     };
     swept.put_right += put_right;
     swept.left += keys_left + fields_left;

@@ -12,6 +12,7 @@ use crate::redis::info::Info;
 use crate::redis::value::Value;
 use crate::uring::clock::realtime_ms;
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// What else may stand in a client's query buffer beside one long string.
 const QUERY_BYTES_SPARE: u64 = 64 << 10;
@@ -75,7 +76,7 @@ fn asking(capabilities: &Capabilities) -> [&'static [u8]; 4] {
     const ASKS_TIME: &str =
         "redis.call('PTTL',KEYS[1]) redis.call('TIME') redis.call('TYPE',KEYS[1]) redis.call('PEXPIRETIME',KEYS[1])";
     const ASKS_FIELDS: &str = "redis.call('PEXPIRETIME',KEYS[1]) redis.call('TYPE',KEYS[1]) redis.call('HLEN',KEYS[1]) \
-        redis.call('HKEYS',KEYS[1]) redis.call('HPEXPIRETIME',KEYS[1],'FIELDS',1,'f')";
+        redis.call('HKEYS',KEYS[1]) redis.call('HSCAN',KEYS[1],'0') redis.call('HPEXPIRETIME',KEYS[1],'FIELDS',1,'f')";
     let script = match (capabilities.field_expiry, capabilities.has_command("PEXPIRETIME")) {
         (true, _) => ASKS_FIELDS,
         (false, true) => ASKS_TIME,
@@ -105,11 +106,30 @@ const CLAIMING: &[&[u8]] = &[
 /// Whether the target's user may run this script. Of a server that refuses for a while (one that is full refuses all scripts) it is
 /// not known, so that is waited for.
 async fn runs(link: &mut TargetLink, script: &[&[u8]]) -> Result<bool, EngineError> {
-    let mut patience = Patience::new(link.patience);
+    let patience = link.patience;
+    may(link, "EVAL", script, patience).await
+}
+
+/// Whether it may go through all keys, at each primary: names of what is held are not always at hand (`sweep`).
+async fn may_scan(link: &mut TargetLink) -> Result<bool, EngineError> {
+    const SCAN: &[&[u8]] = &[b"SCAN", b"0", b"COUNT", b"1"];
+    let patience = link.patience;
+    let Some(cluster) = &mut link.cluster else { return may(link, "SCAN", SCAN, patience).await };
+    for id in cluster.primary_ids() {
+        let Some(node) = Box::pin(cluster.patient_link(&id)).await? else { continue };
+        if !may(node, "SCAN", SCAN, patience).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn may(link: &mut TargetLink, name: &str, args: &[&[u8]], patience: Duration) -> Result<bool, EngineError> {
+    let mut patience = Patience::new(patience);
     loop {
-        match link.call_raw("EVAL", script).await? {
+        match link.call_raw(name, args).await? {
             Value::Error(text) if refusal::refuses_for_now(&text) => {
-                patience.wait(&link.answered("EVAL", &text)).await?;
+                patience.wait(&link.answered(name, &text)).await?;
             }
             answer => return Ok(answer.error_text().is_none()),
         }
@@ -154,7 +174,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
     if !runs(link, &[b"EVAL", b"return 1", b"0"]).await? {
         capabilities.commands.remove("EVAL");
     }
-    capabilities.scripts_ask = runs(link, &asking(&capabilities)).await?;
+    capabilities.scripts_ask = runs(link, &asking(&capabilities)).await? && may_scan(link).await?;
     capabilities.scripts_add = runs(link, &adding(&capabilities)).await?;
     capabilities.scripts_claim = runs(link, CLAIMING).await?;
     // In import mode MIGRATE does not find keys that have expired, so that their slots could not be moved any more (tried with
