@@ -147,6 +147,37 @@ fn a_node_with_another_password_is_named_and_waited_for() {
     world.0.finish(tool);
 }
 
+/// The source goes, too, with the workers' connections or without: a session that begins meanwhile waits as one does that runs.
+#[test]
+fn a_session_that_begins_while_a_node_has_another_password_waits() {
+    for lanes_stay in [true, false] {
+        let Some(world) = World::new("string:60B=30", LiveOptions::default()) else { return };
+        let config = world.least_user("");
+        let mut tool = world.start_with(&["--config", config.to_str().unwrap()]);
+        world.wait_applied(&mut tool);
+        let mut client = world.client(1);
+        client.run("ACL SETUSER df2redis >second <secret").unwrap();
+        if !lanes_stay {
+            client.run("CLIENT KILL USER df2redis").unwrap();
+        }
+        let registrations = world.live.registrations_count();
+        world.live.master().unwrap().cut_all();
+        // It is told every 5 seconds.
+        until(&mut tool, "it does not say why", || {
+            let said = std::fs::read_to_string(world.log()).unwrap_or_default();
+            let gone = said.find("the source is gone");
+            gone.is_some_and(|at| said[at..].contains("holding") && said[at..].contains("WRONGPASS"))
+        });
+        assert_eq!(world.live.registrations_count(), registrations, "{}", tool.said());
+        (0..5).for_each(|_| world.run(&format!("INCR {}", key_on(1, "n"))));
+        assert!(!world.live.is_acknowledged());
+        client.run("ACL SETUSER df2redis >secret <second").unwrap();
+        world.wait_applied(&mut tool);
+        assert_eq!(world.live.partial_count(), 1, "{}", tool.said());
+        world.0.finish(tool);
+    }
+}
+
 /// A script that does not end by itself: every command but few is refused.
 #[test]
 fn a_node_that_is_busy_with_a_script_is_waited_for() {

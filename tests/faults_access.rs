@@ -2,11 +2,16 @@
 
 mod common;
 
+use common::job::{self, until};
 use common::*;
+use df2redis::lab::client::Client;
 use df2redis::lab::encode::{self as enc, types};
 use df2redis::lab::flow::Faults;
+use df2redis::lab::generate::Spec;
+use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{ServerKind, ServerOptions, find_module};
+use df2redis::lab::torture::{Tool, compare};
 use std::time::Duration;
 
 const SOURCE_SECRET: &str = "s0urce-s3cret-Zq";
@@ -128,6 +133,65 @@ fn a_missing_permission_is_named() {
         assert_eq!(admin.run("DBSIZE").unwrap().int(), Some(1), "something was flushed or written without {rights:?}");
         assert_eq!(admin.run("GET foreign").unwrap().text().unwrap(), "1");
     }
+}
+
+/// A password is changed while the job runs, and the source goes at the same time: whoever changed it is waited for, as long as
+/// `--retry-max`. At a start it is the end.
+#[test]
+fn a_session_that_begins_while_the_password_is_another_waits() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut admin = server.client().unwrap();
+    admin.run("ACL SETUSER mover on >first ~* &* +@all").unwrap();
+    let live =
+        Live::start(Spec::of("string:60B=20").unwrap(), LiveOptions::default(), MasterOptions::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [password, config, log] = ["password", "config.toml", "log"].map(|name| dir.path().join(name));
+    std::fs::write(&password, "first").unwrap();
+    let user = format!("target-user = \"mover\"\ntarget-password-file = \"{}\"\n", password.display());
+    std::fs::write(&config, user).unwrap();
+    let start = |more: &[&str]| {
+        let args = [&["--config", config.to_str().unwrap()], more].concat();
+        Tool::start(job::binary(), live.port(), server.port(), &log, &args).unwrap()
+    };
+    let applied = |tool: &mut Tool| {
+        let mut client = server.client().unwrap();
+        until(tool, "not applied", || {
+            let phase = client.ask(&["HGET", "df2redis:checkpoint", "phase"]).unwrap().text();
+            live.is_acknowledged() && phase.as_deref() == Some("stable")
+        });
+    };
+    let mut tool = start(&[]);
+    let lock_out = |admin: &mut Client| {
+        admin.run("ACL SETUSER mover >second <first").unwrap();
+        admin.run("CLIENT KILL USER mover").unwrap();
+        live.master().unwrap().cut_all();
+    };
+    let let_in = |admin: &mut Client| drop(admin.run("ACL SETUSER mover >first <second").unwrap());
+    applied(&mut tool);
+    lock_out(&mut admin);
+    until(&mut tool, "it does not say why", || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        said.find("the target cannot be reached: trying again").is_some_and(|at| said[at..].contains("WRONGPASS"))
+    });
+    (0..5).for_each(|_| job::run(&live, "INCR n"));
+    assert!(!live.is_acknowledged());
+    let_in(&mut admin);
+    applied(&mut tool);
+    assert_eq!(live.partial_count(), 1, "{}", tool.said());
+    job::stop(&mut tool);
+    let truth = dir.path().join("truth.jsonl");
+    live.write_truth(&truth).unwrap();
+    compare(&server, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+
+    let mut tool = start(&["--retry-max", "2s"]);
+    applied(&mut tool);
+    lock_out(&mut admin);
+    assert_eq!(tool.wait(), Some(5), "{}", tool.said());
+    assert!(tool.said().contains("WRONGPASS"), "{}", tool.said());
+    let began = std::time::Instant::now();
+    let mut tool = start(&[]);
+    assert_eq!(tool.wait(), Some(5), "{}", tool.said());
+    assert!(tool.said().contains("WRONGPASS") && began.elapsed() < Duration::from_secs(60), "{}", tool.said());
 }
 
 #[test]

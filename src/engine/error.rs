@@ -42,7 +42,7 @@ pub enum EngineError {
     /// The connection to the target could not be made, or broke: another one may help.
     #[error("target: {0}")]
     TargetLost(String),
-    /// The target's certificate is not accepted here, or ours there: before the first write that ends the run, later it is waited
+    /// The target's certificate is not accepted here, or ours, our user or its password there: before the first write that ends the run, later it is waited
     /// for like a lost connection, for somebody may be about to mend it.
     #[error("target: {0}")]
     Untrusted(String),

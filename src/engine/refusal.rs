@@ -111,7 +111,12 @@ pub fn refuses_for_now(text: &[u8]) -> bool {
 
 /// The user, its password or its permissions were changed.
 pub fn refuses_access(text: &[u8]) -> bool {
-    matches!(code(text), b"NOAUTH" | b"WRONGPASS" | b"NOPERM")
+    refuses_login(text) || code(text) == b"NOPERM"
+}
+
+/// The connection is nobody's: its user, or the password, is not, or not any more, the server's.
+pub fn refuses_login(text: &[u8]) -> bool {
+    matches!(code(text), b"NOAUTH" | b"WRONGPASS")
 }
 
 fn code(text: &[u8]) -> &[u8] {

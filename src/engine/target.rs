@@ -72,10 +72,11 @@ fn target_error(e: LinkError) -> EngineError {
     }
 }
 
-/// A server that has no room for a client says so instead of the first answer, and closes the connection.
+/// A server that has no room for a client says so instead of the first answer, and closes the connection; one may not let us in.
 fn error_of(text: &[u8], error: String) -> EngineError {
     match memchr::memmem::find(text, b"max number of clients") {
         Some(_) => EngineError::TargetLost(error),
+        None if refusal::refuses_login(text) => EngineError::Untrusted(error),
         None => EngineError::Target(error),
     }
 }

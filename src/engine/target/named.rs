@@ -17,6 +17,9 @@ use std::time::Duration;
 pub async fn client_id(link: &mut TargetLink) -> Result<i64, EngineError> {
     match link.call_raw("CLIENT", &[b"CLIENT", b"ID"]).await? {
         Value::Integer(id) => Ok(id),
+        Value::Error(text) if refusal::refuses_login(&text) => {
+            Err(EngineError::Untrusted(link.answered("CLIENT ID", &text)))
+        }
         _ => Ok(0),
     }
 }
