@@ -4,14 +4,17 @@ mod common;
 
 use common::job::{self, until};
 use common::*;
+use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
 use df2redis::lab::client::Client;
 use df2redis::lab::encode::{self as enc, types};
 use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
+use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::{ServerKind, ServerOptions, find_module};
-use df2redis::lab::torture::{Tool, compare};
+use df2redis::lab::torture::{Tool, compare, wait_for};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const SOURCE_SECRET: &str = "s0urce-s3cret-Zq";
@@ -230,4 +233,175 @@ fn json_scripts_and_indexes() {
     let mut client = server.client().unwrap();
     assert_eq!(client.run("JSON.GET doc").unwrap().text().unwrap(), r#"{"a":[1,2,{"b":"c"}]}"#);
     assert_eq!(client.run("JSON.GET number").unwrap().text().unwrap(), "123");
+}
+
+/// How a scripted target was logged in to: by connection, how often, and how often it was told `SET key`.
+fn logins(target: &ScriptedTarget, key: &str) -> BTreeMap<u64, (usize, usize)> {
+    let mut by_connection = BTreeMap::new();
+    for received in target.received() {
+        let (logins, sets): &mut (usize, usize) = by_connection.entry(received.connection).or_default();
+        *logins += usize::from(received.request[0] == b"AUTH");
+        *sets += usize::from(received.request[0] == b"SET" && received.request[1] == key.as_bytes());
+    }
+    by_connection
+}
+
+/// Keys of a scripted target (two of them: a cluster), of which `key` is refused so often as the rules say; with the secret in its environment.
+fn refused(rules: &[(&str, &str, u64)], in_cluster: bool, more: &[&str]) -> (Run, [ScriptedTarget; 2]) {
+    let ports = ClusterPorts::default();
+    let errors: Vec<ErrorRule> = rules
+        .iter()
+        .map(|(key, reply, times)| ErrorRule {
+            key: Some(key.as_bytes().to_vec()),
+            times: *times,
+            ..ErrorRule::every("SET", reply)
+        })
+        .collect();
+    let start_target = || {
+        let identity = TargetIdentity { password: Some(TARGET_SECRET.into()), ..TargetIdentity::default() };
+        let identity = if in_cluster { identity.in_cluster(&ports) } else { identity };
+        ScriptedTarget::start(ScriptOptions { identity, errors: errors.clone(), ..Default::default() }).unwrap()
+    };
+    let nodes = [start_target(), start_target()];
+    ports.lock().unwrap().extend(nodes.iter().map(ScriptedTarget::port));
+    let mut flow = FlowBytes::new();
+    (0..60).for_each(|i| _ = flow.string(format!("k{i}").as_bytes(), b"v"));
+    flow.late_journal(0, &["SET", "late", "v"]);
+    // It comes when the first refusal is over.
+    let pause = Duration::from_secs(if rules.len() > 1 { 2 } else { 0 });
+    let faults = Faults::default().stall(0, flow.snapshot.len() as u64 + 5, pause);
+    let args = [&["--log", "trace", "--cores", "1", "--connections", "1"], more].concat();
+    let master = Hand::new(vec![flow]).faulty(faults);
+    let mut command = migrate_command(master.port(), nodes[0].port(), &args);
+    command.env("DF2REDIS_TARGET_PASSWORD", TARGET_SECRET);
+    let run = start(command).wait();
+    for text in [&run.stdout, &run.stderr] {
+        assert!(!text.contains(TARGET_SECRET), "the secret shows");
+    }
+    (run, nodes)
+}
+
+/// Access was refused in the middle: it logs in once more, on another connection, and holds there until it is taken.
+#[test]
+fn a_refusal_of_access_is_followed_by_one_login() {
+    let (run, [without, _]) = refused(&[], false, &[]);
+    run.expect_code(0);
+    for reply in [
+        "-NOAUTH Authentication required.",
+        "-WRONGPASS invalid username-password pair",
+        "-NOPERM this user has no permissions",
+    ] {
+        let (run, [target, _]) = refused(&[("k20", reply, 3), ("late", reply, 2)], false, &[]);
+        run.expect_code(0);
+        assert_eq!(run.report["counters"]["holds"], 2, "{reply}: {}", run.stderr);
+        let (before, after) = (logins(&without, "k20"), logins(&target, "k20"));
+        // Each connection logs in once, as it is made.
+        assert!(after.values().all(|(logins, _)| *logins == 1), "{reply}: {after:?}");
+        assert_eq!(after.len(), before.len() + 2, "{reply}: one more for each refusal: {after:?}");
+        let sets = |of: &BTreeMap<u64, (usize, usize)>| {
+            of.values().map(|(_, sets)| *sets).filter(|sets| *sets > 0).collect::<Vec<_>>()
+        };
+        // The one that was refused, and the one after the login: again and again, and then it is taken.
+        assert_eq!(sets(&after), [1, 3], "{reply}: {after:?}");
+        assert_eq!(sets(&logins(&target, "late")), [1, 2], "{reply}");
+        assert!((0..60).all(|i| target.received_of("SET").iter().any(|set| set[1] == format!("k{i}").into_bytes())));
+    }
+}
+
+#[test]
+fn a_refusal_of_access_without_end_is_followed_by_one_login() {
+    for in_cluster in [false, true] {
+        let reply = "-NOAUTH Authentication required.";
+        let (run, nodes) = refused(&[("k20", reply, u64::MAX)], in_cluster, &["--retry-max", "2s"]);
+        run.expect_code(5).expect_text("NOAUTH").expect_text("--retry-max");
+        let node = nodes.iter().find(|node| logins(node, "k20").values().any(|(_, sets)| *sets > 0)).unwrap();
+        run.expect_text(&node.address().to_string());
+        let told: Vec<(usize, usize)> = logins(node, "k20").into_values().filter(|(_, sets)| *sets > 0).collect();
+        // It goes on by the connection that was made then.
+        assert!(told.len() == 2 && told[0].1 == 1 && told[1].1 > 1, "{told:?}");
+        assert!(logins(node, "k20").values().all(|(logins, _)| *logins <= 1), "{told:?}");
+    }
+}
+
+/// In a cluster the connection of the control plane to that node is made anew, too, for it ends the one that was lost.
+#[test]
+fn a_refusal_of_access_by_a_node_is_followed_by_one_login() {
+    let reply = "-NOAUTH Authentication required.";
+    let (run, without) = refused(&[], true, &[]);
+    run.expect_code(0);
+    let (run, nodes) = refused(&[("k20", reply, 4)], true, &[]);
+    run.expect_code(0);
+    let at = nodes.iter().position(|node| logins(node, "k20").values().any(|(_, sets)| *sets > 0)).unwrap();
+    for place in [0, 1] {
+        let (before, after) = (logins(&without[place], "k20"), logins(&nodes[place], "k20"));
+        assert!(after.values().all(|(logins, _)| *logins == 1), "{after:?}");
+        assert_eq!(after.len(), before.len() + if place == at { 2 } else { 0 }, "{before:?} {after:?}\n{}", run.stderr);
+    }
+    let told: Vec<usize> =
+        logins(&nodes[at], "k20").into_values().map(|(_, sets)| sets).filter(|sets| *sets > 0).collect();
+    assert_eq!(told, [1, 4]);
+}
+
+/// In the stable journal, where a batch is one transaction.
+#[test]
+fn a_refusal_of_access_in_the_journal_is_followed_by_one_login() {
+    let reply = "-NOAUTH Authentication required.";
+    for in_cluster in [false, true] {
+        let ports = ClusterPorts::default();
+        let identity = TargetIdentity { password: Some(TARGET_SECRET.into()), ..TargetIdentity::default() };
+        let identity = if in_cluster { identity.in_cluster(&ports) } else { identity };
+        let rule = ErrorRule { key: Some(b"late".to_vec()), times: 3, ..ErrorRule::every("SET", reply) };
+        let options = ScriptOptions { identity, errors: vec![rule], ..Default::default() };
+        let target = ScriptedTarget::start(options).unwrap();
+        ports.lock().unwrap().push(target.port());
+        let mut flow = FlowBytes::new();
+        flow.string(b"first", b"v");
+        for record in [&["SET", "late", "v"], &["SET", "behind", "v"]] {
+            enc::journal_command(&mut flow.stable, 0, 0, record);
+        }
+        let master = Hand::new(vec![flow]).start();
+        let source = format!("dragonfly://127.0.0.1:{}", master.port());
+        let url = format!("redis://127.0.0.1:{}", target.port());
+        let mut command = program(&["replicate", "--source", &source, "--target", &url, "--output", "json"]);
+        command.args([
+            "--memory",
+            "64MiB",
+            "--progress",
+            "off",
+            "--cores",
+            "1",
+            "--connections",
+            "1",
+            "--log",
+            "trace",
+        ]);
+        command.env("DF2REDIS_TARGET_PASSWORD", TARGET_SECRET);
+        let mut running = start(command);
+        let applied = wait_for(|| {
+            assert!(running.is_running(), "it ended");
+            let received = target.received();
+            let is_done =
+                |key: &[u8]| received.iter().any(|of| of.executed && of.request[0] == b"SET" && of.request[1] == key);
+            (is_done(b"late") && is_done(b"behind")).then_some(())
+        });
+        assert!(applied.is_some(), "{:?}", logins(&target, "late"));
+        running.signal("INT");
+        let run = running.wait();
+        run.expect_code(130);
+        let by_connection = logins(&target, "late");
+        assert!(by_connection.values().all(|(logins, _)| *logins == 1), "{by_connection:?}");
+        let sets: Vec<usize> = by_connection.into_values().map(|(_, sets)| sets).filter(|sets| *sets > 0).collect();
+        assert_eq!(sets, [1, 3], "{in_cluster}");
+        assert!(run.stderr.contains("logging in again") && !run.stderr.contains(TARGET_SECRET));
+        assert!(!run.stdout.contains(TARGET_SECRET));
+        let executed: Vec<Vec<u8>> = target
+            .received()
+            .iter()
+            .filter(|of| of.executed && of.request[0] == b"SET")
+            .map(|of| of.request[1].clone())
+            .collect();
+        let place = |key: &[u8]| executed.iter().position(|of| of == key);
+        // What has no key in common may pass it on a cluster's node.
+        assert!(in_cluster || place(b"late") < place(b"behind"), "{executed:?}");
+    }
 }
