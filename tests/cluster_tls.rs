@@ -146,7 +146,7 @@ fn a_node_that_shows_another_certificate_in_a_run_is_named_and_waited_for() {
     let Some(cluster) = cluster(ServerKind::Redis7, &certs) else { return };
     let spec = Spec { flows_count: 2, ..Spec::of("string:60B=30").unwrap() };
     let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
-    let world = Clustered { cluster, live, dir: tempfile::tempdir().unwrap() };
+    let world = Clustered { kind: ServerKind::Redis7, cluster, live, dir: tempfile::tempdir().unwrap() };
     let socket = world.dir.path().join("control.sock");
     let (url, to_target) = (url(&world.cluster), certs.to_target());
     let mut args = vec!["--target", url.as_str(), "--control", socket.to_str().unwrap()];

@@ -76,12 +76,20 @@ pub struct Cluster {
     pub(super) replicas: Option<Arc<Replicas>>,
     /// A session that ends now can be followed by one that goes on from what each node holds.
     ends_on_takeover: Arc<AtomicBool>,
+    /// What ended the session, for all that still use it: nobody may go on as if nothing had happened.
+    ended: Option<Ended>,
     /// What the checkpoint was told of these processes.
     noted_run_ids: String,
     /// Counts topologies.
     topology_number: u64,
     /// By worker: the topology and the places of the nodes' lanes when it was told last.
     pub(super) assigned: HashMap<usize, (u64, HashMap<String, usize>)>,
+}
+
+/// Why a session ended.
+struct Ended {
+    kind: fn(String) -> EngineError,
+    text: String,
 }
 
 /// A connection to be ended. Its number means nothing to another process.
@@ -189,6 +197,9 @@ impl Cluster {
 
     /// The connection to a node, made if there is none.
     pub async fn link(&mut self, id: &str) -> Result<&mut TargetLink, Trouble> {
+        if let Some(Ended { kind, text }) = &self.ended {
+            return Err(Trouble::Final(kind(text.clone())));
+        }
         if !self.links.contains_key(id) {
             let unknown = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
             let endpoint = self.endpoint_of(id).ok_or_else(unknown)?;

@@ -42,6 +42,7 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 mod reconnecting;
+mod watching;
 
 use reconnecting::{Again, Lost, Reconnected};
 
@@ -102,7 +103,7 @@ pub struct Crew {
     reconnected_tx: UnboundedSender<Reconnected>,
     settled: UnboundedReceiver<(usize, Result<Settled, EngineError>)>,
     settled_tx: UnboundedSender<(usize, Result<Settled, EngineError>)>,
-    /// Tasks that execute what held workers left.
+    /// Tasks that execute what held workers left, and the one that looks at the nodes.
     settling: Vec<tokio::task::JoinHandle<()>>,
     summaries: Vec<WorkerSummary>,
     /// By flow: LSN of the next record that the target has not confirmed (0: its snapshot is not).
@@ -266,6 +267,7 @@ impl Crew {
             let wakers = crew.members.iter().filter_map(|member| member.waker.clone()).collect();
             crew.prover = Some(Prover::start(&settings, &crew.plan.run_id, cluster, replicas.clone(), wakers));
         }
+        crew.watch_nodes();
         Ok(crew)
     }
 
@@ -469,9 +471,15 @@ impl Crew {
     /// Has the checkpoint say, in the background, which processes a cluster's primaries are.
     pub fn note_processes(&mut self) {
         let Some(plan) = self.plan.cluster.clone() else { return };
+        let done = self.settled_tx.clone();
         self.settling.push(tokio_uring::spawn(async move {
-            if let Err(error) = plan.cluster.lock().await.note_processes(true).await {
-                tracing::warn!(%error, "the checkpoint does not say which processes the cluster's nodes are");
+            match plan.cluster.lock().await.note_processes(true).await {
+                Ok(()) => {}
+                // It ends the session, whoever has heard of it first.
+                Err(error @ EngineError::TargetRestarted(_)) => drop(done.send((usize::MAX, Err(error)))),
+                Err(error) => {
+                    tracing::warn!(%error, "the checkpoint does not say which processes the cluster's nodes are")
+                }
             }
         }));
     }

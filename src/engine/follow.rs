@@ -165,6 +165,11 @@ impl Job<'_> {
                         crew.tell_all(|| WorkerCommand::Settle { number, release });
                     }
                     DeskEvent::Order(Order::Seal { done }) => {
+                        // The last moment at which a cutover can still be rolled back.
+                        tokio::select! {
+                            checked = crew.check_nodes() => checked?,
+                            () = signals.next() => return Err(EngineError::Interrupted),
+                        }
                         let number = watch.settle(done);
                         crew.tell_all(|| WorkerCommand::Seal { number });
                     }
@@ -248,6 +253,12 @@ impl Job<'_> {
             if watch.drained == crew.workers() && matches!(self.phase, Phase::Stopping | Phase::HandingOver) {
                 // Behind a fence nothing is missing: that was proven.
                 let handing_over = self.phase == Phase::HandingOver;
+                if !handing_over && !watch.releasing {
+                    tokio::select! {
+                        checked = crew.check_nodes() => checked?,
+                        () = signals.next() => return Err(EngineError::Interrupted),
+                    }
+                }
                 let keeps = self.settings.follow.as_ref().is_some_and(|of| of.expiries_at_stop == AtStop::Hold);
                 if !handing_over && (keeps || !watch.caught_up(&crew.confirmed())) {
                     if checkpoint.held {

@@ -377,7 +377,11 @@ impl Job<'_> {
             }
         }
         self.progress();
-        Ok(())
+        // A lane hears of a takeover only where it has something to send.
+        tokio::select! {
+            checked = crew.check_nodes() => checked,
+            () = signals.next() => Err(EngineError::Interrupted),
+        }
     }
 
     /// From DFLY SYNC until every flow has delivered its offset and token and STARTSTABLE was accepted.

@@ -124,7 +124,8 @@ impl Job<'_> {
                 error => error,
             };
             let stopping = self.phase == Phase::Stopping;
-            if matches!(error, EngineError::Interrupted) || stopping && matches!(error, EngineError::TargetLost(_)) {
+            let is_gone = matches!(error, EngineError::TargetLost(_) | EngineError::TargetRestarted(_));
+            if matches!(error, EngineError::Interrupted) || stopping && is_gone {
                 return Err(error);
             }
             // A fresh connection: the target may have closed one that was idle, and the cause of the end is worth more than

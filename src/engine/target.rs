@@ -171,8 +171,7 @@ impl TargetLink {
 
     /// The same with another patience.
     pub async fn open_within(settings: &Arc<MigrateSettings>, patience: Duration) -> Result<Self, EngineError> {
-        let mut this = Self::connect_any(settings).await?.patient(patience);
-        let info = this.info("cluster").await?;
+        let (mut this, info) = Self::connect_any(settings, patience).await?;
         if Info::parse(&info).get("cluster_enabled") == Some("1") {
             let cluster = Cluster::discover(settings, &mut this, patience).await?;
             this.cluster = Some(Box::new(cluster));
@@ -185,20 +184,34 @@ impl TargetLink {
         Self { patience, ..self }
     }
 
-    /// To the target as the operator named it, or to a node of its cluster that was found before.
-    async fn connect_any(settings: &MigrateSettings) -> Result<Self, EngineError> {
-        let failed = match Self::connect(&settings.target, settings.connect_timeout).await {
-            Ok(link) => return Ok(link),
-            Err(error) => error,
+    /// To the target as the operator named it, or to a node of its cluster that was found before, and what that says of itself: a
+    /// process that stands still is connected to, and never answers.
+    async fn connect_any(settings: &MigrateSettings, patience: Duration) -> Result<(Self, String), EngineError> {
+        let failed = match Self::connect_living(&settings.target, settings, patience).await {
+            Err(error @ EngineError::TargetLost(_)) => error,
+            done => return done,
         };
         let nodes = settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         for Node { address, .. } in nodes {
             let endpoint = Endpoint { host: address.host, port: address.port, ..settings.target.clone() };
-            if let Ok(link) = Self::connect(&endpoint, settings.connect_timeout).await {
-                return Ok(link);
+            if (&endpoint.host, endpoint.port) == (&settings.target.host, settings.target.port) {
+                continue;
+            }
+            if let Ok(living) = Self::connect_living(&endpoint, settings, patience).await {
+                return Ok(living);
             }
         }
         Err(failed)
+    }
+
+    async fn connect_living(
+        endpoint: &Endpoint,
+        settings: &MigrateSettings,
+        patience: Duration,
+    ) -> Result<(Self, String), EngineError> {
+        let mut this = Self::connect(endpoint, settings.connect_timeout).await?.patient(patience);
+        let info = this.info("cluster").await?;
+        Ok((this, info))
     }
 
     /// The cluster, if the target is one.

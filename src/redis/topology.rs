@@ -9,6 +9,7 @@ use super::slot::SLOTS;
 use super::value::Value;
 use crate::ids::Slot;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 /// Most nodes of a cluster, replicas included (the servers' own recommendation ends at 1000 primaries).
 pub const NODES_MAX: usize = 4096;
@@ -284,6 +285,18 @@ impl Topology {
             }
         }
         seen.into_iter().filter_map(|owner| self.nodes.get(usize::from(owner))).collect()
+    }
+
+    /// The same for views in which the same nodes have the same slots.
+    pub fn owners_hash(&self) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        let mut before = None;
+        for (slot, owner) in
+            self.owners.iter().enumerate().filter(|(_, owner)| before.replace(**owner) != Some(**owner))
+        {
+            (slot, self.nodes.get(usize::from(*owner)).map(|node| &node.id)).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// The node known by this name and port.

@@ -15,6 +15,7 @@ use df2redis::redis::slot::slot;
 use std::path::PathBuf;
 
 pub struct Clustered {
+    pub kind: ServerKind,
     pub cluster: Cluster,
     pub live: Live,
     pub dir: tempfile::TempDir,
@@ -33,15 +34,31 @@ pub fn key_on(node: usize, family: &str) -> String {
 impl Clustered {
     /// `None`: no such server here.
     pub fn new(replicas: bool, nodes: ServerOptions, spec: Spec, live: LiveOptions) -> Option<Self> {
-        let cluster = match find_server(ServerKind::Redis7).and_then(|it| Cluster::start(&it, 3, replicas, nodes)) {
+        Self::of(ServerKind::Redis7, replicas, nodes, spec, live)
+    }
+
+    pub fn of(kind: ServerKind, replicas: bool, nodes: ServerOptions, spec: Spec, live: LiveOptions) -> Option<Self> {
+        Self::from(kind, replicas, nodes, spec, live, MasterOptions::default())
+    }
+
+    /// From a source that suffers this.
+    pub fn from(
+        kind: ServerKind,
+        replicas: bool,
+        nodes: ServerOptions,
+        spec: Spec,
+        live: LiveOptions,
+        source: MasterOptions,
+    ) -> Option<Self> {
+        let cluster = match find_server(kind).and_then(|it| Cluster::start(&it, 3, replicas, nodes)) {
             Err(LabError::NoServer { what, .. }) => {
                 eprintln!("skipped: no {what} here");
                 return None;
             }
             cluster => cluster.unwrap(),
         };
-        let live = Live::start(spec, live, MasterOptions::default()).unwrap();
-        Some(Self { cluster, live, dir: tempfile::tempdir().unwrap() })
+        let live = Live::start(spec, live, source).unwrap();
+        Some(Self { kind, cluster, live, dir: tempfile::tempdir().unwrap() })
     }
 
     /// On every node a user who may do what README.md lists, and `more`. Returns the settings file by which the tool is that user.
@@ -96,10 +113,11 @@ impl Clustered {
     pub fn finish(&self, mut tool: Tool) {
         self.wait_applied(&mut tool);
         job::stop(&mut tool);
-        let Some(plain) = server(ServerKind::Redis7) else { return };
+        self.cluster.wait_ok().unwrap();
+        let Some(plain) = server(self.kind) else { return };
         self.cluster.gather(&plain).unwrap();
         let truth = self.dir.path().join("truth.jsonl");
         self.live.write_truth(&truth).unwrap();
-        compare(&plain, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
+        compare(&plain, self.kind, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
     }
 }

@@ -45,7 +45,7 @@ impl Cluster {
     }
 
     /// `None`: the node does not answer.
-    async fn replication(&mut self, id: &str) -> Result<Option<String>, Trouble> {
+    pub(super) async fn replication(&mut self, id: &str) -> Result<Option<String>, Trouble> {
         let answer = match self.link(id).await {
             Ok(link) => link.info("replication").await.map_err(Trouble::Broken),
             Err(trouble) => Err(trouble),

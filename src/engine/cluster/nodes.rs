@@ -3,13 +3,14 @@
 //! In: `CLUSTER SHARDS`, `SLOTS` and `INFO` of nodes. Out: the topology, its nodes remembered for a later session. Invariants: the
 //! most complete view with the latest epoch counts; a replica that took over ends a session that follows the journal.
 
-use super::{Cluster, NODE_TIMEOUT, Trouble};
+use super::{Cluster, Ended, NODE_TIMEOUT, Trouble};
 use crate::engine::error::EngineError;
 use crate::engine::patience::Patience;
 use crate::engine::settings::{Endpoint, MigrateSettings};
 use crate::engine::target::TargetLink;
 use crate::ids::Slot;
 use crate::redis::info::Info;
+use crate::redis::resp;
 use crate::redis::topology::{Address, NatMap, Node, Role, Topology};
 use crate::redis::value::Value;
 use std::collections::HashMap;
@@ -47,6 +48,7 @@ impl Cluster {
             of_session: false,
             replicas: None,
             ends_on_takeover: Arc::default(),
+            ended: None,
             noted_run_ids: String::new(),
             topology_number: 0,
             assigned: HashMap::new(),
@@ -83,17 +85,13 @@ impl Cluster {
         let mut ids = self.primary_ids();
         let others = self.topology.nodes().iter().map(|node| node.id.clone()).filter(|id| !ids.contains(id));
         let others: Vec<String> = others.collect();
-        let mut best: Option<Topology> = None;
+        let mut views: Vec<Topology> = Vec::new();
         let settings = self.settings.clone();
-        let better = |new: &Topology, old: &Option<Topology>| {
-            let rank = |t: &Topology| (std::cmp::Reverse(t.uncovered().len()), t.epoch);
-            is_known(&settings, new) && old.as_ref().is_none_or(|old| rank(new) > rank(old))
-        };
-        let is_whole = |view: &Option<Topology>| view.as_ref().is_some_and(|view| view.uncovered().is_empty());
+        let is_whole = |views: &[Topology]| views.iter().any(|view| view.uncovered().is_empty());
         let primaries = ids.len();
         ids.extend(others);
         for (position, id) in ids.iter().enumerate() {
-            if position >= primaries && is_whole(&best) {
+            if position >= primaries && is_whole(&views) {
                 break;
             }
             let Some(address) = self.address_of(id) else { continue };
@@ -104,8 +102,7 @@ impl Cluster {
                 Err(Trouble::Broken(error)) => Err(error),
             };
             match seen {
-                Ok(topology) if better(&topology, &best) => best = Some(topology),
-                Ok(_) => {}
+                Ok(topology) => views.extend(is_known(&settings, &topology).then_some(topology)),
                 Err(error) => {
                     tracing::debug!(node = %address, %error, "a node cannot be asked for the topology");
                     self.links.remove(id);
@@ -117,16 +114,15 @@ impl Cluster {
         let others = remembered(&settings).into_iter().map(|node| node.address).chain([self.seed.clone()]);
         let mut why = EngineError::TargetLost("no node describes the cluster that the run began with".into());
         for address in others.filter(|address| !asked.contains(address)) {
-            if is_whole(&best) {
+            if is_whole(&views) {
                 break;
             }
             match self.ask_stranger(&address).await {
-                Ok(topology) if better(&topology, &best) => best = Some(topology),
-                Ok(_) => {}
+                Ok(topology) => views.extend(is_known(&settings, &topology).then_some(topology)),
                 Err(error) => why = error,
             }
         }
-        match best {
+        match best(views) {
             Some(topology) => self.adopt(topology).await,
             None => Err(Trouble::Broken(why)),
         }
@@ -168,9 +164,10 @@ impl Cluster {
     async fn after_takeover(&mut self, old: &Node, heir: &Node) -> Result<(), Trouble> {
         let (old_at, heir_at) = (&old.address, &heir.address);
         if self.ends_on_takeover.load(Ordering::Acquire) {
-            return Err(Trouble::Final(EngineError::TargetRestarted(format!(
-                "{heir_at} took over from {old_at}, and may lack what that had acknowledged in its last moments"
-            ))));
+            return Err(self.ends_by(EngineError::TargetRestarted, format!(
+                "{heir_at} took over from {old_at}, and may lack what that had acknowledged in its last moments (whoever goes on \
+                 from the checkpoint brings it)"
+            )));
         }
         if !self.of_session {
             tracing::warn!(
@@ -182,12 +179,49 @@ impl Cluster {
         } else if self.was_handed_over(old, heir).await? {
             tracing::info!(old = %old_at, heir = %heir_at, "a replica took over, with everything that its primary had");
         } else {
-            return Err(Trouble::Final(EngineError::Target(format!(
+            return Err(self.ends_by(EngineError::Target, format!(
                 "{heir_at} took over from {old_at} in the full sync, and may lack what that had acknowledged in its last moments; \
                  run again with --on-existing flush"
-            ))));
+            )));
         }
         Ok(())
+    }
+
+    /// The session ends by this, whoever of those that use the cluster is told first.
+    fn ends_by(&mut self, kind: fn(String) -> EngineError, text: String) -> Trouble {
+        self.ended = Some(Ended { kind, text: text.clone() });
+        Trouble::Final(kind(text))
+    }
+
+    /// Nobody has taken over, and every primary is the process that it was: what they acknowledged before this was asked is there
+    /// still. A primary that was cut off, or stood still, acknowledges for a moment what is thrown away when it hears of its heir.
+    pub async fn check_nodes(&mut self) -> Result<(), EngineError> {
+        let request = resp::command(&[b"CLUSTER", b"INFO"]);
+        let mut patience = self.patience();
+        let mut heirs = Patience::new(self.patience.min(UNCOVERED_MAX));
+        'again: loop {
+            self.refresh_patiently().await?;
+            for id in self.primary_ids() {
+                match self.send(&id, false, &request, 1).await {
+                    Ok(_) => {}
+                    Err(Trouble::Final(error)) => return Err(error),
+                    Err(Trouble::Broken(error)) => {
+                        patience.wait(&error.to_string()).await?;
+                        continue 'again;
+                    }
+                }
+            }
+            // Whoever has just taken over knows it before the others do.
+            let replicas = self.topology.nodes().iter().filter(|node| node.role == Role::Replica && node.healthy);
+            for node in replicas.cloned().collect::<Vec<_>>() {
+                let is_primary = |text: String| Info::parse(&text).get("role") == Some("master");
+                if self.replication(&node.id).await?.is_some_and(is_primary) {
+                    heirs.wait(&format!("{} is a primary now, and no other node says so", node.address)).await?;
+                    continue 'again;
+                }
+            }
+            return Ok(());
+        }
     }
 
     /// Refreshes until a node answers and every slot has an owner.
@@ -236,6 +270,19 @@ fn takeovers(old: &Topology, new: &Topology) -> Vec<Takeover> {
         })
     };
     old.primaries().into_iter().filter_map(heir_of).collect()
+}
+
+/// The most complete view with the latest epoch, and of several the one that most nodes share: one that was cut off hears of an epoch
+/// before it hears who has its slots by now.
+fn best(mut views: Vec<Topology>) -> Option<Topology> {
+    let rank = |view: &Topology| (std::cmp::Reverse(view.uncovered().len()), view.epoch);
+    let top = views.iter().map(rank).max()?;
+    views.retain(|view| rank(view) == top);
+    let owners: Vec<u64> = views.iter().map(Topology::owners_hash).collect();
+    let votes = |at: usize| owners.iter().filter(|of| owners.get(at) == Some(of)).count();
+    // The first of those with as many.
+    let at = (0..views.len()).rev().max_by_key(|at| votes(*at))?;
+    Some(views.swap_remove(at))
 }
 
 /// For the time when the node that the operator named is gone, or has left the cluster.
@@ -312,6 +359,23 @@ mod tests {
         };
         let reply = Value::Array(runs.iter().map(run).collect());
         Topology::from_slots(&reply, &Address::new("h", 1), &NatMap::default()).unwrap()
+    }
+
+    #[test]
+    fn of_equal_views_the_one_that_most_share_counts() {
+        let of = |epoch: u64, runs: &[(i64, i64, &[u16])]| {
+            let mut view = topology(runs);
+            view.epoch = epoch;
+            view
+        };
+        let view = |epoch: u64, first: &[u16]| of(epoch, &[(0, 99, first), (100, 16383, &[3])]);
+        let (old, new) = (|epoch| view(epoch, &[1, 2]), |epoch| view(epoch, &[2]));
+        let owner = |views: Vec<Topology>| best(views).and_then(|view| Some(view.owner(Slot(0))?.address.port));
+        assert_eq!(owner(vec![old(7), new(7), new(7)]), Some(2), "the first one has only heard of the epoch");
+        assert_eq!(owner(vec![old(6), old(6), new(7)]), Some(2));
+        assert_eq!(owner(vec![old(7), new(7)]), Some(1));
+        assert_eq!(owner(vec![of(9, &[(0, 99, &[5])]), new(7)]), Some(2), "not complete");
+        assert_eq!(owner(Vec::new()), None);
     }
 
     #[test]
