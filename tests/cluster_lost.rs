@@ -6,6 +6,7 @@ mod common;
 
 use common::clustered::{Clustered, key_on, node_of};
 use common::job::{self, until};
+use df2redis::lab::client::Client;
 use df2redis::lab::encode::owner;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
@@ -358,6 +359,60 @@ fn what_a_replica_lacks_that_takes_over_is_caught_up() {
     world.write(20);
     world.finish(tool);
     assert!(world.cluster.primaries().contains(&(3 + world.node)));
+}
+
+/// By force, with a primary that lives, and throws away what it has more when it follows its heir.
+#[test]
+fn what_a_replica_lacks_that_takes_over_by_force_is_caught_up() {
+    for node in nodes() {
+        let Some(world) = World::new(node, true) else { return };
+        let mut tool = world.start();
+        world.write(20);
+        world.wait_applied(&mut tool);
+        // The replica can no longer log in.
+        let (mut primary, mut replica) = (world.client(node), world.client(3 + node));
+        primary.run("ACL SETUSER default -psync -sync").unwrap();
+        primary.run("CLIENT KILL TYPE replica").unwrap();
+        until(&mut tool, "the replica is still linked", || {
+            replica.info("master_link_status").unwrap().as_deref() == Some("down")
+        });
+        world.write(40);
+        world.wait_applied(&mut tool);
+        let partials = world.live.partial_count();
+        let reached = |client: &mut Client| client.info("master_repl_offset").unwrap().unwrap().parse::<u64>().unwrap();
+        assert!(reached(&mut replica) < reached(&mut primary), "the replica does not lag");
+        replica.run("CLUSTER FAILOVER TAKEOVER").unwrap();
+        until(&mut tool, "nobody takes over", || {
+            let primaries = world.cluster.primaries();
+            primaries.contains(&(3 + node)) && !primaries.contains(&node)
+        });
+        world.write(20);
+        world.wait_applied(&mut tool);
+        assert!(world.live.partial_count() > partials, "the session was not begun anew\n{}", tool.said());
+        world.finish(tool);
+    }
+}
+
+/// The same where the source is not written to any more: what the heir lacks is brought without any record that would be sent there.
+#[test]
+fn what_an_heir_lacks_is_brought_while_nothing_is_written() {
+    let node = nodes()[1];
+    let Some(world) = World::new(node, true) else { return };
+    let mut tool = world.start();
+    world.write(20);
+    world.wait_applied(&mut tool);
+    let (mut primary, mut replica) = (world.client(node), world.client(3 + node));
+    primary.run("ACL SETUSER default -psync -sync").unwrap();
+    primary.run("CLIENT KILL TYPE replica").unwrap();
+    until(&mut tool, "the replica is still linked", || {
+        replica.info("master_link_status").unwrap().as_deref() == Some("down")
+    });
+    world.write(40);
+    world.wait_applied(&mut tool);
+    replica.run("CLUSTER FAILOVER TAKEOVER").unwrap();
+    let count = |client: &mut Client| client.ask(&["GET", &key_on(node, "n")]).unwrap().text();
+    until(&mut tool, "the heir does not get it", || count(&mut replica).as_deref() == Some("60"));
+    world.finish(tool);
 }
 
 /// The positions of the nodes go with a flush, and no next start takes that for a loss.
