@@ -7,11 +7,12 @@ mod common;
 
 use common::job::{binary, seeds};
 use df2redis::lab::cluster::Cluster;
-use df2redis::lab::live::stage::{self, Fault, StageOptions};
+use df2redis::lab::live::stage::{self, Fault, RunSummary, StageOptions};
 use df2redis::lab::live::target::Target;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use std::sync::Arc;
 
+/// Over all seeds, what the options say has really happened.
 fn runs(kind: ServerKind, replicas: bool, few: u64, options: impl Fn(u64) -> StageOptions) {
     let started = Cluster::start_kind(kind, 3, replicas).and_then(|cluster| {
         let judge = Arc::new(Server::start_kind(kind, ServerOptions::default())?);
@@ -22,12 +23,22 @@ fn runs(kind: ServerKind, replicas: bool, few: u64, options: impl Fn(u64) -> Sta
         Err(df2redis::lab::LabError::NoServer { what, .. }) => return eprintln!("skipped: no {what} here"),
         Err(error) => panic!("{error}"),
     };
+    let mut all = RunSummary::default();
     for seed in seeds(few) {
         match stage::run(binary(), target.clone(), kind, options(seed)) {
-            Ok(summary) => eprintln!("seed {seed}: {summary:?}"),
+            Ok(summary) => {
+                eprintln!("seed {seed}: {summary:?}");
+                all += summary;
+            }
             Err(reason) => panic!("seed {seed} into {kind:?}: {reason}"),
         }
     }
+    let of = options(seeds(few).start);
+    let has = |fault: Fault| of.faults.contains(&fault);
+    assert!(all.slots_moved > 0 || !of.slots_move, "no slot moved: {all:?}");
+    assert!(all.keys_lost > 0 || !of.keys_lost, "no key was lost: {all:?}");
+    assert!(all.fail_overs > 0 || !has(Fault::FailOver), "no replica took over: {all:?}");
+    assert!(all.kills() + all.fail_overs + all.other_faults > 0 && all.commands > 0, "nothing happened: {all:?}");
 }
 
 fn options(seed: u64, faults: &[Fault]) -> StageOptions {
@@ -53,6 +64,18 @@ fn faults_while_slots_move_lose_and_double_nothing() {
 #[test]
 fn replicas_that_take_over_lose_and_double_nothing() {
     runs(ServerKind::Redis7, true, 2, |seed| options(seed, &[Fault::FailOver, Fault::Kill]));
+}
+
+/// In the middle of a slot's move the replica of the node that takes it takes over, or that of a third one.
+#[test]
+fn replicas_that_take_over_while_slots_move_lose_and_double_nothing() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        runs(kind, true, 2, |seed| StageOptions {
+            slots_move: true,
+            faults_count: 6,
+            ..options(seed, &[Fault::FailOver, Fault::FailOver, Fault::Kill])
+        });
+    }
 }
 
 /// What the nodes lose behind the tool's back is there again as soon as the source renews it, also where it is put together out of

@@ -107,6 +107,11 @@ impl Cluster {
         Ok(Some(server))
     }
 
+    /// The shard of a node: a primary of the beginning and its replica.
+    pub fn shard_of(&self, node: usize) -> usize {
+        node % self.nodes.len().div_ceil(2).max(1)
+    }
+
     /// The port of a node.
     pub fn port(&self) -> u16 {
         self.nodes.first().map_or(0, Server::port)
@@ -178,14 +183,13 @@ impl Cluster {
 
     /// How many answers of all living nodes were `MOVED`, and `ASK`, since [`Self::forget_redirects`].
     pub fn redirects(&self) -> Result<(u64, u64), LabError> {
-        let mut sums = (0, 0);
-        for node in self.nodes.iter().filter(|node| node.pid().is_some()) {
-            let stats = node.client()?.ask(&["INFO", "errorstats"])?.text().unwrap_or_default();
-            let count = |name: &str| stats.lines().find_map(|line| line.trim_end().strip_prefix(name)?.parse().ok());
-            sums.0 += count("errorstat_MOVED:count=").unwrap_or(0);
-            sums.1 += count("errorstat_ASK:count=").unwrap_or(0);
-        }
-        Ok(sums)
+        Ok((self.errors_of("MOVED")?, self.errors_of("ASK")?))
+    }
+
+    /// How many answers of all living nodes began with this word.
+    pub fn errors_of(&self, code: &str) -> Result<u64, LabError> {
+        let living = self.nodes.iter().filter(|node| node.pid().is_some());
+        living.map(|node| node.errors_of(code)).sum()
     }
 
     pub fn forget_redirects(&self) -> Result<(), LabError> {
@@ -265,7 +269,11 @@ fn epochs(view: &str) -> Vec<(String, String)> {
 
 /// Asks again while the cluster is down: on a busy machine nodes lose sight of each other for moments.
 fn insist<A: AsRef<[u8]>>(client: &mut Client, args: &[A]) -> Result<(), LabError> {
-    let until = Instant::now() + READY_TIME_MAX;
+    insist_for(client, args, READY_TIME_MAX)
+}
+
+fn insist_for<A: AsRef<[u8]>>(client: &mut Client, args: &[A], time: Duration) -> Result<(), LabError> {
+    let until = Instant::now() + time;
     loop {
         match client.ask(args)? {
             Reply::Error(error) if Instant::now() > until => {

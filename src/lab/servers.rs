@@ -209,6 +209,13 @@ impl Server {
         Ok(stats.lines().filter(|line| !line.starts_with("cmdstat_ping:")).filter_map(refused).sum())
     }
 
+    /// How many answers began with this word since the start, or `CONFIG RESETSTAT`.
+    pub fn errors_of(&self, code: &str) -> Result<u64, LabError> {
+        let stats = self.client()?.ask(&["INFO", "errorstats"])?.text().unwrap_or_default();
+        let name = format!("errorstat_{code}:count=");
+        Ok(stats.lines().find_map(|line| line.trim_end().strip_prefix(&name)?.parse().ok()).unwrap_or(0))
+    }
+
     /// SIGKILL. The directory stays, for [`Self::restart`].
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -3,10 +3,10 @@
 //! In: slots, places of nodes. Out: the slots and their keys are there. A resharding moves several slots at once between the same
 //! two nodes: one slot is many round trips, of which a busy machine makes few a second.
 
-use super::{Cluster, insist, peer_port};
+use super::{Cluster, READY_TIME_MAX, insist, insist_for, peer_port};
 use crate::lab::LabError;
 use crate::lab::client::{Client, Reply};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Slots in a row out of which slots go to one node, before the next node takes some.
 const TURN_SLOTS: usize = 2048;
@@ -24,11 +24,16 @@ struct Mover<'a> {
     to: usize,
     source: Client,
     target: Client,
+    /// So long a node that cannot is asked again.
+    patience: Duration,
+    /// What a MIGRATE that failed has left at the other end is written over.
+    replaces: bool,
 }
 
 impl<'a> Mover<'a> {
     fn new(cluster: &'a Cluster, from: usize, to: usize) -> Result<Self, LabError> {
-        Ok(Self { cluster, from, to, source: cluster.nodes[from].client()?, target: cluster.nodes[to].client()? })
+        let (source, target) = (cluster.nodes[from].client()?, cluster.nodes[to].client()?);
+        Ok(Self { cluster, from, to, source, target, patience: READY_TIME_MAX, replaces: false })
     }
 
     fn move_slot(&mut self, slot: u16, keys_at_once: &str, pause: Duration) -> Result<(), LabError> {
@@ -36,15 +41,19 @@ impl<'a> Mover<'a> {
         let to = self.cluster.id(self.to);
         for node in [&mut self.target, &mut self.source] {
             std::thread::sleep(pause);
-            insist(node, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", to])?;
+            insist_for(node, &["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", to], self.patience)?;
         }
         Ok(())
     }
 
-    fn move_keys(&mut self, slot: u16, keys_at_once: &str, pause: Duration) -> Result<(), LabError> {
+    fn open(&mut self, slot: u16) -> Result<(), LabError> {
         let (slot, from, to) = (slot.to_string(), self.cluster.id(self.from), self.cluster.id(self.to));
-        insist(&mut self.target, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", from])?;
-        insist(&mut self.source, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", to])?;
+        insist_for(&mut self.target, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", from], self.patience)?;
+        insist_for(&mut self.source, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", to], self.patience)
+    }
+
+    fn move_keys(&mut self, slot: u16, keys_at_once: &str, pause: Duration) -> Result<(), LabError> {
+        self.open(slot)?;
         let port = peer_port(&self.cluster.nodes[self.to]).to_string();
         loop {
             std::thread::sleep(pause);
@@ -53,9 +62,11 @@ impl<'a> Mover<'a> {
             if keys.is_empty() {
                 return Ok(());
             }
-            let mut args: Vec<&[u8]> = vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", b"0", b"10000", b"KEYS"];
+            let mut args: Vec<&[u8]> = vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", b"0", b"10000"];
+            args.extend(self.replaces.then_some(b"REPLACE".as_slice()));
+            args.push(b"KEYS");
             args.extend(keys);
-            insist(&mut self.source, &args)?;
+            insist_for(&mut self.source, &args, self.patience)?;
         }
     }
 }
@@ -71,9 +82,81 @@ impl Cluster {
         Mover::new(self, from, to)?.move_slot(slot, MIGRATE_KEYS_SLOWLY, pause)
     }
 
+    /// The same where the replica of the node that takes the slot may take over meanwhile: then that one takes it, which is told so
+    /// anew, for it may know of no move.
+    pub fn move_slot_surely(&self, slot: u16, from: usize, to: usize, pause: Duration) -> Result<(), LabError> {
+        const PATIENCE: Duration = Duration::from_millis(300);
+        let until = Instant::now() + READY_TIME_MAX;
+        loop {
+            let heir = self.primaries().into_iter().find(|node| self.shard_of(*node) == self.shard_of(to));
+            let moved = heir.map_or(Ok(false), |to| {
+                let mover = Mover::new(self, from, to)?;
+                let mut mover = Mover { patience: PATIENCE, replaces: true, ..mover };
+                if self.slots_of(to)?.contains(&slot) {
+                    let end = ["CLUSTER", "SETSLOT", &slot.to_string(), "NODE", self.id(to)];
+                    return insist_for(&mut mover.source, &end, PATIENCE).map(|()| true);
+                }
+                mover.move_slot(slot, MIGRATE_KEYS_SLOWLY, pause).map(|()| true)
+            });
+            match moved {
+                Ok(true) => return Ok(()),
+                Err(error) if Instant::now() > until => return Err(error),
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
     /// Begins to move a slot: all its keys are at the other node, and it is not that one's yet.
     pub fn half_move_slot(&self, slot: u16, from: usize, to: usize) -> Result<(), LabError> {
         Mover::new(self, from, to)?.move_keys(slot, MIGRATE_KEYS, Duration::ZERO)
+    }
+
+    /// Begins to move a slot: only these of its keys are at the other node.
+    pub fn half_move_key(&self, slot: u16, from: usize, to: usize, keys: &[&str]) -> Result<(), LabError> {
+        let mut mover = Mover::new(self, from, to)?;
+        mover.open(slot)?;
+        let port = peer_port(&self.nodes[to]).to_string();
+        let args = ["MIGRATE", "127.0.0.1", &port, "", "0", "10000", "KEYS"];
+        insist(&mut mover.source, &[&args, keys].concat())
+    }
+
+    /// Moves a run of slots with all their keys at once (Valkey 9: `CLUSTER MIGRATESLOTS`), and waits until it is done.
+    pub fn move_atomically(&self, slots: (u16, u16), from: usize, to: usize) -> Result<(), LabError> {
+        let until = Instant::now() + READY_TIME_MAX;
+        loop {
+            self.begin_atomic_move(slots, from, to)?;
+            let state = loop {
+                let state = self.atomic_move_state(from)?;
+                if ["success", "failed", "cancelled"].contains(&state.as_str()) || Instant::now() > until {
+                    break state;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            match state.as_str() {
+                "success" => return Ok(()),
+                // A busy machine: it is begun anew, as an operator would.
+                "failed" if Instant::now() < until => {}
+                state => {
+                    let peer = self.nodes[from].address().to_string();
+                    return Err(LabError::Reply { peer, reason: format!("an atomic move of slots ended as {state}") });
+                }
+            }
+        }
+    }
+
+    pub fn begin_atomic_move(&self, (first, last): (u16, u16), from: usize, to: usize) -> Result<(), LabError> {
+        let (first, last) = (first.to_string(), last.to_string());
+        let args = ["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", &first, &last, "NODE", self.id(to)];
+        insist(&mut self.nodes[from].client()?, &args)
+    }
+
+    /// What a node says of the atomic move that was begun last.
+    pub fn atomic_move_state(&self, node: usize) -> Result<String, LabError> {
+        let moves = self.nodes[node].client()?.run("CLUSTER GETSLOTMIGRATIONS")?;
+        let text = |reply: &Reply| reply.bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let last = moves.array().unwrap_or_default().first().and_then(Reply::array).unwrap_or_default();
+        let state = last.chunks(2).find(|pair| pair.first().and_then(text).as_deref() == Some("state"));
+        Ok(state.and_then(|pair| text(pair.get(1)?)).unwrap_or_default())
     }
 
     /// Moves every `step`-th slot of every primary to the next one. How many slots that were.

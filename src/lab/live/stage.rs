@@ -311,7 +311,7 @@ impl LiveStage {
             Fault::StallFlow => master.iter().for_each(|master| master.stall_flow(flow, time)),
             Fault::KillLanes => self.target.kill_lanes().map(drop).map_err(text)?,
             Fault::StallTarget => self.target.stall(time, &mut self.rng).map_err(text)?,
-            Fault::FailOver => self.target.fail_over(&mut self.rng).map_err(text)?,
+            Fault::FailOver => self.target.fail_over(&mut self.rng, self.mover.as_ref()).map_err(text)?,
             Fault::RestartSource => self.live.restart().map_err(text)?,
         }
         match fault {

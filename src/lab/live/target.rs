@@ -10,8 +10,8 @@ use crate::lab::rng::Rng;
 use crate::lab::servers::{Server, ServerKind};
 use crate::lab::torture::{compare, compare_within, is_stable};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// MIGRATE hands on a time to live, not a time: each move of a key delays its expiry by what it took.
@@ -106,11 +106,14 @@ impl Target {
         }
     }
 
-    /// Some replica takes over from its primary.
-    pub fn fail_over(&self, rng: &mut Rng) -> Result<(), LabError> {
+    /// Some replica takes over from its primary, while slots may move.
+    pub fn fail_over(&self, rng: &mut Rng, mover: Option<&Mover>) -> Result<(), LabError> {
         let Self::Cluster { cluster, .. } = self else { return Ok(()) };
         let primaries = cluster.primaries();
-        let replicas: Vec<usize> = (0..cluster.nodes.len()).filter(|node| !primaries.contains(node)).collect();
+        let mut replicas: Vec<usize> = (0..cluster.nodes.len()).filter(|node| !primaries.contains(node)).collect();
+        // A replica does not know, before Valkey 8, that a slot of its primary is on the move: of its keys that have been moved already
+        // it would say that they are not there, and what is written to them then is lost. No client could help that.
+        let _failing = mover.map(|mover| mover.keep_out(cluster, &mut replicas, rng));
         match replicas.get(rng.below(replicas.len().max(1) as u64) as usize) {
             Some(replica) => cluster.fail_over(*replica),
             None => Ok(()),
@@ -131,16 +134,49 @@ impl Target {
 /// Moves slots that hold keys to and fro, key by key, until it is dropped: at every moment a slot may be half moved.
 pub struct Mover {
     stop: Arc<AtomicBool>,
+    shards: Arc<Mutex<Shards>>,
     moved: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<Result<(), LabError>>>,
+}
+
+/// Shards of which one gives slots away, or one is being failed over, now.
+#[derive(Default)]
+struct Shards {
+    gives: Option<usize>,
+    fails_over: Option<usize>,
+}
+
+/// A shard that gives no slots away as long as this lives.
+struct FailingOver(Arc<Mutex<Shards>>);
+
+impl Drop for FailingOver {
+    fn drop(&mut self) {
+        lock(&self.0).fails_over = None;
+    }
+}
+
+fn lock(shards: &Mutex<Shards>) -> MutexGuard<'_, Shards> {
+    shards.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Mover {
     pub fn start(cluster: Arc<Cluster>, seed: u64) -> Self {
         let (stop, moved) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (stopping, counter) = (stop.clone(), moved.clone());
-        let thread = std::thread::spawn(move || move_slots(&cluster, Rng::new(seed ^ 0x510f), &stopping, &counter));
-        Self { stop, moved, thread: Some(thread) }
+        let shards = Arc::<Mutex<Shards>>::default();
+        let (stopping, counter, claims) = (stop.clone(), moved.clone(), shards.clone());
+        let rng = Rng::new(seed ^ 0x510f);
+        let thread = std::thread::spawn(move || move_slots(&cluster, rng, &stopping, &counter, &claims));
+        Self { stop, moved, shards, thread: Some(thread) }
+    }
+
+    /// Leaves one of these replicas, whose shard gives no slot away, nor begins to for so long.
+    fn keep_out(&self, cluster: &Cluster, replicas: &mut Vec<usize>, rng: &mut Rng) -> FailingOver {
+        let mut shards = lock(&self.shards);
+        replicas.retain(|replica| Some(cluster.shard_of(*replica)) != shards.gives);
+        let chosen = rng.below(replicas.len().max(1) as u64) as usize;
+        *replicas = replicas.get(chosen).copied().into_iter().collect();
+        shards.fails_over = replicas.first().map(|replica| cluster.shard_of(*replica));
+        FailingOver(self.shards.clone())
     }
 
     /// Ends behind the slot that is being moved. How many were moved.
@@ -164,14 +200,30 @@ impl Drop for Mover {
     }
 }
 
-fn move_slots(cluster: &Cluster, mut rng: Rng, stop: &AtomicBool, moved: &AtomicU64) -> Result<(), LabError> {
+fn move_slots(
+    cluster: &Cluster,
+    mut rng: Rng,
+    stop: &AtomicBool,
+    moved: &AtomicU64,
+    shards: &Mutex<Shards>,
+) -> Result<(), LabError> {
     // Slots that one node gives to another before the next one's turn: see the head of `lab::cluster`.
     const TURN_SLOTS: u64 = 6;
     while !stop.load(Ordering::Acquire) {
         let primaries = cluster.primaries();
         let from = primaries[rng.below(primaries.len() as u64) as usize];
         let to = primaries[rng.below(primaries.len() as u64) as usize];
-        if from == to {
+        let shard = cluster.shard_of(from);
+        {
+            let mut shards = lock(shards);
+            if cluster.shard_of(to) == shard || shards.fails_over == Some(shard) {
+                continue;
+            }
+            shards.gives = Some(shard);
+        }
+        // A replica of its may have taken over since.
+        if !cluster.primaries().contains(&from) {
+            lock(shards).gives = None;
             continue;
         }
         for _ in 0..1 + rng.below(TURN_SLOTS) {
@@ -181,12 +233,16 @@ fn move_slots(cluster: &Cluster, mut rng: Rng, stop: &AtomicBool, moved: &Atomic
             // A slot with several keys is met more often. The node may hold a key that is on its way.
             let slot = client.ask(&[b"CLUSTER".as_slice(), b"KEYSLOT", key])?.int().unwrap_or(0) as u16;
             let pause = Duration::from_micros(rng.below(4000));
-            cluster.move_slot_slowly(slot, from, to, pause)?;
+            match cluster.nodes.len() > primaries.len() {
+                true => cluster.move_slot_surely(slot, from, to, pause)?,
+                false => cluster.move_slot_slowly(slot, from, to, pause)?,
+            }
             moved.fetch_add(1, Ordering::Relaxed);
             if stop.load(Ordering::Acquire) {
                 break;
             }
         }
+        lock(shards).gives = None;
         cluster.wait_agreed()?;
     }
     Ok(())
