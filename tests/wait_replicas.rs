@@ -11,6 +11,7 @@ use df2redis::lab::encode::owner;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
+use df2redis::lab::proxy::{Faulty, Proxy};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Tool, compare, wait_for};
 use df2redis::redis::slot::slot;
@@ -107,9 +108,14 @@ impl Job {
 
     #[track_caller]
     fn assert_equal(&self, server: &Server) {
+        self.assert_equal_to(server, ServerKind::Redis7);
+    }
+
+    #[track_caller]
+    fn assert_equal_to(&self, server: &Server, kind: ServerKind) {
         let truth = self.dir.path().join("truth.jsonl");
         self.live.write_truth(&truth).unwrap();
-        compare(server, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", self.tool.said()));
+        compare(server, kind, &truth).unwrap_or_else(|text| panic!("{text}\n{}", self.tool.said()));
     }
 
     /// By flow: the largest LSN that was acknowledged so far.
@@ -286,6 +292,100 @@ fn a_cutover_hands_over_only_what_the_replica_has() {
     job.assert_equal(&primary);
 }
 
+/// What a name in front of one server makes of a failover: the old one is killed, the heir has the address.
+fn take_over(proxy: &Proxy, primary: &mut Server, heir: &Server) {
+    primary.kill();
+    heir.client().unwrap().run("REPLICAOF NO ONE").unwrap();
+    proxy.set_server(heir.port());
+    proxy.drop_all();
+}
+
+fn write_some(live: &Live, from: u64) {
+    for n in from..from + 60 {
+        run(live, &format!("INCR n:{}", n % 7));
+        run(live, &format!("RPUSH list:{} {n}", n % 5));
+        run(live, &format!("APPEND text:{} <{n}>", n % 3));
+    }
+}
+
+/// Whoever takes over the address of one server holds data and position of one moment, and with `--wait-replicas` no earlier one than
+/// what was acknowledged.
+#[test]
+fn the_replica_behind_one_address_takes_over() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some([mut primary, heir]) = pair(kind) else { continue };
+        let proxy = Proxy::start(primary.port(), |_| Faulty::default()).unwrap();
+        let mut job = Job::start(live(), proxy.port(), &["--wait-replicas", "1:300ms"]);
+        write_some(&job.live, 0);
+        job.wait_acknowledged();
+        let resumable = wait_for(|| (job.status()["resumable"] == true).then_some(()));
+        assert!(resumable.is_some(), "{}\n{}", job.status(), job.tool.said());
+        let (before, partials) = (job.live.master().unwrap().requests().len(), job.live.partial_count());
+        write_some(&job.live, 60);
+        let acknowledged = job.acknowledged();
+        take_over(&proxy, &mut primary, &heir);
+        write_some(&job.live, 120);
+        let Some(third) = server_with(kind, ServerOptions::default()) else { return };
+        third.client().unwrap().run(&format!("REPLICAOF 127.0.0.1 {}", heir.port())).unwrap();
+        job.wait_acknowledged();
+        assert!(job.live.partial_count() > partials, "{}", job.tool.said());
+        for (flow, lsn) in asked_from(&job, before) {
+            assert!(lsn >= acknowledged[flow], "flow {flow}: {lsn} of {acknowledged:?}\n{}", job.tool.said());
+        }
+        job.stop();
+        job.assert_equal_to(&heir, kind);
+    }
+}
+
+/// Without it the heir may lag: the job goes on from where that one stands, by a partial sync.
+#[test]
+fn a_replica_behind_one_address_that_lags_takes_over() {
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some([mut primary, heir]) = pair(kind) else { continue };
+        let proxy = Proxy::start(primary.port(), |_| Faulty::default()).unwrap();
+        let mut job = Job::start(live(), proxy.port(), &[]);
+        write_some(&job.live, 0);
+        job.wait_acknowledged();
+        let resumable = wait_for(|| (job.status()["resumable"] == true).then_some(()));
+        assert!(resumable.is_some(), "{}\n{}", job.status(), job.tool.said());
+        let (mut of_primary, mut of_heir) = (primary.client().unwrap(), heir.client().unwrap());
+        let at = |client: &mut Client| [0, 1].map(|flow| position(client, flow));
+        let met = wait_for(|| (at(&mut of_primary) == at(&mut of_heir)).then_some(()));
+        assert!(met.is_some(), "the replica does not come so far");
+        // It can no longer log in.
+        of_heir.run("CONFIG SET masteruser nobody").unwrap();
+        of_heir.run("CONFIG SET masterauth x").unwrap();
+        of_primary.run("CLIENT KILL TYPE replica").unwrap();
+        until(&mut job.tool, "the replica is still linked", || {
+            of_heir.info("master_link_status").unwrap().as_deref() == Some("down")
+        });
+        write_some(&job.live, 60);
+        job.wait_acknowledged();
+        let (lags, acknowledged) = (at(&mut of_heir), job.acknowledged());
+        assert!(lags.iter().zip(&acknowledged).any(|(lags, acked)| lags < acked), "{lags:?} of {acknowledged:?}");
+        let (before, partials) = (job.live.master().unwrap().requests().len(), job.live.partial_count());
+        take_over(&proxy, &mut primary, &heir);
+        write_some(&job.live, 120);
+        until(&mut job.tool, "no session is begun anew", || job.live.partial_count() > partials);
+        job.wait_acknowledged();
+        let asked = asked_from(&job, before);
+        assert!(asked.iter().any(|(flow, lsn)| *lsn == lags[*flow]), "{asked:?} of {lags:?}\n{}", job.tool.said());
+        job.stop();
+        job.assert_equal_to(&heir, kind);
+    }
+}
+
+/// The LSNs from which flows asked to go on, in the registrations behind the first `before` requests.
+fn asked_from(job: &Job, before: usize) -> Vec<(usize, u64)> {
+    let requests = job.live.master().unwrap().requests();
+    let flows = requests.iter().skip(before).map(|line| line.split(' ').collect::<Vec<_>>());
+    let of = |words: Vec<&str>| match words.as_slice() {
+        ["DFLY", "FLOW", _, _, flow, lsn] => Some((flow.parse().ok()?, lsn.parse().ok()?)),
+        _ => None,
+    };
+    flows.filter_map(of).collect()
+}
+
 fn node_of(key: &str) -> usize {
     usize::from(slot(key.as_bytes()).0) * 3 / 16384
 }
@@ -357,17 +457,6 @@ impl OnCluster {
         let resumable = wait_for(|| (self.job.status()["resumable"] == true).then_some(()));
         assert!(resumable.is_some(), "{}\n{}", self.job.status(), self.job.tool.said());
     }
-
-    /// The LSNs from which flows asked to go on, in the registrations behind the first `before` requests.
-    fn asked_from(&self, before: usize) -> Vec<(usize, u64)> {
-        let requests = self.job.live.master().unwrap().requests();
-        let flows = requests.iter().skip(before).map(|line| line.split(' ').collect::<Vec<_>>());
-        let of = |words: Vec<&str>| match words.as_slice() {
-            ["DFLY", "FLOW", _, _, flow, lsn] => Some((flow.parse().ok()?, lsn.parse().ok()?)),
-            _ => None,
-        };
-        flows.filter_map(of).collect()
-    }
 }
 
 /// SIGKILL of primaries under load, one after the other, each one's replica taking over: the job goes on from no position below what it
@@ -390,7 +479,7 @@ fn what_was_acknowledged_outlives_the_primaries_of_a_cluster() {
         world.cluster.nodes[node].restart().unwrap();
         world.cluster.wait_ok().unwrap();
         world.wait_acknowledged();
-        let asked = world.asked_from(before);
+        let asked = asked_from(&world.job, before);
         assert!(!asked.is_empty(), "{:?}", world.job.live.master().unwrap().requests());
         for (flow, lsn) in asked {
             assert!(lsn >= acknowledged[flow], "flow {flow}: {lsn} of {acknowledged:?}\n{}", world.job.tool.said());
@@ -439,7 +528,7 @@ fn a_replica_that_lagged_behind_takes_over_and_nothing_told_is_lost() {
     world.cluster.nodes[node].restart().unwrap();
     world.write(10);
     world.wait_acknowledged();
-    for (flow, lsn) in world.asked_from(before) {
+    for (flow, lsn) in asked_from(&world.job, before) {
         assert!(lsn >= acknowledged[flow], "flow {flow}: {lsn} of {acknowledged:?}\n{}", world.job.tool.said());
     }
     assert!(world.cluster.primaries().contains(&heir));

@@ -8,7 +8,7 @@
 use super::LabError;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -62,7 +62,8 @@ pub struct Proxy {
 }
 
 struct Shared {
-    server: SocketAddr,
+    /// Of 127.0.0.1.
+    server: AtomicU16,
     plan: Plan,
     stopping: AtomicBool,
     paused: AtomicBool,
@@ -78,7 +79,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            server: SocketAddr::from(([127, 0, 0, 1], port)),
+            server: AtomicU16::new(port),
             plan: Box::new(plan),
             stopping: AtomicBool::new(false),
             paused: AtomicBool::new(false),
@@ -104,6 +105,11 @@ impl Proxy {
     /// Connections cut by the plan so far.
     pub fn cuts_count(&self) -> u64 {
         self.shared.cuts_count.load(Ordering::Relaxed)
+    }
+
+    /// New connections go to the server on this port of 127.0.0.1: another one has the address now.
+    pub fn set_server(&self, port: u16) {
+        self.shared.server.store(port, Ordering::Release);
     }
 
     /// While paused nothing passes in either direction, and no connection is closed.
@@ -156,7 +162,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let number = shared.accepted_count.fetch_add(1, Ordering::Relaxed);
         let faulty = (shared.plan)(number);
-        let Ok(server) = TcpStream::connect(shared.server) else {
+        let Ok(server) = TcpStream::connect(("127.0.0.1", shared.server.load(Ordering::Acquire))) else {
             client.shutdown(Shutdown::Both).ok();
             continue;
         };
