@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Contents, FlowBytes, Hand, contents, migrate, noise, server_with};
+use common::{Contents, FlowBytes, Hand, contents, migrate, noise, server_with, whole_contents};
 use df2redis::lab::LabError;
 use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
 use df2redis::lab::cluster::Cluster;
@@ -26,6 +26,9 @@ const BEFORE: &[&str] = &[
     "SET t text PXAT 99999999999999",
     "HSET h f v",
     "XADD x 5-1 f v",
+    "XADD x 6-1 f w",
+    "XGROUP CREATE x readers 5-1",
+    "XCLAIM x readers ann 0 6-1 TIME 1700000000000 RETRYCOUNT 3 FORCE JUSTID LASTID 6-1",
 ];
 
 /// Each over several slots; the last key of each is its own.
@@ -104,13 +107,13 @@ fn every_command_comes_to_what_one_server_makes_of_it() {
         assert_eq!(names.len(), 10, "two names in one slot");
         let lines: Vec<&str> = BEFORE.iter().chain(COMMANDS).copied().collect();
         lines.iter().for_each(|line| tell(&judge, line));
-        let wanted: Contents = contents(&mut judge.client().unwrap());
+        let wanted: Contents = whole_contents(&mut judge.client().unwrap());
         // What MSET writes in a full sync may have been deleted silently: the source is asked.
         let master = Hand::new(vec![source(&lines)]).holds(0, b"q").start();
         let run = migrate(master.port(), cluster.port(), &[]);
         run.expect_code(0);
         cluster.gather(&judge).unwrap();
-        let found = contents(&mut judge.client().unwrap());
+        let found = whole_contents(&mut judge.client().unwrap());
         for (key, value) in &wanted {
             assert_eq!(found.get(key), Some(value), "{kind:?} {}\n{}", key.1.escape_ascii(), run.stderr);
         }

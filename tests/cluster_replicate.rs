@@ -3,10 +3,11 @@
 
 mod common;
 
-use common::{Contents, contents, server};
+use common::{Contents, server, whole_contents};
 use df2redis::lab::LabError;
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::encode as enc;
+use df2redis::lab::flow::Gate;
 use df2redis::lab::journal;
 use df2redis::lab::master::{Master, MasterOptions};
 use df2redis::lab::recordings::{Recording, recording};
@@ -75,10 +76,12 @@ fn words_of<const N: usize>(name: &str, keys: [String; N], rest: &str) -> Vec<St
     std::iter::once(name.to_owned()).chain(keys).chain(rest).collect()
 }
 
-/// A cluster, a source whose journal goes on for `stable_ms`, and what must be there in the end.
+/// A cluster, a source whose journal goes on for `stable_ms`, and what must be there in the end. The last tenth of the journal comes
+/// only when all faults were done.
 struct Stage {
     cluster: Cluster,
     master: Master,
+    gate: Gate,
     judge: Contents,
     wanted: Vec<Option<u64>>,
     dir: tempfile::TempDir,
@@ -124,9 +127,11 @@ impl Stage {
         let mut replay = Replay::new(recording).unwrap();
         (replay.snapshot_time, replay.stable_time) =
             (Some(Duration::from_millis(100)), Some(Duration::from_millis(stable_ms)));
+        let gate = Gate::default();
+        replay.journal_gate = Some(gate.clone());
         let master = Master::start(Arc::new(replay), MasterOptions::default()).unwrap();
-        let judge = own(contents(&mut plain.client().unwrap()));
-        Some(Self { cluster, master, judge, wanted, dir: tempfile::tempdir().unwrap() })
+        let judge = own(whole_contents(&mut plain.client().unwrap()));
+        Some(Self { cluster, master, gate, judge, wanted, dir: tempfile::tempdir().unwrap() })
     }
 
     fn start(&self) -> Tool {
@@ -150,9 +155,25 @@ impl Stage {
         assert!(reached.is_some(), "the journal does not begin:\n{}", tool.said());
     }
 
+    /// It was sent elsewhere by nodes that have given slots away.
+    #[track_caller]
+    fn met_redirects(&self, tool: &mut Tool) {
+        let met = wait_for(|| (self.cluster.redirects().unwrap().0 > 0).then_some(()));
+        assert!(met.is_some() && tool.ended().is_none(), "nobody was sent elsewhere\n{}", tool.said());
+    }
+
+    /// It has begun a session anew, for a replica that took over.
+    #[track_caller]
+    fn met_takeover(&self, tool: &mut Tool, partials: u64) {
+        let met = wait_for(|| (self.master.partial_count() > partials).then_some(()));
+        assert!(met.is_some() && tool.ended().is_none(), "no session was begun anew\n{}", tool.said());
+    }
+
     /// Lets the tool come to the end, and compares.
     #[track_caller]
     fn finish(&self, mut tool: Tool) {
+        assert_ne!(self.master.acks(), self.wanted, "the journal was over");
+        self.gate.open();
         let until = Instant::now() + Duration::from_secs(120);
         while self.master.acks() != self.wanted {
             assert_eq!(tool.ended(), None, "{}", tool.said());
@@ -166,7 +187,7 @@ impl Stage {
         self.cluster.wait_ok().unwrap();
         let plain = server(ServerKind::Valkey9).or_else(|| server(ServerKind::Redis7)).unwrap();
         self.cluster.gather(&plain).unwrap();
-        let found = own(contents(&mut plain.client().unwrap()));
+        let found = own(whole_contents(&mut plain.client().unwrap()));
         let differs: Vec<String> = self
             .judge
             .iter()
@@ -295,7 +316,9 @@ fn slots_move_while_the_journal_is_followed() {
         let Some(stage) = Stage::of(kind, false, 6000, 6000) else { continue };
         let mut tool = stage.start();
         stage.wait_stable(&mut tool);
+        stage.cluster.forget_redirects().unwrap();
         stage.cluster.reshard(8).unwrap();
+        stage.met_redirects(&mut tool);
         stage.finish(tool);
     }
 }
@@ -306,10 +329,12 @@ fn replicas_take_over_while_the_journal_is_followed() {
         let Some(stage) = Stage::new(kind, 6000, 6000) else { continue };
         let mut tool = stage.start();
         stage.wait_stable(&mut tool);
+        let partials = stage.master.partial_count();
         for replica in [3, 4, 5, 0] {
             stage.cluster.fail_over(replica).unwrap();
             std::thread::sleep(Duration::from_millis(300));
         }
+        stage.met_takeover(&mut tool, partials);
         stage.finish(tool);
     }
 }
@@ -321,7 +346,10 @@ fn a_killed_primary_is_replaced() {
         let Some(mut stage) = Stage::new(kind, 6000, 5000) else { continue };
         let mut tool = stage.start();
         stage.wait_stable(&mut tool);
+        let partials = stage.master.partial_count();
         stage.cluster.kill(node);
+        stage.met_takeover(&mut tool, partials);
+        assert!(stage.cluster.primaries().contains(&(3 + node)));
         stage.finish(tool);
     }
 }
@@ -332,7 +360,9 @@ fn a_full_reshard_while_the_journal_is_followed() {
     let Some(stage) = Stage::of(ServerKind::Redis7, false, 8000, 15_000) else { return };
     let mut tool = stage.start();
     stage.wait_stable(&mut tool);
+    stage.cluster.forget_redirects().unwrap();
     assert_eq!(stage.cluster.reshard(1).unwrap(), 16384);
+    stage.met_redirects(&mut tool);
     stage.finish(tool);
 }
 

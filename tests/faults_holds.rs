@@ -9,6 +9,7 @@ use df2redis::lab::encode;
 use df2redis::lab::flow::Faults;
 use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::wait_for;
 use std::time::{Duration, Instant};
 
 /// Strings, long lists in chunks, counters and logs in journal blobs. Returns what must be there in the end.
@@ -54,8 +55,8 @@ fn assert_truth(server: &Server, truth: &Contents) {
     assert_eq!(found.len(), truth.len());
 }
 
-/// The server refuses, in the middle of a load, what `refuse` sets, and takes it again after `restore`.
-fn refused_for_a_while(refuse: &[&[&str]], restore: &[&[&str]], more: &[&str]) {
+/// The server refuses, in the middle of a load, with this word, what `refuse` sets, and takes it again after `restore`.
+fn refused_for_a_while(code: &str, refuse: &[&[&str]], restore: &[&[&str]], more: &[&str]) {
     let Some(server) = server(ServerKind::Redis7) else { return };
     let (flow, truth) = source();
     let master = Hand::new(vec![flow]).faulty(Faults::default().slow(400_000));
@@ -65,6 +66,8 @@ fn refused_for_a_while(refuse: &[&[&str]], restore: &[&[&str]], more: &[&str]) {
     let mut client = server.client().unwrap();
     wait_for_keys(&mut client, 50);
     refuse.iter().for_each(|line| drop(client.ask(line).unwrap()));
+    let met = wait_for(|| (!running.is_running() || server.errors_of(code).unwrap() > 0).then_some(()));
+    assert!(met.is_some(), "nothing was refused by {code}");
     std::thread::sleep(Duration::from_millis(1500));
     assert!(running.is_running(), "it gave up at once");
     restore.iter().for_each(|line| drop(client.ask(line).unwrap()));
@@ -84,12 +87,13 @@ fn wait_for_keys(client: &mut Client, count: i64) {
 
 #[test]
 fn out_of_memory_holds_until_memory_frees() {
-    refused_for_a_while(&[&["CONFIG", "SET", "maxmemory", "1mb"]], &[&["CONFIG", "SET", "maxmemory", "0"]], &[]);
+    refused_for_a_while("OOM", &[&["CONFIG", "SET", "maxmemory", "1mb"]], &[&["CONFIG", "SET", "maxmemory", "0"]], &[]);
 }
 
 #[test]
 fn a_server_without_enough_replicas_is_waited_for() {
     refused_for_a_while(
+        "NOREPLICAS",
         &[&["CONFIG", "SET", "min-replicas-to-write", "1"]],
         &[&["CONFIG", "SET", "min-replicas-to-write", "0"]],
         &[],
@@ -98,12 +102,13 @@ fn a_server_without_enough_replicas_is_waited_for() {
 
 #[test]
 fn a_read_only_server_is_waited_for() {
-    refused_for_a_while(&[&["REPLICAOF", "127.0.0.1", "1"]], &[&["REPLICAOF", "NO", "ONE"]], &[]);
+    refused_for_a_while("READONLY", &[&["REPLICAOF", "127.0.0.1", "1"]], &[&["REPLICAOF", "NO", "ONE"]], &[]);
 }
 
 #[test]
 fn access_taken_away_and_given_back() {
     refused_for_a_while(
+        "NOPERM",
         &[&["ACL", "SETUSER", "default", "-set", "-rpush", "-append"]],
         &[&["ACL", "SETUSER", "default", "+@all"]],
         &[],

@@ -191,6 +191,7 @@ fn client_kill_while_loading() {
     let run = running.wait();
     // The control connections were hit as well.
     run.expect_code(0);
+    assert!(run.report["counters"]["reconnects"].as_u64().unwrap() > 0, "no connection was lost: {}", run.stdout);
     assert_truth(&server, &truth, "client kill");
 }
 

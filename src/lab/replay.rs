@@ -5,7 +5,7 @@
 //! if every record had been produced and only their sending took time. Pieces and faults are
 //! the master's ([`super::flow::Faults`]).
 
-use super::flow::FlowWriter;
+use super::flow::{FlowWriter, Gate};
 use super::master::{Feed, FlowFeed, Held, Identity, Master, MasterOptions};
 use super::recordings::Recording;
 use super::truth::TruthMap;
@@ -23,6 +23,8 @@ pub struct Replay {
     /// How long each flow takes to send its snapshot, and its journal; `None`: as fast as it is read.
     pub snapshot_time: Option<Duration>,
     pub stable_time: Option<Duration>,
+    /// The last tenth of each flow's journal is sent only once this is open.
+    pub journal_gate: Option<Gate>,
     /// By flow: where each record of the stable journal begins; empty where the journal cannot be walked.
     starts: Vec<Arc<Vec<usize>>>,
 }
@@ -37,7 +39,15 @@ impl Replay {
             })
             .collect();
         let recording = Arc::new(recording);
-        Ok(Self { recording, truth, snapshot_only: false, snapshot_time: None, stable_time: None, starts })
+        Ok(Self {
+            recording,
+            truth,
+            snapshot_only: false,
+            snapshot_time: None,
+            stable_time: None,
+            journal_gate: None,
+            starts,
+        })
     }
 
     /// Starts a master that serves `recording` on a free port of 127.0.0.1.
@@ -103,6 +113,7 @@ impl Replay {
             end,
             snapshot_time: self.snapshot_time,
             stable_time: self.stable_time,
+            journal_gate: self.journal_gate.clone(),
             starts: self.starts[flow].clone(),
             resume: None,
         }
@@ -115,6 +126,7 @@ struct ReplayFlow {
     end: usize,
     snapshot_time: Option<Duration>,
     stable_time: Option<Duration>,
+    journal_gate: Option<Gate>,
     starts: Arc<Vec<usize>>,
     /// A partial sync: index of the first record in `starts`, and its LSN.
     resume: Option<(usize, u64)>,
@@ -123,6 +135,21 @@ struct ReplayFlow {
 impl ReplayFlow {
     fn send(&self, out: &mut FlowWriter, from: usize, to: usize) -> io::Result<()> {
         out.write(self.recording.flows[self.flow].get(from..to).unwrap_or_default())
+    }
+
+    /// The journal from here on, held where it is to be.
+    fn send_rest(&self, out: &mut FlowWriter, from: usize) -> io::Result<()> {
+        let Some(gate) = &self.journal_gate else { return self.send(out, from, self.end) };
+        let held = self
+            .starts
+            .get(self.starts.len() * 9 / 10)
+            .map_or(0, |start| start + self.recording.snapshot_bytes(self.flow));
+        let held = held.max(from);
+        self.send(out, from, held)?;
+        while !gate.is_open() && !out.is_cancelled() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.send(out, held, self.end)
     }
 }
 
@@ -151,13 +178,13 @@ impl FlowFeed for ReplayFlow {
         if let Some(time) = self.stable_time {
             out.pace(((self.end - begin) as f64 / time.as_secs_f64()) as u64);
         }
-        let Some((index, lsn)) = self.resume else { return self.send(out, begin, self.end) };
+        let Some((index, lsn)) = self.resume else { return self.send_rest(out, begin) };
         let start_of = |index: usize| self.starts.get(index).map_or(self.end, |start| begin + start);
         if index < self.starts.len() {
             // A master's first record in stable sync is always followed by a marker.
             self.send(out, start_of(index), start_of(index + 1))?;
             out.write(&journal::marker(lsn))?;
         }
-        self.send(out, start_of(index + 1), self.end)
+        self.send_rest(out, start_of(index + 1))
     }
 }

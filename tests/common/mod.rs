@@ -382,6 +382,53 @@ pub fn contents(client: &mut Client) -> Contents {
     all
 }
 
+/// The same with the entries of streams, their groups, consumers and pending entries, and with expiries.
+pub fn whole_contents(client: &mut Client) -> Contents {
+    let mut all = contents(client);
+    for ((db, key), (kind, values)) in &mut all {
+        client.ask(&["SELECT", &db.to_string()]).unwrap();
+        if kind == "stream" {
+            *values = flatten(&client.ask(&[b"XRANGE".as_slice(), key, b"-", b"+"]).unwrap());
+            let full = [b"XINFO".as_slice(), b"STREAM", key, b"FULL", b"COUNT", b"0"];
+            values.extend(stream_state(&client.ask(&full).unwrap()));
+        }
+        let expiry = client.ask(&[b"PEXPIRETIME".as_slice(), key]).unwrap().int().unwrap();
+        if expiry > 0 {
+            values.push(format!("expires at {expiry}").into_bytes());
+        }
+    }
+    client.ask(&["SELECT", "0"]).unwrap();
+    all
+}
+
+/// What `XINFO STREAM ... FULL` says of ids, groups, consumers and pending entries; not when somebody was seen.
+fn stream_state(full: &Reply) -> Vec<Vec<u8>> {
+    let mut state = Vec::new();
+    for pair in full.array().unwrap().chunks(2) {
+        let [name, value] = pair else { continue };
+        match name.text().unwrap().as_str() {
+            "last-generated-id" | "entries-added" | "max-deleted-entry-id" | "name" | "last-delivered-id" => {
+                state.push(name.bytes().unwrap().to_vec());
+                state.extend(flatten(value));
+            }
+            "groups" | "consumers" => value.array().unwrap().iter().for_each(|of| state.extend(stream_state(of))),
+            // Id, consumer, time of delivery, deliveries; of a consumer's without its name.
+            "pel" | "pending" => state.extend(value.array().unwrap().iter().flat_map(|entry| {
+                let fields = entry.array().unwrap();
+                let times = fields.len().saturating_sub(2);
+                fields
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| *at != times)
+                    .flat_map(|(_, field)| flatten(field))
+                    .collect::<Vec<_>>()
+            })),
+            _ => {}
+        }
+    }
+    state
+}
+
 fn flatten(reply: &Reply) -> Vec<Vec<u8>> {
     match reply {
         Reply::Array(replies) => replies.iter().flat_map(flatten).collect(),
