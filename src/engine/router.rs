@@ -458,7 +458,9 @@ impl Router {
             }
         }
         let names = homes::to_text(&self.homes, self.confirmed.iter().map(|(flow, _)| *flow));
-        if names != self.homes_there {
+        // The first positions there are enough. Waiting for newer ones each time would never end where answers take longer than
+        // it takes to write the next.
+        if names != self.homes_there && self.homes_sent.as_ref().is_none_or(|(_, sent)| *sent != names) {
             self.homes_sent = Some((queued(lanes), names));
         }
     }

@@ -429,6 +429,41 @@ fn every_node_keeps_the_positions() {
     assert!(world.waiting(checkpoint).contains("lsn:3 7") && !world.waiting(checkpoint).contains("homes"));
 }
 
+/// Answers take longer than it takes until the next positions are written.
+#[test]
+fn homes_are_named_though_positions_are_always_under_way() {
+    let mut world = world(Resumed::new());
+    let checkpoint = world.router.lane_of(slot(b"df2redis:checkpoint"));
+    let [a, b, _] = keys();
+    let mut lsn = 0;
+    let mut named_within = |world: &mut World, rounds: u64| -> bool {
+        let mut named = false;
+        for _ in 0..rounds {
+            lsn += 1;
+            world.record(Some(lsn), &[(Blind, &["SET", &a, "1"]), (Blind, &["SET", &b, "1"])]).unwrap();
+            world.router.cut(&world.lanes, vec![(FLOW, Lsn(lsn))]);
+            // Of the round before.
+            let under_way = [0, 1].map(|lane| world.lanes[lane].sent.len());
+            world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, lsn * 11_000_000, false, None);
+            named |= world.waiting(checkpoint).contains(" homes:3 ");
+            for (lane, under_way) in under_way.into_iter().enumerate() {
+                world.send(lane);
+                let commands = |batch: &Batch| "+OK\r\n".repeat(batch.commands as usize);
+                let replies: String = world.lanes[lane].sent.iter().take(under_way).map(commands).collect();
+                assert_eq!(world.reply(lane, replies.as_bytes()), under_way);
+                assert!(!world.lanes[lane].sent.is_empty(), "all is answered");
+            }
+        }
+        named
+    };
+    assert!(named_within(&mut world, 50));
+    assert!(!named_within(&mut world, 50), "once");
+    // A slot moves.
+    world.router.forget_noted();
+    world.router.reroute((0..SLOTS).map(|slot| if slot == 0 { 1 } else { slot % 2 }).collect());
+    assert!(named_within(&mut world, 50));
+}
+
 /// A flush that is executed again, for another node, takes what stands behind it and was applied.
 #[test]
 fn markers_found_say_nothing_of_what_was_emptied_since() {
