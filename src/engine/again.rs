@@ -118,8 +118,9 @@ impl Lane {
             let mut again = batch_of_units(&units, first);
             // A position may be told only when all before it is done.
             again.positions = returned.iter_mut().flat_map(|batch| std::mem::take(&mut batch.positions)).collect();
-            // It stands for the last of them: that one counts as acknowledged only when this is.
-            self.acked_batches = self.acked_batches.saturating_sub(1);
+            // None of them counts as acknowledged before this is: what waited for the first of them alone would pass it.
+            again.stands_for = returned.iter().map(|batch| batch.stands_for).sum();
+            self.acked_batches = self.acked_batches.saturating_sub(again.stands_for);
             self.unacked_bytes += again.bytes;
             self.unacked_commands += u64::from(again.commands);
             self.ready.push_front(again);
@@ -140,11 +141,12 @@ impl Lane {
     fn forget(&mut self, batch: &Batch) {
         self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
         self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
-        self.acked_batches += 1;
+        self.acked_batches += batch.stands_for;
     }
 
     /// Queues a batch that another lane, or an earlier connection, did not send.
-    fn requeue(&mut self, batch: Batch) {
+    fn requeue(&mut self, mut batch: Batch) {
+        batch.stands_for = 1;
         self.unacked_bytes += batch.bytes;
         self.unacked_commands += u64::from(batch.commands);
         self.queued_batches += 1;

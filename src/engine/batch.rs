@@ -74,6 +74,8 @@ pub struct Batch {
     pub preamble: bool,
     /// Names of lost keys, put between other batches: it may be sent again whole, wherever it stands.
     pub names: bool,
+    /// As how many of a cluster's it counts: it stands for so many that were sent, and were not executed.
+    pub stands_for: u64,
 }
 
 impl Batch {
@@ -99,6 +101,7 @@ impl Batch {
             in_doubt: Vec::new(),
             preamble: false,
             names: false,
+            stands_for: 1,
         }
     }
 

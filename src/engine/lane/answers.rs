@@ -195,7 +195,7 @@ impl Lane {
             }
             self.unacked_bytes = self.unacked_bytes.saturating_sub(batch.bytes);
             self.unacked_commands = self.unacked_commands.saturating_sub(u64::from(batch.commands));
-            self.acked_batches += 1;
+            self.acked_batches += batch.stands_for;
             acked(batch);
         }
     }

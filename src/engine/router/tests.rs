@@ -578,12 +578,47 @@ fn what_was_refused_holds_positions_back() {
     assert_eq!(done.len(), 2);
     done.into_iter().for_each(|batch| drop(batch.release(&mut world.slab)));
     let lane = &world.lanes[0];
-    assert_eq!((lane.queued_batches, lane.acked_batches), (4, 3));
+    assert_eq!((lane.queued_batches, lane.acked_batches), (4, 2));
     assert_eq!(world.waiting(0), format!("SET {a} 1 SET {a} 1"), "the later one behind the refused one, again");
     world.send(0);
     assert_eq!(world.reply(0, b"+OK\r\n+OK\r\n"), 1);
     let lane = &world.lanes[0];
     assert_eq!((lane.acked_batches, lane.unacked_bytes, lane.unacked_commands), (4, 0, 0));
+}
+
+/// What waits for the first of several batches that were refused waits until that is executed.
+#[test]
+fn no_position_passes_the_first_of_several_batches_that_were_refused() {
+    let mut world = world(Resumed::new());
+    let checkpoint = world.router.lane_of(slot(b"df2redis:checkpoint"));
+    let other = 1 - checkpoint;
+    let key = &keys()[other];
+    for lsn in [5, 6] {
+        world.record(Some(lsn), &[(Blind, &["SET", key, "1"])]).unwrap();
+        world.router.cut(&world.lanes, vec![(FLOW, Lsn(lsn))]);
+        world.send(other);
+    }
+    let refused = |world: &mut World| {
+        assert_eq!(world.reply(other, b"-OOM no memory\r\n".repeat(2).as_slice()), 0);
+        let done = world.lanes[other].put_back_refused(&mut world.slab).unwrap();
+        done.into_iter().for_each(|batch| drop(batch.release(&mut world.slab)));
+        assert_eq!(world.waiting(other), format!("SET {key} 1 SET {key} 1"));
+    };
+    let note = |world: &mut World, now_s: u64| {
+        world.router.note_positions(&mut world.lanes, &mut world.slab, 1 << 20, now_s * 1_000_000_000, false, None);
+        world.waiting(checkpoint)
+    };
+    refused(&mut world);
+    assert_eq!(note(&mut world, 1), "");
+    world.send(other);
+    // The one that stands for both, too.
+    refused(&mut world);
+    assert_eq!(note(&mut world, 2), "");
+    world.send(other);
+    assert_eq!(world.reply(other, b"+OK\r\n+OK\r\n"), 1);
+    let lane = &world.lanes[other];
+    assert_eq!((lane.queued_batches, lane.acked_batches), (2, 2));
+    assert!(note(&mut world, 3).contains("lsn:3 6"));
 }
 
 #[test]
