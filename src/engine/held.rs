@@ -118,6 +118,8 @@ impl Worker {
             }
         }
         if let Some(router) = &mut self.router {
+            // What a lost connection left unanswered says nothing of its slot.
+            units.iter().filter(|unit| !unit.unknown).filter_map(|unit| unit.slot).for_each(|slot| router.avoid(slot));
             for record in &apart {
                 let args: journal::Args<'_> = record.args.iter().map(Vec::as_slice).collect();
                 router.marked.extend(journal::keys_of(&args).map(|key| (record.flow, slot(key))));

@@ -33,8 +33,9 @@ const HOMES: usize = 4;
 /// Field of the checkpoint that names the homes of a worker, by its first flow.
 pub const FIELD_PREFIX: &str = "homes:";
 
-/// By lane: some of its slots, spread over all of them.
-pub fn choose(lanes: impl Iterator<Item = usize>) -> Vec<SmallVec<[Slot; HOMES]>> {
+/// By lane: some of its slots, spread over all of them. Not the first and the last one, with which a resharding begins, nor those
+/// that are `avoided`, where there are others: what a slot that is on the move refuses holds the worker.
+pub fn choose(lanes: impl Iterator<Item = usize>, avoided: &HashSet<Slot>) -> Vec<SmallVec<[Slot; HOMES]>> {
     let mut slots: Vec<Vec<Slot>> = Vec::new();
     for (slot, lane) in (0..SLOTS).map(Slot).zip(lanes) {
         if slots.len() <= lane {
@@ -44,13 +45,20 @@ pub fn choose(lanes: impl Iterator<Item = usize>) -> Vec<SmallVec<[Slot; HOMES]>
             of.push(slot);
         }
     }
-    let spread = |of: &Vec<Slot>| {
+    let spread = |of: Vec<Slot>| {
+        let inner = match of.as_slice() {
+            [_, inner @ .., _] if !inner.is_empty() => inner,
+            all => all,
+        };
+        let settled: Vec<Slot> = inner.iter().filter(|slot| !avoided.contains(slot)).copied().collect();
+        let of = if settled.is_empty() { inner } else { &settled };
+        // The middle of each of as many parts.
         let mut homes: SmallVec<[Slot; HOMES]> =
-            (0..HOMES).filter_map(|nth| of.get(of.len().saturating_sub(1) * nth / (HOMES - 1)).copied()).collect();
+            (0..HOMES).filter_map(|nth| of.get(of.len() * (2 * nth + 1) / (2 * HOMES)).copied()).collect();
         homes.dedup();
         homes
     };
-    slots.iter().map(spread).collect()
+    slots.into_iter().map(spread).collect()
 }
 
 /// Homes as the checkpoint names them, and the flows whose positions are there.
@@ -205,10 +213,14 @@ mod tests {
 
     #[test]
     fn homes_are_spread_and_read_back() {
-        let homes = choose((0..SLOTS).map(|slot| usize::from(slot >= 10) + usize::from(slot >= 11)));
+        let lanes = || (0..SLOTS).map(|slot| usize::from(slot >= 10) + usize::from(slot >= 11));
+        let homes = choose(lanes(), &HashSet::new());
         let text = |homes: &[_]| to_text(homes, [FlowId(7), FlowId(9)].into_iter());
-        let texts: Vec<String> = homes.iter().map(|of| text(std::slice::from_ref(of))).collect();
-        assert_eq!(texts, ["0,3,6,9:7,9", "10:7,9", "11,5468,10925,16383:7,9"]);
+        let texts = |homes: &[_]| homes.iter().map(|of| text(std::slice::from_ref(of))).collect::<Vec<String>>();
+        assert_eq!(texts(&homes), ["2,4,6,8:7,9", "10:7,9", "2058,6151,10243,14336:7,9"]);
+        // Neither where a slot is on the move, unless there is no other.
+        let avoided = [4, 5, 6, 10].into_iter().chain(12..SLOTS - 1).map(Slot).collect();
+        assert_eq!(texts(&choose(lanes(), &avoided)), ["1,2,7,8:7,9", "10:7,9", "2058,6151,10243,14336:7,9"]);
         let named = parse(b"homes:7", text(&homes).as_bytes()).unwrap();
         assert_eq!((named.flows.as_slice(), named.slots.len()), (&[FlowId(7), FlowId(9)][..], 9));
         let named = Named { flows: vec![FlowId(4), FlowId(0)], slots: vec![Slot(5)] };

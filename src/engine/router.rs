@@ -142,6 +142,8 @@ pub struct Router {
     written_ns: u64,
     /// By lane: where its node keeps positions.
     homes: Vec<SmallVec<[Slot; 4]>>,
+    /// Slots in which a node did not execute something, since the slots got their lanes: no homes.
+    avoided: HashSet<Slot>,
     /// What must be acknowledged for these homes to be there, and their names.
     homes_sent: Option<(Vec<u64>, String)>,
     /// Homes that are there, and those that the checkpoint names.
@@ -163,7 +165,8 @@ impl Router {
     pub fn new(start: RouterStart) -> Self {
         let routes = Routes::new(start.lanes_by_slot);
         Self {
-            homes: homes::choose(routes.lanes()),
+            homes: homes::choose(routes.lanes(), &HashSet::new()),
+            avoided: HashSet::new(),
             homes_sent: None,
             homes_there: String::new(),
             homes_named: String::new(),
@@ -215,7 +218,15 @@ impl Router {
     /// The slots have new lanes. Only while nothing is under way.
     pub fn reroute(&mut self, lanes_by_slot: Box<[u16]>) {
         self.routes = Routes::new(lanes_by_slot);
-        self.homes = homes::choose(self.routes.lanes());
+        self.avoided.clear();
+        self.homes = homes::choose(self.routes.lanes(), &self.avoided);
+    }
+
+    /// A node did not execute what it was sent for this slot, which may be on the move: no positions are kept there.
+    pub fn avoid(&mut self, slot: Slot) {
+        if self.avoided.insert(slot) && self.homes.iter().any(|homes| homes.contains(&slot)) {
+            self.homes = homes::choose(self.routes.lanes(), &self.avoided);
+        }
     }
 
     /// What was queued changes its lane: it is counted anew.
@@ -436,25 +447,20 @@ impl Router {
         self.homes_are_there(lanes);
     }
 
-    /// Writes the confirmed positions to every node.
+    /// Writes the confirmed positions to every node. One by one: of several keys that are not all at one end, a slot on the move
+    /// takes none before all are.
     fn note_at_nodes(&mut self, lanes: &mut [Lane], slab: &mut Slab, now_ns: u64) {
         for (lane, homes) in lanes.iter_mut().zip(&self.homes).filter(|(lane, _)| lane.is_live()) {
-            for slot in homes {
-                let texts: Vec<Vec<u8>> = self
-                    .confirmed
-                    .iter()
-                    .flat_map(|(flow, lsn)| {
-                        [position_key(&self.marks.job_tag, *flow, *slot), self.marks.journal_value(*lsn)]
-                    })
-                    .collect();
-                let mut args: Vec<&[u8]> = vec![b"MSET"];
-                args.extend(texts.iter().map(Vec::as_slice));
+            let places =
+                homes.iter().flat_map(|slot| self.confirmed.iter().map(move |(flow, lsn)| (*flow, *slot, *lsn)));
+            for (flow, slot, lsn) in places {
+                let key = position_key(&self.marks.job_tag, flow, slot);
                 if lane.encoder.batch.first_read_ns == 0 {
                     lane.encoder.batch.first_read_ns = now_ns;
                 }
-                lane.encoder.command(slab, &args);
+                lane.encoder.command(slab, &[b"SET", &key, &self.marks.journal_value(lsn)]);
                 lane.pieces.push(&lane.encoder, None, None, false);
-                self.noted.extend(self.confirmed.iter().map(|(flow, _)| (*flow, *slot)));
+                self.noted.insert((flow, slot));
             }
         }
         let names = homes::to_text(&self.homes, self.confirmed.iter().map(|(flow, _)| *flow));
