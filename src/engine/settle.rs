@@ -207,21 +207,32 @@ impl Cluster {
     /// the positions that the nodes keep.
     pub async fn read_markers(&mut self, flows: u32, tag: &str) -> Result<(Resumed, Found), EngineError> {
         let job_tag = own::tag(self.settings());
-        let mut requests = Vec::new();
-        for slot in (0..SLOTS).map(Slot) {
+        let keys_of = |slot: Slot| -> Vec<Vec<u8>> {
             let markers = (0..flows).map(|flow| marker_key(&job_tag, FlowId(flow), slot));
-            let positions = (0..flows).map(|flow| position_key(&job_tag, FlowId(flow), slot));
-            let keys: Vec<Vec<u8>> = markers.chain(positions).collect();
-            let mut args: Vec<&[u8]> = vec![b"MGET"];
-            args.extend(keys.iter().map(Vec::as_slice));
-            requests.push((slot, resp::command(&args)));
+            markers.chain((0..flows).map(|flow| position_key(&job_tag, FlowId(flow), slot))).collect()
+        };
+        let mget = |slot: Slot| {
+            let keys = keys_of(slot);
+            let args: Vec<&[u8]> = std::iter::once(&b"MGET"[..]).chain(keys.iter().map(Vec::as_slice)).collect();
+            (slot, resp::command(&args))
+        };
+        let requests: Vec<(Slot, Vec<u8>)> = (0..SLOTS).map(Slot).map(mget).collect();
+        let (mut replies, apart) = self.pipeline_once(&requests).await?;
+        // Of several keys, some of which are not there, a slot on the move says nothing before it is closed; of one it does.
+        let of_apart = apart.iter().filter_map(|at| requests.get(*at)).map(|(slot, _)| *slot);
+        let gets =
+            of_apart.flat_map(|slot| keys_of(slot).into_iter().map(move |key| (slot, resp::command(&[b"GET", &key]))));
+        let values = self.pipeline(&gets.collect::<Vec<_>>()).await?;
+        for (at, values) in apart.iter().zip(values.chunks((2 * flows as usize).max(1))) {
+            let error = values.iter().find(|value| value.error_text().is_some()).cloned();
+            replies[*at] = error.unwrap_or_else(|| Value::Array(values.to_vec()));
         }
         let (mut resumed, mut found) = (Resumed::new(), Found::default());
-        for ((slot, _), reply) in requests.iter().zip(self.pipeline(&requests).await?) {
+        for ((slot, _), reply) in requests.iter().zip(replies) {
             let values = match reply {
                 Value::Array(values) => values,
                 Value::Error(text) => {
-                    return Err(EngineError::Target(format!("MGET of markers: \"{}\"", text.escape_ascii())));
+                    return Err(EngineError::Target(format!("reading the markers: \"{}\"", text.escape_ascii())));
                 }
                 _ => continue,
             };

@@ -106,6 +106,19 @@ impl Cluster {
 
     /// Many commands of one key each that may be sent again. Returns a reply for each, in their order.
     pub async fn pipeline(&mut self, requests: &[(Slot, Vec<u8>)]) -> Result<Vec<Value>, EngineError> {
+        let (mut replies, apart) = self.pipeline_once(requests).await?;
+        for at in apart {
+            let Some((slot, bytes)) = requests.get(at) else { continue };
+            replies[at] = self.call_in_slot(*slot, bytes).await?;
+        }
+        Ok(replies)
+    }
+
+    /// The same, each sent once to the node that has its slot. Returns also which were not executed, or perhaps not.
+    pub async fn pipeline_once(
+        &mut self,
+        requests: &[(Slot, Vec<u8>)],
+    ) -> Result<(Vec<Value>, Vec<usize>), EngineError> {
         let mut replies: Vec<Value> = vec![Value::Null; requests.len()];
         let mut by_node: HashMap<String, Vec<usize>> = HashMap::new();
         let mut apart = Vec::new();
@@ -135,10 +148,6 @@ impl Cluster {
                 }
             }
         }
-        for at in apart {
-            let Some((slot, bytes)) = requests.get(at) else { continue };
-            replies[at] = self.call_in_slot(*slot, bytes).await?;
-        }
-        Ok(replies)
+        Ok((replies, apart))
     }
 }
