@@ -5,10 +5,13 @@ mod common;
 
 use common::clustered::{Clustered, key_on, node_of};
 use common::job::until;
+use df2redis::lab::flow::{Faults, Gate};
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
-use df2redis::lab::servers::ServerOptions;
+use df2redis::lab::master::MasterOptions;
+use df2redis::lab::servers::{ServerKind, ServerOptions};
 use df2redis::redis::slot::slot;
+use std::time::Duration;
 
 fn world(flows_count: usize) -> Option<Clustered> {
     let spec = Spec { seed: 4, flows_count, ..Spec::of("string:60B=30").unwrap() };
@@ -77,4 +80,49 @@ fn a_session_begins_though_slots_are_open() {
     world.cluster.wait_agreed().unwrap();
     world.finish(tool);
     assert!(world.live.partial_count() > 0);
+}
+
+/// Two moments in which the checkpoint cannot be read, further apart than `--retry-max`, are no reason to give up: in between it could.
+#[test]
+fn moments_in_which_the_checkpoint_cannot_be_called_good_are_counted_one_by_one() {
+    let spec = Spec { seed: 4, flows_count: 1, ..Spec::of("string:60B=1").unwrap() };
+    let gate = Gate::default();
+    let source = MasterOptions {
+        faults: Faults { full_sync_gate: Some(gate.clone()), ..Faults::default() },
+        ..MasterOptions::default()
+    };
+    let nodes = ServerOptions::default();
+    let Some(world) = Clustered::from(ServerKind::Redis7, false, nodes, spec, LiveOptions::default(), source) else {
+        return;
+    };
+    let checkpoint = node_of("df2redis:checkpoint");
+    let only =
+        world.live.world().look(|data| data.iter().map(|(_, key, _)| String::from_utf8(key.clone()).unwrap()).next());
+    let idle = (0..3).find(|node| *node != checkpoint && *node != node_of(only.as_deref().unwrap())).unwrap();
+    let mut tool = world.start_by(checkpoint, &["--log", "info", "--retry-max", "2s"]);
+    let mut client = world.client(checkpoint);
+    let mut field = |field: &str| client.ask(&["HGET", "df2redis:checkpoint", field]).unwrap().text();
+    until(&mut tool, "no full sync", || {
+        field("phase").as_deref() == Some("full") && world.live.registrations_count() == 1
+    });
+    // Its positions are not answered, so that no homes are named.
+    world.client(idle).run("CLIENT PAUSE 30000 WRITE").unwrap();
+    gate.open();
+    until(&mut tool, "the snapshot is not applied", || field("lsn:0").is_some());
+    let mut admin = world.client(checkpoint);
+    let words = "the checkpoint cannot be called good yet";
+    for times in 1..=2 {
+        admin.run("ACL SETUSER default -hgetall").unwrap();
+        until(&mut tool, "it does not say so", || {
+            std::fs::read_to_string(world.log()).unwrap_or_default().matches(words).count() >= times
+        });
+        admin.run("ACL SETUSER default +hgetall").unwrap();
+        if times == 1 {
+            std::thread::sleep(Duration::from_millis(2500));
+        }
+    }
+    assert_eq!((field("phase").as_deref(), field("homes:0")), (Some("full"), None), "{}", tool.said());
+    world.client(idle).run("CLIENT UNPAUSE").unwrap();
+    world.run(&format!("SET {} 1", key_on(0, "k")));
+    world.finish(tool);
 }

@@ -315,6 +315,8 @@ impl Job<'_> {
         let error = match marked.await {
             Err(error @ (EngineError::Target(_) | EngineError::TargetLost(_) | EngineError::Untrusted(_))) => error,
             Ok(false) => {
+                // It could have been done.
+                watch.mark_since_ns = None;
                 watch.mark_pause_ns = (2 * watch.mark_pause_ns).clamp(MARK_EARLY_NS, MARK_AGAIN_NS);
                 watch.mark_at_ns = now_ns + watch.mark_pause_ns;
                 return Ok(false);
