@@ -9,6 +9,7 @@ use df2redis::lab::encode::owner;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
+use df2redis::lab::proxy::{Faulty, Proxy};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Tool, compare, is_stable, wait_for};
 use serde_json::Value;
@@ -326,4 +327,39 @@ fn an_end_in_the_middle_of_it_loses_nothing() {
         world.finish(tool);
         assert_eq!((world.list_len(0), world.list_len(1)), (6_000, 6_000));
     }
+}
+
+/// What the target says it lost of a source that is gone is for the next session to ask: its name is in the checkpoint. Whoever stops
+/// the job meanwhile waits for no answer.
+#[test]
+fn a_stop_waits_for_no_key_of_a_source_that_is_gone() {
+    const KEY: &str = "drain:lost";
+    let mut world = World::new(None);
+    world.run(&["SET", KEY, "v", "PX", "9000000"]);
+    // What was read takes half a minute.
+    let proxy = Proxy::start(world.server.port(), |_| Faulty::slow(1 << 20)).unwrap();
+    let target = format!("redis://127.0.0.1:{}", proxy.port());
+    let (mut tool, stopped) = world.start_and_stop_target(&["--target", &target]);
+    drop(stopped);
+    assert_eq!(world.server.client().unwrap().ask(&["DEL", KEY]).unwrap().int(), Some(1));
+    let stopped = Stopped::new(&world.server);
+    world.run(&["PERSIST", KEY]);
+    world.push(&[0, 1], 10_000);
+    world.wait_sent(&mut tool, &[0, 1]);
+    world.live.master().unwrap().cut_all();
+    wait_said(&mut tool, "the source is gone: applying what was read");
+    drop(stopped);
+    let field = format!("lost:{}:0:{KEY}", owner(KEY.as_bytes(), FLOWS));
+    let is_named = || {
+        let named = world.server.client().unwrap().ask(&["HEXISTS", "df2redis:checkpoint", &field]).unwrap();
+        named.int() == Some(1)
+    };
+    until(&mut tool, "it is not named", is_named);
+    tool.signal("INT");
+    assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+    assert!(world.list_len(0) < 10_000, "it was drained before it was stopped");
+    assert!(is_named(), "{}", tool.said());
+    let tool = world.start(&[]);
+    world.finish(tool);
+    assert_eq!(world.server.client().unwrap().ask(&["GET", KEY]).unwrap().text().as_deref(), Some("v"));
 }

@@ -453,8 +453,10 @@ impl Worker {
 
     fn tell_when_drained(&mut self) {
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
-        let busy = |flow: &Flow| flow.handler.is_releasing() || flow.handler.doubts.is_waiting();
-        let at_rest = self.doubtful.is_empty() && !self.flows.iter().any(busy);
+        // Of a source that is gone nothing is heard: keys in doubt are for the next session, and named in the checkpoint.
+        let asks = self.gone.is_none();
+        let busy = |flow: &Flow| flow.handler.is_releasing() || asks && flow.handler.doubts.is_waiting();
+        let at_rest = (!asks || self.doubtful.is_empty()) && !self.flows.iter().any(busy);
         let (stopped, settles) = (self.draining && at_rest, self.settling.is_some() && at_rest);
         let ended = !self.drained && (stopped || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
