@@ -6,6 +6,7 @@
 //! flow stands before it and everything before it is applied (`global`); "in step" is what positions say; whatever is heard
 //! of the source's end, the session ends only when what was read is applied (`draining`).
 
+use super::absent::{Absent, Asked};
 use super::asking::{Asking, Positions};
 use super::checkpoint::{self, Checkpoint};
 use super::crew::Crew;
@@ -79,6 +80,7 @@ impl Job<'_> {
             crew.tell_flow(lost.flow, WorkerCommand::Doubt(lost));
         }
         crew.take_lost().into_iter().for_each(|wanted| fetcher.want(wanted));
+        let mut absent = Absent::new(&self.settings, &self.source_process);
         let mut rightings = Rightings::new(&self.settings, &probed.capabilities, crew.hold().clone());
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         let mut offsets = tokio::time::interval(OFFSETS_EVERY);
@@ -92,16 +94,8 @@ impl Job<'_> {
                 event = crew.event() => match event? {
                     // Of a source that is gone nothing is asked: the next session begins with keys that are in doubt.
                     WorkerEvent::Lost(_) if draining.is_some() => {}
-                    WorkerEvent::Suspects { keys } => {
-                        let doubtful = match draining.is_some() {
-                            true => Ok(keys),
-                            false => self.absent_suspects(keys).await,
-                        };
-                        gone = doubtful.map(|keys| {
-                            watch.doubtful.extend(keys);
-                            watch.suspects_settled += 1;
-                        });
-                    }
+                    WorkerEvent::Suspects { keys } if keys.is_empty() || draining.is_some() => watch.suspects(keys),
+                    WorkerEvent::Suspects { keys } => absent.want(keys),
                     WorkerEvent::SourceGone { why } => gone = Err(EngineError::Source(why)),
                     WorkerEvent::LetGo { why } => gone = Err(EngineError::LetGo(why)),
                     WorkerEvent::Spent { worker, releases } => {
@@ -132,6 +126,15 @@ impl Job<'_> {
                         crew.tell_flow(answer.lost.flow, WorkerCommand::Fetched(Box::new(answer)));
                     }
                 }
+                Asked { keys, absent } = absent.answer() => match absent {
+                    Ok(absent) => {
+                        self.report.suspects.asked += keys.len() as u64;
+                        self.report.suspects.removed += absent.len() as u64;
+                        watch.suspects(absent);
+                    }
+                    Err(_) if draining.is_some() => watch.suspects(keys),
+                    Err(error) => gone = Err(error),
+                },
                 swept = rightings.ended() => {
                     let swept = swept?;
                     self.report.expiries.put_right_by_sweep += swept.put_right;
@@ -355,23 +358,6 @@ impl Job<'_> {
             self.enter(Phase::CatchingUp);
         }
     }
-
-    /// Suspects that the source does not have: it deleted them without recording it (wire 2.10).
-    async fn absent_suspects(&mut self, keys: Vec<Lost>) -> Result<Vec<Lost>, EngineError> {
-        let mut absent = Vec::new();
-        if keys.is_empty() {
-            return Ok(absent);
-        }
-        let mut asking = self.ask_again(keys.len()).await?;
-        for suspect in keys {
-            self.report.suspects.asked += 1;
-            if !asking.exists(suspect.db, &suspect.key).await? {
-                absent.push(suspect);
-            }
-        }
-        self.report.suspects.removed += absent.len() as u64;
-        Ok(absent)
-    }
 }
 
 /// What the control plane keeps while it follows.
@@ -407,6 +393,12 @@ struct Watch {
 }
 
 impl Watch {
+    /// One worker's suspects are settled: of these it is not known that the source has them.
+    fn suspects(&mut self, doubtful: Vec<Lost>) {
+        self.doubtful.extend(doubtful);
+        self.suspects_settled += 1;
+    }
+
     /// A number for an order to settle.
     fn settle(&mut self, answer: oneshot::Sender<()>) -> u64 {
         self.settles += 1;

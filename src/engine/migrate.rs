@@ -4,6 +4,7 @@
 //! acknowledged) -> suspects asked -> markers removed. Invariant: the outcome is `Done` only if every flow delivered its
 //! offset, EOF and token and every command sent was answered.
 
+use super::absent;
 use super::checkpoint::Checkpoint;
 use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
@@ -25,6 +26,7 @@ use super::sweep::{self, FAST};
 use super::target::{self, Target, TargetLink};
 use crate::convert::hold::{ALL, Overflow};
 use crate::dragonfly::session::{Action, Session, SessionError, Signal};
+use crate::ids::DbIndex;
 use crate::report::counters::Totals;
 use crate::report::document::ServerInfo;
 use crate::uring;
@@ -466,19 +468,6 @@ impl Job<'_> {
         }
     }
 
-    /// A connection that asks the source which of `count` keys it has. What another process does not hold, the one that was
-    /// copied may have held: nothing may be deleted on its word.
-    pub(super) async fn ask_again(&self, count: usize) -> Result<Source, EngineError> {
-        let source = Source::connect(&self.settings.source, self.settings.connect_timeout).await?;
-        if source.is_other_than(&self.source_process) {
-            return Err(EngineError::Source(format!(
-                "it was restarted, or failed over, before it was asked for {count} keys that it may have deleted without \
-                 recording it (wire 2.10): the target may hold some of them too many. Run again"
-            )));
-        }
-        Ok(source)
-    }
-
     /// Keys that an omitted DEL of the source may have left behind (wire 2.10).
     async fn ask_suspects(
         &mut self,
@@ -491,16 +480,22 @@ impl Job<'_> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let mut source = self.ask_again(suspects.len()).await?;
-        for (db, key) in suspects {
-            let (at, name) = self.settings.scope.at_target(*db, key)?;
-            // Not written, for the target held it before.
-            if existing.contains(at, &name) {
-                continue;
+        let mut source = absent::ask_again(&self.settings, &self.source_process, suspects.len()).await?;
+        for some in suspects.chunks(absent::KEYS_MAX) {
+            let mut names: Vec<(DbIndex, &[u8])> = Vec::with_capacity(some.len());
+            let mut places = Vec::with_capacity(some.len());
+            for (db, key) in some {
+                let (at, name) = self.settings.scope.at_target(*db, key)?;
+                // Not written, for the target held it before.
+                if !existing.contains(at, &name) {
+                    names.push((*db, key));
+                    places.push((at, name));
+                }
             }
-            self.report.suspects.asked += 1;
-            if !source.exists(*db, key).await? {
-                self.report.suspects.removed += u64::from(target::delete(target, at, &name).await?);
+            self.report.suspects.asked += names.len() as u64;
+            let exist = source.exist(&names).await?;
+            for ((db, name), _) in places.iter().zip(exist).filter(|(_, exists)| !exists) {
+                self.report.suspects.removed += u64::from(target::delete(target, *db, name).await?);
             }
         }
         Ok(())

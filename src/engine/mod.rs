@@ -20,6 +20,7 @@
 //! lost connection, and only if the target is known not to have applied it, or if applying it twice in order changes
 //! nothing.
 
+mod absent;
 mod again;
 mod apart;
 mod asking;

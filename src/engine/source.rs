@@ -317,17 +317,39 @@ impl Source {
         self.phase_command(&Request::Sync { sync_id: &sync_id })
     }
 
-    /// Whether a key exists at the source now.
-    pub async fn exists(&mut self, db: DbIndex, key: &[u8]) -> Result<bool, EngineError> {
-        let link = self.link()?;
-        let select = ask(link, "SELECT", resp::command(&[b"SELECT", db.to_string().as_bytes()])).await?;
-        if select != Reply::Simple(b"OK".to_vec()) {
-            return Err(session_error(SessionError::of_reply("SELECT", &select)));
+    /// Which of these keys exist at the source now. All questions leave in one write.
+    pub async fn exist(&mut self, keys: &[(DbIndex, &[u8])]) -> Result<Vec<bool>, EngineError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
         }
-        match ask(link, "EXISTS", resp::command(&[b"EXISTS", key])).await? {
-            Reply::Integer(n) => Ok(n > 0),
-            other => Err(session_error(SessionError::of_reply("EXISTS", &other))),
+        let (mut request, mut asked, mut selected) = (Vec::new(), Vec::new(), None);
+        for (db, key) in keys {
+            if selected.replace(*db) != Some(*db) {
+                resp::push_command(&mut request, &[b"SELECT", db.to_string().as_bytes()]);
+                asked.push("SELECT");
+            }
+            resp::push_command(&mut request, &[b"EXISTS", key]);
+            asked.push("EXISTS");
         }
+        let parse = |input: &[u8]| {
+            let (mut at, mut replies) = (0, Vec::with_capacity(asked.len()));
+            while replies.len() < asked.len() {
+                let Some((reply, len)) = parse_reply(input.get(at..).unwrap_or_default())? else { return Ok(None) };
+                at += len;
+                replies.push(reply);
+            }
+            Ok::<_, ReplyError>(Some((replies, at)))
+        };
+        let replies = self.link()?.request("EXISTS", request, parse).await.map_err(link_error)?;
+        let mut exist = Vec::with_capacity(keys.len());
+        for (what, reply) in asked.iter().zip(&replies) {
+            match reply {
+                Reply::Simple(text) if *what == "SELECT" && text == b"OK" => {}
+                Reply::Integer(n) if *what == "EXISTS" => exist.push(*n > 0),
+                other => return Err(session_error(SessionError::of_reply(what, other))),
+            }
+        }
+        Ok(exist)
     }
 
     /// The source's clock; `None` where its user may not ask.

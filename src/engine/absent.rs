@@ -1,0 +1,96 @@
+//! Keys that the source may have deleted without recording it (wire 2.10): it is asked whether it has them, beside all else.
+//!
+//! In: suspects, as the workers list them. Out: those that the source does not have, or why it did not say. One list at a time is
+//! asked for, on a connection of its own, many keys in one write: there may be so many that one by one they would take minutes.
+//! Invariant: what another process does not hold, the one that was copied may have held, so nothing is deleted on its word.
+
+use super::error::EngineError;
+use super::messages::Lost;
+use super::settings::MigrateSettings;
+use super::source::Source;
+use crate::ids::DbIndex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// Keys of one write.
+pub const KEYS_MAX: usize = 256;
+
+/// What became of one list.
+pub struct Asked {
+    pub keys: Vec<Lost>,
+    /// Those that the source does not have.
+    pub absent: Result<Vec<Lost>, EngineError>,
+}
+
+pub struct Absent {
+    settings: Arc<MigrateSettings>,
+    /// The process that was copied.
+    process: String,
+    waiting: VecDeque<Vec<Lost>>,
+    running: Option<oneshot::Receiver<Asked>>,
+}
+
+impl Absent {
+    pub fn new(settings: &Arc<MigrateSettings>, process: &str) -> Self {
+        Self { settings: settings.clone(), process: process.to_string(), waiting: VecDeque::new(), running: None }
+    }
+
+    pub fn want(&mut self, keys: Vec<Lost>) {
+        self.waiting.push_back(keys);
+        self.look();
+    }
+
+    fn look(&mut self) {
+        if self.running.is_some() {
+            return;
+        }
+        let Some(keys) = self.waiting.pop_front() else { return };
+        let (mut done, running) = oneshot::channel();
+        self.running = Some(running);
+        let (settings, process) = (self.settings.clone(), self.process.clone());
+        tokio_uring::spawn(async move {
+            let absent = tokio::select! {
+                absent = ask(&settings, &process, &keys) => absent,
+                // The session is over.
+                () = done.closed() => return,
+            };
+            let _ = done.send(Asked { keys, absent });
+        });
+    }
+
+    /// The next list that is done with. May be dropped at any time.
+    pub async fn answer(&mut self) -> Asked {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        let asked = running.await;
+        self.running = None;
+        self.look();
+        asked.unwrap_or_else(|_| {
+            let ended = EngineError::Internal("asking for suspects ended without a word".into());
+            Asked { keys: Vec::new(), absent: Err(ended) }
+        })
+    }
+}
+
+/// A connection that asks the process that was copied which of `count` keys it has.
+pub async fn ask_again(settings: &MigrateSettings, process: &str, count: usize) -> Result<Source, EngineError> {
+    let source = Source::connect(&settings.source, settings.connect_timeout).await?;
+    if source.is_other_than(process) {
+        return Err(EngineError::Source(format!(
+            "it was restarted, or failed over, before it was asked for {count} keys that it may have deleted without recording it \
+             (wire 2.10): the target may hold some of them too many. Run again"
+        )));
+    }
+    Ok(source)
+}
+
+async fn ask(settings: &MigrateSettings, process: &str, keys: &[Lost]) -> Result<Vec<Lost>, EngineError> {
+    let mut source = ask_again(settings, process, keys.len()).await?;
+    let mut absent = Vec::new();
+    for some in keys.chunks(KEYS_MAX) {
+        let names: Vec<(DbIndex, &[u8])> = some.iter().map(|lost| (lost.db, lost.key.as_slice())).collect();
+        let exist = source.exist(&names).await?;
+        absent.extend(some.iter().zip(exist).filter(|(_, exists)| !exists).map(|(lost, _)| lost.clone()));
+    }
+    Ok(absent)
+}
