@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::job::binary;
 use common::migrate;
 use df2redis::lab::answers::{ClusterPorts, TargetIdentity};
 use df2redis::lab::generate::{Generator, Spec};
@@ -13,7 +14,6 @@ use df2redis::lab::torture::{Tool, wait_for};
 use df2redis::redis::slot::slot;
 use std::collections::BTreeSet;
 use std::net::TcpListener;
-use std::path::Path;
 use std::time::Duration;
 
 /// A key on the first of two nodes.
@@ -51,8 +51,8 @@ impl World {
         let live = Live::start(spec, options, MasterOptions::default()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("tool.log");
-        let binary = Path::new(env!("CARGO_BIN_EXE_df2redis"));
-        let tool = Tool::start(binary, live.port(), first.port(), &log, &[&["--log", "info"], more].concat()).unwrap();
+        let tool =
+            Tool::start(binary(), live.port(), first.port(), &log, &[&["--log", "info"], more].concat()).unwrap();
         let mut this = Self { nodes: [first, second], live, tool, _dir: dir };
         this.wait_acknowledged();
         this
@@ -344,6 +344,49 @@ fn a_node_outside_of_the_cluster_is_never_connected_to() {
         assert!(outside.accept().is_err(), "an address outside of the cluster was connected to");
         // What was not executed is not acknowledged.
         assert!(!world.live.is_acknowledged());
+    }
+}
+
+/// News of a node that joins spread slowly: the one that gives it a slot knows it before the others do.
+#[test]
+fn a_node_that_only_the_one_that_redirects_knows_is_followed() {
+    for hears_after in [Some(Duration::from_secs(3)), None] {
+        let ports = ClusterPorts::default();
+        let newcomers = [ClusterPorts::default(), ClusterPorts::default()];
+        let start = |newcomers: &ClusterPorts, errors: Vec<ErrorRule>| {
+            let identity =
+                TargetIdentity { newcomers: newcomers.clone(), ..TargetIdentity::default() }.in_cluster(&ports);
+            ScriptedTarget::start(ScriptOptions { identity, errors, ..ScriptOptions::default() }).unwrap()
+        };
+        let joined = start(&newcomers[1], Vec::new());
+        // Of the second node.
+        let key = (0..).map(|i| format!("k{i}")).find(|key| slot(key.as_bytes()).0 >= 8192).unwrap();
+        let ask = format!("-ASK {} {}", slot(key.as_bytes()).0, joined.address());
+        let nodes = [start(&newcomers[0], Vec::new()), start(&newcomers[1], vec![rule("INCR", &key, &ask, u64::MAX)])];
+        ports.lock().unwrap().extend(nodes.iter().map(ScriptedTarget::port));
+        let spec = Spec { seed: 5, flows_count: 1, ..Spec::of("string:60B=5").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("tool.log");
+        let tool = Tool::start(binary(), live.port(), nodes[0].port(), &log, &["--log", "info"]).unwrap();
+        let mut world = World { nodes, live, tool, _dir: dir };
+        world.wait_acknowledged();
+        // Either the node that redirects knows it already, or both hear of it later.
+        match hears_after {
+            None => newcomers[1].lock().unwrap().push(joined.port()),
+            Some(after) => {
+                let (newcomers, port) = (newcomers.clone(), joined.port());
+                std::thread::spawn(move || {
+                    std::thread::sleep(after);
+                    newcomers.iter().for_each(|of| of.lock().unwrap().push(port));
+                });
+            }
+        }
+        world.run(&format!("INCR {key}"));
+        world.wait_acknowledged();
+        let received = joined.received_of("INCR");
+        assert_eq!(received.len(), 1, "{}", world.tool.said());
+        assert!(!world.received(1, &key).is_empty(), "nobody was sent on");
     }
 }
 

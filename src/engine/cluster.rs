@@ -30,10 +30,13 @@ pub use nodes::ranges;
 
 /// A node that does not answer within this is asked later.
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
-/// First pause before a redirect to a node that no node knows is asked again.
+/// First and longest pause before the nodes are asked again for one that a redirect names, and that none of them knows.
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
-/// How often a redirect to a node that no node knows is asked again: news of a new node takes a moment to spread.
-const UNKNOWN_TRIES: u32 = 5;
+const PAUSE_LAST: Duration = Duration::from_secs(1);
+/// So long it is asked for: news of a new node takes a moment to spread.
+const UNKNOWN_MAX: Duration = Duration::from_secs(10);
+/// The same where nothing is waited for.
+const UNKNOWN_MIN: Duration = Duration::from_millis(400);
 
 /// Why an attempt failed.
 pub enum Trouble {
@@ -316,11 +319,12 @@ impl Cluster {
         keys: &[&[u8]],
     ) -> Result<Vec<Value>, Trouble> {
         let mut patience = self.patience();
-        let mut redirect: Option<Redirect> = None;
+        // And the node that redirects.
+        let mut redirect: Option<(Redirect, String)> = None;
         loop {
-            let asking = redirect.as_ref().is_some_and(|redirect| redirect.ask);
+            let asking = redirect.as_ref().is_some_and(|(redirect, _)| redirect.ask);
             let id = match redirect.take() {
-                Some(redirect) => self.known_node(&redirect).await?,
+                Some((redirect, from)) => Some(self.known_node(&redirect, &from).await?),
                 None => self.topology.owner(slot).map(|node| node.id.clone()),
             };
             let Some(id) = id else {
@@ -336,9 +340,9 @@ impl Cluster {
                 return Ok(values);
             };
             let asked = self.address_of(&id).unwrap_or_else(|| self.seed.clone());
-            redirect = Redirect::parse(&text, &asked);
+            redirect = Redirect::parse(&text, &asked).map(|redirect| (redirect, id.clone()));
             let mut why = format!("{asked} answers \"{}\"", text.escape_ascii());
-            let mut hurry = redirect.as_ref().is_some_and(|redirect| redirect.ask) && !asking;
+            let mut hurry = redirect.as_ref().is_some_and(|(redirect, _)| redirect.ask) && !asking;
             if hurry && !keys.is_empty() {
                 // One by one: of several, of which some are there, nodes say this or that. (EXISTS would be one more grant to give.)
                 let request: Vec<u8> =
@@ -360,14 +364,22 @@ impl Cluster {
         }
     }
 
-    /// The node that a redirect names. Nobody but the cluster's own nodes is ever connected to.
-    async fn known_node(&mut self, redirect: &Redirect) -> Result<Option<String>, Trouble> {
-        for attempt in 0..UNKNOWN_TRIES {
+    /// The node that a redirect of node `from` names. Nobody but the cluster's own nodes is ever connected to.
+    async fn known_node(&mut self, redirect: &Redirect, from: &str) -> Result<String, Trouble> {
+        let wait_max = UNKNOWN_MAX.min(self.patience.max(UNKNOWN_MIN));
+        let (mut pause, mut waited) = (PAUSE_FIRST, Duration::ZERO);
+        loop {
             if let Some(node) = self.topology.find(&redirect.address) {
-                return Ok(Some(node.id.clone()));
+                return Ok(node.id.clone());
             }
-            rest(PAUSE_FIRST * 4u32.pow(attempt)).await;
-            self.refresh().await?;
+            if waited >= wait_max {
+                break;
+            }
+            rest(pause).await;
+            waited += pause;
+            pause = (4 * pause).min(PAUSE_LAST);
+            // Of views that differ in this alone that of the node which knows the other counts.
+            self.refresh_by(Some(from)).await?;
         }
         Err(Trouble::Final(EngineError::Target(format!(
             "the target sends slot {} to {}, which is no node of the cluster that its nodes describe; it was not connected \

@@ -22,6 +22,8 @@ pub struct TargetIdentity {
     /// `Some`: a node of a cluster whose primaries listen on these ports of 127.0.0.1 and share the slots evenly. Filled
     /// once all of them are started.
     pub cluster: Option<ClusterPorts>,
+    /// Ports of nodes without slots that this one knows, too.
+    pub newcomers: ClusterPorts,
 }
 
 /// Ports of the primaries of a make-believe cluster.
@@ -38,6 +40,7 @@ impl TargetIdentity {
             keys_count: 0,
             password: None,
             cluster: None,
+            newcomers: ClusterPorts::default(),
         }
     }
 
@@ -259,13 +262,18 @@ impl Answers {
             .as_ref()
             .map(|ports| ports.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone());
         let ports = ports.unwrap_or_default();
-        array(ports.len(), out);
-        for (number, port) in ports.iter().enumerate() {
+        let newcomers = self.identity.newcomers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        array(ports.len() + newcomers.len(), out);
+        for (number, port) in ports.iter().chain(&newcomers).enumerate() {
             array(4, out);
             bulk(b"slots", out);
-            array(2, out);
-            int((16384 * number / ports.len()) as u64, out);
-            int((16384 * (number + 1) / ports.len() - 1) as u64, out);
+            if number < ports.len() {
+                array(2, out);
+                int((16384 * number / ports.len()) as u64, out);
+                int((16384 * (number + 1) / ports.len() - 1) as u64, out);
+            } else {
+                array(0, out);
+            }
             bulk(b"nodes", out);
             array(1, out);
             array(10, out);

@@ -82,7 +82,16 @@ impl Cluster {
 
     /// Asks the nodes anew who has which slot: the most complete answer with the latest epoch counts.
     pub async fn refresh(&mut self) -> Result<(), Trouble> {
+        self.refresh_by(None).await
+    }
+
+    /// The same, and of equal answers that of node `first`.
+    pub(super) async fn refresh_by(&mut self, first: Option<&str>) -> Result<(), Trouble> {
         let mut ids = self.primary_ids();
+        if let Some(first) = first {
+            ids.retain(|id| id != first);
+            ids.insert(0, first.to_string());
+        }
         let others = self.topology.nodes().iter().map(|node| node.id.clone()).filter(|id| !ids.contains(id));
         let others: Vec<String> = others.collect();
         let mut views: Vec<Topology> = Vec::new();
