@@ -171,15 +171,24 @@ fn what_lost_its_operands_is_listed() {
         "ZMPOP b c",
         "SORT STORE d5",
         "GEORADIUS d6",
+        "CMS.MERGE d7 e",
     ];
     let lines: Vec<&str> = BEFORE.iter().chain(&lines).copied().collect();
-    let run = migrate(Hand::new(vec![source(&lines)]).start().port(), cluster.port(), &[]);
-    run.expect_code(0);
-    let listed = serde_json::to_string(&run.report).unwrap();
-    for key in ["d1", "d2", "d3", "d4", "d5", "d6", "l", "m", "b", "c"] {
-        assert!(listed.contains(&format!("\"key\":\"{key}\"")), "{key} is not listed in {listed}");
+    for more in [&[][..], &["--exclude-key", "zzz"], &["--exclude-key", "[ae]"], &["--db-map", "1:2"]] {
+        cluster.nodes.iter().for_each(|node| drop(node.client().unwrap().run("FLUSHALL").unwrap()));
+        let more = [more, &["--on-unsupported", "filters=skip"]].concat();
+        let run = migrate(Hand::new(vec![source(&lines)]).start().port(), cluster.port(), &more);
+        run.expect_code(0);
+        let listed = serde_json::to_string(&run.report).unwrap();
+        let outside: &[&str] = if more.contains(&"[ae]") { &["a", "e"] } else { &[] };
+        for key in ["d1", "d2", "d3", "d4", "d5", "d6", "d7", "l", "m", "b", "c"] {
+            assert!(listed.contains(&format!("\"key\":\"{key}\"")), "{more:?}: {key} is not listed in {listed}");
+        }
+        for key in outside {
+            assert!(!listed.contains(&format!("\"key\":\"{key}\"")), "{more:?}: {key} is listed in {listed}");
+        }
+        assert!(listed.contains("doubtful-Truncated"), "{listed}");
     }
-    assert!(listed.contains("doubtful-Truncated"), "{listed}");
 }
 
 /// A key that is read, and not changed, may be sent by the snapshot behind the record.

@@ -42,7 +42,7 @@ pub use keys::{Args, KeyIter, key_positions, keys_of, stray_candidate};
 pub use notes::{Doubt, Note, NoteKind, Notes};
 pub use payload::{RestorePayload, Restored, payload_class};
 pub use quirks::{Meaning, Quirks, may_be_rounded};
-pub use several::{Several, Side, Take, several, stored_key};
+pub use several::{Several, Side, Take, is_whole, several, stored_key};
 pub use suspects::{Suspects, SuspectsOverflow};
 
 use super::near::Near;

@@ -13,7 +13,7 @@ pub type Args<'a> = SmallVec<[&'a [u8]; 16]>;
 pub fn keys_of<'r, 'a>(args: &'r [&'a [u8]]) -> KeyIter<'r, 'a> {
     match args.first().and_then(|name| table::find(name)) {
         Some((_, row)) => keys_in(row, args),
-        None => KeyIter { args: &[], step: 1, extra: None },
+        None => KeyIter { args: &[], step: 1, extra: None, words: false },
     }
 }
 
@@ -34,19 +34,21 @@ pub struct KeyIter<'r, 'a> {
     step: usize,
     /// A key that stands apart (STORE).
     extra: Option<&'a [u8]>,
+    /// Words of a SORT stand among them.
+    words: bool,
 }
 
 impl<'a> Iterator for KeyIter<'_, 'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        match self.args.split_first() {
-            Some((key, _)) => {
-                self.args = self.args.get(self.step..).unwrap_or_default();
-                Some(key)
+        while let Some((key, _)) = self.args.split_first() {
+            self.args = self.args.get(self.step..).unwrap_or_default();
+            if !self.words || !is_sort_word(key) {
+                return Some(key);
             }
-            None => self.extra.take(),
         }
+        self.extra.take()
     }
 }
 
@@ -61,6 +63,7 @@ pub(super) fn keys_in<'r, 'a>(row: &Row, args: &'r [&'a [u8]]) -> KeyIter<'r, 'a
         Keys::Counted(at) => (counted_keys(args, at).unwrap_or(range(1, args.len())), 1, None),
         Keys::Twos => (range(1, args.len()), 2, None),
         Keys::Triples => (range(1, args.len()), 3, None),
+        Keys::Sort if !is_whole_sort(args) => (range(1, args.len()), 1, None),
         Keys::Sort => (range(1, 2), 1, sort_store(args)),
         Keys::Geo => (range(1, 2), 1, geo_store(args)),
         Keys::Merge => match merge_sources(args) {
@@ -68,7 +71,7 @@ pub(super) fn keys_in<'r, 'a>(row: &Row, args: &'r [&'a [u8]]) -> KeyIter<'r, 'a
             None => (range(1, args.len()), 1, None),
         },
     };
-    KeyIter { args: front, step, extra }
+    KeyIter { args: front, step, extra, words: row.keys == Keys::Sort }
 }
 
 /// Positions of a record's keys among its strings, in the order of [`keys_of`].
@@ -87,6 +90,10 @@ pub fn key_positions(args: &[&[u8]]) -> SmallVec<[usize; 16]> {
         },
         Keys::Twos => (1..end, 2, None),
         Keys::Triples => (1..end, 3, None),
+        Keys::Sort if !is_whole_sort(args) => {
+            let is_word = |at: &usize| args.get(*at).is_some_and(|text| is_sort_word(text));
+            return (1..end).filter(|at| !is_word(at)).collect();
+        }
         Keys::Sort => (1..2, 1, sort_store_at(args)),
         Keys::Geo => (1..2, 1, geo_store_at(args)),
         Keys::Merge => match merge_sources(args) {
@@ -155,10 +162,10 @@ pub(super) fn counted_keys<'r, 'a>(args: &'r [&'a [u8]], at: usize) -> Option<&'
     if whole && known { args.get(at + 1..end) } else { None }
 }
 
-/// Words of a SORT, which are taken for keys from 1.31 to 1.36.
+/// Words of a SORT, which are taken for keys from 1.31 to 1.36. (So are numbers, which may be keys.)
 const SORT_WORDS: [&[u8]; 7] = [b"ASC", b"DESC", b"ALPHA", b"LIMIT", b"BY", b"GET", b"STORE"];
 
-pub(super) fn is_sort_word(text: &[u8]) -> bool {
+fn is_sort_word(text: &[u8]) -> bool {
     SORT_WORDS.iter().any(|word| text.eq_ignore_ascii_case(word))
 }
 
@@ -215,7 +222,10 @@ mod tests {
         assert_eq!(keys("SORT a BY store LIMIT 0 1 GET store DESC store d"), "a d");
         assert_eq!(keys("SORT a ALPHA"), "a");
         assert_eq!(keys("SORT a STORE"), "a");
-        assert_eq!(keys("SORT a LIMIT 0"), "a");
+        assert_eq!(keys("SORT a LIMIT 0"), "a 0");
+        assert_eq!(keys("SORT STORE d"), "d");
+        assert_eq!(keys("SORT alpha a desc 5 get b"), "a 5 b");
+        assert_eq!(keys("SORT ALPHA"), "");
         assert_eq!(keys("GEORADIUS a 1 2 3 km COUNT 5 ANY STORE x STOREDIST y"), "a y");
         assert_eq!(keys("GEORADIUSBYMEMBER a STORE 3 km STORE x"), "a x");
         assert_eq!(keys("GEORADIUS a"), "a");

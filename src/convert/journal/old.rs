@@ -15,9 +15,7 @@ impl JournalTranslator {
     /// SORT without STORE is a read; `SORT k` alone in a transaction may also be what is left of a SORT STORE over two shards.
     pub(super) fn sort<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         if !keys::is_whole_sort(record.args) {
-            let keys = record.from(1).iter().filter(|text| !keys::is_sort_word(text));
-            self.truncated.extend(keys.map(|key| (Box::from(*key), record.row.name)));
-            return Ok(Outcome::Dropped(DropReason::Truncated));
+            return Ok(self.truncated(record));
         }
         if keys::sort_store(record.args).is_some() {
             return self.pass(record, Class::Guarded, out);

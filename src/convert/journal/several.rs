@@ -5,7 +5,7 @@
 //! Every command of the table whose keys may lie in different slots is here but those that the translator splits itself,
 //! because their parts commute (`MSET`, `DEL`, `JSON.MSET`) or mean nothing (`STICK`).
 
-use super::keys::key_positions;
+use super::keys::{self, key_positions};
 use super::record::{is, parse_int};
 use super::table::{self, How};
 use smallvec::SmallVec;
@@ -55,6 +55,21 @@ pub fn several<'a>(args: &[&'a [u8]]) -> Result<Several<'a>, &'static str> {
         (_, How::MultiPop(..)) => pop(args),
         (_, How::Sort) if reads_by_pattern(args) => Err(BY_PATTERN),
         (_, how) => store(args, how).ok_or(UNKNOWN),
+    }
+}
+
+/// Whether a record over several keys has the operands that its command needs. Else it names keys and no more (wire 6.19), and says
+/// of none what became of it.
+pub fn is_whole(args: &[&[u8]]) -> bool {
+    let Some((_, row)) = args.first().and_then(|name| table::find(name)) else { return true };
+    match row.how {
+        How::Sort => keys::is_whole_sort(args),
+        How::MultiPop(_, at) => keys::counted_keys(args, at).is_some(),
+        How::Combine | How::CmsMerge => keys::merge_sources(args).is_some(),
+        How::RangeStore => args.len() >= 5,
+        How::GeoRadius(options_at) => args.len() >= options_at,
+        How::PfMerge => false,
+        _ => true,
     }
 }
 

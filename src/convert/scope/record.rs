@@ -10,7 +10,7 @@
 
 use super::{Reason, Scope, ScopeError};
 use crate::convert::escape;
-use crate::convert::journal::{Args, key_positions, payload_class};
+use crate::convert::journal::{Args, is_whole, key_positions, payload_class};
 use crate::convert::tally::TypeClass;
 use crate::ids::DbIndex;
 use smallvec::{SmallVec, smallvec};
@@ -91,12 +91,14 @@ impl Scope {
         if !kept.contains(&true) {
             return Ok(Scoped::Out(Reason::Key));
         }
+        let keys_kept = || {
+            let kept = positions.iter().zip(&kept).filter(|(_, kept)| **kept);
+            kept.filter_map(|(at, _)| args.get(*at).copied())
+        };
         match name.as_slice() {
             b"DEL" | b"UNLINK" | b"STICK" if !all_kept => Ok(some_of(args, &positions, &kept, 1)),
             b"DEL" | b"UNLINK" | b"STICK" => Ok(Scoped::Same),
-            b"MSET" | b"MSETNX" if !self.admits_type(TypeClass::String) => Ok(deletes(
-                positions.iter().zip(&kept).filter(|(_, kept)| **kept).filter_map(|(at, _)| args.get(*at).copied()),
-            )),
+            b"MSET" | b"MSETNX" if !self.admits_type(TypeClass::String) => Ok(deletes(keys_kept())),
             b"MSET" | b"MSETNX" if !all_kept => Ok(some_of(args, &positions, &kept, 2)),
             b"JSON.MSET" if self.admits_type(TypeClass::Json) && !all_kept => Ok(some_of(args, &positions, &kept, 3)),
             b"RENAME" | b"RENAMENX" => match (kept.first(), kept.get(1)) {
@@ -116,12 +118,25 @@ impl Scope {
                 (Some(false), Some(true)) => Err(border(key(1), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
             },
+            // Of a record that lost its operands nobody knows which key was written.
+            b"GEORADIUS" | b"GEORADIUSBYMEMBER" | b"ZRANGESTORE" if !is_whole(args) => {
+                match self.admits_type(TypeClass::Zset) {
+                    true => Ok(truncated(args, &positions, &kept)),
+                    // It is a sorted set, or was made one.
+                    false => Ok(deletes(keys_kept())),
+                }
+            }
+            b"SORT" | b"ZUNIONSTORE" | b"ZINTERSTORE" | b"ZDIFFSTORE" if !is_whole(args) => {
+                Ok(truncated(args, &positions, &kept))
+            }
+            b"PFMERGE" if self.admits_type(TypeClass::String) => Ok(truncated(args, &positions, &kept)),
             b"SORT" => self
                 .filter_sort(args, key(0), positions.get(1).map(|_| key(1)), admits_key)
                 .map_err(|why| border(key(0), why)),
             b"GEORADIUS" | b"GEORADIUSBYMEMBER" => match (positions.len(), kept.first(), kept.get(1)) {
+                (_, _, Some(false)) => Ok(Scoped::Out(Reason::Key)),
                 // A read.
-                (1, ..) | (_, _, Some(false)) => Ok(Scoped::Out(Reason::Key)),
+                (1, ..) => Ok(Scoped::Same),
                 _ if !self.admits_type(TypeClass::Zset) => Ok(deletes([key(1)].into_iter())),
                 (_, Some(false), _) => Err(border(key(1), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
@@ -133,10 +148,6 @@ impl Scope {
                 (_, Some(false)) => Err(border(key(0), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
             },
-            // Of a truncated record nobody knows which key was written; the translation lists them.
-            b"ZUNIONSTORE" | b"ZINTERSTORE" | b"ZDIFFSTORE" if positions.len() < 2 || positions.last() != Some(&1) => {
-                Ok(Scoped::Same)
-            }
             b"ZUNIONSTORE" | b"ZINTERSTORE" | b"ZDIFFSTORE" => {
                 let to = args.get(1).copied().unwrap_or_default();
                 match kept.split_last() {
@@ -149,6 +160,7 @@ impl Scope {
             }
             b"CMS.MERGE" => match kept.split_last() {
                 _ if !self.admits_type(TypeClass::Filter) => Ok(Scoped::Out(Reason::Type)),
+                _ if !is_whole(args) => Ok(truncated(args, &positions, &kept)),
                 Some((false, _)) => Ok(Scoped::Out(Reason::Key)),
                 Some((true, sources)) if sources.contains(&false) => Err(border(
                     positions.last().and_then(|at| args.get(*at)).copied().unwrap_or_default(),
@@ -310,6 +322,11 @@ fn some_of<'a>(args: &[&'a [u8]], positions: &[usize], kept: &[bool], group: usi
         left.extend(args.iter().skip(at).take(group).copied());
     }
     Scoped::Instead { records: vec![left], reason: Reason::Key }
+}
+
+/// The translation tells of the keys that are kept: they may have been written.
+fn truncated<'a>(args: &[&'a [u8]], positions: &[usize], kept: &[bool]) -> Scoped<'a> {
+    if kept.contains(&false) { some_of(args, positions, kept, 1) } else { Scoped::Same }
 }
 
 /// A key of a type in scope may have stood there before; now another stands there at the source.

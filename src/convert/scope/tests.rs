@@ -117,6 +117,7 @@ fn what_older_sources_record_over_the_border() {
     let keys = scope("include-prefix~k");
     let lists = scope("include-type~list");
     let zsets = scope("include-type~zset");
+    let names = scope("rewrite~k=n");
     for (scope, line, expected) in [
         (&keys, "LMPOP 2 k1 k2 LEFT", "same"),
         (&keys, "LMPOP 2 o1 o2 LEFT", "("),
@@ -130,6 +131,27 @@ fn what_older_sources_record_over_the_border() {
         (&keys, "ZUNIONSTORE k1 2 k2 o3", "refused"),
         (&keys, "ZINTERSTORE o1 1 k2", "("),
         (&keys, "ZUNIONSTORE k1 k2", "same"),
+        (&keys, "ZUNIONSTORE o1 k2", "ZUNIONSTORE k2"),
+        (&keys, "ZDIFFSTORE o1", "("),
+        (&keys, "GEORADIUS k1", "same"),
+        (&keys, "GEORADIUSBYMEMBER o1", "("),
+        (&keys, "GEORADIUS k1 1 2 3 km", "same"),
+        (&keys, "CMS.MERGE k1 k2", "same"),
+        (&keys, "CMS.MERGE k1 o2", "CMS.MERGE k1"),
+        (&keys, "CMS.MERGE o1 k2", "CMS.MERGE k2"),
+        (&keys, "CMS.MERGE o1 o2", "("),
+        (&keys, "SORT STORE k1", "same"),
+        (&keys, "SORT k1 ALPHA k2", "same"),
+        (&keys, "SORT o1 ALPHA k2 DESC", "SORT k2"),
+        (&keys, "SORT STORE o1", "("),
+        (&keys, "SORT k1", "same"),
+        (&names, "SORT STORE k1", "SORT STORE n1"),
+        (&names, "GEORADIUS k1", "GEORADIUS n1"),
+        (&lists, "GEORADIUS z", "DEL z"),
+        (&lists, "SORT ALPHA l", "same"),
+        (&keys, "ZRANGESTORE k1 o2", "ZRANGESTORE k1"),
+        (&lists, "ZRANGESTORE z", "DEL z"),
+        (&keys, "PFMERGE k1 o1", "PFMERGE k1"),
         (&lists, "ZDIFFSTORE l 1 z", "DEL l"),
         (&lists, "ZDIFFSTORE l z", "same"),
         (&zsets, "ZUNIONSTORE z 1 y", "refused"),
