@@ -6,6 +6,7 @@ use common::clustered::{Clustered, key_on, node_of};
 use common::job::{self, until};
 use common::*;
 use df2redis::lab::LabError;
+use df2redis::lab::client::Client;
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::encode;
 use df2redis::lab::generate::Spec;
@@ -192,6 +193,15 @@ fn a_flushdb_of_a_mapped_database_empties_the_right_one() {
     assert_eq!(names(&server), ["0/a", "0/end"]);
 }
 
+/// Keys of database 0, for servers with few.
+fn names_of(client: &mut Client) -> Vec<String> {
+    let keys = client.run("KEYS *").unwrap();
+    let mut names: Vec<String> = keys.array().unwrap().iter().map(|key| key.text().unwrap()).collect();
+    names.retain(|name| !name.starts_with("df2redis:"));
+    names.sort();
+    names
+}
+
 fn cluster() -> Option<Cluster> {
     match Cluster::start_kind(ServerKind::Redis7, 3, false) {
         Err(LabError::NoServer { what, .. }) => {
@@ -254,11 +264,7 @@ fn a_flushdb_of_a_database_that_a_server_does_not_have_empties_nothing() {
         running.signal("INT");
         running.wait().expect_code(130);
         let mut client = server.client().unwrap();
-        let keys = client.run("KEYS *").unwrap();
-        let mut keys: Vec<&[u8]> = keys.array().unwrap().iter().filter_map(|key| key.bytes()).collect();
-        keys.retain(|key| !key.starts_with(b"df2redis:"));
-        keys.sort();
-        assert_eq!(keys, [&b"a"[..], b"b", b"c", b"end"], "{blind}");
+        assert_eq!(names_of(&mut client), ["a", "b", "c", "end"], "{blind}");
         client.run("FLUSHALL").unwrap();
     }
 }
@@ -380,4 +386,51 @@ fn a_source_with_a_marker_of_a_cluster_loses_nothing() {
     world.run(&format!("DEL {marker}"));
     world.wait_applied(&mut tool);
     world.finish(tool);
+}
+
+/// A snapshot with a FLUSHDB of database 5 in the middle, and one behind it.
+fn flushed_elsewhere() -> FlowBytes {
+    let mut flow = flushed(0, 5);
+    flow.journal(5, &["FLUSHDB"]).string(b"d", b"v").late_journal(5, &["FLUSHDB"]);
+    flow
+}
+
+#[test]
+fn a_flushdb_of_a_database_that_is_not_carried_voids_no_full_sync() {
+    let Some(small) = server_with(ServerKind::Redis7, ServerOptions::default().config("databases", "2")) else {
+        return;
+    };
+    for more in [&[][..], &["--exclude-db", "5"], &["--include-db", "0", "--on-existing", "replace"]] {
+        let replaces = more.contains(&"replace");
+        let mut client = small.client().unwrap();
+        client.run("FLUSHALL").unwrap();
+        if replaces {
+            client.run("SET own v").unwrap();
+        }
+        let master = Hand::new(vec![flushed_elsewhere()]).start();
+        migrate(master.port(), small.port(), more).expect_code(0);
+        let wanted: &[&str] =
+            if replaces { &["a", "b", "c", "d", "own"] } else { &["a", "b", "c", "d"] };
+        assert_eq!(names_of(&mut client), wanted, "{more:?}");
+        assert_eq!(master.registrations_count(), 1, "the sync was begun anew: {more:?}");
+    }
+}
+
+#[test]
+fn a_flushdb_of_a_database_that_is_not_carried_is_passed_beside_keys_of_the_targets_own() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    server.client().unwrap().run("SET own v").unwrap();
+    let master = Hand::new(vec![flushed(0, 5)]).start();
+    let more = ["--exclude-db", "5", "--on-existing", "replace"];
+    let running = replicate(master.port(), server.port(), &more);
+    wait_for_key(&server, 0, "end");
+    running.signal("INT");
+    running.wait().expect_code(130);
+    assert_eq!(names(&server), ["0/a", "0/b", "0/c", "0/end", "0/own"]);
+    // One that is carried would take the target's own with it.
+    server.client().unwrap().run("FLUSHALL").unwrap();
+    server.client().unwrap().run("SET own v").unwrap();
+    let run = replicate(master.port(), server.port(), &["--on-existing", "replace"]).wait();
+    run.expect_code(3).expect_text("held keys of its own");
+    assert_eq!(server.client().unwrap().run("EXISTS own").unwrap().int(), Some(1));
 }

@@ -93,7 +93,9 @@ impl Global {
             )));
         }
         let lsns: Vec<(u32, Lsn)> = barriers.iter().map(|barrier| (barrier.flow.0, barrier.next_lsn)).collect();
-        if !checkpoint.owned {
+        // A database of which nothing is at the target.
+        let is_elsewhere = matches!(&first.command, GlobalCommand::FlushDb(db) if scope.place_of(*db).is_none());
+        if !checkpoint.owned && !is_elsewhere {
             return Err(EngineError::Refused(format!(
                 "the source ran {:?}, but the target held keys of its own when the job began, which it would delete too; \
                  run again with --on-existing flush",

@@ -407,6 +407,8 @@ impl FlowHandler {
             out.watch_rename(None);
         }
         match applied? {
+            // Nothing of it is carried.
+            Applied::Global(GlobalCommand::FlushDb(db)) if self.scope().place_of(db).is_none() => Ok(()),
             Applied::Global(_) => Err(EngineError::SyncVoided {
                 flow: self.flow.0,
                 command: String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned(),
