@@ -67,7 +67,7 @@ pub enum Outcome {
     Written { commands: u32 },
     /// Nothing to send.
     Dropped(DropReason),
-    /// Left out by policy, and noted. `commands` (0 or 1) were written all the same: a DEL where the source replaced the key.
+    /// Left out by policy, and noted. `commands` were written all the same: a DEL of what the source replaced, and what could be held.
     LeftOut { kind: Kind, commands: u32 },
     /// The engine must act: restart a full sync, or keep a barrier over all flows.
     Global(GlobalCommand),

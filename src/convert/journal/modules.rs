@@ -45,7 +45,9 @@ impl JournalTranslator {
             return self.pass(record, if whole { Class::Blind } else { Class::Guarded }, out);
         }
         if !whole || self.policy.action(Kind::Json) != Action::AsString {
-            return self.json_in_part(record);
+            // With NX there was nothing.
+            let replaced = if root && !record.is(4, "NX") { record.from(1).get(..1) } else { None };
+            return self.json_left_out(record, replaced.unwrap_or_default(), out);
         }
         Ok(self.json_text(record, record.key()?, record.arg(3)?, out))
     }
@@ -64,7 +66,9 @@ impl JournalTranslator {
             return Ok(self.json_mset_split(record, triples, all_whole, out));
         }
         if !all_whole || self.policy.action(Kind::Json) != Action::AsString {
-            return self.json_in_part(record);
+            let whole = triples.chunks_exact(3).filter(|triple| triple.get(1).is_some_and(|path| is_root(path)));
+            let replaced: Args<'_> = whole.filter_map(|triple| triple.first().copied()).collect();
+            return self.json_left_out(record, &replaced, out);
         }
         let mut commands = 0;
         for triple in triples.chunks_exact(3) {
@@ -157,6 +161,22 @@ impl JournalTranslator {
             return Ok(Outcome::LeftOut { kind: Kind::Json, commands: 0 });
         }
         self.leave_out(record, Kind::Json, NO_JSON)
+    }
+
+    /// The same where whole documents are among it: what stood there, perhaps a value of another type, must go.
+    fn json_left_out<O: Out>(
+        &mut self,
+        record: &Record<'_>,
+        replaced: &[&[u8]],
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        let mut outcome = self.json_in_part(record)?;
+        if let Outcome::LeftOut { commands, .. } = &mut outcome
+            && self.policy.action(Kind::Json) != Action::AsString
+        {
+            *commands = self.del_keys(record, replaced, out);
+        }
+        Ok(outcome)
     }
 
     /// The text of a document as a string.

@@ -100,7 +100,9 @@ impl Scope {
             b"DEL" | b"UNLINK" | b"STICK" => Ok(Scoped::Same),
             b"MSET" | b"MSETNX" if !self.admits_type(TypeClass::String) => Ok(deletes(keys_kept())),
             b"MSET" | b"MSETNX" if !all_kept => Ok(some_of(args, &positions, &kept, 2)),
-            b"JSON.MSET" if self.admits_type(TypeClass::Json) && !all_kept => Ok(some_of(args, &positions, &kept, 3)),
+            // At the root it may replace a key of another type.
+            b"JSON.MSET" if !self.admits_type(TypeClass::Json) => Ok(deletes(keys_kept())),
+            b"JSON.MSET" if !all_kept => Ok(some_of(args, &positions, &kept, 3)),
             b"RENAME" | b"RENAMENX" => match (kept.first(), kept.get(1)) {
                 (Some(true), Some(false)) => {
                     Ok(Scoped::Instead { records: vec![delete([key(0)].into_iter())], reason: Reason::Key })

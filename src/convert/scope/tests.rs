@@ -194,6 +194,7 @@ fn records_under_a_type_filter() {
         "RPUSH l e",
         "XADD x 1-1 f v",
         "JSON.SET j $ 1",
+        "JSON.MSET j $ 1 i $ 2",
         "BF.ADD b x",
         "LMOVE a b LEFT LEFT",
         "SORT l STORE d",

@@ -64,7 +64,18 @@ fn modules_by_target() {
             ("FT.CREATE i SCHEMA a TEXT", "<Search>"),
         ],
     );
-    check_skip(&["7.0"], &[("JSON.SET k $ {}", "<left out Json>"), ("TOPK.ADD k a", "<left out Filters>")]);
+    check_skip(
+        &["7.0"],
+        &[
+            ("JSON.SET k $ {}", "B DEL k | <left out Json>"),
+            ("JSON.SET k . {} XX", "B DEL k | <left out Json>"),
+            ("JSON.SET k $ {} NX", "<left out Json>"),
+            ("JSON.SET k $.a {}", "<left out Json>"),
+            ("JSON.MSET a $ 1 b $.x 2 c . 3", "B DEL a c | <left out Json>"),
+            ("JSON.MSET b $.x 2", "<left out Json>"),
+            ("TOPK.ADD k a", "<left out Filters>"),
+        ],
+    );
 }
 
 #[test]
