@@ -110,7 +110,8 @@ impl Cluster {
             let expiry = self.expiry_ms(from).await?.to_string();
             match self.bring(from, &copy, usize::MAX).await? {
                 // It was left out, or has expired: what had the new name is gone all the same.
-                Brought::Nothing => self.group(apart, to, &[&[b"DEL", to]]).await?,
+                // (A kill may have left the half of a copy.)
+                Brought::Nothing => self.group(apart, to, &[&[b"DEL", to, &copy]]).await?,
                 Brought::Payload(payload) => {
                     let restore: [&[u8]; 6] = [b"RESTORE", to, expiry.as_bytes(), &payload, b"REPLACE", b"ABSTTL"];
                     self.group(apart, to, &[&restore]).await?;

@@ -56,10 +56,16 @@ impl Cluster {
                     Brought::Nothing | Brought::Copy => None,
                 })
                 .collect();
+            // And where there is nothing to be read, nothing may be found.
+            let absent = copies.iter().filter(|copy| matches!(copy.value, Brought::Nothing));
+            let clear: Vec<&[u8]> = std::iter::once(&b"UNLINK"[..]).chain(absent.map(|copy| &copy.name[..])).collect();
             let there = copies.iter().filter(|copy| !matches!(copy.value, Brought::Nothing));
             // A long one is freed in the background.
             let unlink: Vec<&[u8]> = std::iter::once(&b"UNLINK"[..]).chain(there.map(|copy| &copy.name[..])).collect();
             let mut commands: Vec<&[&[u8]]> = restores.iter().map(|restore| &restore[..]).collect();
+            if clear.len() > 1 {
+                commands.push(&clear);
+            }
             commands.push(&command);
             if unlink.len() > 1 {
                 commands.push(&unlink);
