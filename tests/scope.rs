@@ -409,8 +409,7 @@ fn a_flushdb_of_a_database_that_is_not_carried_voids_no_full_sync() {
         }
         let master = Hand::new(vec![flushed_elsewhere()]).start();
         migrate(master.port(), small.port(), more).expect_code(0);
-        let wanted: &[&str] =
-            if replaces { &["a", "b", "c", "d", "own"] } else { &["a", "b", "c", "d"] };
+        let wanted: &[&str] = if replaces { &["a", "b", "c", "d", "own"] } else { &["a", "b", "c", "d"] };
         assert_eq!(names_of(&mut client), wanted, "{more:?}");
         assert_eq!(master.registrations_count(), 1, "the sync was begun anew: {more:?}");
     }
@@ -433,4 +432,31 @@ fn a_flushdb_of_a_database_that_is_not_carried_is_passed_beside_keys_of_the_targ
     let run = replicate(master.port(), server.port(), &["--on-existing", "replace"]).wait();
     run.expect_code(3).expect_text("held keys of its own");
     assert_eq!(server.client().unwrap().run("EXISTS own").unwrap().int(), Some(1));
+}
+
+/// A source gives slots of its database 0 away: they are deleted where that is at the target, and nowhere else.
+#[test]
+fn slots_are_given_away_where_their_database_is() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    for (more, wanted) in [
+        (&[][..], &["0/end", "1/b"][..]),
+        (&["--db-map", "0:2,1:0"], &["0/b", "2/end"]),
+        (&["--exclude-db", "0", "--db-map", "1:0"], &["0/b", "0/end1"]),
+    ] {
+        server.client().unwrap().run("FLUSHALL").unwrap();
+        let mut flow = FlowBytes::new();
+        flow.db(0).string(b"a", b"v").db(1).string(b"b", b"v");
+        encode::journal_command(&mut flow.stable, 0, 7, &["DFLYCLUSTER", "FLUSHSLOTS", "0", "16383"]);
+        encode::journal_command(&mut flow.stable, 0, 0, &["SET", "end", "v"]);
+        if more.contains(&"--exclude-db") {
+            encode::journal_command(&mut flow.stable, 1, 0, &["SET", "end1", "v"]);
+        }
+        let master = Hand::new(vec![flow]).start();
+        let running = replicate(master.port(), server.port(), more);
+        let (db, end) = wanted.iter().find_map(|name| name.split_once("/end")).unwrap();
+        wait_for_key(&server, db.parse().unwrap(), &format!("end{end}"));
+        running.signal("INT");
+        running.wait().expect_code(130);
+        assert_eq!(names(&server), wanted, "{more:?}");
+    }
 }

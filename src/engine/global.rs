@@ -21,6 +21,9 @@ use crate::convert::journal::GlobalCommand;
 use crate::ids::{DbIndex, Lsn, Slot};
 use std::sync::Arc;
 
+/// The database whose slots a source gives away.
+const SLOTS_DB: DbIndex = DbIndex(0);
+
 /// What a global command leaves nothing of at the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Emptied {
@@ -35,6 +38,7 @@ impl Emptied {
         match command {
             GlobalCommand::FlushDb(db) if scope.place_of(*db) != Some(DbIndex(0)) => Self::Nothing,
             GlobalCommand::FlushAll | GlobalCommand::FlushDb(_) => Self::All,
+            GlobalCommand::FlushSlots(_) if scope.place_of(SLOTS_DB) != Some(DbIndex(0)) => Self::Nothing,
             GlobalCommand::FlushSlots(ranges) => Self::Slots(ranges.clone()),
         }
     }
@@ -45,6 +49,15 @@ impl Emptied {
             Self::All => true,
             Self::Slots(ranges) => ranges.iter().any(|(first, last)| (*first..=*last).contains(&slot)),
         }
+    }
+}
+
+/// Whether it concerns a database of which nothing is at the target. `scope`: within it.
+pub(super) fn is_elsewhere(command: &GlobalCommand, scope: &Scope) -> bool {
+    match command {
+        GlobalCommand::FlushAll => false,
+        GlobalCommand::FlushDb(db) => scope.place_of(*db).is_none(),
+        GlobalCommand::FlushSlots(_) => scope.place_of(SLOTS_DB).is_none(),
     }
 }
 
@@ -93,8 +106,7 @@ impl Global {
             )));
         }
         let lsns: Vec<(u32, Lsn)> = barriers.iter().map(|barrier| (barrier.flow.0, barrier.next_lsn)).collect();
-        // A database of which nothing is at the target.
-        let is_elsewhere = matches!(&first.command, GlobalCommand::FlushDb(db) if scope.place_of(*db).is_none());
+        let is_elsewhere = is_elsewhere(&first.command, scope);
         if !checkpoint.owned && !is_elsewhere {
             return Err(EngineError::Refused(format!(
                 "the source ran {:?}, but the target held keys of its own when the job began, which it would delete too; \
@@ -121,18 +133,13 @@ impl Global {
             GlobalCommand::FlushAll => {
                 checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns, &kept).await?;
             }
-            GlobalCommand::FlushDb(db) => match scope.place_of(*db) {
-                None => checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?,
-                Some(_) if !scope.is_alone(*db) => {
-                    return Err(EngineError::Refused(format!(
-                        "the source ran FLUSHDB in database {db}, and other databases go into the same one of the target \
-                         (--db-merge), which a FLUSHDB there would empty too; run again with --on-existing flush"
-                    )));
-                }
-                Some(place) => {
-                    checkpoint::execute_global(target, checkpoint, place.0, &[b"FLUSHDB"], &lsns, &kept).await?;
-                }
-            },
+            _ if is_elsewhere => {
+                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
+            }
+            GlobalCommand::FlushDb(db) => {
+                let place = place_alone(scope, *db, "ran FLUSHDB in")?;
+                checkpoint::execute_global(target, checkpoint, place.0, &[b"FLUSHDB"], &lsns, &kept).await?;
+            }
             GlobalCommand::FlushSlots(_) if scope.rewrites() => {
                 return Err(EngineError::Refused(
                     "the source gave slots away (DFLYCLUSTER FLUSHSLOTS), and with --rewrite-prefix the names at the target \
@@ -141,13 +148,25 @@ impl Global {
                 ));
             }
             GlobalCommand::FlushSlots(ranges) => {
+                let place = place_alone(scope, SLOTS_DB, "gave slots away (DFLYCLUSTER FLUSHSLOTS) of")?;
                 if let Some(cluster) = target.cluster() {
                     checkpoint::forget_slots(cluster, checkpoint, ranges, &lsns).await?;
                 }
-                target::delete_slots(target, ranges).await?;
+                target::delete_slots(target, place, ranges).await?;
                 checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
             }
         }
         Ok(())
     }
+}
+
+/// Where a database is at the target, alone: what deletes there would delete others', too.
+fn place_alone(scope: &Scope, db: DbIndex, did: &str) -> Result<DbIndex, EngineError> {
+    if !scope.is_alone(db) {
+        return Err(EngineError::Refused(format!(
+            "the source {did} database {db}, and other databases go into the same one of the target (--db-merge), from which \
+             their keys would be deleted too; run again with --on-existing flush"
+        )));
+    }
+    Ok(scope.target_db(db)?)
 }

@@ -7,6 +7,7 @@
 
 use super::doubt::Doubts;
 use super::error::EngineError;
+use super::global::is_elsewhere;
 use super::returned::Returned;
 use super::rows;
 use super::scoped::Names;
@@ -408,7 +409,7 @@ impl FlowHandler {
         }
         match applied? {
             // Nothing of it is carried.
-            Applied::Global(GlobalCommand::FlushDb(db)) if self.scope().place_of(db).is_none() => Ok(()),
+            Applied::Global(command) if is_elsewhere(&command, self.scope()) => Ok(()),
             Applied::Global(_) => Err(EngineError::SyncVoided {
                 flow: self.flow.0,
                 command: String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned(),

@@ -153,13 +153,13 @@ pub async fn delete(link: &mut TargetLink, db: DbIndex, key: &[u8]) -> Result<bo
     Ok(matches!(link.call(&[b"DEL", key]).await?, Value::Integer(1..)))
 }
 
-/// Deletes the keys of these hash slots in database 0 (a cluster has no other).
-pub async fn delete_slots(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
+/// Deletes the keys of these hash slots in a database.
+pub async fn delete_slots(link: &mut TargetLink, db: DbIndex, ranges: &[(Slot, Slot)]) -> Result<u64, EngineError> {
     if let Some(cluster) = &mut link.cluster {
         return delete_slots_of_cluster(cluster, ranges).await;
     }
     let (mut cursor, mut deleted) = (b"0".to_vec(), 0);
-    link.call(&[b"SELECT", b"0"]).await?;
+    link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
     loop {
         let (next, keys) = page(link, &cursor).await?;
         for key in keys.iter().filter_map(Value::bytes).filter(|key| is_in_slots(key, ranges)) {
@@ -167,10 +167,12 @@ pub async fn delete_slots(link: &mut TargetLink, ranges: &[(Slot, Slot)]) -> Res
             deleted += 1;
         }
         if next == b"0" {
-            return Ok(deleted);
+            break;
         }
         cursor = next;
     }
+    link.call(&[b"SELECT", b"0"]).await?;
+    Ok(deleted)
 }
 
 fn is_in_slots(key: &[u8], ranges: &[(Slot, Slot)]) -> bool {
