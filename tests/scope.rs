@@ -202,8 +202,8 @@ fn names_of(client: &mut Client) -> Vec<String> {
     names
 }
 
-fn cluster() -> Option<Cluster> {
-    match Cluster::start_kind(ServerKind::Redis7, 3, false) {
+fn cluster(kind: ServerKind) -> Option<Cluster> {
+    match Cluster::start_kind(kind, 3, false) {
         Err(LabError::NoServer { what, .. }) => {
             eprintln!("skipped: no {what} here");
             None
@@ -223,7 +223,7 @@ fn flushed(held: u32, empty: u32) -> FlowBytes {
 
 #[test]
 fn a_flushdb_of_a_mapped_database_that_a_cluster_has_no_place_for_empties_nothing() {
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = cluster(ServerKind::Redis7) else { return };
     // A number that is another one's at the target, and one that is nobody's.
     for (held, empty, more) in [(0, 5, &[][..]), (3, 5, &["--db-map", "3:0"]), (3, 0, &["--db-map", "3:0"])] {
         cluster.nodes.iter().for_each(|node| drop(node.client().unwrap().run("FLUSHALL").unwrap()));
@@ -458,5 +458,27 @@ fn slots_are_given_away_where_their_database_is() {
         running.signal("INT");
         running.wait().expect_code(130);
         assert_eq!(names(&server), wanted, "{more:?}");
+    }
+}
+
+/// Whoever has one database, or two, is not sent what would need more, nor a cluster what no node of it does.
+#[test]
+fn what_has_no_place_at_the_target_is_refused_with_its_lsn() {
+    let few = server_with(ServerKind::Redis7, ServerOptions::default().config("databases", "2"));
+    let clusters = [cluster(ServerKind::Redis7), cluster(ServerKind::Valkey9)];
+    let records: [&[&str]; 3] = [
+        &["MOVE", "k{l}", "3"],
+        &["SORT", "k{l}", "BY", "w_*", "STORE", "d{l}"],
+        &["SORT", "k{l}", "GET", "{l}*", "STORE", "d{l}"],
+    ];
+    let ports = few.iter().map(|server| (server.port(), 1));
+    for (port, count) in ports.chain(clusters.iter().flatten().map(|cluster| (cluster.port(), 3))) {
+        for record in &records[..count] {
+            let mut flow = FlowBytes::new();
+            stable(&mut flow, &[&["RPUSH", "k{l}", "1"], record]);
+            let master = Hand::new(vec![flow]).start();
+            let run = replicate(master.port(), port, &["--on-existing", "flush"]).wait();
+            run.expect_code(3).expect_text(record[0]).expect_text("k{l}").expect_text("LSN 101");
+        }
     }
 }

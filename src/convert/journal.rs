@@ -102,9 +102,9 @@ pub enum GlobalCommand {
 /// What the target cannot do in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NotCarriedKind {
-    /// The keys of a RENAME, SORT STORE, LMOVE ... lie in different slots of the target's cluster.
+    /// The keys of a RENAME, SORT STORE, LMOVE ... lie in different slots of the target's cluster, or it does not name them.
     CrossSlot,
-    /// MOVE on a cluster that has only database 0.
+    /// MOVE in a cluster, of which only database 0 is used.
     MoveInCluster,
 }
 

@@ -464,8 +464,9 @@ impl FlowHandler {
         let persisted = [&b"PERSIST"[..], args.get(1).copied().unwrap_or_default()];
         let args = if self.unclear.is_persisted(args, now_ms) { &persisted } else { args };
         self.unclear.db = db;
-        // Not only a key may begin so; which it is shows there.
-        if !self.scope().is_plain(db) || args.iter().skip(1).any(|arg| is_own(arg)) {
+        // A MOVE concerns two databases. And not only a key may begin so; which it is shows there.
+        let moves = matches!(args, [name, _, _] if name.eq_ignore_ascii_case(b"MOVE"));
+        if moves || !self.scope().is_plain(db) || args.iter().skip(1).any(|arg| is_own(arg)) {
             return self.journal_scoped(db, txid, args, now_ms, stable, out);
         }
         if self.only_reads(db, args, now_ms, stable)? {

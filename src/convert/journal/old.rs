@@ -6,6 +6,7 @@
 
 use super::error::TranslateError;
 use super::record::Record;
+use super::several::reads_by_pattern;
 use super::write::Request;
 use super::{DropReason, JournalTranslator, Outcome, keys};
 use crate::convert::out::{Class, Out};
@@ -18,6 +19,10 @@ impl JournalTranslator {
             return Ok(self.truncated(record));
         }
         if keys::sort_store(record.args).is_some() {
+            // Which keys those are nobody says, and a node refuses it in the middle of its transaction.
+            if self.capabilities.cluster && reads_by_pattern(record.args) {
+                return Ok(Outcome::NotCarried { kind: super::NotCarriedKind::CrossSlot });
+            }
             return self.pass(record, Class::Guarded, out);
         }
         // What ran on several shards has a transaction's number (wire 4.1).

@@ -119,7 +119,7 @@ fn pop<'a>(args: &[&'a [u8]]) -> Result<Several<'a>, &'static str> {
 }
 
 /// A SORT that looks into keys which its record does not name. (`BY` without `*` only says that nothing is sorted.)
-fn reads_by_pattern(args: &[&[u8]]) -> bool {
+pub(super) fn reads_by_pattern(args: &[&[u8]]) -> bool {
     let mut at = 2;
     while let Some(option) = args.get(at) {
         let by = is(option, "BY") && args.get(at + 1).is_some_and(|pattern| pattern.contains(&b'*'));

@@ -7,7 +7,6 @@ use super::write::Request;
 use super::{COMPARED_MAX, Doubt, DropReason, JournalTranslator, NotCarriedKind, Outcome, keys};
 use crate::convert::out::{Class, Out};
 use crate::convert::policy::Kind;
-use crate::redis::capabilities::Make;
 
 /// PREPEND: keeps the TTL, creates a missing key.
 /// An expiry that never comes: in the year 2286.
@@ -354,7 +353,8 @@ impl JournalTranslator {
         if u32::try_from(record.int(2)?).is_err() {
             return Err(record.error(TranslateReason::BadArgument { position: 2, expected: "a database index" }));
         }
-        if self.capabilities.cluster && !self.is_at_least(Make::Valkey, 9, 0) {
+        // What else a node may have, no key of ours stands there.
+        if self.capabilities.cluster {
             return Ok(Outcome::NotCarried { kind: NotCarriedKind::MoveInCluster });
         }
         self.pass(record, Class::Guarded, out)

@@ -235,6 +235,11 @@ fn databases_are_filtered_and_mapped() {
     .map(|(db, line)| format!("{db}: {line} -> {}", record(&scope, *db, line)))
     .collect();
     insta::assert_snapshot!(shown.join("\n"));
+    for (scope, db) in [(Scope::everything().within(1), 3), (Scope::everything().within(2), 2)] {
+        let refused = record(&scope, 0, &format!("MOVE k {db}"));
+        assert!(refused.starts_with(&format!("refused: database {db}")), "{refused}");
+    }
+    assert_eq!(record(&Scope::everything().within(2), 0, "MOVE k 1"), "MOVE k 1");
 }
 
 #[test]

@@ -352,6 +352,9 @@ fn clusters_get_one_command_a_slot() {
             ("SORT foo STORE bar", "<CrossSlot>"),
             ("BLMOVE foo bar LEFT LEFT 0", "<CrossSlot>"),
             ("BLMOVE foo {foo} LEFT LEFT 0", "G@12182 LMOVE foo {foo} LEFT LEFT"),
+            ("SORT foo BY w_* STORE {foo}", "<CrossSlot>"),
+            ("SORT foo GET {foo}* STORE {foo}", "<CrossSlot>"),
+            ("SORT foo BY nosort STORE {foo}", "G@12182 SORT foo BY nosort STORE {foo}"),
             ("MOVE foo 3", "<MoveInCluster>"),
         ],
     );
@@ -367,5 +370,5 @@ fn clusters_get_one_command_a_slot() {
             ("FT.DROPINDEX foo", "<Search>"),
         ],
     );
-    check(&["v9.0c"], &[("MOVE foo 3", "G@12182 MOVE foo 3")]);
+    check(&["v9.0c"], &[("MOVE foo 3", "<MoveInCluster>")]);
 }
