@@ -312,6 +312,12 @@ impl Scope {
         (is_inverse && self.is_alone(db) && self.admits(db, &key, None).is_ok()).then_some(key)
     }
 
+    /// The database and the name at the source of a key of the target, as far as they are known.
+    pub fn source_place(&self, db: DbIndex, name: &[u8]) -> Option<(DbIndex, Vec<u8>)> {
+        let db = self.dbs.source_of(db)?;
+        Some((db, self.source_of(db, name)?))
+    }
+
     /// The name at the target of an admitted key, and its database.
     pub fn at_target(&self, db: DbIndex, key: &[u8]) -> Result<(DbIndex, Vec<u8>), ScopeError> {
         let mut name = Vec::with_capacity(key.len());

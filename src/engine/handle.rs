@@ -307,12 +307,13 @@ impl FlowHandler {
         self.returned.is_begun()
     }
 
-    /// The next one to be held again, and whether the answer to that tells if the target has lost a key of this flow.
-    pub fn next_again(&mut self) -> Option<(Name, bool)> {
+    /// The next one to be held again; with its database and name at the source, if the answer to that tells whether the target has
+    /// lost a key of this flow.
+    pub fn next_again(&mut self) -> Option<(Name, Option<(DbIndex, Vec<u8>)>)> {
         let name = self.returned.next()?;
+        let place = self.scope().source_place(name.db, &name.key);
         // A name that was found at the target may be another flow's: what is written again must be in order with its records.
-        let own = self.owner.owner(&name.key) == Some(self.flow);
-        let own = own && self.scope().is_plain(name.db);
+        let own = place.filter(|(_, key)| self.owner.owner(key) == Some(self.flow));
         Some((name, own))
     }
 

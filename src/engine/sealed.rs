@@ -53,16 +53,16 @@ impl Flow {
                     // Only answers in a transaction are told one by one.
                     writer.in_record = true;
                     self.handler.hold_again(&name, &mut writer);
-                    if own {
-                        writer.watch(self.id, name.db, &name.key, GONE_AGAIN);
+                    if let Some((db, key)) = &own {
+                        writer.watch(self.id, *db, key, GONE_AGAIN);
                     }
                     writer.record_done(self.id, next_lsn);
                 }
                 Outlet::Cluster { lanes, router } => {
                     let write = WriteSettings::copying(settings.batch_bytes, self.read_ns);
                     let mut writer = ClusterWriter::new(router, lanes, slab, &Source::None, (self.id, None), write);
-                    if own {
-                        writer.watch(name.db, GONE_AGAIN);
+                    if let Some((db, _)) = own {
+                        writer.watch(db, GONE_AGAIN);
                     }
                     self.handler.hold_again(&name, &mut writer);
                 }

@@ -97,6 +97,20 @@ impl Databases {
                 && self.carried_named().filter(|other| *other != db.0).all(|other| self.mapped(other) != target)
     }
 
+    /// The only carried database that goes into this one of the target, where that is known.
+    pub fn source_of(&self, target: DbIndex) -> Option<DbIndex> {
+        // The star stands for any number of them.
+        if self.others == Some(target.0) && self.include.is_empty() {
+            return None;
+        }
+        let named = self.carried_named().chain([target.0]).map(DbIndex);
+        let mut from: Vec<DbIndex> =
+            named.filter(|db| self.admits(*db) && self.target(*db).is_ok_and(|to| to == target)).collect();
+        from.sort_unstable();
+        from.dedup();
+        if let [db] = from.as_slice() { Some(*db) } else { None }
+    }
+
     fn mapped(&self, db: u32) -> u32 {
         let named = self.map.iter().find(|(from, _)| *from == db).map(|(_, to)| *to);
         named.or(self.others).unwrap_or(db)
@@ -162,6 +176,23 @@ mod tests {
         let at: Vec<u32> = (0..5).map(|db| dbs.target(DbIndex(db)).unwrap().0).collect();
         assert_eq!(at, [3, 1, 2, 0, 4]);
         assert!(!dbs.is_identity() && dbs.is_alone(DbIndex(0)));
+    }
+
+    #[test]
+    fn a_database_of_the_target_tells_that_of_the_source() {
+        for (map, include, merge, target, wanted) in [
+            ("", "", false, 3, Some(3)),
+            ("0:3,3:0", "", false, 3, Some(0)),
+            ("0:3", "", false, 0, None),
+            ("3:0", "3", false, 0, Some(3)),
+            ("3:0", "3", false, 3, None),
+            ("*:0", "4", false, 0, Some(4)),
+            ("*:0", "", true, 0, None),
+            ("1:0", "", true, 0, None),
+        ] {
+            let found = dbs(map, include, merge).unwrap().source_of(DbIndex(target));
+            assert_eq!(found, wanted.map(DbIndex), "{map} {include} {target}");
+        }
     }
 
     #[test]
