@@ -19,6 +19,7 @@ mod error;
 mod floats;
 mod hashes;
 mod keys;
+mod large;
 mod modules;
 mod notes;
 mod old;
@@ -52,7 +53,6 @@ use crate::dragonfly::journal::Command;
 use crate::dragonfly::session::Release;
 use crate::ids::{DbIndex, FlowId, Slot};
 use crate::redis::Capabilities;
-use crate::redis::capabilities::{Make, Version};
 use crate::redis::slot::slot;
 use record::Record;
 use std::collections::HashSet;
@@ -271,8 +271,7 @@ impl JournalTranslator {
             return Err(record.error(reason));
         }
         // What a RESTORE holds is taken apart, so its payload may be longer.
-        let bulk_bytes_max = self.capabilities.bulk_bytes_max;
-        if row.how != How::Restore && record.args.iter().any(|arg| arg.len() as u64 > bulk_bytes_max) {
+        if row.how != How::Restore && !record.args.iter().all(|arg| self.fits(arg)) {
             return self.too_large(record, out);
         }
         match row.how {
@@ -381,10 +380,6 @@ impl JournalTranslator {
         self.near.told(at_ms).max(1)
     }
 
-    fn is_at_least(&self, make: Make, major: u32, minor: u32) -> bool {
-        self.capabilities.make == make && self.capabilities.version >= Version { major, minor, patch: 0 }
-    }
-
     /// Conditions of PEXPIREAT came with Redis 7.0, as the counters of streams did.
     fn is_before_7(&self) -> bool {
         !self.capabilities.stream_counters()
@@ -438,22 +433,6 @@ impl JournalTranslator {
         }
         self.notes.add(db, key.unwrap_or_default(), "", NoteKind::Skipped(Kind::Command));
         Ok(Outcome::LeftOut { kind: Kind::Command, commands: 0 })
-    }
-
-    /// A string that the target's protocol does not take. Where it would have replaced the value, the old one must go.
-    #[cold]
-    fn too_large<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
-        self.leave_out(record, Kind::LargeString, "a string longer than its proto-max-bulk-len")?;
-        let replaces = matches!(record.row.how, How::Set | How::SetEx(_) | How::GetSet | How::MSet);
-        let mut commands = 0;
-        if replaces {
-            for key in keys::keys_in(record.row, record.args) {
-                if key.len() as u64 <= self.capabilities.bulk_bytes_max {
-                    commands += self.del_keys(record, &[key], out);
-                }
-            }
-        }
-        Ok(Outcome::LeftOut { kind: Kind::LargeString, commands })
     }
 }
 

@@ -268,6 +268,6 @@ impl JournalTranslator {
 }
 
 /// The path of a whole document.
-fn is_root(path: &[u8]) -> bool {
+pub(super) fn is_root(path: &[u8]) -> bool {
     matches!(path, b"$" | b"." | b"")
 }

@@ -17,6 +17,34 @@ fn a_string_too_long_for_the_target_follows_the_policy() {
 }
 
 #[test]
+fn of_a_record_over_several_keys_those_that_fit_are_carried_out() {
+    for (target, line, sent, listed) in [
+        ("7.0", "MSET a 1 b 12345 c 3", "B MSET a 1 c 3 | B DEL b", "b"),
+        ("7.0", "MSET b 12345", "B DEL b", "b"),
+        ("7.0", "MSET b 12345 b 1", "B MSET b 1", ""),
+        ("7.0", "MSET b 1 b 12345", "B MSET b 1 | B DEL b", "b"),
+        ("7.0", "MSET longkey 1 a 2", "B MSET a 2", "longkey"),
+        ("7.0", "DEL longkey a", "B DEL a", "longkey"),
+        ("7.0", "SET longkey 1", "", "longkey"),
+        ("stack", "JSON.SET k $ 12345", "B DEL k", "k"),
+        ("stack", "JSON.SET k $ 12345 NX", "", "k"),
+        ("stack", "JSON.SET k .a 12345", "", "k"),
+        ("stack", "JSON.MSET a $ 12345 b $ 2 c .x 12345", "B DEL a | B DEL b | B JSON.MSET b $ 2", "a c"),
+        ("7.0", "JSON.MSET a $ 12345 b $ 2", "", "a b"),
+    ] {
+        let mut small = capabilities(target);
+        small.bulk_bytes_max = 4;
+        let policy = Arc::new(skip_all());
+        let mut translator = JournalTranslator::new(FlowId(0), Arc::new(small), policy, 1 << 20);
+        let (outcome, written) = run(&mut translator, 0, &split(line));
+        assert!(matches!(outcome, Ok(Outcome::LeftOut { kind: Kind::LargeString, .. })), "{line}: {outcome:?}");
+        let keys: Vec<_> = translator.notes().take().into_iter().map(|note| note.key).collect();
+        let keys: Vec<_> = keys.iter().map(|key| String::from_utf8_lossy(key)).collect();
+        assert_eq!((written.lines().join(" | ").as_str(), keys.join(" ").as_str()), (sent, listed), "{line}");
+    }
+}
+
+#[test]
 fn notes_and_counts_tell_what_happened() {
     let mut translator = translator("7.0", skip_all());
     for line in [

@@ -3,6 +3,7 @@
 
 use super::super::*;
 use super::support::*;
+use crate::redis::{Make, Version};
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpListener;

@@ -2,6 +2,7 @@
 
 use super::super::*;
 use crate::dragonfly::event::KeyMeta;
+use crate::redis::{Make, Version};
 use std::collections::HashSet;
 
 pub const NOW_MS: i64 = 1_800_000_000_000;
