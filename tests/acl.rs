@@ -173,6 +173,100 @@ fn the_listed_permissions_suffice_to_follow_a_journal() {
     }
 }
 
+/// Without some it does not begin, others are missed, and held for as long as it is waited, where there is something to do with them.
+#[test]
+fn each_permission_to_follow_a_journal_is_needed() {
+    let Some(server) = server() else { return };
+    let mut admin = server.client().unwrap();
+    for (missing, record) in [
+        ("client|setname", None),
+        ("client|list", None),
+        ("hgetall", None),
+        ("flushall", Some("FLUSHALL")),
+        ("flushdb", Some("FLUSHDB")),
+    ] {
+        admin.run("FLUSHALL").unwrap();
+        admin.run(TARGET_ACL).unwrap();
+        admin.run(TARGET_ACL_REPLICATE).unwrap();
+        admin.run(&format!("ACL SETUSER df2redis -{missing}")).unwrap();
+        let live =
+            Live::start(Spec::of("string:60B=20").unwrap(), LiveOptions::default(), MasterOptions::default()).unwrap();
+        let mut child = start_at("replicate", live.port(), server.port(), &[]);
+        if let Some(record) = record {
+            let until = Instant::now() + Duration::from_secs(60);
+            while admin.run("HGET df2redis:checkpoint phase").unwrap().text().as_deref() != Some("stable") {
+                let ended = child.try_wait().unwrap();
+                assert!(Instant::now() < until && ended.is_none(), "without {missing}: it does not follow");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            say(&live, record);
+        }
+        let output = end_within(child, Duration::from_secs(100));
+        assert_eq!(output.status.code(), Some(5), "without {missing}: {}", stderr(&output));
+        let said = stderr(&output);
+        let (command, _) = missing.split_once('|').unwrap_or((missing, ""));
+        assert!(said.contains("NOPERM") && said.to_lowercase().contains(command), "without {missing}: {said}");
+    }
+}
+
+/// One that does not end fails the test.
+fn end_within(mut child: Child, time: Duration) -> Output {
+    let until = Instant::now() + time;
+    while child.try_wait().unwrap().is_none() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().ok();
+    child.wait_with_output().unwrap()
+}
+
+/// What only records over several slots need.
+#[test]
+fn each_permission_for_records_over_several_slots_is_needed() {
+    let Some(cluster) = cluster(&[]) else { return };
+    for (missing, record) in [
+        ("dump", Some("RENAME from to")),
+        ("lindex", Some("LMOVE list other LEFT RIGHT")),
+        ("pttl", Some("LMPOP 2 nothing list LEFT")),
+        ("mget", None),
+    ] {
+        cluster.nodes.iter().for_each(|node| drop(node.client().unwrap().run("FLUSHALL").unwrap()));
+        let without = format!("ACL SETUSER df2redis -{missing}");
+        grant(&cluster, &[TARGET_ACL, TARGET_ACL_REPLICATE, TARGET_ACL_CLUSTER, &without]);
+        let live = Live::start(
+            Spec { flows_count: 1, ..Spec::of("string:60B=20").unwrap() },
+            LiveOptions::default(),
+            MasterOptions::default(),
+        )
+        .unwrap();
+        say(&live, "SET from v");
+        say(&live, "RPUSH list a b");
+        let mut child = start_at("replicate", live.port(), cluster.port(), &[]);
+        let is_stable = |node: &Server| {
+            let phase = node.client().unwrap().ask(&["HGET", "df2redis:checkpoint", "phase"]).unwrap();
+            phase.text().as_deref() == Some("stable")
+        };
+        let until = Instant::now() + Duration::from_secs(60);
+        while !cluster.nodes.iter().any(is_stable) {
+            let ended = child.try_wait().unwrap();
+            assert!(Instant::now() < until && ended.is_none(), "without {missing}: it does not follow");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        match record {
+            Some(record) => say(&live, record),
+            // The next one reads the markers.
+            None => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                child = start_at("replicate", live.port(), cluster.port(), &[]);
+            }
+        }
+        let output = end_within(child, Duration::from_secs(100));
+        assert_eq!(output.status.code(), Some(5), "without {missing}: {}", stderr(&output));
+        let said = stderr(&output);
+        assert!(said.contains("NOPERM") && said.to_lowercase().contains(missing), "without {missing}: {said}");
+    }
+}
+
 /// Of a server, and of one node of a cluster.
 #[test]
 fn waiting_for_replicas_needs_one_more() {

@@ -218,7 +218,13 @@ impl Cluster {
                 })?;
             }
             self.lost_clients.remove(id);
-            target::name_control(&mut link, &self.settings).await.map_err(Trouble::Broken)?;
+            target::name_control(&mut link, &self.settings).await.map_err(|error| match self.trouble(error) {
+                // A permission that was never there.
+                Trouble::Broken(error @ EngineError::Target(_)) if !self.settings.control.has_begun() => {
+                    Trouble::Final(error)
+                }
+                trouble => trouble,
+            })?;
             let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
             self.client_ids.insert(id.to_string(), client_id);
             self.links.insert(id.to_string(), link);

@@ -3,7 +3,7 @@
 //! In: the job's settings. Out: connections with names; those of a dead process, or that were lost, ended. Invariant: nothing
 //! that an ended connection still holds is executed.
 
-use super::TargetLink;
+use super::{TargetLink, error_of};
 use crate::engine::error::EngineError;
 use crate::engine::own;
 use crate::engine::patience::Patience;
@@ -75,22 +75,35 @@ pub async fn connect_control_within(
 
 /// Names a connection of the control plane.
 pub async fn name_control(link: &mut TargetLink, settings: &MigrateSettings) -> Result<(), EngineError> {
-    let name = own::control_name(settings);
-    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", name.as_bytes()]).await.map(drop)
+    name(link, &own::control_name(settings)).await
+}
+
+/// Without its name the next process would not find, and end, what this one had sent last.
+async fn name(link: &mut TargetLink, name: &str) -> Result<(), EngineError> {
+    let Value::Error(text) = link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", name.as_bytes()]).await? else {
+        return Ok(());
+    };
+    let error = format!("{}; the target's user needs +client|setname", link.answered("CLIENT SETNAME", &text));
+    Err(match refusal::refuses_for_now(&text) {
+        true => EngineError::TargetLost(error),
+        false => error_of(&text, error),
+    })
 }
 
 /// A connection for data.
 pub async fn connect_lane(settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
     let mut link = TargetLink::connect(&settings.target, settings.connect_timeout).await?;
-    // Without the permission it stays nameless; `end_lanes` then says what is needed.
-    link.call_raw("CLIENT", &[b"CLIENT", b"SETNAME", own::lane_name(settings).as_bytes()]).await?;
+    // Nobody goes on from where a `migrate` ended.
+    if settings.follow.is_some() {
+        name(&mut link, &own::lane_name(settings)).await?;
+    }
     Ok(link)
 }
 
 /// The same to a cluster's node, where only the name finds it again after a restart.
 pub async fn connect_named_lane(endpoint: &Endpoint, settings: &MigrateSettings) -> Result<TargetLink, EngineError> {
     let mut link = TargetLink::connect(endpoint, settings.connect_timeout).await?;
-    link.call(&[b"CLIENT", b"SETNAME", own::lane_name(settings).as_bytes()]).await?;
+    name(&mut link, &own::lane_name(settings)).await?;
     Ok(link)
 }
 
