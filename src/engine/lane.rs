@@ -17,7 +17,7 @@ use super::writer::{CHECKPOINT_DB, Encoder, GuardState, Source, Writer};
 use crate::convert::{Class, CommandMeta, Out};
 use crate::ids::{DbIndex, FlowId, Lsn, Slot};
 use crate::redis::reply::ReplyScanner;
-use crate::uring::{ChunkId, Class as ChunkClass, Segment, Slab};
+use crate::uring::{ChunkId, Class as ChunkClass, PeerSigns, Segment, Slab};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
@@ -92,13 +92,17 @@ pub struct Lane {
     pub acked_batches: u64,
     /// When the last reply came, or the first unanswered batch was sent.
     pub heard_ns: u64,
+    /// Since when the peer's machine owes an acknowledgement.
+    owes_since_ns: Option<u64>,
 }
 
+/// Where nothing is under way. (Unanswered probes end a lane sooner than the kernel would: see `Worker::end_cut_off_lanes`.)
 pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) const KEEPALIVE_PROBES: u32 = 4;
 /// Bytes that the peer's machine does not take for so long end the connection. A server that only is slow takes none either
-/// while its buffer is full, so this is not short.
+/// while its buffer is full, so this is not short. A machine that is gone is told from that by what the kernel says of it: see
+/// `Worker::end_cut_off_lanes`.
 pub(super) const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Most segment lists kept for reuse.
@@ -149,7 +153,21 @@ impl Lane {
             queued_batches: 0,
             acked_batches: 0,
             heard_ns: 0,
+            owes_since_ns: None,
         }
+    }
+
+    /// For how long the peer's machine owes an acknowledgement, as its kernel was looked at now.
+    pub fn owes_ns(&mut self, signs: Option<PeerSigns>, now_ns: u64) -> u64 {
+        let Some(quiet) = signs.filter(|signs| signs.owes).map(|signs| signs.quiet.as_nanos() as u64) else {
+            self.owes_since_ns = None;
+            return 0;
+        };
+        // Something came between two looks.
+        let heard_ns = now_ns.saturating_sub(quiet);
+        let since_ns = self.owes_since_ns.filter(|since_ns| *since_ns >= heard_ns).unwrap_or(now_ns);
+        self.owes_since_ns = Some(since_ns);
+        now_ns - since_ns
     }
 
     /// Opens a window that was used up once half of it is answered, so that what follows is converted and sent in long

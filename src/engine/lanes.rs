@@ -42,6 +42,11 @@ pub(super) fn remember(
 
 /// A connection that owes replies may be silent for so many connect timeouts.
 const SILENCE_FACTOR: u32 = 3;
+/// A machine that acknowledges nothing for so long, though it is asked again and again (first after 0.2 s), is cut off, or gone. One
+/// whose server is busy, forks, or takes no more bytes acknowledges at once.
+const CUT_OFF_NS: u64 = 2_250_000_000;
+/// Between two looks at what the kernel knows.
+const LOOK_NS: u64 = 200_000_000;
 
 impl Worker {
     pub(super) fn resume(
@@ -131,9 +136,27 @@ impl Worker {
         Ok(())
     }
 
+    /// A partition is noticed by the kernel's own signs, long before the patience for a slow server ends.
+    fn end_cut_off_lanes(&mut self, now_ns: u64) -> Result<(), EngineError> {
+        if now_ns < self.next_look_ns {
+            return Ok(());
+        }
+        self.next_look_ns = now_ns + LOOK_NS;
+        for position in 0..self.lanes.len() {
+            let lane = &mut self.lanes[position];
+            let Link::Up(wire) = &lane.link else { continue };
+            let signs = wire.peer_signs();
+            if lane.owes_ns(signs, now_ns) > CUT_OFF_NS {
+                self.lose_lane(position, "its machine acknowledges nothing: it is cut off, or gone".into())?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn submit(&mut self, now_ns: u64) -> Result<(), EngineError> {
         self.tend_holds(now_ns)?;
         self.end_silent_lanes(now_ns)?;
+        self.end_cut_off_lanes(now_ns)?;
         let stops = self.held.stops;
         for lane in &mut self.lanes {
             // Where something was not executed, only what was sent in part goes on.

@@ -8,7 +8,7 @@
 
 use super::error::EngineError;
 use super::tls::{SEAL_BYTES_MAX, Session};
-use crate::uring::{ChunkId, Class, Outgoing, Ring, Segment, Slab, Socket};
+use crate::uring::{ChunkId, Class, Outgoing, PeerSigns, Ring, Segment, Slab, Socket};
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 use std::io::IoSlice;
@@ -105,6 +105,11 @@ impl Wire {
     pub fn watch_life(&self, idle: Duration, interval: Duration, probes_max: u32, user_timeout: Duration) {
         let _ = self.socket.set_keepalive(idle, interval, probes_max);
         let _ = self.socket.set_user_timeout(user_timeout);
+    }
+
+    /// What the kernel knows of the peer's machine.
+    pub fn peer_signs(&self) -> Option<PeerSigns> {
+        self.socket.peer_signs()
     }
 
     pub fn is_sending(&self) -> bool {

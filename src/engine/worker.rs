@@ -79,6 +79,8 @@ pub struct Worker {
     pub(super) recorder: Recorder,
     pub(super) stats: WorkerStats,
     pub(super) next_sample_ns: u64,
+    /// When it looks again at what the kernel knows of the targets' machines.
+    pub(super) next_look_ns: u64,
     drained: bool,
     /// Told to decode nothing more.
     pub(super) draining: bool,
@@ -196,6 +198,7 @@ impl Worker {
             recorder: Recorder::new(),
             stats: WorkerStats::default(),
             next_sample_ns: uring::clock::monotonic_ns() + SAMPLE_NS,
+            next_look_ns: 0,
             drained: false,
             draining: false,
             barrier_told: false,

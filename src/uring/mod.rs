@@ -35,5 +35,5 @@ pub use ring::{Completion, CompletionKind, Counters, Outgoing, Ring};
 pub use settings::{ReadMode, RingSettings, SlabLayout, TaskRun, WriteMode};
 pub use setup::explain_setup;
 pub use slab::{ChunkId, ChunkView, Class, Slab};
-pub use socket::{Socket, duplicate_fd, tcp_pair, unread_bytes};
+pub use socket::{PeerSigns, Socket, duplicate_fd, tcp_pair, unread_bytes};
 pub use wake::Waker;

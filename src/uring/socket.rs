@@ -22,6 +22,16 @@ pub struct Socket {
     pub(super) sending: Cell<u32>,
 }
 
+/// What the kernel knows of the machine at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerSigns {
+    /// It owes an acknowledgement: bytes were sent again, or a probe was sent, and nothing at all has come since. A machine whose
+    /// server is busy, or takes no more bytes, acknowledges these at once.
+    pub owes: bool,
+    /// Since it acknowledged anything.
+    pub quiet: Duration,
+}
+
 impl Socket {
     /// Whether it is TCP; only then zero-copy sends and the TCP options exist.
     pub fn is_tcp(&self) -> bool {
@@ -45,6 +55,31 @@ impl Socket {
     /// The connection is dead when sent bytes stay unacknowledged for so long (TCP_USER_TIMEOUT).
     pub fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
         self.set_tcp(libc::TCP_USER_TIMEOUT, timeout.as_millis().min(i32::MAX as u128) as libc::c_int)
+    }
+
+    /// What is known of the peer's machine (TCP_INFO); `None` where it is this one.
+    pub fn peer_signs(&self) -> Option<PeerSigns> {
+        if !self.tcp {
+            return None;
+        }
+        let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+        let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+        // SAFETY: `info` is writable for `len` bytes, and `len` for itself.
+        let outcome = unsafe {
+            libc::getsockopt(self.raw(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut len)
+        };
+        if outcome != 0 {
+            return None;
+        }
+        // SAFETY: it holds integers alone, for which zero, of what an older kernel leaves out, is a value.
+        let info = unsafe { info.assume_init() };
+        // Any acknowledgement takes the count of probes back.
+        let sent_again = info.tcpi_unacked > 0 && info.tcpi_retransmits > 0;
+        let unanswered = info.tcpi_last_ack_recv > info.tcpi_last_data_sent;
+        Some(PeerSigns {
+            owes: info.tcpi_probes > 0 || sent_again && unanswered,
+            quiet: Duration::from_millis(info.tcpi_last_ack_recv.into()),
+        })
     }
 
     /// Size of the kernel's send buffer (SO_SNDBUF; the kernel doubles it). By default the kernel tunes it.
@@ -204,6 +239,23 @@ pub(super) fn event_fd() -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_answers_owes_nothing() {
+        use std::io::Write;
+        let (mut tcp, _peer) = tcp_pair().unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        // Its buffer is full, and nobody reads: probes are answered all the same.
+        while tcp.write(&[0; 64 << 10]).is_ok() {}
+        let tcp = Socket::from(tcp);
+        std::thread::sleep(Duration::from_millis(700));
+        // One may be on its way at this moment.
+        let owes = |_| tcp.peer_signs().is_some_and(|signs| signs.owes);
+        assert!(!(0..100).all(owes), "{:?}", tcp.peer_signs());
+        assert!(tcp.peer_signs().unwrap().quiet < Duration::from_secs(60));
+        let (unix, _peer) = UnixStream::pair().unwrap();
+        assert_eq!(Socket::from(unix).peer_signs(), None);
+    }
 
     #[test]
     fn options_fit_the_kind_of_socket() {

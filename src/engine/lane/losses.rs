@@ -26,6 +26,7 @@ impl Lane {
         self.cut_short = false;
         self.chain_broken = false;
         self.reading = false;
+        self.owes_since_ns = None;
         self.scanner = ReplyScanner::new();
         self.losses_in_a_row += 1;
         if self.in_cluster {

@@ -444,3 +444,23 @@ fn losing_every_connection_is_hopeless() {
     assert_eq!(world.reply(b"+OK\r\n").unwrap(), 1);
     assert!(!world.lane.is_hopeless());
 }
+
+/// A machine that owes an acknowledgement is told from one that answers between two looks, and from one that was only quiet.
+#[test]
+fn a_machine_owes_from_the_first_look_that_finds_it_owing() {
+    let mut lane = World::new().lane;
+    let signs = |owes, quiet_ms| Some(PeerSigns { owes, quiet: Duration::from_millis(quiet_ms) });
+    const MS: u64 = 1_000_000;
+    let mut look = |signs, at_ms| lane.owes_ns(signs, at_ms * MS) / MS;
+    assert_eq!(look(None, 10_000), 0);
+    // It was quiet for long, as nothing was said; then it owes.
+    assert_eq!(look(signs(false, 9_000), 10_200), 0);
+    assert_eq!(look(signs(true, 9_300), 10_500), 0);
+    assert_eq!(look(signs(true, 9_500), 10_700), 200);
+    assert_eq!(look(signs(true, 11_700), 12_900), 2_400);
+    // It has answered, and owes another one.
+    assert_eq!(look(signs(true, 100), 13_100), 0);
+    assert_eq!(look(signs(true, 300), 13_300), 200);
+    assert_eq!(look(signs(false, 10), 13_500), 0);
+    assert_eq!(look(signs(true, 210), 13_700), 0);
+}
