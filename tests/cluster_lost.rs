@@ -16,6 +16,7 @@ use df2redis::redis::own_slots::OwnSlots;
 use df2redis::redis::slot::slot;
 use std::cell::Cell;
 use std::ops::Deref;
+use std::process::Command;
 
 struct World {
     /// The node that loses something.
@@ -361,31 +362,51 @@ fn what_a_replica_lacks_that_takes_over_is_caught_up() {
     assert!(world.cluster.primaries().contains(&(3 + world.node)));
 }
 
-/// By force, with a primary that lives, and throws away what it has more when it follows its heir.
+impl World {
+    /// The node's replica lacks the last forty rounds.
+    #[track_caller]
+    fn let_the_replica_lag(&self, tool: &mut Tool) {
+        self.write(20);
+        self.wait_applied(tool);
+        // It can no longer log in.
+        let (mut primary, mut replica) = (self.client(self.node), self.client(3 + self.node));
+        primary.run("ACL SETUSER default -psync -sync").unwrap();
+        primary.run("CLIENT KILL TYPE replica").unwrap();
+        until(tool, "the replica is still linked", || {
+            replica.info("master_link_status").unwrap().as_deref() == Some("down")
+        });
+        self.write(40);
+        self.wait_applied(tool);
+        let reached = |client: &mut Client| client.info("master_repl_offset").unwrap().unwrap().parse::<u64>().unwrap();
+        assert!(reached(&mut replica) < reached(&mut primary), "the replica does not lag");
+    }
+
+    /// By force, with a primary that lives, and throws away what it has more when it follows its heir.
+    #[track_caller]
+    fn take_over(&self, tool: &mut Tool) {
+        self.client(3 + self.node).run("CLUSTER FAILOVER TAKEOVER").unwrap();
+        until(tool, "nobody takes over", || {
+            let primaries = self.cluster.primaries();
+            primaries.contains(&(3 + self.node)) && !primaries.contains(&self.node)
+        });
+    }
+
+    /// Once a session was begun that knows what is missing: before, all seems to be there.
+    #[track_caller]
+    fn finish_anew(&self, mut tool: Tool, partials: u64) {
+        until(&mut tool, "no session is begun anew", || self.live.partial_count() > partials);
+        self.finish(tool);
+    }
+}
+
 #[test]
 fn what_a_replica_lacks_that_takes_over_by_force_is_caught_up() {
     for node in nodes() {
         let Some(world) = World::new(node, true) else { return };
         let mut tool = world.start();
-        world.write(20);
-        world.wait_applied(&mut tool);
-        // The replica can no longer log in.
-        let (mut primary, mut replica) = (world.client(node), world.client(3 + node));
-        primary.run("ACL SETUSER default -psync -sync").unwrap();
-        primary.run("CLIENT KILL TYPE replica").unwrap();
-        until(&mut tool, "the replica is still linked", || {
-            replica.info("master_link_status").unwrap().as_deref() == Some("down")
-        });
-        world.write(40);
-        world.wait_applied(&mut tool);
+        world.let_the_replica_lag(&mut tool);
         let partials = world.live.partial_count();
-        let reached = |client: &mut Client| client.info("master_repl_offset").unwrap().unwrap().parse::<u64>().unwrap();
-        assert!(reached(&mut replica) < reached(&mut primary), "the replica does not lag");
-        replica.run("CLUSTER FAILOVER TAKEOVER").unwrap();
-        until(&mut tool, "nobody takes over", || {
-            let primaries = world.cluster.primaries();
-            primaries.contains(&(3 + node)) && !primaries.contains(&node)
-        });
+        world.take_over(&mut tool);
         world.write(20);
         world.wait_applied(&mut tool);
         assert!(world.live.partial_count() > partials, "the session was not begun anew\n{}", tool.said());
@@ -396,23 +417,64 @@ fn what_a_replica_lacks_that_takes_over_by_force_is_caught_up() {
 /// The same where the source is not written to any more: what the heir lacks is brought without any record that would be sent there.
 #[test]
 fn what_an_heir_lacks_is_brought_while_nothing_is_written() {
-    let node = nodes()[1];
-    let Some(world) = World::new(node, true) else { return };
+    let Some(world) = World::new(nodes()[1], true) else { return };
     let mut tool = world.start();
-    world.write(20);
-    world.wait_applied(&mut tool);
-    let (mut primary, mut replica) = (world.client(node), world.client(3 + node));
-    primary.run("ACL SETUSER default -psync -sync").unwrap();
-    primary.run("CLIENT KILL TYPE replica").unwrap();
-    until(&mut tool, "the replica is still linked", || {
-        replica.info("master_link_status").unwrap().as_deref() == Some("down")
+    world.let_the_replica_lag(&mut tool);
+    world.take_over(&mut tool);
+    let mut heir = world.client(3 + world.node);
+    let count = key_on(world.node, "n");
+    until(&mut tool, "the heir does not get it", || {
+        heir.ask(&["GET", &count]).unwrap().text().as_deref() == Some("60")
     });
-    world.write(40);
-    world.wait_applied(&mut tool);
-    replica.run("CLUSTER FAILOVER TAKEOVER").unwrap();
-    let count = |client: &mut Client| client.ask(&["GET", &key_on(node, "n")]).unwrap().text();
-    until(&mut tool, "the heir does not get it", || count(&mut replica).as_deref() == Some("60"));
     world.finish(tool);
+}
+
+/// Told to stop before the nodes were looked at again: it does not end as if all were there.
+#[test]
+fn a_stop_behind_a_takeover_passes_nothing_over() {
+    let Some(world) = World::new(nodes()[1], true) else { return };
+    let mut tool = world.start();
+    world.let_the_replica_lag(&mut tool);
+    let partials = world.live.partial_count();
+    world.take_over(&mut tool);
+    tool.signal("INT");
+    match tool.wait() {
+        Some(5) => {
+            assert!(tool.said().contains("took over from"), "{}", tool.said());
+            world.finish_anew(world.start(), partials);
+        }
+        // They were looked at just then.
+        code => {
+            assert_eq!(code, Some(130), "{}", tool.said());
+            world.compare(&tool);
+        }
+    }
+}
+
+/// Nothing is handed over that the heir lacks, also where nothing is compared.
+#[test]
+fn a_cutover_behind_a_takeover_hands_over_nothing_that_is_missing() {
+    let Some(world) = World::new(nodes()[1], true) else { return };
+    let socket = world.dir.path().join("job.sock");
+    let socket = socket.to_str().unwrap();
+    let mut tool = world.start_by((world.node + 1) % 3, &["--log", "info", "--control", socket]);
+    let ask = |args: &[&str]| {
+        Command::new(job::binary()).args(args).args(["--output", "json", "--control", socket]).output().unwrap()
+    };
+    world.let_the_replica_lag(&mut tool);
+    until(&mut tool, "not in step", || String::from_utf8_lossy(&ask(&["status"]).stdout).contains("\"in_step\":true"));
+    let partials = world.live.partial_count();
+    world.take_over(&mut tool);
+    let ended = ask(&["cutover", "--execute", "--verify", "none", "--budget", "60s", "--wait", "60s"]);
+    match ended.status.code() {
+        Some(9) => world.finish_anew(tool, partials),
+        // They were looked at just then, and it was waited for what was missing.
+        code => {
+            assert_eq!(code, Some(0), "{ended:?}\n{}", tool.said());
+            assert_eq!(tool.wait(), Some(0), "{}", tool.said());
+            world.compare(&tool);
+        }
+    }
 }
 
 /// The positions of the nodes go with a flush, and no next start takes that for a loss.

@@ -113,6 +113,12 @@ impl Clustered {
     pub fn finish(&self, mut tool: Tool) {
         self.wait_applied(&mut tool);
         job::stop(&mut tool);
+        self.compare(&tool);
+    }
+
+    /// Every key with the source's.
+    #[track_caller]
+    pub fn compare(&self, tool: &Tool) {
         self.cluster.wait_ok().unwrap();
         let Some(plain) = server(self.kind) else { return };
         self.cluster.gather(&plain).unwrap();
