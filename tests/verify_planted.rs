@@ -80,12 +80,17 @@ fn planted_are_found(seed: u64, target_port: u16, log: &Path, mut at_target: imp
     let options = WorkloadOptions { rate: Some(1000), seed, ..WorkloadOptions::default() };
     let mut workload = Workload::start(live.world(), live.spec(), options);
     let mut tool = Tool::start(Path::new(TOOL), live.port(), target_port, log, &["--control", "off"]).unwrap();
+    let mut wait_at_target = |command: &str, is: &Reply| {
+        let there = wait_for(|| {
+            assert_eq!(tool.ended(), None, "{}", tool.said());
+            (at_target(command) == *is).then_some(())
+        });
+        assert!(there.is_some(), "{command}: {}", tool.said());
+    };
+    // In the full sync keys come in any order.
+    wait_at_target("HGET df2redis:checkpoint phase", &Reply::Bulk(b"stable".to_vec()));
     run(&mut source, "SET last v");
-    let there = wait_for(|| {
-        assert_eq!(tool.ended(), None, "{}", tool.said());
-        (at_target("EXISTS last") == Reply::Int(1)).then_some(())
-    });
-    assert!(there.is_some(), "{}", tool.said());
+    wait_at_target("EXISTS last", &Reply::Int(1));
     let mut wanted = Vec::new();
     for (key, kind, is_planted) in &keys {
         if *is_planted {
