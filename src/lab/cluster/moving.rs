@@ -54,7 +54,8 @@ impl<'a> Mover<'a> {
 
     fn move_keys(&mut self, slot: u16, keys_at_once: &str, pause: Duration) -> Result<(), LabError> {
         self.open(slot)?;
-        let port = peer_port(&self.cluster.nodes[self.to]).to_string();
+        let to = &self.cluster.nodes[self.to];
+        let (host, port) = (to.host().as_bytes(), peer_port(to).to_string());
         loop {
             std::thread::sleep(pause);
             let keys = self.source.run(&format!("CLUSTER GETKEYSINSLOT {slot} {keys_at_once}"))?;
@@ -62,7 +63,7 @@ impl<'a> Mover<'a> {
             if keys.is_empty() {
                 return Ok(());
             }
-            let mut args: Vec<&[u8]> = vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", b"0", b"10000"];
+            let mut args: Vec<&[u8]> = vec![b"MIGRATE", host, port.as_bytes(), b"", b"0", b"10000"];
             args.extend(self.replaces.then_some(b"REPLACE".as_slice()));
             args.push(b"KEYS");
             args.extend(keys);
@@ -115,8 +116,8 @@ impl Cluster {
     pub fn half_move_key(&self, slot: u16, from: usize, to: usize, keys: &[&str]) -> Result<(), LabError> {
         let mut mover = Mover::new(self, from, to)?;
         mover.open(slot)?;
-        let port = peer_port(&self.nodes[to]).to_string();
-        let args = ["MIGRATE", "127.0.0.1", &port, "", "0", "10000", "KEYS"];
+        let (host, port) = (self.nodes[to].host(), peer_port(&self.nodes[to]).to_string());
+        let args = ["MIGRATE", host, &port, "", "0", "10000", "KEYS"];
         insist(&mut mover.source, &[&args, keys].concat())
     }
 

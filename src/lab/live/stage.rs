@@ -71,6 +71,8 @@ pub struct StageOptions {
     pub slots_move: bool,
     /// The nodes of a cluster lose keys once the full sync is done.
     pub keys_lost: bool,
+    /// Redis 6.2 cannot take elements from the first of several keys.
+    pub pops_of_one_key: bool,
 }
 
 impl StageOptions {
@@ -88,6 +90,7 @@ impl StageOptions {
             full_sync_gate: None,
             slots_move: false,
             keys_lost: false,
+            pops_of_one_key: false,
         }
     }
 }
@@ -203,6 +206,7 @@ impl LiveStage {
             seed: options.seed,
             rate: Some(options.workload_rate),
             new_keys_tags: if target.is_cluster() { 12 } else { 0 },
+            pops_of_one_key: options.pops_of_one_key,
             ..WorkloadOptions::default()
         };
         let workload = Workload::start(live.world(), live.spec(), workload);

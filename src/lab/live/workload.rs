@@ -48,6 +48,8 @@ pub struct WorkloadOptions {
     pub new_keys: u64,
     /// Their names carry one of so many hash tags, so that several lie in one slot; 0: no tags.
     pub new_keys_tags: u64,
+    /// LMPOP and ZMPOP name one key: of several Redis 6.2 cannot take.
+    pub pops_of_one_key: bool,
 }
 
 impl Default for WorkloadOptions {
@@ -62,6 +64,7 @@ impl Default for WorkloadOptions {
             expire_in: None,
             new_keys: 50,
             new_keys_tags: 0,
+            pops_of_one_key: false,
         }
     }
 }

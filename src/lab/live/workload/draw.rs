@@ -212,6 +212,10 @@ impl Draw {
         // An XADD of every stream command keeps groups and trimming busy.
         let forms = if self.rng.chance(0.12) { ANY } else { KINDS[kind].1 };
         let form = forms[self.rng.below(forms.len() as u64) as usize];
+        let form = match self.options.pops_of_one_key {
+            true => form.replace("MPOP 2 k k", "MPOP 1 k").replace("MPOP 3 k k k", "MPOP 1 k"),
+            false => form.to_owned(),
+        };
         form.split(' ').map(|word| self.word(word, kind, db)).collect()
     }
 
