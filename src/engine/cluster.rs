@@ -165,8 +165,12 @@ impl Cluster {
     }
 
     pub fn endpoint_of(&self, id: &str) -> Option<Endpoint> {
-        let address = self.address_of(id)?;
-        Some(Endpoint { host: address.host, port: address.port, ..self.settings.target.clone() })
+        self.topology.by_id(id).map(|node| self.settings.target.at(node))
+    }
+
+    /// Where the cluster says that a node is: a redirect that names no host means this one.
+    fn announced(&self, id: &str) -> Address {
+        self.topology.by_id(id).map_or_else(|| self.seed.clone(), |node| node.announced().clone())
     }
 
     pub fn patience(&self) -> Patience {
@@ -346,7 +350,7 @@ impl Cluster {
                 return Ok(values);
             };
             let asked = self.address_of(&id).unwrap_or_else(|| self.seed.clone());
-            redirect = Redirect::parse(&text, &asked).map(|redirect| (redirect, id.clone()));
+            redirect = Redirect::parse(&text, &self.announced(&id)).map(|redirect| (redirect, id.clone()));
             let mut why = format!("{asked} answers \"{}\"", text.escape_ascii());
             let mut hurry = redirect.as_ref().is_some_and(|(redirect, _)| redirect.ask) && !asking;
             if hurry && !keys.is_empty() {
@@ -378,7 +382,7 @@ impl Cluster {
             if let Some(node) = self.topology.find(&redirect.address) {
                 return Ok(node.id.clone());
             }
-            if waited >= wait_max {
+            if waited >= wait_max || redirect.address.is_unnamed() && !waited.is_zero() {
                 break;
             }
             rest(pause).await;
@@ -386,6 +390,10 @@ impl Cluster {
             pause = (4 * pause).min(PAUSE_LAST);
             // Of views that differ in this alone that of the node which knows the other counts.
             self.refresh_by(Some(from)).await?;
+        }
+        // A node whose name was not heard of yet, and others with its port: the slot's owner sends on, or will have it.
+        if redirect.address.is_unnamed() {
+            return Ok(self.topology.owner(redirect.slot).map_or(from, |node| &node.id).to_string());
         }
         Err(Trouble::Final(EngineError::Target(format!(
             "the target sends slot {} to {}, which is no node of the cluster that its nodes describe; it was not connected \

@@ -218,7 +218,7 @@ impl Crew {
                 crew.markers.push(marker.clone());
                 lanes.push(LaneStart {
                     node: 0,
-                    name: NodeName::new(0, &format_args!("{}:{}", settings.target.host, settings.target.port)),
+                    name: NodeName::new(0, &settings.target.address()),
                     client_id,
                     socket: link.hand_over()?,
                     marker,

@@ -458,8 +458,8 @@ fn may_be_lost(action: &Action) -> bool {
 pub fn facts(settings: &MigrateSettings, event: HookEvent) -> HookFacts {
     HookFacts {
         event: event.name().into(),
-        source: format!("{}:{}", settings.source.host, settings.source.port),
-        target: format!("{}:{}", settings.target.host, settings.target.port),
+        source: settings.source.address().to_string(),
+        target: settings.target.address().to_string(),
         pid: std::process::id(),
         ..HookFacts::default()
     }

@@ -152,7 +152,7 @@ impl<'o> Job<'o> {
         let mut report = RunInputs::empty(command, Outcome::done(), value);
         report.started_unix_ms = uring::clock::realtime_ms();
         report.kernel = uring::probe::kernel_release();
-        report.source.address = format!("{}:{}", settings.source.host, settings.source.port);
+        report.source.address = settings.source.address().to_string();
         settings.control.begin(settings.batch_bytes, settings.window_bytes);
         if let Some(follow) = &settings.follow {
             settings.control.begin_following(follow.hold_expiries_within);

@@ -9,6 +9,7 @@ use super::lane::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, USER_TIM
 use super::resolve::resolve;
 use super::tls::{Session, TlsClient};
 use super::wire::Connected;
+use crate::redis::topology::Address;
 use crate::uring;
 use std::io;
 use std::time::Duration;
@@ -75,7 +76,7 @@ impl Link {
     async fn connect_plain(host: &str, port: u16, timeout: Duration) -> Result<Self, LinkError> {
         let addrs =
             resolve(host, port, timeout).await.map_err(|cause| LinkError::Resolve { host: host.to_string(), cause })?;
-        let name = format!("{host}:{port}");
+        let name = Address::new(host, port).to_string();
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for addr in addrs {
             match tokio::time::timeout(timeout, TcpStream::connect(addr)).await {

@@ -206,7 +206,7 @@ impl Job<'_> {
     pub(super) async fn probe_target(&mut self, target: &mut TargetLink) -> Result<Target, EngineError> {
         let probed = target::probe(target).await?;
         self.report.targets = vec![ServerInfo {
-            address: format!("{}:{}", self.settings.target.host, self.settings.target.port),
+            address: self.settings.target.address().to_string(),
             make: probed.make.to_ascii_lowercase(),
             version: probed.version.clone(),
             flows: 0,

@@ -168,7 +168,7 @@ impl Rounds {
         for asked in questions {
             let (node, link, answer) =
                 asked.await.map_err(|e| Trouble::Final(EngineError::Internal(format!("a question ended: {e}"))))?;
-            let place = format!("{}:{}", node.endpoint.host, node.endpoint.port);
+            let place = node.endpoint.address();
             match answer.map(|values| judge(&values, want)) {
                 Ok(Ok(())) => drop(self.links.insert(node.id, link)),
                 // Too few: another question may follow on the connection. After an error a fresh one logs in anew.
@@ -349,18 +349,18 @@ pub async fn check(link: &mut TargetLink, settings: &MigrateSettings) -> Result<
             && refusal::refuses_access(&text)
         {
             return Err(EngineError::Target(format!(
-                "nothing was written: {}:{} answered WAIT with \"{}\"; grant it to the target's user, for --wait-replicas",
-                endpoint.host,
-                endpoint.port,
+                "nothing was written: {} answered WAIT with \"{}\"; grant it to the target's user, for --wait-replicas",
+                endpoint.address(),
                 text.escape_ascii()
             )));
         }
         let online = replicas_online(text.text().unwrap_or_default());
         if online < u64::from(want.count) {
             return Err(EngineError::Refused(format!(
-                "{}:{} has {online} replicas in step, and --wait-replicas {} waits for as many: nothing written there would ever \
+                "{} has {online} replicas in step, and --wait-replicas {} waits for as many: nothing written there would ever \
                  be confirmed",
-                endpoint.host, endpoint.port, want.count
+                endpoint.address(),
+                want.count
             )));
         }
     }

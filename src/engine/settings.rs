@@ -5,7 +5,7 @@ use super::hooks::Hooks;
 use super::tls::TlsClient;
 use crate::convert::{Policy, Scope};
 pub use crate::redis::topology::NatMap;
-use crate::redis::topology::Node;
+use crate::redis::topology::{Address, Node};
 use crate::uring::RingSettings;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -47,6 +47,19 @@ pub struct Endpoint {
     pub tls: Option<TlsClient>,
     pub user: Secret,
     pub password: Secret,
+}
+
+impl Endpoint {
+    /// For people.
+    pub fn address(&self) -> Address {
+        Address::new(self.host.clone(), self.port)
+    }
+
+    /// A node of the cluster that this is one of, with the same access.
+    pub fn at(&self, node: &Node) -> Self {
+        let tls = self.tls.as_ref().map(|tls| tls.naming(node.certificate_name()));
+        Self { host: node.address.host.clone(), port: node.address.port, tls, ..self.clone() }
+    }
 }
 
 /// What to do with a target that holds keys.

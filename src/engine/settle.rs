@@ -199,7 +199,7 @@ impl Cluster {
         let node = self.number(id);
         let socket = link.hand_over().map_err(Trouble::Broken)?;
         let checkpoint = own::checkpoint_key(self.settings());
-        let name = NodeName::new(node, &format_args!("{}:{}", endpoint.host, endpoint.port));
+        let name = NodeName::new(node, &endpoint.address());
         Ok(LaneStart { node, name, socket, marker: Vec::new(), checkpoint, client_id, in_cluster: true })
     }
 

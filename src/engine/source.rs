@@ -115,8 +115,8 @@ impl Source {
                 version = info.get("dragonfly_version").unwrap_or_default().to_string();
                 if version.is_empty() {
                     return Err(EngineError::Refused(format!(
-                        "{}:{} is no Dragonfly server (its INFO names no dragonfly_version)",
-                        endpoint.host, endpoint.port
+                        "{} is no Dragonfly server (its INFO names no dragonfly_version)",
+                        endpoint.address()
                     )));
                 }
                 process = info.get("master_replid").unwrap_or_default().to_string();

@@ -14,7 +14,6 @@ use crate::ids::DbIndex;
 use crate::redis::ReplyError;
 use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
-use crate::redis::topology::Node;
 use crate::redis::value::{self, Value};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -192,12 +191,8 @@ impl TargetLink {
             done => return done,
         };
         let nodes = settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        for Node { address, .. } in nodes {
-            let endpoint = Endpoint { host: address.host, port: address.port, ..settings.target.clone() };
-            if (&endpoint.host, endpoint.port) == (&settings.target.host, settings.target.port) {
-                continue;
-            }
-            if let Ok(living) = Self::connect_living(&endpoint, settings, patience).await {
+        for node in nodes.iter().filter(|node| node.address != settings.target.address()) {
+            if let Ok(living) = Self::connect_living(&settings.target.at(node), settings, patience).await {
                 return Ok(living);
             }
         }

@@ -104,6 +104,13 @@ impl TlsClient {
         Ok(Self { side, files, config: Arc::new(config) })
     }
 
+    /// For a server whose certificate must bear this name, unless the operator said another.
+    pub fn naming(&self, name: &str) -> Self {
+        let mut this = self.clone();
+        this.files.server_name.get_or_insert_with(|| name.to_string());
+        this
+    }
+
     /// `source` or `target`.
     pub fn side(&self) -> &'static str {
         self.side

@@ -136,7 +136,7 @@ impl Job<'_> {
             command: self.report.command.clone(),
             pid: std::process::id(),
             source: self.report.source.address.clone(),
-            target: format!("{}:{}", self.settings.target.host, self.settings.target.port),
+            target: self.settings.target.address().to_string(),
             phase: self.phase.name().into(),
             phase_ms: self.phase_since.elapsed().as_millis() as u64,
             elapsed_ms,

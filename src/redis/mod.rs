@@ -4,12 +4,14 @@
 //! - [`reply`]: scanning a stream of replies at full speed. [`value`]: one whole reply of a control connection;
 //!   [`value_reader`]: many of them, as they arrive.
 //! - [`payload`]: the footer of a DUMP payload; [`reencode`]: value bodies that a target takes in another type.
-//! - [`slot`]: the hash slot of a key. [`topology`]: which node of a cluster has which slots; [`own_slots`]: by a node's own word.
+//! - [`slot`]: the hash slot of a key. [`topology`]: which node of a cluster has which slots; [`own_slots`]: by a node's own word;
+//!   [`address`]: where nodes are.
 //! - [`info`], [`capabilities`]: what the target says it is, and what that means.
 //!
 //! Bytes from the target are hostile: every length is checked and bounded, and nothing is allocated for what was only
 //! announced.
 
+pub mod address;
 pub mod capabilities;
 pub mod info;
 pub mod own_slots;

@@ -173,8 +173,7 @@ fn data_plane(
         source_first: false,
         source,
         target,
-        target_nat: NatMap::parse(values.texts(&table::TARGET_NAT))
-            .map_err(|reason| values.wrong(&table::TARGET_NAT, &reason))?,
+        target_nat: target_nat(values)?,
         target_nodes: Default::default(),
         on_existing,
         shared_target: false,
@@ -203,6 +202,10 @@ fn data_plane(
         return Err(together(values, &table::BATCH_BYTES, &table::WINDOW_BYTES, "a batch must fit into the window"));
     }
     Ok(settings)
+}
+
+fn target_nat(values: &Values) -> Result<NatMap, UsageError> {
+    NatMap::parse(values.texts(&table::TARGET_NAT)).map_err(|reason| values.wrong(&table::TARGET_NAT, &reason))
 }
 
 /// Jobs that share a target must not empty it, and find each other's keys there.

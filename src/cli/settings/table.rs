@@ -164,7 +164,7 @@ settings! {
         "Password at the target";
     TARGET_PASSWORD_FILE: SERVERS, BETWEEN, "target-password-file", "FILE", Path, Unset, Everywhere,
         "Read the target's password from this file";
-    TARGET_NAT: SERVERS, SERVED, "target-nat", "FROM=TO", List, Unset, Everywhere,
+    TARGET_NAT: SERVERS, BETWEEN, "target-nat", "FROM=TO", List, Unset, Everywhere,
         "Connect to TO where the target cluster announces FROM: HOST=HOST or HOST:PORT=HOST:PORT; may be repeated";
     SOURCE_DANGER_BLOCKED_XREAD: SERVERS, SERVED, "source-danger-blocked-xread", "", Switch, Value("off"), Everywhere,
         "Register with a source of release 1.37.0 or 1.37.1 all the same: from then on until it is restarted it crashes whenever a blocked XREAD of any client is served";

@@ -53,6 +53,15 @@ impl Cluster {
             topology_number: 0,
             assigned: HashMap::new(),
         };
+        if let Some((one, other)) = this.topology.indistinct() {
+            return Err(EngineError::Refused(format!(
+                "the target cluster's nodes {} and {} would both be reached at {}, which can be only one of them: say with --target-nat \
+                 FROM=TO, ports included, where each of them is",
+                one.announced(),
+                other.announced(),
+                one.address
+            )));
+        }
         let is_whole = this.topology.uncovered().is_empty();
         if remembered(settings).is_empty() {
             if !is_whole {
@@ -103,30 +112,35 @@ impl Cluster {
             if position >= primaries && is_whole(&views) {
                 break;
             }
-            let Some(address) = self.address_of(id) else { continue };
+            let announced = self.announced(id);
             let (nat, tls) = (self.nat.clone(), self.settings.target.tls.is_some());
             let seen = match self.link(id).await {
-                Ok(link) => view(link, &address, &nat, tls).await,
+                Ok(link) => view(link, &announced, &nat, tls).await,
                 Err(Trouble::Final(error)) => return Err(Trouble::Final(error)),
                 Err(Trouble::Broken(error)) => Err(error),
             };
             match seen {
                 Ok(topology) => views.extend(is_known(&settings, &topology).then_some(topology)),
                 Err(error) => {
-                    tracing::debug!(node = %address, %error, "a node cannot be asked for the topology");
+                    tracing::debug!(node = %announced, %error, "a node cannot be asked for the topology");
                     self.links.remove(id);
                 }
             }
         }
         // The named node may have left the cluster, and knows nobody of it any more.
         let asked: Vec<Address> = ids.iter().filter_map(|id| self.address_of(id)).collect();
-        let others = remembered(&settings).into_iter().map(|node| node.address).chain([self.seed.clone()]);
+        let others = remembered(&settings).into_iter().filter(|node| !asked.contains(&node.address));
+        let mut others: Vec<(Endpoint, Address)> =
+            others.map(|node| (settings.target.at(&node), node.announced().clone())).collect();
+        if !asked.contains(&self.seed) {
+            others.push((settings.target.clone(), self.seed.clone()));
+        }
         let mut why = EngineError::TargetLost("no node describes the cluster that the run began with".into());
-        for address in others.filter(|address| !asked.contains(address)) {
+        for (endpoint, announced) in others {
             if is_whole(&views) {
                 break;
             }
-            match self.ask_stranger(&address).await {
+            match self.ask_stranger(&endpoint, &announced).await {
                 Ok(topology) => views.extend(is_known(&settings, &topology).then_some(topology)),
                 Err(error) => why = error,
             }
@@ -138,10 +152,9 @@ impl Cluster {
     }
 
     /// What a node says that is not, or no longer, in the topology.
-    async fn ask_stranger(&self, address: &Address) -> Result<Topology, EngineError> {
-        let endpoint = Endpoint { host: address.host.clone(), port: address.port, ..self.settings.target.clone() };
-        let mut link = TargetLink::connect(&endpoint, NODE_TIMEOUT).await?;
-        view(&mut link, address, &self.nat, self.settings.target.tls.is_some()).await
+    async fn ask_stranger(&self, endpoint: &Endpoint, announced: &Address) -> Result<Topology, EngineError> {
+        let mut link = TargetLink::connect(endpoint, NODE_TIMEOUT).await?;
+        view(&mut link, announced, &self.nat, self.settings.target.tls.is_some()).await
     }
 
     async fn adopt(&mut self, topology: Topology) -> Result<(), Trouble> {
@@ -314,7 +327,7 @@ fn is_known(settings: &MigrateSettings, topology: &Topology) -> bool {
     2 * known.iter().filter(|node| topology.by_id(&node.id).is_some()).count() >= known.len()
 }
 
-/// What one node says of the cluster.
+/// What one node says of the cluster. `asked`: where it is by its own words.
 async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -> Result<Topology, EngineError> {
     let unreadable = |e: crate::redis::topology::TopologyError| EngineError::Target(format!("{asked}: {e}"));
     let mut topology = match link.call_raw("CLUSTER", &[b"CLUSTER", b"SHARDS"]).await? {
@@ -331,8 +344,12 @@ async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -
             }
             Value::Error(_) => {}
             slots => {
-                let by_slots = Topology::from_slots(&slots, asked, nat).map_err(unreadable)?;
+                let mut by_slots = Topology::from_slots(&slots, asked, nat).map_err(unreadable)?;
                 if topology.as_ref().is_none_or(|t| by_slots.uncovered().len() < t.uncovered().len()) {
+                    // A node that has no slots yet may be sent to all the same.
+                    if let Value::Bulk(text) = link.call_raw("CLUSTER", &[b"CLUSTER", b"NODES"]).await? {
+                        by_slots.add_listed(&text, asked, nat).map_err(unreadable)?;
+                    }
                     topology = Some(by_slots);
                 }
             }

@@ -78,6 +78,7 @@ impl Run {
         VerifySettings {
             source: settings.source.clone(),
             target: settings.target.clone(),
+            target_nat: settings.target_nat.clone(),
             mode: match self.plan.verify {
                 Verify::Sample => Mode::Sample { size: self.plan.sample, seed: self.plan.sample_seed },
                 Verify::Count => Mode::Count,

@@ -49,7 +49,7 @@ impl Owner {
             pid,
             started_ticks: process(pid).map_or(0, |process| process.started_ticks),
             job: if settings.follow.is_some() { "replicate" } else { "migrate" }.into(),
-            source: format!("{}:{}", settings.source.host, settings.source.port),
+            source: settings.source.address().to_string(),
             since_unix_s: uring::clock::realtime_ms() / 1000,
         }
     }

@@ -32,9 +32,9 @@ pub async fn prepare(
     match settings.on_existing {
         OnExisting::Refuse => {
             return Err(EngineError::Refused(format!(
-                "the target {}:{} holds {held} keys; say what to do with them: --on-existing replace (overwrite keys that \
+                "the target {} holds {held} keys; say what to do with them: --on-existing replace (overwrite keys that \
                  the source has, leave the others), flush (delete everything first) or skip (leave them as they are)",
-                settings.target.host, settings.target.port
+                settings.target.address()
             )));
         }
         OnExisting::Replace => {}

@@ -6,11 +6,12 @@
 //! server during the comparison is an error.
 
 use super::names::Names;
-use super::nodes::{self, Node, Nodes};
+use super::nodes::{Node, Nodes};
 use super::wire::{Commands, Conn, Trouble};
 use crate::engine::error::EngineError;
-use crate::engine::settings::Endpoint;
+use crate::engine::settings::{Endpoint, NatMap};
 use crate::redis::info::Info;
+use crate::redis::topology::Topology;
 use crate::redis::value::Value;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -81,6 +82,7 @@ pub struct Peer {
     pub side: Side,
     pub traits: Traits,
     endpoint: Endpoint,
+    nat: NatMap,
     timeout: Duration,
     /// Memory that the answers of one exchange may take.
     bytes_max: usize,
@@ -96,10 +98,11 @@ impl Peer {
     pub async fn connect(
         side: Side,
         endpoint: &Endpoint,
+        nat: &NatMap,
         timeout: Duration,
         bytes_max: usize,
     ) -> Result<Self, EngineError> {
-        let first = Node::new(endpoint.host.clone(), endpoint.port);
+        let first = Node::new(endpoint.clone());
         let traits = Traits {
             name: String::new(),
             dragonfly: false,
@@ -112,6 +115,7 @@ impl Peer {
             side,
             traits,
             endpoint: endpoint.clone(),
+            nat: nat.clone(),
             timeout,
             bytes_max,
             nodes: Nodes::single(first),
@@ -339,11 +343,11 @@ impl Peer {
     /// Makes the connection to a node if there is none.
     async fn open(&mut self, index: usize) -> Result<(), Trouble> {
         let Some(node) = self.nodes.all.get(index).filter(|node| node.conn.is_none()) else { return Ok(()) };
-        let (host, port) = (node.host.clone(), node.port);
-        let mut conn = Conn::connect(&host, port, self.endpoint.tls.as_ref(), self.timeout, self.bytes_max).await?;
+        let Endpoint { host, port, tls, user, password } = node.endpoint.clone();
+        let mut conn = Conn::connect(&host, port, tls.as_ref(), self.timeout, self.bytes_max).await?;
         let mut commands = Commands::new();
-        if let Some(password) = self.endpoint.password.expose() {
-            match self.endpoint.user.expose() {
+        if let Some(password) = password.expose() {
+            match user.expose() {
                 Some(user) => commands.push(&[b"AUTH", user.as_bytes(), password.as_bytes()]),
                 None => commands.push(&[b"AUTH", password.as_bytes()]),
             }
@@ -397,10 +401,12 @@ impl Peer {
     /// Asks a cluster who owns what.
     async fn refresh(&mut self) -> Result<(), EngineError> {
         let reply = self.one(0, &[b"CLUSTER", b"SLOTS"]).await?;
-        let fallback = self.endpoint.host.clone();
-        let ranges = nodes::parse_slots(&reply, &fallback)
-            .ok_or_else(|| self.said(0, "CLUSTER SLOTS was answered in an unknown form, or with no slot"))?;
-        self.nodes.update(ranges);
+        let topology = Topology::from_slots(&reply, &self.endpoint.address(), &self.nat);
+        let topology = topology.map_err(|error| self.said(0, &error.to_string()))?;
+        if topology.primaries().is_empty() {
+            return Err(self.said(0, "the answer to CLUSTER SLOTS names no slot"));
+        }
+        self.nodes.update(&topology, &self.endpoint);
         for node in 0..self.nodes.all.len() {
             self.open(node).await.map_err(|trouble| self.said(node, &text_of(trouble)))?;
         }
@@ -408,7 +414,7 @@ impl Peer {
     }
 
     fn address(&self, node: usize) -> String {
-        self.nodes.all.get(node).map_or_else(String::new, |node| format!("{}:{}", node.host, node.port))
+        self.nodes.all.get(node).map_or_else(String::new, |node| node.endpoint.address().to_string())
     }
 
     /// An error of this side that names the node.

@@ -17,6 +17,7 @@ use super::suspects::{Ruling, Suspect, Suspects};
 use super::walk::{self, Choice};
 use crate::engine::error::EngineError;
 use crate::engine::job::{Signals, check_ring, exit_class};
+use crate::engine::settings::NatMap;
 use crate::report::document::{ExitClass, Outcome};
 use crate::uring::RingSettings;
 use std::collections::VecDeque;
@@ -133,8 +134,9 @@ impl<'a> Job<'a> {
     ) -> Result<Self, EngineError> {
         let bytes_max = settings.memory_bytes / ANSWER_SHARE;
         let timeout = settings.connect_timeout;
-        let source = Peer::connect(Side::Source, &settings.source, timeout, bytes_max).await?;
-        let mut target = Peer::connect(Side::Target, &settings.target, timeout, bytes_max).await?;
+        let source = Peer::connect(Side::Source, &settings.source, &NatMap::default(), timeout, bytes_max).await?;
+        let mut target =
+            Peer::connect(Side::Target, &settings.target, &settings.target_nat, timeout, bytes_max).await?;
         (summary.source.server, summary.target.server) = (source.traits.name.clone(), target.traits.name.clone());
         let mender = Mender::new(settings, &mut target, observer).await?;
         let scope = settings.scope.clone();

@@ -1,7 +1,7 @@
 //! What a comparison needs to know, resolved. `cli` builds it.
 
 use crate::convert::{Policy, Scope};
-use crate::engine::settings::Endpoint;
+use crate::engine::settings::{Endpoint, NatMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct VerifySettings {
     pub source: Endpoint,
     pub target: Endpoint,
+    /// Addresses that the target cluster's nodes announce, and what to connect to instead.
+    pub target_nat: NatMap,
     pub mode: Mode,
     /// Most keys or bytes read from the source in a second.
     pub rate: Rate,
@@ -30,11 +32,11 @@ pub struct VerifySettings {
 
 impl VerifySettings {
     pub fn source_address(&self) -> String {
-        format!("{}:{}", self.source.host, self.source.port)
+        self.source.address().to_string()
     }
 
     pub fn target_address(&self) -> String {
-        format!("{}:{}", self.target.host, self.target.port)
+        self.target.address().to_string()
     }
 }
 

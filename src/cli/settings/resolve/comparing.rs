@@ -1,7 +1,7 @@
 //! What `verify` compares, and what a `cutover` does and compares.
 
 use super::servers::{COMPARED_SOURCE_SIDE, TARGET_SIDE, endpoint};
-use super::{plain_scope, policy, together};
+use super::{plain_scope, policy, target_nat, together};
 use crate::cli::settings::error::UsageError;
 use crate::cli::settings::layers::Values;
 use crate::cli::settings::syntax;
@@ -82,6 +82,7 @@ pub fn verify(values: &mut Values) -> Result<VerifySettings, UsageError> {
     Ok(VerifySettings {
         source,
         target,
+        target_nat: target_nat(values)?,
         mode,
         rate: values.parsed(&table::RATE, rate)?,
         memory_bytes: values.size(&table::MEMORY)?,
