@@ -228,7 +228,7 @@ fn databases_that_the_source_does_not_tell_of_are_refused_at_the_first_key() {
             // Of the two databases that go into one, whichever comes second is refused.
             let of: BTreeSet<&str> =
                 ["in3:", "string:"].into_iter().filter(|of| scene.data().iter().any(|key| key.contains(of))).collect();
-            assert!(of.len() < 2 && (args.len() > 0 || !of.contains("in3:")), "{args:?}: {:?}", scene.data());
+            assert!(of.len() < 2 && (!args.is_empty() || !of.contains("in3:")), "{args:?}: {:?}", scene.data());
             scene.empty();
         }
     }
