@@ -209,6 +209,43 @@ fn answers_to_exec_that_are_none() {
     }
 }
 
+/// What a record over several slots reads is written elsewhere, or deleted: an answer of another type is not taken for "there is nothing".
+#[test]
+fn answers_of_other_types_over_several_slots() {
+    let (from, to) = (key_on(1, "from"), key_on(0, "to"));
+    let rename = ["RENAME", &from, &to];
+    let lmove = ["LMOVE", &from, &to, "LEFT", "LEFT"];
+    let union = ["ZUNIONSTORE", &to, "2", &from, &to];
+    let pop = ["LMPOP", "2", &from, &to, "LEFT"];
+    for (record, command, reply) in [
+        (&rename[..], "DUMP", ":1\r\n"),
+        (&rename, "DUMP", "+OK\r\n"),
+        (&rename, "DUMP", "*0\r\n"),
+        (&rename, "PEXPIRETIME", "$1\r\nx\r\n"),
+        (&rename, "PEXPIRETIME", "$-1\r\n"),
+        (&union, "DUMP", "*1\r\n$-1\r\n"),
+        (&lmove, "LINDEX", ":7\r\n"),
+        (&lmove, "LINDEX", "*0\r\n"),
+        (&pop, "PTTL", "+OK\r\n"),
+    ] {
+        let case = format!("{} answered with {}", command, reply.escape_debug());
+        let following = Following::new(Some(hostile(command, &from, Hostile::Instead(reply.into()))), Vec::new());
+        let lsn = following.next_lsn();
+        following.live.world().record(0, record, 0);
+        let mut following = following;
+        following.run(&format!("INCR {}", key_on(0, "more")));
+        let run = following.running.take().unwrap().wait_for(PATIENCE);
+        is_told(&run, &case, &[command, record[0]]);
+        for node in &following.nodes {
+            let taken = ["DEL", "LPOP", "RESTORE", "LPUSH"].iter().flat_map(|name| node.received_of(name));
+            let taken: Vec<_> = taken.filter(|of| of[1] == from.as_bytes() || of[1] == to.as_bytes()).collect();
+            assert!(taken.is_empty(), "{case}: {taken:?}");
+        }
+        let position = following.position();
+        assert!(position <= lsn, "{case}: {position} passes {lsn}");
+    }
+}
+
 /// Redirects that say nothing.
 fn redirects() -> Vec<String> {
     let texts = [

@@ -143,11 +143,12 @@ impl Cluster {
         // PEXPIRETIME came with Redis 7.0.
         let at = match self.call(&[b"PEXPIRETIME", key]).await? {
             Value::Integer(at) => at,
-            _ => match self.ask(&[b"PTTL", key]).await? {
+            Value::Error(_) => match self.ask(&[b"PTTL", key]).await? {
                 Value::Integer(left @ 0..) => (crate::uring::clock::realtime_ms() as i64).saturating_add(left),
                 Value::Integer(none) => none,
-                _ => -1,
+                other => return Err(no_answer("PTTL", &other)),
             },
+            other => return Err(no_answer("PEXPIRETIME", &other)),
         };
         Ok(match at {
             -1 => 0,
@@ -170,7 +171,8 @@ impl Cluster {
         if !self.half(apart, slot(to)).await?.is_done() {
             match self.ask(&[b"LINDEX", from, end]).await? {
                 Value::Bulk(element) => self.group(apart, to, &[&[push, to, &element]]).await?,
-                _ => self.note(apart, slot(to)).await?,
+                Value::Null => self.note(apart, slot(to)).await?,
+                other => return Err(no_answer("LINDEX", &other)),
             }
         }
         self.confirm_slot(slot(to)).await?;
@@ -210,7 +212,7 @@ impl Cluster {
             halves.push(match answer {
                 Value::Bulk(found) => Half::of(&found, apart),
                 Value::Null => Half::Open,
-                other => return Err(EngineError::Target(format!("the cluster answered GET with {other:?}"))),
+                other => return Err(no_answer("GET", &other)),
             });
         }
         Ok(halves)
@@ -221,7 +223,9 @@ impl Cluster {
         match self.ask(&[b"DUMP", key]).await {
             Ok(Value::Bulk(payload)) if payload.len() <= bytes_max => return Ok(Brought::Payload(payload)),
             Ok(Value::Bulk(_)) | Err(EngineError::TooLong(_)) => {}
-            Ok(_) => return Ok(Brought::Nothing),
+            // The record then deletes: of anything else that is said it must not.
+            Ok(Value::Null) => return Ok(Brought::Nothing),
+            Ok(other) => return Err(no_answer("DUMP", &other)),
             Err(error) => return Err(error),
         }
         self.copy_in_pages(key, copy).await?;
@@ -230,7 +234,10 @@ impl Cluster {
 
     async fn exists(&mut self, key: &[u8]) -> Result<bool, EngineError> {
         // -2: there is no such key. (EXISTS would be one more grant for the operator to give.)
-        Ok(!matches!(self.ask(&[b"PTTL", key]).await?, Value::Integer(-2)))
+        match self.ask(&[b"PTTL", key]).await? {
+            Value::Integer(left) => Ok(left != -2),
+            other => Err(no_answer("PTTL", &other)),
+        }
     }
 
     /// In a slot in which nothing is to be done: the record's keys there may change from now on.
@@ -292,6 +299,11 @@ fn lost(apart: &Apart, key: &[u8]) -> EngineError {
 
 fn at_lsn(apart: &Apart) -> String {
     apart.next_lsn.map(|lsn| format!(", LSN {}", lsn.0.saturating_sub(1))).unwrap_or_default()
+}
+
+/// An answer of another type than any that the command has.
+fn no_answer(name: &str, answer: &Value) -> EngineError {
+    EngineError::Target(format!("the cluster answered {name} with {}", answer.described()))
 }
 
 fn answered(text: &[u8]) -> EngineError {

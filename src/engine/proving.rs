@@ -250,7 +250,7 @@ fn judge(values: &[Value], want: WaitReplicas) -> Result<(), Lack> {
         (None, Value::Integer(count)) => {
             Err(Lack::Few(format!("{count} of {} replicas have confirmed what was written", want.count)))
         }
-        (None, other) => Err(Lack::Error(format!("answers WAIT with {other:?}"))),
+        (None, other) => Err(Lack::Error(format!("answers WAIT with {}", other.described()))),
     }
 }
 

@@ -62,7 +62,10 @@ impl Cluster {
         match self.ask(&[b"GET", key]).await? {
             Value::Bulk(found) => Ok(says_applied(&found, wanted)),
             Value::Null => Ok(false),
-            other => Err(EngineError::Target(format!("the cluster answered the question for a marker with {other:?}"))),
+            other => Err(EngineError::Target(format!(
+                "the cluster answered the question for a marker with {}",
+                other.described()
+            ))),
         }
     }
 
@@ -230,11 +233,17 @@ impl Cluster {
         let (mut resumed, mut found) = (Resumed::new(), Found::default());
         for ((slot, _), reply) in requests.iter().zip(replies) {
             let values = match reply {
-                Value::Array(values) => values,
+                Value::Array(values) if values.len() == 2 * flows as usize => values,
                 Value::Error(text) => {
                     return Err(EngineError::Target(format!("reading the markers: \"{}\"", text.escape_ascii())));
                 }
-                _ => continue,
+                // Without what they say, what was applied would be applied again.
+                other => {
+                    return Err(EngineError::Target(format!(
+                        "the cluster answered the question for the markers of slot {slot} with {}, not with one value for each",
+                        other.described()
+                    )));
+                }
             };
             for (at, value) in (0..2 * flows).zip(values) {
                 let Value::Bulk(value) = value else { continue };

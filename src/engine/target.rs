@@ -137,7 +137,12 @@ impl TargetLink {
             let Some((error, text)) = refused else {
                 let answers = match self.call_raw("EXEC", &[b"EXEC"]).await? {
                     Value::Array(answers) if answers.len() == commands.len() => answers,
-                    other => return Err(EngineError::Target(format!("the target answered EXEC with {other:?}"))),
+                    other => {
+                        return Err(EngineError::Target(format!(
+                            "the target answered EXEC with {}",
+                            other.described()
+                        )));
+                    }
                 };
                 return match answers.iter().find_map(Value::error_text) {
                     Some(text) => Err(EngineError::Target(self.answered("EXEC", text.as_bytes()))),
@@ -272,7 +277,7 @@ impl TargetLink {
     pub async fn info(&mut self, section: &str) -> Result<String, EngineError> {
         match self.call(&[b"INFO", section.as_bytes()]).await? {
             Value::Bulk(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
-            other => Err(EngineError::Target(format!("{} answered INFO with {other:?}", self.link.addr()))),
+            other => Err(EngineError::Target(format!("{} answered INFO with {}", self.link.addr(), other.described()))),
         }
     }
 }

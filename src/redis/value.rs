@@ -45,6 +45,18 @@ impl Value {
         }
     }
 
+    /// What it is, for messages: an answer of the wrong type may be long.
+    pub fn described(&self) -> String {
+        match self {
+            Self::Error(text) => format!("\"{}\"", text.escape_ascii()),
+            Self::Simple(_) => "a status".into(),
+            Self::Integer(number) => format!("the number {number}"),
+            Self::Bulk(_) => "a text".into(),
+            Self::Null => "nothing".into(),
+            Self::Array(elements) => format!("an array of {}", elements.len()),
+        }
+    }
+
     /// The text of an error reply, made printable.
     pub fn error_text(&self) -> Option<String> {
         match self {

@@ -5,7 +5,7 @@
 //! a cursor, and a connection may be lost behind a push. So a copy whose fate is not known, or that has not as many elements
 //! in the end, is begun anew. One that a kill leaves behind has the name that the next try gives it.
 
-use super::answered;
+use super::{answered, no_answer};
 use crate::engine::cluster::{Cluster, Trouble};
 use crate::engine::error::EngineError;
 use crate::engine::refusal;
@@ -80,8 +80,9 @@ impl Cluster {
         let mut at = 0;
         loop {
             let (first, last) = (at.to_string(), (at + PAGE_BYTES - 1).to_string());
-            let Value::Bulk(piece) = self.ask(&[b"GETRANGE", key, first.as_bytes(), last.as_bytes()]).await? else {
-                return Ok(false);
+            let piece = match self.ask(&[b"GETRANGE", key, first.as_bytes(), last.as_bytes()]).await? {
+                Value::Bulk(piece) => piece,
+                other => return Err(no_answer("GETRANGE", &other)),
             };
             if piece.is_empty() {
                 return Ok(true);
@@ -107,8 +108,13 @@ impl Cluster {
                 Err(EngineError::TooLong(_)) if page.shrink() => continue,
                 values => values?,
             };
-            let mut texts: Vec<&[u8]> =
-                values.array().unwrap_or_default().iter().map(|value| value.bytes().unwrap_or_default()).collect();
+            let name = if scored { "ZRANGE" } else { "LRANGE" };
+            let mut texts: Vec<&[u8]> = values
+                .array()
+                .ok_or_else(|| no_answer(name, &values))?
+                .iter()
+                .map(|value| value.bytes().unwrap_or_default())
+                .collect();
             if texts.is_empty() {
                 return Ok(true);
             }

@@ -134,7 +134,18 @@ pub async fn applied(link: &mut TargetLink, marker: &[u8], dbs: &[DbIndex]) -> R
     let mut largest = 0;
     for db in dbs {
         link.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
-        if let Value::Bulk(text) = link.call(&[b"GET", marker]).await? {
+        let found = match link.call(&[b"GET", marker]).await? {
+            Value::Bulk(text) => Some(text),
+            Value::Null => None,
+            // Nothing applied would be applied once more.
+            other => {
+                return Err(EngineError::Target(format!(
+                    "the target answered the question for a marker with {}",
+                    other.described()
+                )));
+            }
+        };
+        if let Some(text) = found {
             let position = std::str::from_utf8(&text).ok().and_then(|t| t.parse().ok()).ok_or_else(|| {
                 EngineError::Target(format!("the marker {} holds \"{}\"", marker.escape_ascii(), text.escape_ascii()))
             })?;

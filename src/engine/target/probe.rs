@@ -226,7 +226,9 @@ pub async fn keyspace(link: &mut TargetLink) -> Result<Vec<(DbIndex, u64)>, Engi
                     text.escape_ascii()
                 )));
             }
-            other => return Err(EngineError::Target(format!("the cluster answered DBSIZE with {other:?}"))),
+            other => {
+                return Err(EngineError::Target(format!("the cluster answered DBSIZE with {}", other.described())));
+            }
         });
     }
     let text = link.info("keyspace").await?;
@@ -264,6 +266,6 @@ async fn command_names(link: &mut TargetLink) -> Result<HashSet<String>, EngineE
                 _ => None,
             })
             .collect()),
-        other => Err(EngineError::Target(format!("the target answered COMMAND with {other:?}"))),
+        other => Err(EngineError::Target(format!("the target answered COMMAND with {}", other.described()))),
     }
 }
