@@ -457,9 +457,10 @@ impl Rewritten {
     fn carried_over(&self, is_spread: impl Fn(&BTreeSet<u16>, &BTreeSet<u16>) -> bool) {
         let Some(scene) = Scene::new() else { return };
         let records = self.records();
-        let rule = format!("{}={}", self.old, self.new);
-        let args = ["--include-prefix", self.old, "--exclude-key", "*:no", "--rewrite-prefix", &rule];
+        let (rule, glob) = (format!("{}={}", self.old, self.new), format!("{}*", self.old));
         for stable in [false, true] {
+            let scope = if stable { ["--include-key", &glob] } else { ["--include-prefix", self.old] };
+            let args = [&scope[..], &["--exclude-key", "*:no", "--rewrite-prefix", &rule]].concat();
             scene.empty();
             let mut flow = self.snapshot(&scene.judge);
             let mut all = self.copies();
@@ -622,8 +623,8 @@ fn types_are_left_out_over_several_slots() {
         (' ', "RENAME h h2"),
         (' ', "RPUSH last v"),
     ];
-    let args = ["--exclude-type", "string"];
     for stable in [false, true] {
+        let args = if stable { ["--include-type", "list,set,zset,hash"] } else { ["--exclude-type", "string"] };
         scene.empty();
         let mut flow = FlowBytes::new();
         for line in before {
