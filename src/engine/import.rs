@@ -2,7 +2,8 @@
 //! declare themselves the import's source see expired keys as living ones, so a renewal that comes late finds its key.
 //!
 //! In: the probed target. Out: whether the mode is on, and whether it was turned on here. Invariants: a mode that this job
-//! turned on, also in a process that died, is turned off at its clean end; one that was on before is left on. A mark at the
+//! turned on, also in a process that died, is turned off at its clean end, and not where a later process is to go on; one that
+//! was on before is left on. A mark at the
 //! target says whose it is; it is written before the mode is turned on, and again in the transaction that empties the target.
 
 use super::error::EngineError;

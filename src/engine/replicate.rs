@@ -17,7 +17,7 @@ use super::migrate::ATTEMPTS_MAX;
 use super::own;
 use super::patience::rest;
 use super::phase::Phase;
-use super::settings::{MigrateSettings, OnExisting, OnLostPosition};
+use super::settings::{AtStop, MigrateSettings, OnExisting, OnLostPosition};
 use super::source::Source;
 use super::standing;
 use super::target::{self, Target, TargetLink};
@@ -54,14 +54,27 @@ impl Job<'_> {
             self.report.expiries.not_fetched += 1;
             self.add_not_carried(&super::rows::vanished(lost));
         }
-        let lost = matches!(result, Err(EngineError::LeaseLost(_)));
-        if self.import_mode == ImportMode::Ours && !lost {
+        if self.import_mode == ImportMode::Ours && self.keeps_import_mode(&result) {
+            tracing::info!("the target stays in import mode until the job goes on (else: CONFIG SET import-mode no)");
+        } else if self.import_mode == ImportMode::Ours && !matches!(result, Err(EngineError::LeaseLost(_))) {
             let ended = async { import::end(&mut target::connect_control(&self.settings).await?).await };
             if let Err(error) = ended.await {
                 tracing::error!(%error, "import mode could not be turned off at the target: CONFIG SET import-mode no");
             }
         }
         result
+    }
+
+    /// The job goes on later: until then the target must not let expire what the source may have renewed, as after a kill.
+    fn keeps_import_mode(&self, ended: &Result<(), EngineError>) -> bool {
+        self.resumable
+            && match ended {
+                Ok(()) | Err(EngineError::Void(_) | EngineError::LostPosition(_) | EngineError::LeaseLost(_)) => false,
+                Err(EngineError::Interrupted) => {
+                    self.settings.follow.as_ref().is_some_and(|of| of.expiries_at_stop == AtStop::Hold)
+                }
+                Err(_) => true,
+            }
     }
 
     async fn replicate_until_stopped(&mut self) -> Result<(), EngineError> {
