@@ -74,9 +74,11 @@ pub(super) fn check_ring(settings: &RingSettings) -> Result<(), EngineError> {
 }
 
 /// The cause among two ends. A worker that fails for its own reasons closes its flows, whereupon the source ends all of the
-/// registration: what is then heard of the source is only the echo.
+/// registration: what is then heard of the source is only the echo. That the target's data is not to be trusted counts more than
+/// anything: the checkpoint must not be gone on from.
 pub(super) fn graver(left: Result<(), EngineError>, right: Result<(), EngineError>) -> Result<(), EngineError> {
     match (left, right) {
+        (left, Err(torn @ EngineError::Torn(_))) if !matches!(left, Err(EngineError::Torn(_))) => Err(torn),
         (Err(EngineError::Source(_)), Err(right)) if !matches!(right, EngineError::Source(_)) => Err(right),
         (left, right) => left.and(right),
     }
@@ -383,4 +385,25 @@ pub(super) fn plan_of(
     Plan::new(capabilities, settings.on_unsupported.clone(), limits)
         .map(|plan| Arc::new(plan.scoped(scope).from_source(source, source_ahead_ms)))
         .map_err(|e| EngineError::Refused(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_among_two_ends() {
+        let source = || Err(EngineError::Source("closed".into()));
+        let target = || Err(EngineError::Target("refused".into()));
+        let torn = || Err(EngineError::Torn("executed twice".into()));
+        let interrupted = || Err(EngineError::Interrupted);
+        for left in [Ok(()), source(), target(), interrupted(), torn()] {
+            assert!(matches!(graver(left, torn()), Err(EngineError::Torn(_))));
+        }
+        assert!(matches!(graver(torn(), target()), Err(EngineError::Torn(_))));
+        assert!(matches!(graver(source(), target()), Err(EngineError::Target(_))));
+        assert!(matches!(graver(target(), source()), Err(EngineError::Target(_))));
+        assert!(matches!(graver(interrupted(), target()), Err(EngineError::Interrupted)));
+        assert!(graver(Ok(()), Ok(())).is_ok() && graver(Ok(()), target()).is_err());
+    }
 }

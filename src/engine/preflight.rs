@@ -88,9 +88,11 @@ impl Job<'_> {
 
     /// The target holds what an earlier run of this job left, to go on from or to begin anew.
     async fn has_begun(&self, target: &mut TargetLink) -> bool {
-        let goes_on = self.settings.on_existing != OnExisting::Flush;
+        if self.settings.on_existing == OnExisting::Flush {
+            return false;
+        }
         let found = checkpoint::read(target, &own::checkpoint_key(&self.settings)).await;
-        goes_on && matches!(found, Ok(Some(checkpoint)) if checkpoint.stable || checkpoint.owned)
+        matches!(found, Ok(Some(checkpoint)) if checkpoint.stable || checkpoint.owned)
     }
 
     /// The control connection and what the target is. Waits for one that is loading, busy, or has no room for a client.

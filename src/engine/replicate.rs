@@ -131,6 +131,8 @@ impl Job<'_> {
             if matches!(error, EngineError::LeaseLost(_)) {
                 return Err(error);
             }
+            let is_torn = matches!(error, EngineError::Torn(_));
+            self.resumable &= !is_torn;
             // The source went away while the tool was stopping: what is confirmed is in the checkpoint.
             let error = match error {
                 EngineError::Source(_) if self.phase == Phase::Stopping => EngineError::Interrupted,
@@ -146,7 +148,7 @@ impl Job<'_> {
             let mut restarted = matches!(error, EngineError::TargetRestarted(_));
             let again = tokio::select! {
                 again = self.control_patiently(&probed, &error) => again,
-                () = signals.next() => return Err(EngineError::Interrupted),
+                () = signals.next() => return Err(if is_torn { error } else { EngineError::Interrupted }),
             };
             target = match again {
                 Ok(target) => target,
@@ -160,11 +162,12 @@ impl Job<'_> {
                     probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
                     target
                 }
-                Err(_) if matches!(error, EngineError::Target(_) | EngineError::TargetLost(_)) => return Err(error),
+                Err(_) if is_torn || matches!(error, EngineError::Target(_) | EngineError::TargetLost(_)) => {
+                    return Err(error);
+                }
                 Err(gone) => return Err(gone),
             };
-            if matches!(error, EngineError::Torn(_)) {
-                self.resumable = false;
+            if is_torn {
                 checkpoint::tear(&mut target, &own::checkpoint_key(&settings)).await?;
                 return Err(error);
             }
@@ -348,12 +351,13 @@ impl Job<'_> {
     async fn first_begin(&mut self, target: &mut TargetLink, probed: &Target) -> Result<Begin, EngineError> {
         let settings = self.settings.clone();
         let flush = settings.on_existing == OnExisting::Flush;
-        let found = match checkpoint::read(target, &own::checkpoint_key(&settings)).await {
-            Err(EngineError::Void(_)) if flush => None,
-            found => found?,
+        // Whatever state it is in: it goes with everything else.
+        let found = match flush {
+            true => None,
+            false => checkpoint::read(target, &own::checkpoint_key(&settings)).await?,
         };
         match found {
-            Some(checkpoint) if checkpoint.stable && !flush => {
+            Some(checkpoint) if checkpoint.stable => {
                 if checkpoint.scope != settings.scope.fingerprint() {
                     return Err(EngineError::Refused(format!(
                         "the target's checkpoint is of a job with other filters or names ({}); give the same ones to go on from \
@@ -365,16 +369,16 @@ impl Job<'_> {
                 self.resumable = true;
                 Ok(Begin::Resume(checkpoint))
             }
-            Some(checkpoint) if checkpoint.owned && !flush => {
+            Some(checkpoint) if checkpoint.owned => {
                 tracing::warn!("an earlier run ended inside its full sync: the target is emptied and it begins anew");
                 Ok(Begin::Again)
             }
-            Some(checkpoint) if !flush => Err(EngineError::Refused(format!(
+            Some(checkpoint) => Err(EngineError::Refused(format!(
                 "an earlier run into this target, which held keys of its own, ended inside its full sync: what it wrote cannot \
                  be told from the rest; say --on-existing flush, or clean the target and delete the key {}",
                 checkpoint.key
             ))),
-            _ => {
+            None => {
                 target::prepare(target, probed, &settings, self.lease.as_ref()).await?;
                 let alone = probed.keyspace.is_empty() && !settings.shared_target;
                 Ok(Begin::Full { owned: flush || alone })
