@@ -23,6 +23,7 @@ use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::resp;
 use crate::redis::slot::slot;
 use crate::redis::value::Value;
+use std::collections::BTreeMap;
 
 /// Field that says why nobody goes on from the positions, though what the target holds is good.
 const VOID: &str = "void";
@@ -30,6 +31,8 @@ const VOID: &str = "void";
 const FLUSHING: &str = "flushing";
 /// Names of one HSET.
 const FIELDS_MAX: usize = 1000;
+/// Fields of one page: of the longest names that there are, they fit into one reply.
+const PAGE_FIELDS: &[u8] = b"100";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -59,19 +62,12 @@ pub struct Checkpoint {
 
 /// Reads the checkpoint. None: no job has left one. `Void`: one that nobody goes on from.
 pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>, EngineError> {
-    let Value::Array(pairs) = link.call(&[b"HGETALL", key.as_bytes()]).await? else {
-        return Err(unreadable(key, "it is no hash"));
-    };
-    if pairs.is_empty() {
+    let fields = all_fields(link, key).await?;
+    if fields.is_empty() {
         return Ok(None);
     }
-    let field = |name: &str| {
-        pairs
-            .chunks_exact(2)
-            .find(|pair| pair[0].text() == Some(name))
-            .and_then(|pair| pair[1].text())
-            .map(str::to_string)
-    };
+    let field =
+        |name: &str| fields.get(name.as_bytes()).and_then(|value| std::str::from_utf8(value).ok()).map(str::to_string);
     if let Some(why) = field(VOID) {
         return Err(EngineError::Void(why));
     }
@@ -87,9 +83,8 @@ pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>
         }
     }
     let held = field("held").as_deref() == Some("1");
-    let text = |value: &Value| -> Vec<u8> { value.bytes().map(<[u8]>::to_vec).unwrap_or_default() };
-    let lost = pairs.chunks_exact(2).flat_map(|pair| lost::parse(&text(&pair[0]), &text(&pair[1]))).collect();
-    let homes = pairs.chunks_exact(2).filter_map(|pair| homes::parse(&text(&pair[0]), &text(&pair[1]))).collect();
+    let lost = fields.iter().flat_map(|(name, value)| lost::parse(name, value)).collect();
+    let homes = fields.iter().filter_map(|(name, value)| homes::parse(name, value)).collect();
     let nodes = field(homes::NODES_FIELD).unwrap_or_default();
     let nodes =
         nodes.split(',').filter_map(|node| node.split_once('=')).map(|(id, run)| (id.into(), run.into())).collect();
@@ -97,6 +92,59 @@ pub async fn read(link: &mut TargetLink, key: &str) -> Result<Option<Checkpoint>
     let (master_id, owned) = (need("master")?, need("owned")? == "1");
     let key = key.to_string();
     Ok(Some(Checkpoint { key, master_id, flows, stable, owned, held, lsns, scope, lost, homes, nodes, flushing }))
+}
+
+/// The checkpoint's fields. Names of lost keys may make it longer than any reply may be, so it is read in pages; one that is no
+/// longer than a page is read in one step. Nobody writes to it meanwhile but the lanes of a session that runs.
+async fn all_fields(link: &mut TargetLink, key: &str) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, EngineError> {
+    if let Some(fields) = paged_fields(link, key).await? {
+        return Ok(fields);
+    }
+    let Value::Array(pairs) = link.call(&[b"HGETALL", key.as_bytes()]).await? else {
+        return Err(unreadable(key, "it is no hash"));
+    };
+    let mut fields = BTreeMap::new();
+    add_pairs(&mut fields, pairs);
+    Ok(fields)
+}
+
+/// None: an error was answered, as where the user may not do it. Of a cluster, all pages are of one node: what a cursor means, no
+/// other one knows.
+async fn paged_fields(link: &mut TargetLink, key: &str) -> Result<Option<BTreeMap<Vec<u8>, Vec<u8>>>, EngineError> {
+    let owner = match link.cluster() {
+        Some(cluster) => match cluster.topology().owner(slot(key.as_bytes())) {
+            Some(node) => Some(node.id.clone()),
+            None => return Ok(None),
+        },
+        None => None,
+    };
+    let (mut fields, mut cursor) = (BTreeMap::new(), b"0".to_vec());
+    loop {
+        let command: [&[u8]; 5] = [b"HSCAN", key.as_bytes(), &cursor, b"COUNT", PAGE_FIELDS];
+        let page = match (&owner, link.cluster()) {
+            (Some(id), Some(cluster)) => match cluster.send(id, false, &resp::command(&command), 1).await {
+                Ok(mut replies) => replies.pop(),
+                Err(_) => None,
+            },
+            _ => Some(link.call_raw("HSCAN", &command).await?),
+        };
+        let Some(Value::Array(parts)) = page else { return Ok(None) };
+        let Ok([Value::Bulk(next), Value::Array(pairs)]) = <[Value; 2]>::try_from(parts) else {
+            return Err(unreadable(key, "the target answered HSCAN with an unknown shape"));
+        };
+        add_pairs(&mut fields, pairs);
+        if next == b"0" {
+            return Ok(Some(fields));
+        }
+        cursor = next;
+    }
+}
+
+fn add_pairs(fields: &mut BTreeMap<Vec<u8>, Vec<u8>>, pairs: Vec<Value>) {
+    let mut pairs = pairs.into_iter();
+    while let (Some(Value::Bulk(name)), Some(Value::Bulk(value))) = (pairs.next(), pairs.next()) {
+        fields.insert(name, value);
+    }
 }
 
 /// The command that sets the positions exactly before a global command: should that end half-way, the next process begins there, and

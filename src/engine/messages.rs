@@ -155,7 +155,7 @@ pub struct WorkerStart {
 }
 
 /// A key that vanished at the target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Lost {
     pub flow: FlowId,
     pub db: DbIndex,

@@ -13,6 +13,7 @@ use super::handle::Existing;
 use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
 use super::lease;
+use super::messages::Lost;
 use super::migrate::ATTEMPTS_MAX;
 use super::own;
 use super::patience::rest;
@@ -25,6 +26,7 @@ use crate::convert::hold::Overflow;
 use crate::dragonfly::session::{Directive, Session, SessionError};
 use crate::ids::FlowId;
 use crate::report::counters::Totals;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -466,8 +468,8 @@ impl Job<'_> {
             Begin::Resume(mut checkpoint) => {
                 checkpoint::keep_lost(target, &checkpoint).await?;
                 let known = std::mem::take(&mut checkpoint.lost);
-                let known = known.into_iter().filter(|lost| !self.lost.contains(lost)).collect::<Vec<_>>();
-                self.lost.extend(known);
+                let ours: HashSet<Lost> = self.lost.iter().cloned().collect();
+                self.lost.extend(known.into_iter().filter(|lost| !ours.contains(lost)));
                 let mut crew = self.open_partial(&mut source, &checkpoint, plan).await?;
                 crew.note_processes();
                 if checkpoint.held {

@@ -10,7 +10,7 @@ pub const TARGET_ACL_SKIP: &str = "ACL SETUSER df2redis +scan";
 pub const TARGET_ACL_WAIT: &str = "ACL SETUSER df2redis +wait";
 /// `replicate` looks for connections that a dead process may have left, and keeps a checkpoint.
 pub const TARGET_ACL_REPLICATE: &str =
-    "ACL SETUSER df2redis +client|setname +client|list +hgetall +flushall +flushdb +scan";
+    "ACL SETUSER df2redis +client|setname +client|list +hgetall +hscan +flushall +flushdb +scan";
 /// To hold near expiries back; `TARGET_ACL_FIELDS` where fields expire.
 pub const TARGET_ACL_HOLD: &str = "ACL SETUSER df2redis +pttl +pexpiretime +time +type +hlen +hkeys +hscan +scan";
 pub const TARGET_ACL_FIELDS: &str = "ACL SETUSER df2redis +hpexpiretime";
