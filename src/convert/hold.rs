@@ -231,8 +231,13 @@ impl Held {
 
     /// A key or a field that was found at the target with a shifted expiry.
     pub fn found(&mut self, name: &Name) {
-        if self.holds {
-            self.name(name.db, &name.key, name.field.as_deref(), name.at_ms);
+        match self.holds {
+            true => self.name(name.db, &name.key, name.field.as_deref(), name.at_ms),
+            // Of an earlier job that held: in the end every key is looked at.
+            false => {
+                self.overflow.keys |= name.field.is_none();
+                self.overflow.fields |= name.field.is_some();
+            }
         }
     }
 
@@ -264,7 +269,8 @@ impl Held {
             8 if is("RENAMENX") => self.rename(db, key, more.first().map(|to| (db, *to)), false),
             4 if is("MOVE") => {
                 let to = more.first().and_then(|to| std::str::from_utf8(to).ok()?.parse().ok());
-                self.rename(db, key, to.map(|to| (DbIndex(to), *key)), true);
+                // The same of a MOVE: it is recorded whatever it answered.
+                self.rename(db, key, to.map(|to| (DbIndex(to), *key)), false);
             }
             _ => {}
         }

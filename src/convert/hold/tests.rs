@@ -84,6 +84,7 @@ fn names_follow_the_key() {
     held.hold(DB, b"k", None, NOW);
     record(&mut held, "RENAME k l");
     record(&mut held, "move l 3");
+    record(&mut held, "DEL l");
     record(&mut held, "RENAMENX l other");
     for cleared in ["DEL a", "unlink b a", "PERSIST a"] {
         held.hold(DB, b"a", None, NOW);
@@ -99,6 +100,30 @@ fn names_follow_the_key() {
     record(&mut held, "RENAME h i");
     assert_eq!(held.take_overflow(), Overflow { keys: false, fields: true });
     assert_eq!(held.take_overflow(), Overflow::default());
+}
+
+/// A MOVE onto a key that is there does nothing, and is recorded all the same.
+#[test]
+fn a_move_may_have_failed() {
+    let mut held = held();
+    held.hold(DB, b"k", None, NOW);
+    record(&mut held, "MOVE k 3");
+    // At the other name the hint is stale, and does no harm.
+    assert_eq!(names(held.take_all(NOW)), [("0:k".into(), NOW), ("3:k".into(), NOW)]);
+}
+
+/// What an earlier job held is found by one that does not hold: it must be looked for in the end.
+#[test]
+fn names_found_by_who_does_not_hold_are_not_forgotten() {
+    let name = |field: Option<&[u8]>| Name { db: DB, key: b"k"[..].into(), field: field.map(Into::into), at_ms: NOW };
+    for keeps in [false, true] {
+        let mut held = Held::nothing(keeps);
+        held.found(&name(None));
+        assert_eq!(held.take_overflow(), Overflow { keys: true, fields: false });
+        held.found(&name(Some(b"f")));
+        assert_eq!(held.take_overflow(), Overflow { keys: false, fields: true });
+        assert!(held.is_empty());
+    }
 }
 
 #[test]
