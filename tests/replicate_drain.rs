@@ -129,6 +129,14 @@ fn wait_said(tool: &mut Tool, words: &str) {
     assert!(said.is_some(), "no \"{words}\" in\n{}", tool.said());
 }
 
+/// Bytes that the job says it has read.
+fn read_bytes(socket: &str) -> u64 {
+    let args = ["status", "--output", "json", "--control", socket];
+    let status = std::process::Command::new(binary()).args(args).output().unwrap();
+    let answer: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
+    answer["status"]["bytes_in"].as_u64().unwrap_or_default()
+}
+
 /// Bytes in files without a name that the process holds open: its spool.
 fn spooled_bytes(tool: &Tool) -> u64 {
     let dir = std::fs::read_dir(format!("/proc/{}/fd", tool.pid())).unwrap();
@@ -187,6 +195,53 @@ fn a_source_that_is_gone_for_good_leaves_the_target_at_the_last_position_read() 
     let mut tool = world.start(&[]);
     assert_eq!(tool.wait(), Some(8), "{}", tool.said());
     assert!(tool.said().contains(&positions), "{}", tool.said());
+}
+
+/// Told to stop while it applies what is left of a source that is gone for good: nobody else has it.
+#[test]
+fn a_stop_applies_what_was_read_of_a_source_that_is_gone() {
+    let mut world = World::new(Some(BACKLOG));
+    let (mut tool, stopped) = world.start_and_stop_target(&["--log", "info"]);
+    world.push(&[0, 1], 15_000);
+    world.wait_sent(&mut tool, &[0, 1]);
+    assert!(spooled_bytes(&tool) > 4 << 20, "{}", spooled_bytes(&tool));
+    let end = world.live.world().next_lsns();
+    world.live.die();
+    wait_said(&mut tool, "the source is gone: applying what was read");
+    tool.signal("INT");
+    wait_said(&mut tool, "stopping:");
+    // An order to decode nothing more would have been given by then.
+    std::thread::sleep(std::time::Duration::from_millis(2_500));
+    drop(stopped);
+    assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+    assert_eq!(world.checkpoint(), end, "{}", tool.said());
+    assert_eq!((world.list_len(0), world.list_len(1)), (15_000, 15_000));
+}
+
+/// The source lives, but does not have any more what was read of it. It is left at once, and then waits for nobody.
+#[test]
+fn a_stop_applies_what_was_read_and_the_next_start_goes_on() {
+    let mut world = World::new(Some(BACKLOG));
+    let socket = world.server.dir().join("job.sock").to_str().unwrap().to_owned();
+    let (mut tool, stopped) = world.start_and_stop_target(&["--control", &socket]);
+    let before = read_bytes(&socket);
+    world.push(&[0, 1], 15_000);
+    world.wait_sent(&mut tool, &[0, 1]);
+    // What was sent may be on its way still.
+    let sent: u64 = world.live.master().unwrap().sent_bytes().iter().sum::<u64>() - world.sent.iter().sum::<u64>();
+    until(&mut tool, "not read", || read_bytes(&socket) - before >= sent);
+    assert!(spooled_bytes(&tool) > 4 << 20, "{}", spooled_bytes(&tool));
+    let end = world.live.world().next_lsns();
+    tool.signal("INT");
+    until(&mut tool, "the registration lives", || world.live.master().unwrap().replicas_count() == 0);
+    world.push(&[0, 1], BACKLOG as usize / 2);
+    drop(stopped);
+    assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+    assert_eq!(world.checkpoint(), end, "{}", tool.said());
+    let tool = world.start(&[]);
+    world.finish(tool);
+    assert_eq!((world.live.registrations_count(), world.live.partial_count()), (2, 1));
+    assert_eq!(world.live.world().next_lsns(), world.checkpoint());
 }
 
 #[test]
@@ -355,9 +410,10 @@ fn a_stop_waits_for_no_key_of_a_source_that_is_gone() {
         named.int() == Some(1)
     };
     until(&mut tool, "it is not named", is_named);
+    assert!(world.list_len(0) < 10_000, "it was drained before it was stopped");
     tool.signal("INT");
     assert_eq!(tool.wait(), Some(130), "{}", tool.said());
-    assert!(world.list_len(0) < 10_000, "it was drained before it was stopped");
+    assert_eq!((world.list_len(0), world.list_len(1)), (10_000, 10_000));
     assert!(is_named(), "{}", tool.said());
     let tool = world.start(&[]);
     world.finish(tool);

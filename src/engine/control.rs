@@ -146,7 +146,7 @@ impl Control {
         status
     }
 
-    /// Ends the job as the first SIGINT does: what was read is applied and acknowledged.
+    /// Ends the job as the first SIGINT does: what was read is applied.
     pub fn ask_stop(&self) {
         if !self.stop_asked.swap(true, Ordering::AcqRel) {
             self.stop.notify_one();

@@ -1,9 +1,10 @@
-//! The source is gone, or was let go, and what was read of its journal is not applied yet: drain, then end the session.
+//! The source is gone, or was let go, or the job is told to stop, and what was read of the source's journal is not applied yet:
+//! drain, then end the session.
 //!
-//! In: why the source is gone, what the workers say. Out: the session's end, once every worker has applied what it has. A
+//! In: why the source is left, what the workers say. Out: the session's end, once every worker has applied what it has. A
 //! source's backlog may reach back for seconds only, and what was read is all that is left of the time before: so it is
 //! applied first, and the next session asks for what follows. Invariants: the registration is over at the source before
-//! anything else is done, so that it waits for nobody; nothing is asked of the source here; what is not whole, and a global
+//! anything else is done, so that it waits for nobody; nothing is asked here of a source that is gone; what is not whole, and a global
 //! command that not every flow has reached, is not applied, and no position is behind it.
 
 use super::crew::Crew;
@@ -31,6 +32,11 @@ pub(super) struct Draining {
 }
 
 impl Draining {
+    /// The source is not there, or not to be asked: it was not left because the job stops.
+    pub fn lacks_source(this: Option<&Self>) -> bool {
+        this.is_some_and(|draining| !matches!(draining.cause, EngineError::Interrupted))
+    }
+
     /// A worker has nothing left.
     pub fn spent(&mut self, worker: usize, releases: u64) {
         if let Some(spent) = self.spent.get_mut(worker) {
@@ -45,14 +51,18 @@ impl Draining {
 }
 
 impl Job<'_> {
-    /// Ends the registration and has everything that was read applied.
+    /// Ends the registration and has everything that was read applied. A job that stops does so too, so that no writer of the source
+    /// waits for it.
     pub(super) fn begin_draining(&mut self, source: &mut Source, crew: &Crew, cause: EngineError) -> Draining {
         source.leave();
-        // Who is let go is not read on: there is nowhere to put it.
-        let read_on = !matches!(cause, EngineError::LetGo(_));
-        crew.tell_all(|| WorkerCommand::LeaveSource { read_on });
-        tracing::warn!(%cause, "the source is gone: applying what was read, then registering again");
-        self.enter(Phase::Draining);
+        // Who is let go is not read on: there is nowhere to put it, or it comes again.
+        let read_on = !matches!(cause, EngineError::LetGo(_) | EngineError::Interrupted);
+        let asks = matches!(cause, EngineError::Interrupted);
+        crew.tell_all(|| WorkerCommand::LeaveSource { read_on, asks });
+        if self.phase != Phase::Stopping {
+            tracing::warn!(%cause, "the source is gone: applying what was read, then registering again");
+            self.enter(Phase::Draining);
+        }
         self.view.forget();
         let now_ns = monotonic_ns();
         Draining {
@@ -70,7 +80,10 @@ impl Job<'_> {
         if now_ns.saturating_sub(draining.said_ns) >= SAID_EVERY_NS {
             draining.said_ns = now_ns;
             let left = numbers::bytes(self.totals.sum().flows.iter().map(|flow| flow.backlog_bytes).sum());
-            tracing::info!(%left, "the source is gone: applying what was read");
+            match self.phase {
+                Phase::Stopping => tracing::info!(%left, "stopping: applying what was read"),
+                _ => tracing::info!(%left, "the source is gone: applying what was read"),
+            }
         }
     }
 

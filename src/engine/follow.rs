@@ -93,8 +93,12 @@ impl Job<'_> {
             tokio::select! {
                 event = crew.event() => match event? {
                     // Of a source that is gone nothing is asked: the next session begins with keys that are in doubt.
-                    WorkerEvent::Lost(_) if draining.is_some() => {}
-                    WorkerEvent::Suspects { keys } if keys.is_empty() || draining.is_some() => watch.suspects(keys),
+                    WorkerEvent::Lost(_) if Draining::lacks_source(draining.as_ref()) => {}
+                    WorkerEvent::Suspects { keys }
+                        if keys.is_empty() || Draining::lacks_source(draining.as_ref()) =>
+                    {
+                        watch.suspects(keys)
+                    }
                     WorkerEvent::Suspects { keys } => absent.want(keys),
                     WorkerEvent::SourceGone { why } => gone = Err(EngineError::Source(why)),
                     WorkerEvent::LetGo { why } => gone = Err(EngineError::LetGo(why)),
@@ -122,7 +126,8 @@ impl Job<'_> {
                 }
                 answers = fetcher.answers() => {
                     // That the source is gone does not mean that it does not have the key.
-                    for answer in answers.into_iter().filter(|answer| draining.is_none() || answer.answer.is_ok()) {
+                    let lacks_source = Draining::lacks_source(draining.as_ref());
+                    for answer in answers.into_iter().filter(|answer| !lacks_source || answer.answer.is_ok()) {
                         crew.tell_flow(answer.lost.flow, WorkerCommand::Fetched(Box::new(answer)));
                     }
                 }
@@ -156,7 +161,7 @@ impl Job<'_> {
                     if self.phase == Phase::Stopping || watch.stops {
                         return Err(EngineError::Interrupted);
                     }
-                    tracing::info!("stopping: what was read is applied and acknowledged; a second signal stops at once");
+                    tracing::info!("stopping: what was read is applied; a second signal stops at once");
                     watch.stops = true;
                     self.settings.control.cancel_cutover("the job was told to stop");
                 }
@@ -204,7 +209,8 @@ impl Job<'_> {
             if is_copied && now_ns >= watch.mark_at_ns && watch.suspects_settled == crew.workers() {
                 if watch.mark_round.is_none() && self.mark_stable(probed, checkpoint, &mut watch, now_ns).await? {
                     watch.mark_round = Some(crew.replicas().map_or(0, Replicas::covering));
-                    for lost in watch.doubtful.drain(..).filter(|_| draining.is_none()) {
+                    let lacks_source = Draining::lacks_source(draining.as_ref());
+                    for lost in watch.doubtful.drain(..).filter(|_| !lacks_source) {
                         crew.tell_flow(lost.flow, WorkerCommand::Doubt(lost));
                     }
                     // Whatever ends the session from here on, the next one looks what the target holds.
@@ -221,7 +227,16 @@ impl Job<'_> {
             // A cutover that is under way is rolled back first.
             if watch.stops && !self.desk.is_running() && self.phase != Phase::Stopping {
                 self.enter(Phase::Stopping);
-                watch.stop_at = stop_positions(source, &mut asking).await;
+                if draining.is_none() {
+                    watch.stop_at = stop_positions(source, &mut asking).await;
+                    (joining, asking) = (Joining::none(), Asking::default());
+                    draining = Some(self.begin_draining(source, crew, EngineError::Interrupted));
+                }
+            }
+            // What was read may be all that there is of it. A job that is paused by hand applies nothing, and is not waited for.
+            let is_read = |draining: &Draining| draining.is_over(watch.releases);
+            let may_stop = draining.as_ref().is_some_and(is_read) || self.settings.control.throttle.is_paused();
+            if self.phase == Phase::Stopping && may_stop && !std::mem::replace(&mut watch.ends, true) {
                 crew.tell_all(|| WorkerCommand::Drain);
             }
             if checkpoint.stable
@@ -379,6 +394,8 @@ struct Watch {
     suspects_settled: usize,
     /// Told to stop.
     stops: bool,
+    /// The workers are told that nothing more is to be decoded.
+    ends: bool,
     /// Orders to settle so far; who waits for the last of them, and how many workers have done so.
     settles: u64,
     settling: Option<(oneshot::Sender<()>, usize)>,

@@ -258,9 +258,10 @@ pub enum WorkerCommand {
     /// Decode nothing more; `Drained` follows when everything is acknowledged.
     Drain,
     /// The registration at the source is over: apply what was read; `Spent` follows. `read_on`: what is still on its way is
-    /// read first; else the connections are closed at once.
+    /// read first; else the connections are closed at once. `asks`: what is asked of lost keys is still answered.
     LeaveSource {
         read_on: bool,
+        asks: bool,
     },
     /// Say when nothing is left to be sent or answered; `release`: give held expiries back before.
     Settle {

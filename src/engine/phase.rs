@@ -18,7 +18,7 @@ pub enum Phase {
     InStep,
     /// The source is gone, or was let go: what was read is applied and acknowledged.
     Draining,
-    /// Told to stop: what was read is applied and acknowledged.
+    /// Told to stop: the source is left, what was read is applied.
     Stopping,
     /// The traffic was switched: the tool's own keys are removed.
     HandingOver,

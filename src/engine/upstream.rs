@@ -38,6 +38,8 @@ impl Upstream {
 /// The worker was told to leave the source.
 pub struct Gone {
     since_ns: u64,
+    /// Lost keys are asked for all the same.
+    pub(super) asks: bool,
     /// Releases of global commands when it last said that everything was spent.
     told: Option<u64>,
 }
@@ -80,8 +82,8 @@ impl Worker {
     }
 
     /// The registration is over.
-    pub(super) fn leave_source(&mut self, read_on: bool, now_ns: u64) {
-        self.gone.get_or_insert(Gone { since_ns: now_ns, told: None });
+    pub(super) fn leave_source(&mut self, read_on: bool, asks: bool, now_ns: u64) {
+        self.gone.get_or_insert(Gone { since_ns: now_ns, asks, told: None });
         for flow in &mut self.flows {
             if !read_on {
                 flow.shut(&mut self.ring);

@@ -126,9 +126,14 @@ impl Job<'_> {
             let text = "connection(s) wait for the target's answers: their window is used up";
             reasons.push(format!("{} {text}", sum.windows_full));
         }
-        if self.phase == Phase::Draining {
+        let leaves = match self.phase {
+            Phase::Draining => Some("the source is gone"),
+            Phase::Stopping => Some("stopping"),
+            _ => None,
+        };
+        if let Some(why) = leaves {
             let left = bytes(sum.flows.iter().map(|flow| flow.backlog_bytes).sum());
-            reasons.push(format!("the source is gone: what was read is applied ({left} left)"));
+            reasons.push(format!("{why}: what was read is applied ({left} left)"));
         }
         Status {
             schema_version: SCHEMA_VERSION,

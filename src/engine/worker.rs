@@ -457,7 +457,7 @@ impl Worker {
     fn tell_when_drained(&mut self) {
         let at_barrier = |flow: &Flow| flow.state == FlowState::AtBarrier;
         // Of a source that is gone nothing is heard: keys in doubt are for the next session, and named in the checkpoint.
-        let asks = self.gone.is_none();
+        let asks = self.gone.as_ref().is_none_or(|gone| gone.asks);
         let busy = |flow: &Flow| flow.handler.is_releasing() || asks && flow.handler.doubts.is_waiting();
         let at_rest = (!asks || self.doubtful.is_empty()) && !self.flows.iter().any(busy);
         let (stopped, settles) = (self.draining && at_rest, self.settling.is_some() && at_rest);

@@ -41,7 +41,7 @@ impl Worker {
                         router.passed(positions(&self.flows), &emptied);
                     }
                 }
-                Ok(WorkerCommand::LeaveSource { read_on }) => self.leave_source(read_on, now_ns),
+                Ok(WorkerCommand::LeaveSource { read_on, asks }) => self.leave_source(read_on, asks, now_ns),
                 Ok(WorkerCommand::Drain) => self.draining = true,
                 Ok(WorkerCommand::Settle { number, release }) => {
                     self.settling = Some(number);

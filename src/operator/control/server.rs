@@ -215,7 +215,7 @@ fn act(control: &Control, request: Request) -> Answer {
         Request::Repair { .. } => Answer::error("a repair cannot be asked for here"),
         Request::Stop {} => {
             control.ask_stop();
-            Answer::done("stopping: what was read is applied and acknowledged")
+            Answer::done("stopping: what was read is applied")
         }
     }
 }
