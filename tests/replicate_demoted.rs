@@ -275,6 +275,23 @@ fn a_source_that_loads_a_snapshot_does_not_empty_the_target() {
     scene.stops_equal(scene.start(&["--on-existing", "flush"]));
 }
 
+/// No answer is no "no": a source that answers the question whether it loads with an error has its flush executed by nobody.
+#[test]
+fn a_source_that_does_not_say_whether_it_loads_does_not_empty_the_target() {
+    let scene = Scene::new(LiveOptions::default(), MasterOptions::default());
+    let mut tool = scene.follow(&[]);
+    let truth = scene.truth();
+    let world = scene.live.world();
+    world.set_silent_on_loading(true);
+    world.set_loading(true);
+    world.replace_all(&[("a:1", "loaded")]);
+    until(&mut tool, "nobody asks", || tool_says(&scene, "nobody says whether it is still the master"));
+    scene.assert_holds(&truth, &tool);
+    world.set_silent_on_loading(false);
+    until(&mut tool, "nobody waits", || tool_says(&scene, "is loading its data set"));
+    scene.assert_holds(&truth, &tool);
+}
+
 /// A release that crashes once it has a replica is not registered with.
 #[test]
 fn a_source_that_being_replicated_may_crash_is_refused() {

@@ -194,7 +194,12 @@ impl Source {
     /// A snapshot is being loaded, as far as its user may know. Plain INFO does not tell.
     pub async fn is_loading(&mut self) -> Result<bool, EngineError> {
         let reply = ask(self.link()?, "INFO PERSISTENCE", resp::command(&[b"INFO", b"PERSISTENCE"])).await?;
-        let Reply::Bulk(Some(text)) = reply else { return Ok(false) };
+        let text = match reply {
+            Reply::Bulk(Some(text)) => text,
+            Reply::Error(text) if text.starts_with(b"NOPERM") => return Ok(false),
+            // No answer is no "no": a flush is executed on it.
+            other => return Err(session_error(SessionError::of_reply("INFO PERSISTENCE", &other))),
+        };
         Ok(Info::parse(&String::from_utf8_lossy(&text)).get("loading").is_some_and(|loading| loading != "0"))
     }
 

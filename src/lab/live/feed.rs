@@ -137,6 +137,10 @@ impl Feed for LiveFeed {
         self.world.is_loading()
     }
 
+    fn is_silent_on_loading(&self) -> bool {
+        self.world.is_silent_on_loading()
+    }
+
     fn command(&self, client: &mut ClientState, request: &[Vec<u8>]) -> Option<Vec<u8>> {
         let words: Vec<String> = request.iter().take(4).map(|word| upper(word)).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();

@@ -40,6 +40,7 @@ struct State {
     replica_of: Option<(String, u16)>,
     /// A snapshot is being loaded.
     loading: bool,
+    silent_on_loading: bool,
 }
 
 /// Who must wait.
@@ -127,6 +128,7 @@ impl World {
             restarts: 0,
             replica_of: None,
             loading: false,
+            silent_on_loading: false,
         };
         Self { state: Mutex::new(state), changed: Condvar::new(), flows_count, lzf }
     }
@@ -445,6 +447,15 @@ impl World {
 
     pub fn set_loading(&self, loading: bool) {
         self.lock().loading = loading;
+    }
+
+    /// `INFO PERSISTENCE` is answered with an error.
+    pub fn set_silent_on_loading(&self, silent: bool) {
+        self.lock().silent_on_loading = silent;
+    }
+
+    pub fn is_silent_on_loading(&self) -> bool {
+        self.lock().silent_on_loading
     }
 
     pub fn is_loading(&self) -> bool {

@@ -96,6 +96,10 @@ pub trait Feed: Send + Sync + 'static {
     fn is_loading(&self) -> bool {
         false
     }
+    /// `INFO PERSISTENCE` is answered with an error.
+    fn is_silent_on_loading(&self) -> bool {
+        false
+    }
 }
 
 /// One flow's bytes, part by part. Each part runs on a thread of its own flow and may block.

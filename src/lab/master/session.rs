@@ -133,6 +133,7 @@ impl Session<'_> {
             ["DFLY", rest @ ..] => self.dfly(rest, request),
             ["TIME"] => Answer::Reply(crate::lab::source_time_reply()),
             // Only when it is asked for by name.
+            ["INFO", "PERSISTENCE"] if self.shared.feed.is_silent_on_loading() => "-ERR not now\r\n".into(),
             ["INFO", "PERSISTENCE"] => {
                 bulk(format!("# Persistence\r\nloading:{}\r\n", u8::from(self.shared.feed.is_loading())).as_bytes())
             }
