@@ -11,7 +11,6 @@ use crate::convert::scope::{Reason, Scoped, Sketch};
 use crate::convert::{Out, Scope, ScopeError, TypeClass, escape};
 use crate::dragonfly::{Event, KeyMeta, ObjectId};
 use crate::ids::DbIndex;
-use smallvec::smallvec;
 
 /// Memory for names, reused from key to key.
 #[derive(Debug, Default)]
@@ -115,11 +114,8 @@ impl FlowHandler {
         self.counts.existing_skipped += 1;
         let key = args.get(1).copied().unwrap_or_default();
         let scoped = match moved_to(args) {
-            // The key is gone where it was, and the other database keeps what it held.
             Some(to) if existing.contains(to, key) && existing.contains(db, key) => Ok(Scoped::Out(Reason::Key)),
-            Some(to) if existing.contains(to, key) => {
-                Ok(Scoped::Instead { records: vec![smallvec![&b"DEL"[..], key]], reason: Reason::Key })
-            }
+            // One onto a key that is there is recorded, too, and moves nothing: whether the source has the key still is not known.
             Some(_) => Err(()),
             None => {
                 let everything = Scope::everything();
@@ -128,7 +124,7 @@ impl FlowHandler {
         };
         scoped.map_err(|()| {
             EngineError::Refused(format!(
-                "the recorded command {} on the key \"{}\" (database {db}) needs the value of a key that the target held before, \
+                "the recorded command {} on the key \"{}\" (database {db}) needs a key that the target held before, \
                  and --on-existing skip leaves that as it is: run again with --on-existing replace or flush",
                 args.first().map(|name| escape::for_message(name)).unwrap_or_default(),
                 keys_of(args).next().map(escape::for_message).unwrap_or_default(),
