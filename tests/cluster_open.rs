@@ -5,6 +5,7 @@ mod common;
 
 use common::clustered::{Clustered, key_on, node_of};
 use common::job::until;
+use df2redis::lab::encode::owner;
 use df2redis::lab::flow::{Faults, Gate};
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::LiveOptions;
@@ -80,6 +81,45 @@ fn a_session_begins_though_slots_are_open() {
     world.cluster.wait_agreed().unwrap();
     world.finish(tool);
     assert!(world.live.partial_count() > 0);
+}
+
+/// One worker waits for a slot, the other one carries out records over several of other slots.
+#[test]
+fn a_worker_that_waits_for_its_slot_stops_no_other_one() {
+    let Some(world) = world(2) else { return };
+    let of = |flow: usize, node: usize, family: &str| {
+        let mut keys = (0..).map(|i| format!("{family}:{i}"));
+        keys.find(|key| node_of(key) == node && owner(key.as_bytes(), 2) == flow).unwrap()
+    };
+    let mut tool = world.start_by(1, &["--cores", "2", "--log", "info"]);
+    let number = of(0, 0, "n");
+    world.wait_applied(&mut tool);
+    world.run(&format!("INCR {number}"));
+    world.wait_applied(&mut tool);
+    // The marker of its flow has moved, the number has not: the next INCR belongs to neither end.
+    let moving = slot(number.as_bytes()).0;
+    open(&world, moving, 0, 1);
+    let keys = world.client(0).run(&format!("CLUSTER GETKEYSINSLOT {moving} 100")).unwrap();
+    let marker = keys.array().unwrap().iter().filter_map(|key| key.text()).find(|key| key.starts_with("df2redis:m:"));
+    let (port, marker) = (world.cluster.nodes[1].port().to_string(), marker.unwrap());
+    let moved = world.client(0).ask(&["MIGRATE", "127.0.0.1", &port, &marker, "0", "5000"]).unwrap();
+    assert_eq!(moved.text().as_deref(), Some("OK"));
+    world.cluster.forget_redirects().unwrap();
+    world.run(&format!("INCR {number}"));
+    until(&mut tool, "no worker is held", || world.cluster.redirects().unwrap().1 > 0);
+    let (from, to) = (of(1, 0, "from"), of(1, 2, "to"));
+    for round in 0..5 {
+        world.run(&format!("SET {from} {round}"));
+        world.run(&format!("RENAME {from} {to}"));
+        let wanted = world.live.world().next_lsns()[1];
+        until(&mut tool, "the other worker stands still", || world.live.master().unwrap().acks()[1] == Some(wanted));
+    }
+    let said = || world.client(0).ask(&["GET", &number]).unwrap().text();
+    assert_eq!(said().as_deref(), Some("1"), "nobody waited");
+    assert!(!world.live.is_acknowledged());
+    world.cluster.move_slot(moving, 0, 1).unwrap();
+    world.cluster.wait_agreed().unwrap();
+    world.finish(tool);
 }
 
 /// Two moments in which the checkpoint cannot be read, further apart than `--retry-max`, are no reason to give up: in between it could.

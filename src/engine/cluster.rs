@@ -5,7 +5,8 @@
 //! command that was redirected is sent again only after the error that says it was not executed; before anything is sent
 //! to a node with which a worker lost a connection, that connection is ended there; a primary that came back as another
 //! process, or whose replica took over, may have forgotten acknowledged writes: the session ends, and where the journal is
-//! followed the next one goes on from the positions that the nodes hold themselves (`homes`).
+//! followed the next one goes on from the positions that the nodes hold themselves (`homes`). Each worker of a session has a
+//! [`Cluster`] with connections of its own, so that a wait of one stops no other; what is known of the nodes they have in common.
 
 use super::error::EngineError;
 use super::errors::is_rejection;
@@ -17,10 +18,13 @@ use super::{homes, own};
 use crate::ids::Slot;
 use crate::redis::topology::{Address, NatMap, Redirect, Topology};
 use crate::redis::value::Value;
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 mod calls;
 mod handed;
@@ -65,8 +69,7 @@ pub struct Cluster {
     links: HashMap<String, TargetLink>,
     /// Ids of these connections at their nodes.
     client_ids: HashMap<String, i64>,
-    /// Ids by the number that workers and reports know a node by.
-    numbers: Vec<String>,
+    shared: Rc<Shared>,
     /// Run ids of the nodes that were primaries when they were connected to.
     run_ids: HashMap<String, String>,
     /// Connections that were lost: to be ended before the node is told anything else.
@@ -79,11 +82,7 @@ pub struct Cluster {
     pub(super) replicas: Option<Arc<Replicas>>,
     /// A session that ends now can be followed by one that goes on from what each node holds.
     ends_on_takeover: Arc<AtomicBool>,
-    /// What ended the session, for all that still use it: nobody may go on as if nothing had happened.
-    ended: Option<Ended>,
-    /// What the checkpoint was told of these processes.
-    noted_run_ids: String,
-    /// Counts topologies.
+    /// Number of the topology among all that there were.
     topology_number: u64,
     /// By worker: the topology and the places of the nodes' lanes when it was told last.
     pub(super) assigned: HashMap<usize, (u64, HashMap<String, usize>)>,
@@ -93,6 +92,34 @@ pub struct Cluster {
 struct Ended {
     kind: fn(String) -> EngineError,
     text: String,
+}
+
+/// What all who have a hand in a session know in common: each worker has a [`Cluster`] of its own, for it may have to wait for a node.
+struct Shared {
+    /// Held while the nodes are asked who has which slot: an older view must not come behind a newer one.
+    refreshing: Mutex<()>,
+    known: RefCell<Known>,
+}
+
+struct Known {
+    /// The last view in which whatever took over had been found good.
+    topology: Topology,
+    number: u64,
+    run_ids: HashMap<String, String>,
+    /// Ids by the number that workers and reports know a node by.
+    numbers: Vec<String>,
+    /// What the checkpoint was told of the processes.
+    noted_run_ids: String,
+    /// What ended the session, for all that still use it: nobody may go on as if nothing had happened.
+    ended: Option<Ended>,
+}
+
+impl Shared {
+    fn new(topology: &Topology) -> Rc<Self> {
+        let (run_ids, numbers, noted_run_ids) = (HashMap::new(), Vec::new(), String::new());
+        let known = Known { topology: topology.clone(), number: 0, run_ids, numbers, noted_run_ids, ended: None };
+        Rc::new(Self { refreshing: Mutex::new(()), known: RefCell::new(known) })
+    }
 }
 
 /// A connection to be ended. Its number means nothing to another process.
@@ -110,17 +137,57 @@ impl Cluster {
         self.of_session = true;
     }
 
+    /// The same cluster for a worker, with connections of its own.
+    pub fn for_worker(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            patience: self.patience,
+            nat: self.nat.clone(),
+            seed: self.seed.clone(),
+            topology: self.topology.clone(),
+            links: HashMap::new(),
+            client_ids: HashMap::new(),
+            shared: self.shared.clone(),
+            run_ids: self.run_ids.clone(),
+            lost_clients: HashMap::new(),
+            seen_run_ids: self.seen_run_ids.clone(),
+            of_session: self.of_session,
+            replicas: self.replicas.clone(),
+            ends_on_takeover: self.ends_on_takeover.clone(),
+            topology_number: self.topology_number,
+            assigned: HashMap::new(),
+        }
+    }
+
+    /// Goes by what others have found out meanwhile.
+    pub fn catch_up(&mut self) {
+        let known = self.shared.known.borrow();
+        if known.number != self.topology_number {
+            self.topology.clone_from(&known.topology);
+            self.topology_number = known.number;
+            self.run_ids.clone_from(&known.run_ids);
+            self.links.retain(|id, _| known.topology.by_id(id).is_some());
+        }
+    }
+
+    /// The process that a primary was.
+    fn known_run_id(&self, id: &str) -> Option<String> {
+        self.run_ids.get(id).cloned().or_else(|| self.shared.known.borrow().run_ids.get(id).cloned())
+    }
+
     /// The primaries that have slots, with the processes that they are.
     pub fn processes(&self) -> Vec<(String, String)> {
-        let run_id = |id: String| self.run_ids.get(&id).cloned().map(|run_id| (id, run_id));
+        let run_id = |id: String| self.known_run_id(&id).map(|run_id| (id, run_id));
         self.primary_ids().into_iter().filter_map(run_id).collect()
     }
 
     /// Puts the processes of the primaries into the checkpoint, where they are others than before, or `again` (`homes`). Only while
     /// `ends_on_takeover` is set: before, there is no good checkpoint.
     pub async fn note_processes(&mut self, again: bool) -> Result<(), EngineError> {
+        self.catch_up();
         let nodes = self.processes().iter().map(|(id, run_id)| format!("{id}={run_id}")).collect::<Vec<_>>().join(",");
-        if !self.ends_on_takeover.load(Ordering::Acquire) || nodes == self.noted_run_ids && !again {
+        if !self.ends_on_takeover.load(Ordering::Acquire) || nodes == self.shared.known.borrow().noted_run_ids && !again
+        {
             return Ok(());
         }
         let checkpoint = own::checkpoint_key(&self.settings);
@@ -129,7 +196,7 @@ impl Cluster {
             Value::Error(text) => {
                 tracing::debug!(reply = %text.escape_ascii(), "the processes of the nodes are not noted")
             }
-            _ => self.noted_run_ids = nodes,
+            _ => self.shared.known.borrow_mut().noted_run_ids = nodes,
         }
         Ok(())
     }
@@ -144,15 +211,16 @@ impl Cluster {
 
     /// The number of a node, the same for the whole run.
     pub fn number(&mut self, id: &str) -> u16 {
-        let at = self.numbers.iter().position(|known| known == id).unwrap_or_else(|| {
-            self.numbers.push(id.to_string());
-            self.numbers.len() - 1
+        let numbers = &mut self.shared.known.borrow_mut().numbers;
+        let at = numbers.iter().position(|known| known == id).unwrap_or_else(|| {
+            numbers.push(id.to_string());
+            numbers.len() - 1
         });
         at.min(usize::from(u16::MAX)) as u16
     }
 
-    pub fn id_of(&self, number: u16) -> Option<&str> {
-        self.numbers.get(usize::from(number)).map(String::as_str)
+    pub fn id_of(&self, number: u16) -> Option<String> {
+        self.shared.known.borrow().numbers.get(usize::from(number)).cloned()
     }
 
     /// Ids of the nodes that have slots.
@@ -204,7 +272,7 @@ impl Cluster {
 
     /// The connection to a node, made if there is none.
     pub async fn link(&mut self, id: &str) -> Result<&mut TargetLink, Trouble> {
-        if let Some(Ended { kind, text }) = &self.ended {
+        if let Some(Ended { kind, text }) = &self.shared.known.borrow().ended {
             return Err(Trouble::Final(kind(text.clone())));
         }
         if !self.links.contains_key(id) {
@@ -259,16 +327,16 @@ impl Cluster {
         if !self.topology.primaries().iter().any(|node| node.id == id) {
             return Ok(());
         }
-        match self.run_ids.get(id) {
-            Some(known) if *known != run_id => {
+        match self.known_run_id(id) {
+            Some(known) if known != run_id => {
                 let text = format!("node {id}: {}", target::RESTARTED);
                 Err(Trouble::Final(match self.ends_on_takeover.load(Ordering::Acquire) {
                     true => EngineError::TargetRestarted(text),
                     false => EngineError::Target(text),
                 }))
             }
-            Some(_) => Ok(()),
-            None => {
+            _ => {
+                self.shared.known.borrow_mut().run_ids.entry(id.to_string()).or_insert_with(|| run_id.clone());
                 self.run_ids.insert(id.to_string(), run_id);
                 Ok(())
             }
@@ -352,6 +420,8 @@ impl Cluster {
             let asked = self.address_of(&id).unwrap_or_else(|| self.seed.clone());
             redirect = Redirect::parse(&text, &self.announced(&id)).map(|redirect| (redirect, id.clone()));
             let mut why = format!("{asked} answers \"{}\"", text.escape_ascii());
+            // A slot on the move takes what belongs to neither end a few milliseconds later.
+            let mut moves = text.starts_with(b"TRYAGAIN");
             let mut hurry = redirect.as_ref().is_some_and(|(redirect, _)| redirect.ask) && !asking;
             if hurry && !keys.is_empty() {
                 // One by one: of several, of which some are there, nodes say this or that. (EXISTS would be one more grant to give.)
@@ -359,14 +429,16 @@ impl Cluster {
                     keys.iter().flat_map(|key| crate::redis::resp::command(&[b"PTTL", key])).collect();
                 let found = self.send(&id, false, &request, keys.len()).await?;
                 if let Some(stays) = found.iter().find(|found| !is_gone(found)) {
-                    (redirect, hurry) = (None, false);
+                    (redirect, hurry, moves) = (None, false, true);
                     stays
                         .error_text()
                         .into_iter()
                         .for_each(|text| why = format!("{asked} answers PTTL with \"{text}\""));
                 }
             }
-            if !hurry {
+            if moves {
+                patience.wait_briefly(&why).await.map_err(Trouble::Final)?;
+            } else if !hurry {
                 // MOVED back and forth, TRYAGAIN, CLUSTERDOWN ...: the nodes need a moment to agree.
                 patience.wait(&why).await.map_err(Trouble::Final)?;
                 self.refresh().await?;

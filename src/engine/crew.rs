@@ -103,6 +103,8 @@ pub struct Crew {
     reconnected_tx: UnboundedSender<Reconnected>,
     settled: UnboundedReceiver<(usize, Result<Settled, EngineError>)>,
     settled_tx: UnboundedSender<(usize, Result<Settled, EngineError>)>,
+    /// By worker: the cluster, with connections of its own, so that one that waits for a node stops no other one.
+    clusters: Vec<Rc<Mutex<Cluster>>>,
     /// Tasks that execute what held workers left, and the one that looks at the nodes.
     settling: Vec<tokio::task::JoinHandle<()>>,
     summaries: Vec<WorkerSummary>,
@@ -166,6 +168,7 @@ impl Crew {
             reconnected_tx,
             settled,
             settled_tx,
+            clusters: Vec::new(),
             settling: Vec::new(),
             summaries: Vec::new(),
             confirmed,
@@ -268,6 +271,10 @@ impl Crew {
             crew.prover = Some(Prover::start(&settings, &crew.plan.run_id, cluster, replicas.clone(), wakers));
         }
         crew.watch_nodes();
+        if let Some(plan) = &crew.plan.cluster {
+            let cluster = plan.cluster.lock().await;
+            crew.clusters = (0..workers).map(|_| Rc::new(Mutex::new(cluster.for_worker()))).collect();
+        }
         Ok(crew)
     }
 
@@ -459,11 +466,11 @@ impl Crew {
 
     /// Executes, in the background, what a held worker of a cluster left, and sends it on.
     fn settle(&mut self, held: Box<Held>) {
-        let Some(plan) = self.plan.cluster.clone() else { return };
+        let Some(cluster) = self.clusters.get(held.worker).cloned() else { return };
         let done = self.settled_tx.clone();
         self.settling.retain(|task| !task.is_finished());
         self.settling.push(tokio_uring::spawn(async move {
-            let result = plan.cluster.lock().await.settle(&held).await;
+            let result = cluster.lock().await.settle(&held).await;
             let _ = done.send((held.worker, result));
         }));
     }

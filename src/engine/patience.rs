@@ -12,6 +12,7 @@ use std::time::Duration;
 
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_LAST: Duration = Duration::from_millis(500);
+const PAUSE_BRIEF: Duration = Duration::from_millis(50);
 /// From then on, and again after as long, the operator is told.
 const ALARM_EVERY: Duration = Duration::from_secs(5);
 
@@ -42,6 +43,16 @@ impl Patience {
         let pause = self.next(uring::clock::monotonic_ns(), why)?;
         tokio::time::sleep(pause).await;
         Ok(())
+    }
+
+    /// The same for what takes milliseconds, however often.
+    pub async fn wait_briefly(&mut self, why: &str) -> Result<(), EngineError> {
+        self.be_brief();
+        self.wait(why).await
+    }
+
+    fn be_brief(&mut self) {
+        self.pause = self.pause.min(PAUSE_BRIEF);
     }
 
     /// The pause before the next try.
@@ -96,6 +107,12 @@ mod tests {
         };
         assert!(pauses[0] < 2 * PAUSE_FIRST && pauses.iter().all(|pause| *pause < PAUSE_LAST * 3 / 2), "{pauses:?}");
         assert!(pauses.iter().sum::<Duration>() >= Duration::from_secs(9) && pauses.len() > 20, "{pauses:?}");
+        let mut patience = Patience { since_ns: 0, ..Patience::new(Duration::from_secs(10)) };
+        for now_ns in 0..20 {
+            patience.be_brief();
+            let pause = patience.next(now_ns, "TRYAGAIN").unwrap();
+            assert!(pause < PAUSE_BRIEF * 3 / 2, "{pause:?}");
+        }
         let pause = Duration::from_secs(4);
         let many: Vec<Duration> = (0..1000).map(|now_ns| jittered(pause, now_ns)).collect();
         assert!(many.iter().all(|one| *one >= pause / 2 && *one < pause * 3 / 2), "{many:?}");

@@ -192,11 +192,13 @@ impl Rounds {
             self.nodes = vec![Node { id: String::new(), endpoint: self.settings.target.clone(), slot: None }];
             return true;
         };
-        let cluster = match cluster.try_lock() {
+        let mut cluster = match cluster.try_lock() {
             Ok(cluster) => cluster,
             Err(_) if !self.nodes.is_empty() => return false,
             Err(_) => cluster.lock().await,
         };
+        // A worker may have written to nodes that only it knew.
+        cluster.catch_up();
         let of = |id: String| {
             let (endpoint, slot) = (cluster.endpoint_of(&id)?, cluster.a_slot_of(&id, self.turn)?);
             Some(Node { id, endpoint, slot: Some(slot) })

@@ -26,9 +26,10 @@ use std::collections::HashMap;
 impl Cluster {
     /// Executes what the worker left, and says how it goes on.
     pub async fn settle(&mut self, held: &Held) -> Result<Settled, EngineError> {
+        self.catch_up();
         let mut fresh_losses = false;
         for lost in &held.lost {
-            if let (Some(client_id), Some(id)) = (lost.client_id, self.id_of(lost.node).map(str::to_string)) {
+            if let (Some(client_id), Some(id)) = (lost.client_id, self.id_of(lost.node)) {
                 self.lost(&id, client_id);
                 fresh_losses = true;
             }
@@ -113,7 +114,7 @@ impl Cluster {
             let mut gone = Vec::new();
             for (lane, node) in &held.live {
                 match self.id_of(*node).filter(|id| ids.iter().any(|known| known == id)) {
-                    Some(id) => drop(places.insert(id.to_string(), *lane)),
+                    Some(id) => drop(places.insert(id, *lane)),
                     None => gone.push(*lane),
                 }
             }

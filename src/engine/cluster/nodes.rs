@@ -3,7 +3,7 @@
 //! In: `CLUSTER SHARDS`, `SLOTS` and `INFO` of nodes. Out: the topology, its nodes remembered for a later session. Invariants: the
 //! most complete view with the latest epoch counts; a replica that took over ends a session that follows the journal.
 
-use super::{Cluster, Ended, NODE_TIMEOUT, Trouble};
+use super::{Cluster, Ended, NODE_TIMEOUT, Shared, Trouble};
 use crate::engine::error::EngineError;
 use crate::engine::patience::Patience;
 use crate::engine::settings::{Endpoint, MigrateSettings};
@@ -38,18 +38,16 @@ impl Cluster {
             patience,
             nat,
             seed,
+            shared: Shared::new(&topology),
             topology,
             links: HashMap::new(),
             client_ids: HashMap::new(),
-            numbers: Vec::new(),
             run_ids: HashMap::new(),
             lost_clients: HashMap::new(),
             seen_run_ids: HashMap::new(),
             of_session: false,
             replicas: None,
             ends_on_takeover: Arc::default(),
-            ended: None,
-            noted_run_ids: String::new(),
             topology_number: 0,
             assigned: HashMap::new(),
         };
@@ -96,6 +94,9 @@ impl Cluster {
 
     /// The same, and of equal answers that of node `first`.
     pub(super) async fn refresh_by(&mut self, first: Option<&str>) -> Result<(), Trouble> {
+        let shared = self.shared.clone();
+        let _alone = shared.refreshing.lock().await;
+        self.catch_up();
         let mut ids = self.primary_ids();
         if let Some(first) = first {
             ids.retain(|id| id != first);
@@ -158,8 +159,8 @@ impl Cluster {
     }
 
     async fn adopt(&mut self, topology: Topology) -> Result<(), Trouble> {
-        if topology != self.topology {
-            self.topology_number += 1;
+        let changed = topology != self.topology;
+        if changed {
             tracing::info!(
                 epoch = topology.epoch,
                 primaries = topology.primaries().len(),
@@ -179,6 +180,13 @@ impl Cluster {
                 self.after_takeover(&old, &heir).await?;
             }
         }
+        // Nobody executes anything at an heir of which it is not known what it lacks.
+        let shared = self.shared.clone();
+        let mut known = shared.known.borrow_mut();
+        known.topology.clone_from(&self.topology);
+        known.number += u64::from(changed);
+        known.run_ids.retain(|id, _| primaries.contains(id));
+        self.topology_number = known.number;
         Ok(())
     }
 
@@ -211,7 +219,7 @@ impl Cluster {
 
     /// The session ends by this, whoever of those that use the cluster is told first.
     fn ends_by(&mut self, kind: fn(String) -> EngineError, text: String) -> Trouble {
-        self.ended = Some(Ended { kind, text: text.clone() });
+        self.shared.known.borrow_mut().ended = Some(Ended { kind, text: text.clone() });
         Trouble::Final(kind(text))
     }
 
