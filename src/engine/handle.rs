@@ -78,6 +78,9 @@ fn names_bytes_max(owner: &OwnerRule) -> usize {
     HELD_BYTES_MAX.min(HELD_BYTES_MAX_ALL / owner.flows().max(1) as usize)
 }
 
+/// A key by its database and name at the source.
+pub type SourceKey = (DbIndex, Vec<u8>);
+
 /// Counts that belong to no type of value.
 #[derive(Clone, Debug, Default)]
 pub struct FlowCounts {
@@ -309,7 +312,7 @@ impl FlowHandler {
 
     /// The next one to be held again; with its database and name at the source, if the answer to that tells whether the target has
     /// lost a key of this flow.
-    pub fn next_again(&mut self) -> Option<(Name, Option<(DbIndex, Vec<u8>)>)> {
+    pub fn next_again(&mut self) -> Option<(Name, Option<SourceKey>)> {
         let name = self.returned.next()?;
         let place = self.scope().source_place(name.db, &name.key);
         // A name that was found at the target may be another flow's: what is written again must be in order with its records.
