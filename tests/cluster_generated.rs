@@ -9,12 +9,15 @@ use common::job::{binary, seeds};
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::live::stage::{self, Fault, RunSummary, StageOptions};
 use df2redis::lab::live::target::Target;
-use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::servers::{Server, ServerKind, ServerOptions, find_server};
 use std::sync::Arc;
 
 /// Over all seeds, what the options say has really happened.
 fn runs(kind: ServerKind, replicas: bool, few: u64, options: impl Fn(u64) -> StageOptions) {
-    let started = Cluster::start_kind(kind, 3, replicas).and_then(|cluster| {
+    // Replicas take over when they are told to, never in the middle of a slot's move at the node that gives it.
+    let nodes = ServerOptions { patient_nodes: true, ..ServerOptions::default() };
+    let cluster = find_server(kind).and_then(|binary| Cluster::start(&binary, 3, replicas, nodes));
+    let started = cluster.and_then(|cluster| {
         let judge = Arc::new(Server::start_kind(kind, ServerOptions::default())?);
         Ok(Target::Cluster { cluster: Arc::new(cluster), judge })
     });

@@ -114,6 +114,8 @@ pub struct ServerOptions {
     pub tls: bool,
     /// The address at which it listens and is reached; None: [`HOST`].
     pub host: Option<String>,
+    /// Of a cluster with replicas: none takes over by itself because a busy machine keeps its primary waiting.
+    pub patient_nodes: bool,
     /// Pin it to this core (by `taskset`).
     pub core: Option<usize>,
     /// Kill it when the thread that starts it ends, however that happens, and keep the terminal's Ctrl-C from it: for

@@ -299,7 +299,10 @@ fn takeovers(old: &Topology, new: &Topology) -> Vec<Takeover> {
             (is_certain || had_none && (has_all || is_replica)).then_some(takeover)
         })
     };
-    old.primaries().into_iter().filter_map(heir_of).collect()
+    // One that has slots still was not replaced: it gave some to a node that has just taken over elsewhere.
+    let still = new.primaries();
+    let was_replaced = |primary: &&Node| !still.iter().any(|node| node.id == primary.id);
+    old.primaries().into_iter().filter(was_replaced).filter_map(heir_of).collect()
 }
 
 /// The most complete view with the latest epoch, and of several the one that most nodes share: one that was cut off hears of an epoch
@@ -427,5 +430,9 @@ mod tests {
         assert_eq!(heir(&[(0, 99, &[9, 1]), (100, 16383, &[3])]), Some((9, false)));
         assert_eq!(heir(&[(0, 49, &[9]), (50, 99, &[1, 2]), (100, 16383, &[3])]), None, "a new one, given slots");
         assert_eq!(heir(&[(0, 49, &[3]), (50, 99, &[1, 2]), (100, 16383, &[3])]), None, "an old one, given slots");
+        let before = topology(&[(0, 99, &[1, 2]), (100, 16383, &[3, 4])]);
+        let after = topology(&[(0, 98, &[1, 2]), (99, 99, &[4, 3]), (100, 16383, &[4, 3])]);
+        let olds: Vec<u16> = takeovers(&before, &after).iter().map(|takeover| takeover.old.address.port).collect();
+        assert_eq!(olds, [3], "the heir of another node, given slots");
     }
 }
