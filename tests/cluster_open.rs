@@ -152,11 +152,11 @@ fn moments_in_which_the_checkpoint_cannot_be_called_good_are_counted_one_by_one(
     let mut admin = world.client(checkpoint);
     let words = "the checkpoint cannot be called good yet";
     for times in 1..=2 {
-        admin.run("ACL SETUSER default -hgetall").unwrap();
+        admin.run("ACL SETUSER default -hscan -hgetall").unwrap();
         until(&mut tool, "it does not say so", || {
             std::fs::read_to_string(world.log()).unwrap_or_default().matches(words).count() >= times
         });
-        admin.run("ACL SETUSER default +hgetall").unwrap();
+        admin.run("ACL SETUSER default +hscan +hgetall").unwrap();
         if times == 1 {
             std::thread::sleep(Duration::from_millis(2500));
         }
