@@ -297,7 +297,8 @@ impl Worker {
                 Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
             };
             let outlet = &mut outlet;
-            if !flow.handler.doubts.is_empty() {
+            // While a global command is executed nothing may write a position from before it.
+            if !flow.handler.doubts.is_empty() && !self.barrier_told {
                 flow.settle_doubts(self.ring.slab_mut(), outlet, &self.settings, now_ms, &self.events);
             }
             let pumped =
@@ -339,7 +340,7 @@ impl Worker {
                 None => Outlet::One(&mut self.lanes[flow.lane]),
                 Some(router) => Outlet::Cluster { lanes: &mut self.lanes, router },
             };
-            if !flow.handler.doubts.is_empty() {
+            if !flow.handler.doubts.is_empty() && !self.barrier_told {
                 flow.settle_doubts(self.ring.slab_mut(), &mut outlet, &self.settings, now_ms, &self.events);
             }
             flow.release_held(self.ring.slab_mut(), &mut outlet, &self.settings, now_ms);
