@@ -53,7 +53,8 @@ impl Cluster {
     fn start_each(binary: &Path, primaries: usize, each: &[ServerOptions]) -> Result<Self, LabError> {
         let (count, replicas) = (each.len(), each.len() > primaries);
         // Where nobody can take over, a node that a busy machine keeps waiting must not count as dead.
-        let node_timeout_ms = if replicas && !options.patient_nodes { 3000 } else { NODE_TIMEOUT_MS };
+        let is_patient = each.iter().any(|options| options.patient_nodes);
+        let node_timeout_ms = if replicas && !is_patient { 3000 } else { NODE_TIMEOUT_MS };
         let mut nodes = Vec::new();
         let mut bus_ports = Vec::new();
         for options in each {
