@@ -145,7 +145,7 @@ fn slots_of_valkey_9_move_at_once_in_the_full_sync_and_behind_it() {
         let is_past = || acks().iter().zip(&behind).all(|(ack, lsn)| ack.is_some_and(|ack| ack > *lsn));
         until(&mut tool, "the journal is not followed", is_past);
     });
-    assert!(written > 100, "{written}");
+    assert!(written > 10, "{written}");
     // Its markers and positions move while it is away, too.
     let partials = world.live.partial_count();
     tool.kill();
