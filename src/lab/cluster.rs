@@ -21,6 +21,8 @@ mod moving;
 const SLOTS: u16 = 16384;
 /// How long the nodes may take to agree. Debug builds on a busy machine are slow.
 const READY_TIME_MAX: Duration = Duration::from_secs(100);
+/// An attempt of a replica to take over, and a bit.
+const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(6);
 /// Of a cluster without replicas.
 const NODE_TIMEOUT_MS: u32 = 15_000;
 
@@ -215,23 +217,31 @@ impl Cluster {
 
     /// The replica at this place takes over.
     pub fn fail_over(&self, replica: usize) -> Result<(), LabError> {
-        let until = Instant::now() + READY_TIME_MAX;
+        if self.try_fail_over(replica, READY_TIME_MAX)? {
+            return Ok(());
+        }
+        let peer = self.nodes[replica].address().to_string();
+        Err(LabError::Reply { peer, reason: "the replica did not take over".into() })
+    }
+
+    /// The same, if the primaries vote for it in this time: they do not where one knows of a slot that has moved since.
+    pub fn try_fail_over(&self, replica: usize, within: Duration) -> Result<bool, LabError> {
+        let until = Instant::now() + within;
         let mut ask_at = Instant::now();
         let primaries = self.primaries().len();
         // Done when the old primary has become a replica.
         while self.primaries().len() != primaries || !self.primaries().contains(&replica) {
-            // An attempt ends by itself after 5 s; a replica that is not in step yet refuses it.
-            if Instant::now() >= ask_at {
+            // An attempt ends by itself after 5 s, and none is to go on behind this; a replica that is not in step yet refuses it.
+            if Instant::now() >= ask_at && ask_at + ATTEMPT_TIME_MAX <= until {
                 self.nodes[replica].client()?.ask(&["CLUSTER", "FAILOVER"])?;
-                ask_at = Instant::now() + Duration::from_secs(6);
+                ask_at = Instant::now() + ATTEMPT_TIME_MAX;
             }
             if Instant::now() > until {
-                let peer = self.nodes[replica].address().to_string();
-                return Err(LabError::Reply { peer, reason: "the replica did not take over".into() });
+                return Ok(false);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// SIGKILL.

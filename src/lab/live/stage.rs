@@ -315,12 +315,14 @@ impl LiveStage {
             Fault::StallFlow => master.iter().for_each(|master| master.stall_flow(flow, time)),
             Fault::KillLanes => self.target.kill_lanes().map(drop).map_err(text)?,
             Fault::StallTarget => self.target.stall(time, &mut self.rng).map_err(text)?,
-            Fault::FailOver => self.target.fail_over(&mut self.rng, self.mover.as_ref()).map_err(text)?,
+            Fault::FailOver => {
+                let took_over = self.target.fail_over(&mut self.rng, self.mover.as_ref()).map_err(text)?;
+                self.summary.fail_overs += u64::from(took_over);
+            }
             Fault::RestartSource => self.live.restart().map_err(text)?,
         }
         match fault {
-            Fault::Kill => {}
-            Fault::FailOver => self.summary.fail_overs += 1,
+            Fault::Kill | Fault::FailOver => {}
             _ => self.summary.other_faults += 1,
         }
         Ok(())

@@ -106,17 +106,18 @@ impl Target {
         }
     }
 
-    /// Some replica takes over from its primary, while slots may move.
-    pub fn fail_over(&self, rng: &mut Rng, mover: Option<&Mover>) -> Result<(), LabError> {
-        let Self::Cluster { cluster, .. } = self else { return Ok(()) };
+    /// Some replica takes over from its primary, while slots may move; if it does.
+    pub fn fail_over(&self, rng: &mut Rng, mover: Option<&Mover>) -> Result<bool, LabError> {
+        const WITHIN: Duration = Duration::from_secs(40);
+        let Self::Cluster { cluster, .. } = self else { return Ok(false) };
         let primaries = cluster.primaries();
         let mut replicas: Vec<usize> = (0..cluster.nodes.len()).filter(|node| !primaries.contains(node)).collect();
         // A replica does not know, before Valkey 8, that a slot of its primary is on the move: of its keys that have been moved already
         // it would say that they are not there, and what is written to them then is lost. No client could help that.
         let _failing = mover.map(|mover| mover.keep_out(cluster, &mut replicas, rng));
         match replicas.get(rng.below(replicas.len().max(1) as u64) as usize) {
-            Some(replica) => cluster.fail_over(*replica),
-            None => Ok(()),
+            Some(replica) => cluster.try_fail_over(*replica, WITHIN),
+            None => Ok(false),
         }
     }
 
