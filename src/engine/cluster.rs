@@ -67,6 +67,8 @@ pub struct Cluster {
     topology: Topology,
     /// By node id.
     links: HashMap<String, TargetLink>,
+    /// Replicas that did not answer, and when they were asked, in ns.
+    silent: HashMap<String, u64>,
     /// Ids of these connections at their nodes.
     client_ids: HashMap<String, i64>,
     shared: Rc<Shared>,
@@ -146,6 +148,7 @@ impl Cluster {
             seed: self.seed.clone(),
             topology: self.topology.clone(),
             links: HashMap::new(),
+            silent: HashMap::new(),
             client_ids: HashMap::new(),
             shared: self.shared.clone(),
             run_ids: self.run_ids.clone(),

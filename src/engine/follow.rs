@@ -181,6 +181,13 @@ impl Job<'_> {
                         let number = watch.settle(done);
                         crew.tell_all(|| WorkerCommand::Seal { number });
                     }
+                    DeskEvent::Order(Order::Check { done }) => {
+                        tokio::select! {
+                            checked = crew.check_nodes() => checked?,
+                            () = signals.next() => return Err(EngineError::Interrupted),
+                        }
+                        let _ = done.send(());
+                    }
                     DeskEvent::Order(Order::GoOn) => crew.tell_all(|| WorkerCommand::GoOn),
                     DeskEvent::Order(Order::End { keys, done }) => {
                         self.begin_end(keys, done);

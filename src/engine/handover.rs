@@ -36,6 +36,8 @@ pub enum Order {
     Settle { release: bool, done: oneshot::Sender<()> },
     /// Apply nothing more, and answer when nothing is left to be answered.
     Seal { done: oneshot::Sender<()> },
+    /// Answer when the nodes of a cluster were asked whether they still have what they acknowledged.
+    Check { done: oneshot::Sender<()> },
     /// It is rolled back: apply again.
     GoOn,
     /// Stop and remove what is the tool's own at the target; `keys` may be left from earlier runs.
@@ -290,6 +292,11 @@ impl Run {
             }
             Action::Verify { within_ns } => self.compare(Duration::from_nanos(*within_ns)).await,
             Action::Takeover { seconds } => {
+                // Behind it there is no source that could bring what a replica that took over lacks.
+                let (done, answer) = oneshot::channel();
+                if let Input::Lost(why) = self.settled(Order::Check { done }, answer, SETTLE_MAX).await {
+                    return Input::TakenOver(Err(format!("it was not told to the source: {why}")));
+                }
                 let Some(source) = &mut self.source else { return lost() };
                 let patience = Duration::from_secs(seconds.saturating_mul(2).saturating_add(5));
                 Input::TakenOver(source.takeover(*seconds, &self.handover.sync_id, patience).await)

@@ -13,6 +13,7 @@ use crate::redis::info::Info;
 use crate::redis::resp;
 use crate::redis::topology::{Address, NatMap, Node, Role, Topology};
 use crate::redis::value::Value;
+use crate::uring::clock::monotonic_ns;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -21,6 +22,8 @@ use std::time::Duration;
 /// So long a slot that nobody has is waited for before the start. A replica takes over within seconds of the vote that its
 /// primary failed; a cluster that was never complete is told to the operator soon.
 const UNCOVERED_MAX: Duration = Duration::from_secs(10);
+/// A replica that did not answer is asked again behind this.
+const SILENT_NS: u64 = 30_000_000_000;
 
 impl Cluster {
     /// Learns the cluster from the node behind `link`. A slot that nobody has (a replica is about to take over) is waited for:
@@ -40,6 +43,7 @@ impl Cluster {
             seed,
             shared: Shared::new(&topology),
             topology,
+            silent: HashMap::new(),
             links: HashMap::new(),
             client_ids: HashMap::new(),
             run_ids: HashMap::new(),
@@ -242,16 +246,29 @@ impl Cluster {
                 }
             }
             // Whoever has just taken over knows it before the others do.
-            let replicas = self.topology.nodes().iter().filter(|node| node.role == Role::Replica && node.healthy);
-            for node in replicas.cloned().collect::<Vec<_>>() {
-                let is_primary = |text: String| Info::parse(&text).get("role") == Some("master");
-                if self.replication(&node.id).await?.is_some_and(is_primary) {
-                    heirs.wait(&format!("{} is a primary now, and no other node says so", node.address)).await?;
-                    continue 'again;
-                }
+            if let Some(address) = self.heir().await? {
+                heirs.wait(&format!("{address} is a primary now, and no other node says so")).await?;
+                continue 'again;
             }
             return Ok(());
         }
+    }
+
+    /// A replica that calls itself a primary. One that cannot be reached from here is not tried again each time: behind a fence there
+    /// is no time for it.
+    pub async fn heir(&mut self) -> Result<Option<Address>, Trouble> {
+        let replicas = self.topology.nodes().iter().filter(|node| node.role == Role::Replica && node.healthy);
+        for node in replicas.cloned().collect::<Vec<_>>() {
+            if self.silent.get(&node.id).is_some_and(|since_ns| monotonic_ns() < since_ns + SILENT_NS) {
+                continue;
+            }
+            match self.replication(&node.id).await? {
+                Some(text) if Info::parse(&text).get("role") == Some("master") => return Ok(Some(node.address)),
+                Some(_) => drop(self.silent.remove(&node.id)),
+                None => drop(self.silent.insert(node.id, monotonic_ns())),
+            }
+        }
+        Ok(None)
     }
 
     /// Refreshes until a node answers and every slot has an owner.

@@ -25,7 +25,12 @@ impl Crew {
             loop {
                 ticks.tick().await;
                 let Ok(mut cluster) = plan.cluster.try_lock() else { continue };
-                if let Err(Trouble::Final(error)) = cluster.refresh().await {
+                let mut looked = cluster.refresh().await;
+                if looked.is_ok() {
+                    // For the connections, so that a check behind a fence takes no longer than it must.
+                    looked = cluster.heir().await.map(drop);
+                }
+                if let Err(Trouble::Final(error)) = looked {
                     // No worker has this number: it is the session that ends.
                     let _ = done.send((usize::MAX, Err(error)));
                     return;
