@@ -146,7 +146,10 @@ impl Worker {
             let lane = &mut self.lanes[position];
             let Link::Up(wire) = &lane.link else { continue };
             let signs = wire.peer_signs();
-            if lane.owes_ns(signs, now_ns) > CUT_OFF_NS {
+            let owes_ns = lane.owes_ns(signs, now_ns);
+            // Where nothing is under way only the probes of the kernel are: one that is lost, on a slow link, says nothing. It judges
+            // by several of them.
+            if owes_ns > CUT_OFF_NS && !lane.sent.is_empty() {
                 self.lose_lane(position, "its machine acknowledges nothing: it is cut off, or gone".into())?;
             }
         }
