@@ -236,6 +236,10 @@ impl Job<'_> {
         let tag = checkpoint.as_ref().map(|checkpoint| journal_tag(&checkpoint.master_id)).unwrap_or_default();
         let stable = Arc::new(AtomicBool::new(checkpoint.is_some()));
         let heard_before = checkpoint.as_ref().map(|checkpoint| checkpoint.lsns.clone()).unwrap_or_default();
+        // In front of the markers: those of a primary say nothing of a replica that takes over while they are read. Behind a look at
+        // all nodes, for a node that hears late who has its slots must not end one session after another.
+        cluster.refresh_patiently().await?;
+        cluster.ends_on_takeover(stable.clone());
         let (resumed, found) = match checkpoint {
             None => (Resumed::new(), Found::default()),
             Some(checkpoint) => {
@@ -257,7 +261,6 @@ impl Job<'_> {
                 (resumed, found)
             }
         };
-        cluster.ends_on_takeover(stable.clone());
         for id in cluster.primary_ids() {
             cluster.number(&id);
         }
