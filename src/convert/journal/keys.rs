@@ -71,7 +71,7 @@ pub(super) fn keys_in<'r, 'a>(row: &Row, args: &'r [&'a [u8]]) -> KeyIter<'r, 'a
             None => (range(1, args.len()), 1, None),
         },
     };
-    KeyIter { args: front, step, extra, words: row.keys == Keys::Sort }
+    KeyIter { args: front, step, extra, words: row.keys == Keys::Sort && !is_whole_sort(args) }
 }
 
 /// Positions of a record's keys among its strings, in the order of [`keys_of`].
