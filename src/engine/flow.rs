@@ -245,7 +245,8 @@ impl Flow {
                     return Ok(Pumped::Waiting);
                 }
             }
-            if self.handler.holds_again() {
+            // Not beside a global command: a position goes with it.
+            if self.handler.holds_again() && self.state != FlowState::AtBarrier {
                 self.hold_again(slab, lane, settings);
                 if self.handler.holds_again() {
                     return Ok(Pumped::Waiting);
