@@ -314,6 +314,7 @@ impl Job<'_> {
                         }
                     }
                 }
+                self.put_right = true;
                 return if handing_over { Ok(()) } else { Err(EngineError::Interrupted) };
             }
         }

@@ -125,6 +125,8 @@ pub(super) struct Job<'o> {
     pub(super) touched: bool,
     /// The target's checkpoint is good: a restart goes on from it.
     pub(super) resumable: bool,
+    /// The job was stopped where the source's positions were reached, and what was held of expiries was given back.
+    pub(super) put_right: bool,
     pub(super) transfer_since: Option<Instant>,
     /// Ids, at the target, of the connections of the last attempt's workers.
     pub(super) client_ids: Vec<i64>,
@@ -172,6 +174,7 @@ impl<'o> Job<'o> {
             source_process: String::new(),
             touched: false,
             resumable: false,
+            put_right: false,
             transfer_since: None,
             client_ids: Vec::new(),
             confirmed: Vec::new(),

@@ -123,6 +123,13 @@ impl Job<'_> {
         self.check_timeout(&mut source).await?;
         self.check_clocks(&mut source, &mut target).await?;
         self.take_lease(&mut target, &mut probed).await?;
+        super::replicate::warn_where_nothing_is_held(&probed);
+        if target.cluster().is_none() && super::import::is_marked(&mut target).await.unwrap_or(false) {
+            tracing::warn!(
+                "a replicate job has left the target in import mode, in which it expires nothing: if that job is not to go on, CONFIG \
+                 SET import-mode no"
+            );
+        }
         let existing = Arc::new(target::prepare(&mut target, &probed, &settings, self.lease.as_ref()).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
         Ok((probed, source, existing))

@@ -18,7 +18,7 @@ use super::migrate::ATTEMPTS_MAX;
 use super::own;
 use super::patience::rest;
 use super::phase::Phase;
-use super::settings::{AtStop, MigrateSettings, OnExisting, OnLostPosition};
+use super::settings::{MigrateSettings, OnExisting, OnLostPosition};
 use super::source::Source;
 use super::standing;
 use super::target::{self, Target, TargetLink};
@@ -36,6 +36,17 @@ const RETRY_LAST: Duration = Duration::from_secs(5);
 const FULL_SYNCS_MAX: u32 = 4;
 /// Tries, about five seconds apart, to reach a source that went away inside a full sync: about five minutes.
 const AWAY_TRIES_MAX: u32 = 60;
+
+/// Says so where near expiries cannot be held back.
+pub(super) fn warn_where_nothing_is_held(probed: &Target) {
+    if !probed.capabilities.holds_expiries() {
+        tracing::warn!(
+            "the target's user may not run scripts, or not what they ask (+eval +pttl +pexpiretime +time +type +hlen +hkeys +hscan \
+             +scan, and +hpexpiretime where fields expire), so near expiries cannot be held back: keys that the source renews \
+             while the target is behind may vanish"
+        );
+    }
+}
 
 /// What a session begins with.
 enum Begin {
@@ -57,7 +68,9 @@ impl Job<'_> {
             self.add_not_carried(&super::rows::vanished(lost));
         }
         if self.import_mode == ImportMode::Ours && self.keeps_import_mode(&result) {
-            tracing::info!("the target stays in import mode until the job goes on (else: CONFIG SET import-mode no)");
+            tracing::warn!(
+                "the target stays in import mode, and expires nothing, until the job goes on (else: CONFIG SET import-mode no)"
+            );
         } else if self.import_mode == ImportMode::Ours && !matches!(result, Err(EngineError::LeaseLost(_))) {
             let ended = async { import::end(&mut target::connect_control(&self.settings).await?).await };
             if let Err(error) = ended.await {
@@ -72,9 +85,8 @@ impl Job<'_> {
         self.resumable
             && match ended {
                 Ok(()) | Err(EngineError::Void(_) | EngineError::LostPosition(_) | EngineError::LeaseLost(_)) => false,
-                Err(EngineError::Interrupted) => {
-                    self.settings.follow.as_ref().is_some_and(|of| of.expiries_at_stop == AtStop::Hold)
-                }
+                // As with expiries that are held back: they are put right only where the source's positions were reached.
+                Err(EngineError::Interrupted) => !self.put_right,
                 Err(_) => true,
             }
     }
@@ -106,12 +118,8 @@ impl Job<'_> {
         }
         probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
         self.report.expiries.import_mode = probed.capabilities.import_mode;
-        if !probed.capabilities.import_mode && !probed.capabilities.holds_expiries() {
-            tracing::warn!(
-                "the target's user may not run scripts, or not what they ask (+eval +pttl +pexpiretime +time +type +hlen +hkeys \
-                 +hscan +scan, and +hpexpiretime where fields expire), so near expiries cannot be held back: keys that the source \
-                 renews while the target is behind may vanish"
-            );
+        if !probed.capabilities.import_mode {
+            warn_where_nothing_is_held(&probed);
         }
         let (mut attempt, mut pause) = (1, RETRY_FIRST);
         let mut losses = Losses::default();
@@ -141,8 +149,15 @@ impl Job<'_> {
                 error => error,
             };
             let stopping = self.phase == Phase::Stopping;
-            let is_gone = matches!(error, EngineError::TargetLost(_) | EngineError::TargetRestarted(_));
-            if matches!(error, EngineError::Interrupted) || stopping && is_gone {
+            // Nothing is begun anew by a job that is to end.
+            let is_over = matches!(
+                error,
+                EngineError::TargetLost(_)
+                    | EngineError::TargetRestarted(_)
+                    | EngineError::LostPosition(_)
+                    | EngineError::SyncVoided { .. }
+            );
+            if matches!(error, EngineError::Interrupted) || stopping && is_over {
                 return Err(error);
             }
             // A fresh connection: the target may have closed one that was idle, and the cause of the end is worth more than

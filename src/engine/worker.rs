@@ -344,6 +344,8 @@ impl Worker {
                 flow.settle_doubts(self.ring.slab_mut(), &mut outlet, &self.settings, now_ms, &self.events);
             }
             flow.release_held(self.ring.slab_mut(), &mut outlet, &self.settings, now_ms);
+            // A sweep may have named some meanwhile.
+            self.hold.add_unnamed(flow.handler.held.take_overflow());
         }
         false
     }
@@ -460,7 +462,8 @@ impl Worker {
         // Of a source that is gone nothing is heard: keys in doubt are for the next session, and named in the checkpoint.
         let asks = self.gone.as_ref().is_none_or(|gone| gone.asks);
         let busy = |flow: &Flow| flow.handler.is_releasing() || asks && flow.handler.doubts.is_waiting();
-        let at_rest = (!asks || self.doubtful.is_empty()) && !self.flows.iter().any(busy);
+        // Nor is anything begun for keys that found no room: what is answered here stays until its flow has come on.
+        let at_rest = (self.gone.is_some() || self.doubtful.is_empty()) && !self.flows.iter().any(busy);
         let (stopped, settles) = (self.draining && at_rest, self.settling.is_some() && at_rest);
         let ended = !self.drained && (stopped || self.flows.iter().all(|flow| flow.is_complete()));
         let held = !self.barrier_told && !self.flows.is_empty() && self.flows.iter().all(at_barrier);
