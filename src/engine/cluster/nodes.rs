@@ -109,6 +109,7 @@ impl Cluster {
         let others = self.topology.nodes().iter().map(|node| node.id.clone()).filter(|id| !ids.contains(id));
         let others: Vec<String> = others.collect();
         let mut views: Vec<Topology> = Vec::new();
+        let mut restarted = None;
         let settings = self.settings.clone();
         let is_whole = |views: &[Topology]| views.iter().any(|view| view.uncovered().is_empty());
         let primaries = ids.len();
@@ -121,6 +122,13 @@ impl Cluster {
             let (nat, tls) = (self.nat.clone(), self.settings.target.tls.is_some());
             let seen = match self.link(id).await {
                 Ok(link) => view(link, &announced, &nat, tls).await,
+                // Another process: it matters where the others still take it for a primary.
+                Err(Trouble::Final(error @ (EngineError::Target(_) | EngineError::TargetRestarted(_))))
+                    if shared.known.borrow().ended.is_none() =>
+                {
+                    restarted.get_or_insert((id.clone(), error));
+                    continue;
+                }
                 Err(Trouble::Final(error)) => return Err(Trouble::Final(error)),
                 Err(Trouble::Broken(error)) => Err(error),
             };
@@ -150,9 +158,14 @@ impl Cluster {
                 Err(error) => why = error,
             }
         }
-        match best(views) {
-            Some(topology) => self.adopt(topology).await,
-            None => Err(Trouble::Broken(why)),
+        match (best(views), restarted) {
+            (Some(topology), restarted) => {
+                self.adopt(topology).await?;
+                let still = restarted.filter(|(id, _)| self.primary_ids().contains(id));
+                still.map_or(Ok(()), |(_, error)| Err(Trouble::Final(error)))
+            }
+            (None, Some((_, error))) => Err(Trouble::Final(error)),
+            (None, None) => Err(Trouble::Broken(why)),
         }
     }
 
@@ -262,7 +275,13 @@ impl Cluster {
             if self.silent.get(&node.id).is_some_and(|since_ns| monotonic_ns() < since_ns + SILENT_NS) {
                 continue;
             }
-            match self.replication(&node.id).await? {
+            let was_linked = self.links.contains_key(&node.id);
+            let mut said = self.replication(&node.id).await?;
+            if said.is_none() && was_linked {
+                // The connection may have been an old one.
+                said = self.replication(&node.id).await?;
+            }
+            match said {
                 Some(text) if Info::parse(&text).get("role") == Some("master") => return Ok(Some(node.address)),
                 Some(_) => drop(self.silent.remove(&node.id)),
                 None => drop(self.silent.insert(node.id, monotonic_ns())),
