@@ -98,7 +98,26 @@ impl Cluster {
             }
         }
         cluster.wait_ok()?;
+        cluster.wait_replicas_fed(primaries)?;
         Ok(cluster)
+    }
+
+    /// A replica says that its link is up before its primary feeds it: that waits for its first REPLCONF ACK, up to a second later, and
+    /// a replica that takes over before has nothing of what was written meanwhile. The nodes are empty still.
+    fn wait_replicas_fed(&self, primaries: usize) -> Result<(), LabError> {
+        for node in self.nodes.iter().take(self.nodes.len() - primaries) {
+            let mut client = node.client()?;
+            // The one write of any slot that always goes to the replicas.
+            client.run("FLUSHALL")?;
+            let fed = client.run(&format!("WAIT 1 {}", READY_TIME_MAX.as_millis()))?;
+            if fed.int() != Some(1) {
+                return Err(LabError::Reply {
+                    peer: node.address().to_string(),
+                    reason: "its replica is not fed".into(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// One more node, without slots. Returns its place.
