@@ -1,6 +1,8 @@
 //! `df2redis cutover` against a replayed source and a real target: handed over with everything at the target, or rolled
 //! back with the source released and the job following on; with faults at every step.
 
+use df2redis::lab::LabError;
+use df2redis::lab::client::Client;
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Stage, Tool, wait_for};
@@ -30,7 +32,12 @@ impl Scene {
     }
 
     fn begin(stable_ms: u64, more: &[&str]) -> Self {
-        let server = Arc::new(Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap());
+        let server = Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap();
+        Self::begin_on(server, stable_ms, more)
+    }
+
+    fn begin_on(server: Server, stable_ms: u64, more: &[&str]) -> Self {
+        let server = Arc::new(server);
         let times = (Duration::from_millis(50), Duration::from_millis(stable_ms));
         let options = MasterOptions::default();
         let stage = Stage::new(Path::new(TOOL), "follow-lz4", server, ServerKind::Redis7, times, options).unwrap();
@@ -206,6 +213,46 @@ fn a_cutover_hands_over() {
     );
     let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
     assert_eq!(report["cutover"]["outcome"], "handed-over");
+}
+
+/// The target has its traffic by then, and in that mode it expires nothing: not for as long as a hook takes, nor behind a kill.
+#[test]
+fn import_mode_has_ended_when_the_hook_of_the_end_is_called() {
+    let server = match Server::start_kind(ServerKind::Valkey9, ServerOptions::default()) {
+        Err(LabError::NoServer { what, .. }) => return eprintln!("skipped: no {what}"),
+        server => server.unwrap(),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let kills = hook(dir.path(), "kills", "kill -9 $PPID");
+    let mut scene = Scene::begin_on(server, 100, &["--hook-handed-over", &kills]);
+    scene.wait_phase("in step");
+    let mut target = scene.stage.server.client().unwrap();
+    let mode = |target: &mut Client| target.run("CONFIG GET import-mode").unwrap().array().unwrap()[1].text().unwrap();
+    assert_eq!(mode(&mut target), "yes");
+    scene.cutover(&["--execute", "--budget", "20s"]);
+    assert_eq!(scene.tool.wait(), Some(-1), "not killed:\n{}", scene.tool.said());
+    assert_eq!(
+        (mode(&mut target).as_str(), target.run("KEYS df2redis:*").unwrap().array().map(|keys| keys.len())),
+        ("no", Some(0))
+    );
+}
+
+/// What the target refuses there is told to whoever cuts over.
+#[test]
+fn import_mode_that_cannot_be_ended_is_told() {
+    let server = match Server::start_kind(ServerKind::Valkey9, ServerOptions::default()) {
+        Err(LabError::NoServer { what, .. }) => return eprintln!("skipped: no {what}"),
+        server => server.unwrap(),
+    };
+    let mut scene = Scene::begin_on(server, 100, &[]);
+    scene.wait_phase("in step");
+    let mut target = scene.stage.server.client().unwrap();
+    target.run("ACL SETUSER default -config|set").unwrap();
+    let done = scene.cutover(&["--execute", "--budget", "20s"]);
+    assert_eq!(done.report["outcome"], "handed-over", "{}", done.said);
+    assert!(done.report["message"].as_str().unwrap_or_default().contains("import mode"), "{}", done.said);
+    // It stays for the next job to know whose the mode is.
+    assert_eq!(target.run("EXISTS df2redis:import-mode").unwrap().int(), Some(1));
 }
 
 #[test]

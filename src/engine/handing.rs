@@ -10,6 +10,7 @@ use super::cutover::HookEvent;
 use super::error::EngineError;
 use super::handover::{self, Handover, Order, OwnKeys, facts};
 use super::hooks;
+use super::import::{self, ImportMode};
 use super::job::Job;
 use super::messages::{Lost, WorkerCommand};
 use super::own;
@@ -196,13 +197,16 @@ impl Job<'_> {
     pub(super) async fn hand_over(&mut self, probed: &Target) {
         let Some((keys, done)) = self.desk.ending.take() else { return };
         let removed = self.remove_own(probed, keys).await;
-        self.give_lease_back().await;
         if let Err(error) = &removed {
             tracing::warn!(%error, "keys of this tool are left at the target");
         }
-        let _ = done.send(removed.map_err(|error| {
+        // Before the lease is given back, and before a hook is waited for: the target has its traffic.
+        let is_ended = self.end_import_mode().await;
+        self.give_lease_back().await;
+        let ended = removed.map_err(|error| {
             format!("keys that begin with {} are left at the target and may be deleted: {error}", target::OWN_PREFIX)
-        }));
+        });
+        let _ = done.send(ended.and(is_ended));
         while self.desk.is_running() {
             if let DeskEvent::Ended(report) = self.desk.next().await {
                 self.cutover_ended(report);
@@ -219,8 +223,11 @@ impl Job<'_> {
         }
         keys.sort();
         keys.dedup();
-        // It is given back last.
-        keys.retain(|(_, key)| !key.starts_with(own::LEASE_KEY.as_bytes()));
+        // It is given back last; and the mark of a mode that is on stays as long.
+        let marks = self.import_mode == ImportMode::Ours;
+        let stays =
+            |key: &[u8]| key.starts_with(own::LEASE_KEY.as_bytes()) || marks && key == import::MARK_KEY.as_bytes();
+        keys.retain(|(_, key)| !stays(key));
         for (db, key) in keys {
             target::delete(&mut link, db, &key).await?;
         }

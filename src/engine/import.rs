@@ -12,7 +12,7 @@ use crate::redis::info::Info;
 use crate::redis::value::Value;
 
 /// Set while the mode is on because of this job.
-const MARK_KEY: &str = "df2redis:import-mode";
+pub const MARK_KEY: &str = "df2redis:import-mode";
 /// Sets it.
 pub const SET_MARK: &[&[u8]] = &[b"SET", MARK_KEY.as_bytes(), b"1"];
 

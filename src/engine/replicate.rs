@@ -71,13 +71,25 @@ impl Job<'_> {
             tracing::warn!(
                 "the target stays in import mode, and expires nothing, until the job goes on (else: CONFIG SET import-mode no)"
             );
-        } else if self.import_mode == ImportMode::Ours && !matches!(result, Err(EngineError::LeaseLost(_))) {
-            let ended = async { import::end(&mut target::connect_control(&self.settings).await?).await };
-            if let Err(error) = ended.await {
-                tracing::error!(%error, "import mode could not be turned off at the target: CONFIG SET import-mode no");
-            }
+        } else if !matches!(result, Err(EngineError::LeaseLost(_))) {
+            let _ = self.end_import_mode().await;
         }
         result
+    }
+
+    /// Turns the target's import mode off where this job turned it on; says why it could not.
+    pub(super) async fn end_import_mode(&mut self) -> Result<(), String> {
+        if self.import_mode != ImportMode::Ours {
+            return Ok(());
+        }
+        let ended = async { import::end(&mut target::connect_control(&self.settings).await?).await };
+        ended.await.map_err(|error| {
+            tracing::error!(%error, "import mode could not be turned off at the target: CONFIG SET import-mode no");
+            format!("the target is in import mode, and expires nothing (CONFIG SET import-mode no): {error}")
+        })?;
+        // Not once more: from now on another job may turn it on.
+        self.import_mode = ImportMode::Off;
+        Ok(())
     }
 
     /// The job goes on later: until then the target must not let expire what the source may have renewed, as after a kill.
