@@ -89,6 +89,7 @@ fn ask(path: &Path, plan: Plan, console: &Console, screen: &Screen) -> Result<Ex
                 return Ok(match report.outcome {
                     CutoverOutcome::NotDone if report.differs => ExitClass::Differs,
                     CutoverOutcome::NotDone => ExitClass::CutoverNotReached,
+                    CutoverOutcome::HandedOver if report.lacks => ExitClass::Target,
                     _ => ExitClass::Done,
                 });
             }

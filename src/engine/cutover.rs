@@ -9,7 +9,7 @@
 mod events;
 mod plan;
 
-pub use events::{Action, HookEvent, Input, Now, Positions, Unproven, behind};
+pub use events::{Action, HookEvent, Input, Now, Positions, Undone, Unproven, behind};
 pub use plan::{Plan, Verify};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub struct Cutover {
     pub why: Option<String>,
     /// What to know although it was done.
     pub note: Option<String>,
+    /// The target may lack something although it was done.
+    pub lacks: bool,
 }
 
 impl Cutover {
@@ -96,6 +98,7 @@ impl Cutover {
             unreleased: false,
             why: None,
             note: None,
+            lacks: false,
         };
         (this, Action::AskPositions)
     }
@@ -132,7 +135,9 @@ impl Cutover {
         }
         match input {
             // Everything is proven and switched; only the job's own keys may be left behind.
-            Input::Lost(why) if self.state == State::EndingJob => return self.job_ended(Err(why), now),
+            Input::Lost(why) if self.state == State::EndingJob => {
+                return self.job_ended(Err(Undone { text: why, lacks: true }), now);
+            }
             Input::Lost(why) => return self.give_up(why),
             _ => {}
         }
@@ -366,8 +371,10 @@ impl Cutover {
         self.go(State::Switching, Action::Hook { event: HookEvent::Switch, within_ns })
     }
 
-    fn job_ended(&mut self, result: Result<(), String>, now: Now) -> Action {
-        self.note = result.err();
+    fn job_ended(&mut self, result: Result<(), Undone>, now: Now) -> Action {
+        if let Err(Undone { text, lacks }) = result {
+            (self.note, self.lacks) = (Some(text), lacks);
+        }
         self.hook(State::HandedOver, HookEvent::HandedOver, now)
     }
 

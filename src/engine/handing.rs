@@ -6,7 +6,7 @@
 
 use super::control::{CutoverAsked, RepairAsked};
 use super::crew::Crew;
-use super::cutover::HookEvent;
+use super::cutover::{HookEvent, Undone};
 use super::error::EngineError;
 use super::handover::{self, Handover, Order, OwnKeys, facts};
 use super::hooks;
@@ -16,11 +16,12 @@ use super::messages::{Lost, WorkerCommand};
 use super::own;
 use super::phase::Phase;
 use super::source::Source;
-use super::sweep::{FAST, PATIENCE, sweep};
+use super::sweep::{FAST, sweep};
 use super::target::{self, Target};
 use crate::convert::hold::ALL;
 use crate::ids::DbIndex;
 use crate::report::cutover::{CutoverOutcome, CutoverReport};
+use std::ops::ControlFlow;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -38,7 +39,7 @@ pub(super) struct Desk {
     repairs: Option<Receiver<RepairAsked>>,
     running: Option<Running>,
     /// The job is to end.
-    ending: Option<(OwnKeys, oneshot::Sender<Result<(), String>>)>,
+    ending: Option<(OwnKeys, oneshot::Sender<Result<(), Undone>>)>,
     in_step_told: bool,
 }
 
@@ -133,7 +134,7 @@ impl Job<'_> {
     }
 
     /// Everything is at the target and the traffic was switched: the job ends.
-    pub(super) fn begin_end(&mut self, keys: OwnKeys, done: oneshot::Sender<Result<(), String>>) {
+    pub(super) fn begin_end(&mut self, keys: OwnKeys, done: oneshot::Sender<Result<(), Undone>>) {
         self.enter(Phase::HandingOver);
         self.desk.ending = Some((keys, done));
     }
@@ -147,19 +148,22 @@ impl Job<'_> {
         self.settings.control.cutover_over();
     }
 
-    /// A session has ended while a cutover was under way: it is rolled back, or it has ended the source itself. Returns
-    /// whether the job is over.
-    pub(super) async fn outlive_cutover(&mut self, probed: &Target, error: &EngineError) -> bool {
+    /// A session has ended while a cutover was under way: it is rolled back, and the error is given back, or it has ended the source
+    /// itself, and the job is over, with this.
+    pub(super) async fn outlive_cutover(
+        &mut self,
+        probed: &Target,
+        error: EngineError,
+    ) -> ControlFlow<Result<(), EngineError>, EngineError> {
         if !self.desk.is_running() {
-            return false;
+            return ControlFlow::Continue(error);
         }
         // Who lost the lease does nothing more at the target.
         let may_end = !matches!(error, EngineError::LeaseLost(_));
         if self.desk.ending.is_some() && may_end {
             // The traffic is switched, at proven positions: there is no way back, and nothing more to come.
             tracing::warn!(%error, "the session ended while the job was being ended");
-            self.end_outside_session(probed).await;
-            return true;
+            return ControlFlow::Break(self.end_outside_session(probed, error).await);
         }
         self.desk.ending = None;
         self.settings.control.cancel_cutover(&format!("the session with the source ended: {error}"));
@@ -167,35 +171,53 @@ impl Job<'_> {
             match self.desk.next().await {
                 DeskEvent::Order(Order::End { keys, done }) if may_end => {
                     self.begin_end(keys, done);
-                    self.end_outside_session(probed).await;
-                    return true;
+                    return ControlFlow::Break(self.end_outside_session(probed, error).await);
                 }
                 // Whoever asked hears that nobody answers any more.
                 DeskEvent::Order(_) | DeskEvent::Asked(_) | DeskEvent::Repair(_) => {}
                 DeskEvent::Ended(report) => self.cutover_ended(report),
             }
         }
-        false
+        ControlFlow::Continue(error)
     }
 
-    /// The workers are gone, and with them the names of expiries that they held back.
-    async fn end_outside_session(&mut self, probed: &Target) {
-        if let Err(error) = self.put_expiries_right(probed).await {
-            tracing::warn!(%error, "expiries held back may be left too late at the target");
+    /// The workers are gone, and with them the names of expiries that they held back. What the session ended with, and what the nodes
+    /// say of what they have acknowledged, is how the job ends: there is no source any more to bring it.
+    async fn end_outside_session(&mut self, probed: &Target, error: EngineError) -> Result<(), EngineError> {
+        let lost = match error {
+            // As expected, or by who wants it so: what was read is applied.
+            EngineError::Source(_) | EngineError::LetGo(_) | EngineError::Interrupted => {
+                self.check_nodes_again().await.err()
+            }
+            error => Some(error),
+        };
+        let late = self.put_expiries_right(probed, &lost).await.err();
+        for error in lost.iter().chain(&late) {
+            tracing::error!(%error, "behind the switch, so there is no way back: compare what the target holds");
         }
-        self.hand_over(probed).await;
+        self.hand_over(probed, lost.or(late)).await
     }
 
-    async fn put_expiries_right(&mut self, probed: &Target) -> Result<(), EngineError> {
-        let mut link = self.control_again(probed).await?;
-        let swept = sweep(&mut link, &probed.capabilities, || ALL, || FAST, PATIENCE).await?;
+    async fn check_nodes_again(&self) -> Result<(), EngineError> {
+        match &self.nodes {
+            Some(cluster) => cluster.lock().await.check_nodes().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn put_expiries_right(&mut self, probed: &Target, lost: &Option<EngineError>) -> Result<(), EngineError> {
+        let mut link = match lost {
+            Some(_) => self.control_again(probed).await?,
+            None => self.control_patiently(probed, &EngineError::Interrupted).await?,
+        };
+        let swept = sweep(&mut link, &probed.capabilities, || ALL, || FAST, self.settings.retry_max).await?;
         self.report.expiries.put_right_by_sweep += swept.put_right;
         swept.whole().map(drop)
     }
 
-    /// Removes what is this tool's at the target and waits for the end of the cutover.
-    pub(super) async fn hand_over(&mut self, probed: &Target) {
-        let Some((keys, done)) = self.desk.ending.take() else { return };
+    /// Removes what is this tool's at the target and waits for the end of the cutover. `lacks`: why the target may lack something.
+    pub(super) async fn hand_over(&mut self, probed: &Target, lacks: Option<EngineError>) -> Result<(), EngineError> {
+        let Some((keys, done)) = self.desk.ending.take() else { return Ok(()) };
         let removed = self.remove_own(probed, keys).await;
         if let Err(error) = &removed {
             tracing::warn!(%error, "keys of this tool are left at the target");
@@ -203,16 +225,22 @@ impl Job<'_> {
         // Before the lease is given back, and before a hook is waited for: the target has its traffic.
         let is_ended = self.end_import_mode().await;
         self.give_lease_back().await;
-        let ended = removed.map_err(|error| {
+        let lacks_text = lacks.as_ref().map(|error| format!("the target may lack something; compare it: {error}"));
+        let left = removed.err().map(|error| {
             format!("keys that begin with {} are left at the target and may be deleted: {error}", target::OWN_PREFIX)
         });
-        let _ = done.send(ended.and(is_ended));
+        let notes: Vec<String> = lacks_text.into_iter().chain(left).chain(is_ended.err()).collect();
+        let _ = done.send(match notes.is_empty() {
+            true => Ok(()),
+            false => Err(Undone { text: notes.join("; "), lacks: lacks.is_some() }),
+        });
         while self.desk.is_running() {
             if let DeskEvent::Ended(report) = self.desk.next().await {
                 self.cutover_ended(report);
             }
         }
         self.enter(Phase::Done);
+        lacks.map_or(Ok(()), Err)
     }
 
     async fn remove_own(&self, probed: &Target, mut keys: OwnKeys) -> Result<(), EngineError> {

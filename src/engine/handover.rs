@@ -6,7 +6,7 @@
 //! released, here or by its own timer.
 
 use super::control::{Control, CutoverAsked};
-use super::cutover::{Action, Cutover, HookEvent, Input, Now, Plan, Positions, Unproven, Verify};
+use super::cutover::{Action, Cutover, HookEvent, Input, Now, Plan, Positions, Undone, Unproven, Verify};
 use super::easing::{self, Eased};
 use super::fence::{FenceLink, RELEASE_SETTLES};
 use super::hold::HoldState;
@@ -41,7 +41,7 @@ pub enum Order {
     /// It is rolled back: apply again.
     GoOn,
     /// Stop and remove what is the tool's own at the target; `keys` may be left from earlier runs.
-    End { keys: OwnKeys, done: oneshot::Sender<Result<(), String>> },
+    End { keys: OwnKeys, done: oneshot::Sender<Result<(), Undone>> },
 }
 
 /// What a cutover needs to know of the job.
@@ -179,6 +179,7 @@ impl Run {
             false => CutoverOutcome::NotDone,
         };
         self.report.differs = cutover.differs;
+        self.report.lacks = cutover.lacks;
         self.report.message = cutover.why.or(cutover.note);
         self.report.held_us = cutover.held_ns.map(|ns| ns / 1000);
         self.report.positions = cutover.proven;
@@ -304,7 +305,8 @@ impl Run {
             Action::EndJob => {
                 let (done, answer) = oneshot::channel();
                 let _ = self.handover.orders.send(Order::End { keys: self.own.clone(), done });
-                Input::JobEnded(answer.await.unwrap_or_else(|_| Err("the job ended without a word".into())))
+                let unknown = || Undone { text: "the job ended without a word".into(), lacks: true };
+                Input::JobEnded(answer.await.unwrap_or_else(|_| Err(unknown())))
             }
             Action::Release => Input::Released(self.release(cutover).await),
             Action::End => Input::Waited,
@@ -396,7 +398,8 @@ impl Run {
             }
             Input::Hook(Err(why)) | Input::Fenced(Err(why)) => why.clone(),
             Input::Verified(Err(Unproven::Differs(why) | Unproven::NotDone(why))) => why.clone(),
-            Input::TakenOver(Err(why)) | Input::JobEnded(Err(why)) | Input::Released(Err(why)) => why.clone(),
+            Input::TakenOver(Err(why)) | Input::Released(Err(why)) => why.clone(),
+            Input::JobEnded(Err(undone)) => undone.text.clone(),
             Input::Verified(Ok(said)) => said.clone(),
             Input::Lost(why) | Input::NotReady(why) => why.clone(),
             _ => String::new(),

@@ -3,6 +3,7 @@
 //! In: resolved settings. Out: a `RunInputs` with everything that the report says, whatever happened. The control plane
 //! runs on tokio-uring in the calling thread; workers run in theirs.
 
+use super::cluster::Cluster;
 use super::control::{Control, Waiting};
 use super::draining::positions_text;
 use super::error::{Class, EngineError};
@@ -23,9 +24,11 @@ use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
 use crate::report::document::{ExitClass, NotCarried, Outcome, RunInputs};
 use crate::report::observer::{FlowProgress, Observer, ProgressSnapshot};
 use crate::uring::{self, Ring, RingSettings, SlabLayout};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
 
 /// Runs the job to its end: `replicate` if the settings say to follow, else `migrate`. Never panics on what peers do;
 /// every failure is in the outcome.
@@ -130,6 +133,8 @@ pub(super) struct Job<'o> {
     pub(super) transfer_since: Option<Instant>,
     /// Ids, at the target, of the connections of the last attempt's workers.
     pub(super) client_ids: Vec<i64>,
+    /// The cluster of a session that has ended under a cutover: what its nodes were when they acknowledged.
+    pub(super) nodes: Option<Rc<Mutex<Cluster>>>,
     /// By flow: LSN that the target of the last session had confirmed.
     pub(super) confirmed: Vec<u64>,
     pub(super) import_mode: ImportMode,
@@ -177,6 +182,7 @@ impl<'o> Job<'o> {
             put_right: false,
             transfer_since: None,
             client_ids: Vec::new(),
+            nodes: None,
             confirmed: Vec::new(),
             import_mode: ImportMode::Off,
             lease: None,

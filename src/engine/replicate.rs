@@ -27,6 +27,7 @@ use crate::dragonfly::session::{Directive, Session, SessionError};
 use crate::ids::FlowId;
 use crate::report::counters::Totals;
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -139,17 +140,15 @@ impl Job<'_> {
         let mut target_lost: Option<Instant> = None;
         loop {
             let error = match self.session(&mut target, &probed, begin, &mut signals).await {
-                Ok(()) => {
-                    self.hand_over(&probed).await;
-                    return Ok(());
-                }
+                Ok(()) => return self.hand_over(&probed, None).await,
                 Err(error) => error.once_begun(settings.control.has_begun()),
             };
             let error = self.check_lease().err().unwrap_or(error);
             let error = self.or_replica(error).await;
-            if self.outlive_cutover(&probed, &error).await {
-                return Ok(());
-            }
+            let error = match self.outlive_cutover(&probed, error).await {
+                ControlFlow::Break(ended) => return ended,
+                ControlFlow::Continue(error) => error,
+            };
             if matches!(error, EngineError::LeaseLost(_)) {
                 return Err(error);
             }
@@ -358,7 +357,11 @@ impl Job<'_> {
     }
 
     /// The same, as long as `--retry-max` where the target can be waited for: not behind an error of its own.
-    async fn control_patiently(&self, probed: &Target, ended: &EngineError) -> Result<TargetLink, EngineError> {
+    pub(super) async fn control_patiently(
+        &self,
+        probed: &Target,
+        ended: &EngineError,
+    ) -> Result<TargetLink, EngineError> {
         let deadline = Instant::now() + self.settings.retry_max;
         let mut pause = RETRY_FIRST;
         loop {
@@ -512,6 +515,8 @@ impl Job<'_> {
         self.settings.control.publish_positions(self.sessions, crew.positions());
         let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
         self.confirmed = crew.confirmed();
+        // A takeover may have ended the source: then nobody else could say what they lack.
+        self.nodes = crew.cluster().filter(|_| self.desk.is_running());
         self.settings.control.forget_positions();
         self.view.forget();
         let (summaries, ended) = crew.stop().await;

@@ -79,12 +79,19 @@ pub struct CutoverReport {
     /// The verification found a difference.
     #[serde(default)]
     pub differs: bool,
+    /// It was handed over, but the target may lack something: see `message`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lacks: bool,
     /// The first of the keys that differ, each as `df2redis verify` tells it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<serde_json::Value>,
     /// The hook that switches the traffic ended well (also where the cutover did not end so).
     pub switched: bool,
     pub rehearsal: Option<Rehearsal>,
+}
+
+fn is_false(it: &bool) -> bool {
+    !it
 }
 
 /// One line of the answer to a cutover.

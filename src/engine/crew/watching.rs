@@ -5,9 +5,11 @@
 //! looks nothing is claimed that a look could take back.
 
 use super::Crew;
-use crate::engine::cluster::Trouble;
+use crate::engine::cluster::{Cluster, Trouble};
 use crate::engine::error::EngineError;
+use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// How often the nodes are asked who has which slot.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -37,6 +39,11 @@ impl Crew {
                 }
             }
         }));
+    }
+
+    /// The cluster, as the session has known it.
+    pub fn cluster(&self) -> Option<Rc<Mutex<Cluster>>> {
+        self.plan.cluster.as_ref().map(|plan| plan.cluster.clone())
     }
 
     /// What a cluster's nodes have acknowledged until now is there still.

@@ -85,11 +85,19 @@ pub enum Input {
     /// What was compared, or why that proves nothing.
     Verified(Result<String, Unproven>),
     TakenOver(Result<(), String>),
-    /// The job has ended well: markers are removed.
-    JobEnded(Result<(), String>),
+    /// The job has ended: what is its own is removed, and nothing is missing; else what is not so.
+    JobEnded(Result<(), Undone>),
     Released(Result<(), String>),
     /// The session, the job or whoever asked is gone, or a deadline passed.
     Lost(String),
+}
+
+/// What the end of a job, behind the switch, did not bring about at the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undone {
+    pub text: String,
+    /// The target may lack something: it is not only untidy.
+    pub lacks: bool,
 }
 
 /// Why a comparison proves nothing.

@@ -276,7 +276,7 @@ fn answers(action: &Action, choice: u8, lsn: u64) -> Input {
         (Action::Takeover { .. }, 0..=4) => Input::TakenOver(Ok(())),
         (Action::Takeover { .. }, _) => Input::TakenOver(refused()),
         (Action::EndJob, 0..=5) => Input::JobEnded(Ok(())),
-        (Action::EndJob, _) => Input::JobEnded(refused()),
+        (Action::EndJob, _) => Input::JobEnded(Err(Undone { text: "no".into(), lacks: true })),
         (Action::Release, 0..=4) => Input::Released(Ok(())),
         (Action::Release, _) => Input::Released(refused()),
         (Action::End, _) => unreachable!(),
