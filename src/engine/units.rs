@@ -202,6 +202,22 @@ mod tests {
     use crate::redis::resp::push_command;
 
     #[test]
+    fn what_pops_from_several_keys_lies_where_they_do() {
+        let mut bytes = Vec::new();
+        let commands: [&[&[u8]]; 5] = [
+            &[b"MULTI"],
+            &[b"LMPOP", b"1", b"k", b"LEFT"],
+            &[b"SET", b"m", b"t:5"],
+            &[b"EXEC"],
+            &[b"ZMPOP", b"2", b"{t}a", b"{t}b", b"MIN"],
+        ];
+        commands.iter().for_each(|args| push_command(&mut bytes, args));
+        let units = split(&bytes).unwrap();
+        let shown: Vec<_> = units.iter().map(|(_, unit)| (unit.slot, unit.keys.len())).collect();
+        assert_eq!(shown, [(Some(slot(b"k")), 1), (Some(slot(b"{t}a")), 2)]);
+    }
+
+    #[test]
     fn groups_are_one_unit() {
         let mut bytes = Vec::new();
         let commands: [&[&[u8]]; 7] = [

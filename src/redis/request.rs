@@ -96,7 +96,7 @@ pub fn key_position(name: &[u8]) -> Option<usize> {
         b"SELECT" | b"MULTI" | b"EXEC" | b"SCRIPT" | b"PING" | b"ASKING" | b"FLUSHALL" | b"FLUSHDB" | b"FUNCTION" => {
             None
         }
-        b"XGROUP" => Some(2),
+        b"XGROUP" | b"LMPOP" | b"ZMPOP" => Some(2),
         b"EVAL" | b"EVALSHA" => Some(3),
         _ => Some(1),
     }

@@ -398,6 +398,24 @@ mod tests {
         }
     }
 
+    /// What a batch is routed by again, when a node sent it elsewhere or was lost, is what it was routed by at first. (BLMPOP is sent as
+    /// LMPOP.)
+    #[test]
+    fn what_is_sent_is_found_by_the_key_that_it_was_routed_by() {
+        let with_keys = TABLE.iter().filter(|row| row.keys != Nothing && row.name != "BLMPOP");
+        for Row { name, keys, .. } in with_keys {
+            let line = match keys {
+                Counted(1) => format!("{name} 1 k LEFT"),
+                Second => format!("{name} CREATE k g 0"),
+                Merge => format!("{name} k 1 k"),
+                _ => format!("{name} k k v"),
+            };
+            let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            let first = crate::convert::journal::key_positions(&args).into_iter().min();
+            assert_eq!(crate::redis::request::key_position(name.as_bytes()), first, "{line}");
+        }
+    }
+
     #[test]
     fn other_names_are_not_found() {
         for name in ["", "S", "SE", "SETS", "GET", "XREADGROUP", "BZMPOP", "\u{0}", "JSON.GET", "EVAL"] {
