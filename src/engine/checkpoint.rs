@@ -169,7 +169,7 @@ pub async fn forget_slots(
     lsns: &[(u32, Lsn)],
 ) -> Result<(), EngineError> {
     let before = before(&checkpoint.key, lsns, false);
-    cluster.call(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
+    cluster.ask(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
     let tag = own::tag(cluster.settings());
     let slots = ranges.iter().flat_map(|(first, last)| (first.0..=last.0).map(Slot));
     let keys = slots.flat_map(|slot| (0..checkpoint.flows).map(move |flow| (FlowId(flow), slot)));
@@ -177,8 +177,7 @@ pub async fn forget_slots(
     cluster.delete_all(keys.into_iter()).await
 }
 
-/// The same on every primary of a cluster. What is `behind` the command, the positions
-/// among it, is of the checkpoint's slot.
+/// On every primary of a cluster. What is `behind` the command, the positions among it, is of the checkpoint's slot.
 async fn execute_on_cluster(
     cluster: &mut Cluster,
     key: &str,
@@ -186,8 +185,7 @@ async fn execute_on_cluster(
     behind: &[Vec<&[u8]>],
     lsns: &[(u32, Lsn)],
 ) -> Result<(), EngineError> {
-    // Where it deletes nothing, what the nodes keep stays, and tells of a loss as always.
-    let before = before(key, lsns, command != [b"PING"]);
+    let before = before(key, lsns, true);
     // The first time with the positions of before.
     let mut once = behind.to_vec();
     if let Some(set) = once.first_mut() {
@@ -197,7 +195,7 @@ async fn execute_on_cluster(
     if let Some(set) = behind.first_mut() {
         set.extend([FLUSHING.as_bytes(), b"0"]);
     }
-    cluster.call(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
+    cluster.ask(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
     execute_twice(cluster, key, command, [&once, &behind], |text| refusal::refuses(text, false)).await
 }
 
@@ -375,8 +373,8 @@ pub struct Kept {
     pub lease: Vec<Vec<u8>>,
 }
 
-/// Executes `command` (FLUSHALL, FLUSHDB ...) in database `db` and sets all positions behind it, in one transaction: either
-/// both are there after a crash, or neither. In a database that a server does not have, nothing is executed.
+/// Executes `command` (FLUSHALL, FLUSHDB; empty: nothing) in database `db` and sets all positions behind it, in one transaction:
+/// either both are there after a crash, or neither. In a database that a server does not have, nothing is executed.
 pub async fn execute_global(
     link: &mut TargetLink,
     checkpoint: &Checkpoint,
@@ -396,31 +394,38 @@ pub async fn execute_global(
     // Names of keys that are flushed go, those of others stay, also where a FLUSHDB of database 0 deletes the checkpoint.
     let lost: Vec<Vec<u8>> = kept.lost.iter().map(lost::lost_field).collect();
     set.extend(lost.iter().flat_map(|field| [&field[..], b""]));
+    if command.is_empty()
+        && let Some(cluster) = link.cluster()
+    {
+        // What the nodes keep of positions stays, and tells of a loss as always.
+        return cluster.ask(&set).await.map(drop);
+    }
     let mut behind = vec![set];
     if !kept.lease.is_empty() {
         behind.push(kept.lease.iter().map(Vec::as_slice).collect());
     }
     if let Some(cluster) = link.cluster() {
         // It has one database: it would be the wrong one.
-        if db != 0 && command != [b"PING"] {
+        if db != 0 {
             let name = command.first().copied().unwrap_or_default().escape_ascii().to_string();
             return Err(EngineError::Internal(format!("{name} of database {db}, in a cluster")));
         }
         return execute_on_cluster(cluster, &checkpoint.key, command, &behind, lsns).await;
     }
-    let (db, command): (_, &[&[u8]]) = match select(link, db).await? {
-        true => (db.to_string(), command),
-        false => ("0".into(), &[b"PING"]),
-    };
-    let select: [&[u8]; 2] = [b"SELECT", db.as_bytes()];
+    let db_text = db.to_string();
+    let select_there: [&[u8]; 2] = [b"SELECT", db_text.as_bytes()];
     let select_own: [&[u8]; 2] = [b"SELECT", b"0"];
     let delete: [&[u8]; 2] = [b"DEL", checkpoint.key.as_bytes()];
-    let mut commands: Vec<&[&[u8]]> = vec![&select, command, &select_own, &delete];
+    let mut commands: Vec<&[&[u8]]> = Vec::new();
+    if !command.is_empty() && select(link, db).await? {
+        commands.extend([&select_there[..], command]);
+    }
+    commands.extend([&select_own[..], &delete]);
     commands.extend(behind.iter().map(Vec::as_slice));
     if kept.import_mark {
         commands.push(import::SET_MARK);
     }
-    link.transaction(&commands).await.map(drop)
+    link.transaction(&commands, |text| refusal::refuses(text, false)).await.map(drop)
 }
 
 /// Goes into a database. False: the server has none of this number. A SELECT that fails inside of a transaction would leave what stands

@@ -134,7 +134,7 @@ impl Global {
                 checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns, &kept).await?;
             }
             _ if is_elsewhere => {
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[], &lsns, &kept).await?;
             }
             GlobalCommand::FlushDb(db) => {
                 let place = place_alone(scope, *db, "ran FLUSHDB in")?;
@@ -153,7 +153,7 @@ impl Global {
                     checkpoint::forget_slots(cluster, checkpoint, ranges, &lsns).await?;
                 }
                 target::delete_slots(target, place, ranges).await?;
-                checkpoint::execute_global(target, checkpoint, 0, &[b"PING"], &lsns, &kept).await?;
+                checkpoint::execute_global(target, checkpoint, 0, &[], &lsns, &kept).await?;
             }
         }
         Ok(())

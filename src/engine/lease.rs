@@ -198,7 +198,7 @@ pub async fn flush_all(link: &mut TargetLink, lease: Option<&Lease>, command: &[
     if import::is_marked(link).await? {
         commands.push(import::SET_MARK);
     }
-    link.transaction(&commands).await.map(drop)
+    link.transaction(&commands, refusal::refuses_for_now).await.map(drop)
 }
 
 fn life_ms() -> String {

@@ -120,39 +120,43 @@ impl TargetLink {
         format!("{} answered {what} with \"{}\"", self.link.addr(), text.escape_ascii())
     }
 
-    /// Commands as one transaction of one server, begun anew where that refuses for a while. Returns the answers of its EXEC, none
-    /// of which is an error.
-    pub async fn transaction(&mut self, commands: &[&[&[u8]]]) -> Result<Vec<Value>, EngineError> {
+    /// Commands as one transaction of one server, begun anew where that refuses (`refuses`) for a while. Returns the answers of its
+    /// EXEC, none of which is an error.
+    pub async fn transaction(
+        &mut self,
+        commands: &[&[&[u8]]],
+        refuses: fn(&[u8]) -> bool,
+    ) -> Result<Vec<Value>, EngineError> {
+        const MULTI: &[&[u8]] = &[b"MULTI"];
         let mut patience = Patience::new(self.patience);
         loop {
-            self.call(&[b"MULTI"]).await?;
             let mut refused = None;
-            for args in commands {
+            for args in [MULTI].iter().chain(commands) {
                 let what = String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned();
                 if let Value::Error(text) = self.call_raw(&what, args).await? {
-                    refused = Some((self.answered(&what, &text), text));
+                    refused = Some((what, text));
                     break;
                 }
             }
-            let Some((error, text)) = refused else {
-                let answers = match self.call_raw("EXEC", &[b"EXEC"]).await? {
-                    Value::Array(answers) if answers.len() == commands.len() => answers,
-                    other => {
-                        return Err(EngineError::Target(format!(
-                            "the target answered EXEC with {}",
-                            other.described()
-                        )));
-                    }
-                };
-                return match answers.iter().find_map(Value::error_text) {
-                    Some(text) => Err(EngineError::Target(self.answered("EXEC", text.as_bytes()))),
-                    None => Ok(answers),
-                };
+            // Behind a refusal it executes nothing, and ends the transaction: DISCARD would be one more grant to give.
+            let (what, text) = match (self.call_raw("EXEC", &[b"EXEC"]).await?, refused) {
+                (Value::Array(answers), None) if answers.len() == commands.len() => {
+                    return match answers.iter().find_map(Value::error_text) {
+                        Some(text) => Err(EngineError::Target(self.answered("EXEC", text.as_bytes()))),
+                        None => Ok(answers),
+                    };
+                }
+                (Value::Error(_), Some(refused)) => refused,
+                (Value::Error(text), None) => ("EXEC".to_string(), text),
+                (other, _) => {
+                    let error = format!("the target answered EXEC with {}", other.described());
+                    return Err(EngineError::Target(error));
+                }
             };
-            // A transaction in which something was refused is not executed.
-            self.call_raw("DISCARD", &[b"DISCARD"]).await?;
-            if self.patience.is_zero() || !refusal::refuses_for_now(&text) {
-                return Err(EngineError::Target(error));
+            let error = self.answered(&what, &text);
+            // Another connection is let in, or not; this one is not any more.
+            if self.patience.is_zero() || !refuses(&text) || refusal::refuses_login(&text) {
+                return Err(error_of(&text, error));
             }
             patience.wait(&error).await?;
         }

@@ -28,7 +28,7 @@ impl Cluster {
             };
         }
         let request = crate::redis::resp::command(args);
-        if ["FLUSHALL", "FLUSHDB", "DBSIZE", "CLIENT", "SCRIPT", "PING"].iter().any(|name| is(name)) {
+        if ["FLUSHALL", "FLUSHDB", "DBSIZE", "CLIENT", "SCRIPT"].iter().any(|name| is(name)) {
             return self.on_all(&request).await;
         }
         let key_at = if is("EVAL") { 3 } else { 1 };
