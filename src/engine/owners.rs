@@ -63,6 +63,18 @@ impl Owners {
     }
 }
 
+/// These slots, which are in order, as first and last of each run.
+pub fn runs(slots: impl Iterator<Item = Slot>) -> Vec<(Slot, Slot)> {
+    let mut runs: Vec<(Slot, Slot)> = Vec::new();
+    for slot in slots {
+        match runs.last_mut() {
+            Some((_, last)) if last.0 + 1 == slot.0 => *last = slot,
+            _ => runs.push((slot, slot)),
+        }
+    }
+    runs
+}
+
 impl Cluster {
     /// Asks every primary for its own slots.
     pub async fn owners(&mut self) -> Result<Owners, EngineError> {

@@ -12,6 +12,7 @@
 use super::cluster::ranges;
 use super::error::EngineError;
 use super::errors::is_rejection;
+use super::owners::runs;
 use super::target::TargetLink;
 use crate::convert::hold::{Bounds, Overflow, script_numbers};
 use crate::convert::names::{NAME_OVERHEAD_BYTES, Name};
@@ -141,12 +142,7 @@ pub async fn sweep(
         }
         tokio::time::sleep(CLUSTER_PAUSE * attempt.min(CLUSTER_PAUSES_MAX)).await;
     }
-    for slot in left {
-        match swept.moving.last_mut() {
-            Some((_, last)) if last.0 + 1 == slot => last.0 = slot,
-            _ => swept.moving.push((Slot(slot), Slot(slot))),
-        }
-    }
+    swept.moving = runs(left.into_iter().map(Slot));
     Ok(swept)
 }
 

@@ -7,7 +7,7 @@ use super::slot::SLOTS;
 use crate::ids::Slot;
 
 /// A node's own word.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct OwnSlots {
     pub id: String,
     /// It rises with the first slot that the node takes from another one.

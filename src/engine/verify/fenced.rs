@@ -138,6 +138,9 @@ impl Job<'_> {
             self.chosen.extend(keys.into_iter().map(|key| (origin, key)));
             self.walked(batch, count).await;
         }
+        if !self.counts.differing.is_empty() {
+            return Err(EngineError::Target("slots of the cluster keep moving: let the moving end".into()));
+        }
         // Most were met at both sides.
         let mut chosen = Vec::from(std::mem::take(&mut self.chosen));
         chosen.sort_unstable();

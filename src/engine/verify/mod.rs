@@ -6,6 +6,7 @@
 //!   look      one look at a few keys: type, expiry, value          image, fields, paged, stream, hll, hollow
 //!   suspects  what differed, looked at again until lag cannot explain it
 //!   repair    copies a key again, whole
+//!   walk      SCAN, node by node, and again where slots moved    round
 //!   names     which keys are compared, and where a key stands at the other side
 //!   peer      one side: a server, or the primaries of a cluster    wire, nodes
 //! ```
@@ -28,6 +29,7 @@ mod paged;
 mod peer;
 mod rate;
 mod repair;
+mod round;
 mod run;
 pub mod settings;
 mod state;

@@ -11,6 +11,8 @@ use crate::redis::topology::Topology;
 
 pub struct Node {
     pub endpoint: Endpoint,
+    /// The cluster's own name for it; empty: it was not asked yet.
+    pub id: String,
     /// Of the process that answered first; empty: not known yet.
     pub run_id: String,
     pub conn: Option<Conn>,
@@ -18,7 +20,7 @@ pub struct Node {
 
 impl Node {
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, run_id: String::new(), conn: None }
+        Self { endpoint, id: String::new(), run_id: String::new(), conn: None }
     }
 }
 
@@ -31,6 +33,11 @@ pub struct Nodes {
 impl Nodes {
     pub fn single(node: Node) -> Self {
         Self { all: vec![node], owners: Vec::new() }
+    }
+
+    /// Of a cluster, be it of one node.
+    pub fn is_cluster(&self) -> bool {
+        !self.owners.is_empty()
     }
 
     pub fn owner(&self, slot: Slot) -> usize {

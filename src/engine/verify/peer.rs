@@ -11,6 +11,7 @@ use super::wire::{Commands, Conn, Trouble};
 use crate::engine::error::EngineError;
 use crate::engine::settings::{Endpoint, NatMap};
 use crate::redis::info::Info;
+use crate::redis::own_slots::OwnSlots;
 use crate::redis::topology::Topology;
 use crate::redis::value::Value;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,6 +23,13 @@ pub enum Side {
 }
 
 impl Side {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        }
+    }
+
     pub fn error(self, text: String) -> EngineError {
         match self {
             Self::Source => EngineError::Source(text),
@@ -132,6 +140,15 @@ impl Peer {
         self.nodes.primaries()
     }
 
+    pub fn is_cluster(&self) -> bool {
+        self.nodes.is_cluster()
+    }
+
+    /// The node of a cluster that called itself so.
+    pub fn node_of(&self, id: &str) -> Option<usize> {
+        self.nodes.all.iter().position(|node| node.id == id)
+    }
+
     /// Run ids of the nodes, in order of their numbers.
     pub fn run_ids(&self) -> Vec<String> {
         self.nodes.all.iter().map(|node| node.run_id.clone()).collect()
@@ -151,6 +168,11 @@ impl Peer {
         self.traits.cluster = field("redis_mode") == "cluster" || field("cluster_enabled") == "1";
         if self.traits.cluster && !self.traits.dragonfly {
             self.refresh().await?;
+            for node in self.primaries() {
+                self.open(node).await.map_err(|trouble| self.said(node, &text_of(trouble)))?;
+            }
+            // What the walk needs is missing now, or never.
+            self.own_slots().await?;
         }
         let mut commands = Commands::new();
         commands.push(&[b"PEXPIRETIME", b"df2redis:none"]);
@@ -198,7 +220,7 @@ impl Peer {
     /// Keys by database, over all nodes.
     pub async fn keyspace(&mut self) -> Result<Vec<(u32, u64)>, EngineError> {
         let mut by_db = std::collections::BTreeMap::new();
-        for node in self.primaries() {
+        for node in self.refresh_primaries().await? {
             let Value::Bulk(text) = self.one(node, &[b"INFO", b"keyspace"]).await? else { continue };
             for (db, keys) in Info::parse(&String::from_utf8_lossy(&text)).keys_by_db() {
                 *by_db.entry(db).or_insert(0) += keys;
@@ -210,7 +232,7 @@ impl Peer {
     /// Keys of one database, over all nodes.
     pub async fn count(&mut self, db: u32) -> Result<u64, EngineError> {
         let mut total = 0;
-        for node in self.primaries() {
+        for node in self.refresh_primaries().await? {
             let mut commands = Commands::new();
             commands.push(&[b"DBSIZE"]);
             let replies = self.ask_node(node, db, &commands).await.map_err(|error| self.engine(error))?;
@@ -245,7 +267,7 @@ impl Peer {
         let own = self.names.as_ref().map(|names| names.at_target(db, commands)).transpose();
         let own = own.map_err(EngineError::from)?.flatten();
         let (db, commands) = own.as_ref().map_or((db, commands), |(db, commands)| (*db, commands));
-        if !self.traits.cluster || self.nodes.all.len() == 1 {
+        if !self.nodes.is_cluster() {
             return self.ask_node(0, db, commands).await;
         }
         let mut replies: Vec<Option<Value>> = vec![None; commands.len()];
@@ -407,10 +429,29 @@ impl Peer {
             return Err(self.said(0, "the answer to CLUSTER SLOTS names no slot"));
         }
         self.nodes.update(&topology, &self.endpoint);
-        for node in 0..self.nodes.all.len() {
-            self.open(node).await.map_err(|trouble| self.said(node, &text_of(trouble)))?;
-        }
         Ok(())
+    }
+
+    /// The same, if it is a cluster: nodes may have joined.
+    async fn refresh_primaries(&mut self) -> Result<Vec<usize>, EngineError> {
+        if self.is_cluster() {
+            self.refresh().await?;
+        }
+        Ok(self.primaries())
+    }
+
+    /// Asks every primary of a cluster for its own slots.
+    pub async fn own_slots(&mut self) -> Result<Vec<OwnSlots>, EngineError> {
+        let mut all = Vec::new();
+        for node in self.refresh_primaries().await? {
+            let reply = self.one(node, &[b"CLUSTER", b"NODES"]).await?;
+            let Value::Bulk(text) = &reply else { continue };
+            if let (Some(own), Some(known)) = (OwnSlots::parse(text), self.nodes.all.get_mut(node)) {
+                known.id.clone_from(&own.id);
+                all.push(own);
+            }
+        }
+        Ok(all)
     }
 
     fn address(&self, node: usize) -> String {

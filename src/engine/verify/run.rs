@@ -5,6 +5,7 @@
 //! in between. Everything runs in the calling thread, on tokio-uring.
 
 use super::difference::{Difference, Item, Kind, text};
+use super::image::print_of;
 use super::look::{ABSENT, Found, Looker, State, Verdict};
 use super::names::Names;
 use super::paged;
@@ -15,12 +16,13 @@ use super::settings::{Mode, Rate, VerifySettings};
 use super::state::{self, Counts, Identity, Position, Saved};
 use super::suspects::{Ruling, Suspect, Suspects};
 use super::walk::{self, Choice};
+use crate::engine::cluster::ranges;
 use crate::engine::error::EngineError;
 use crate::engine::job::{Signals, check_ring, exit_class};
 use crate::engine::settings::NatMap;
 use crate::report::document::{ExitClass, Outcome};
 use crate::uring::RingSettings;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,6 +59,8 @@ const JOB_PAUSE_FIRST: Duration = Duration::from_millis(5);
 const JOB_PAUSE_LAST: Duration = Duration::from_millis(200);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// Keys found to differ that are remembered: of more than these some may be told twice.
+const FOUND_MAX: usize = 1 << 17;
 /// Of the memory, what one exchange's answers of one side may take, and what suspects may take.
 const ANSWER_SHARE: usize = 8;
 const SUSPECTS_SHARE: usize = 8;
@@ -92,6 +96,8 @@ pub(super) struct Job<'a> {
     pub(super) position: Position,
     pub(super) counts: Counts,
     suspects: Suspects,
+    /// Prints of what the walk found to differ: it may meet a key again, above all where slots move, and it is told once.
+    found: HashSet<u64>,
     /// Suspects that are being looked at: they are in the state file, too.
     in_hand: Vec<(u32, Vec<u8>)>,
     /// Keys that were chosen before: they are compared first.
@@ -175,6 +181,7 @@ impl<'a> Job<'a> {
             position: Position { cursor: "0".into(), ..Position::default() },
             counts: Counts::default(),
             suspects: Suspects::new(settings.memory_bytes / SUSPECTS_SHARE),
+            found: HashSet::new(),
             in_hand: Vec::new(),
             chosen: VecDeque::new(),
             choice,
@@ -350,6 +357,11 @@ impl<'a> Job<'a> {
         };
         let peer = if of_source { &mut self.looker.source } else { &mut self.looker.target };
         let batch = walk::batch(peer, db, &self.position, (&self.choice, &names), BATCH_KEYS).await?;
+        if !batch.moving.is_empty() {
+            let reason = walk::moving_text(peer.side, &batch.moving);
+            let item = Item::new(Kind::NotCompared).at(format!("slots {}", ranges(&batch.moving)));
+            self.tell(origin, b"", String::new(), vec![item], None, Some(reason));
+        }
         Ok(Some((origin, batch)))
     }
 
@@ -367,11 +379,16 @@ impl<'a> Job<'a> {
     /// One batch of keys further.
     async fn walk(&mut self) -> Result<(), EngineError> {
         let Some((origin, mut batch)) = self.next_batch().await? else { return Ok(()) };
-        let keys = std::mem::take(&mut batch.keys);
+        let mut keys = std::mem::take(&mut batch.keys);
         let count = keys.len() as u64;
-        if self.position.pass == walk::PASS_SOURCE {
+        let pass = self.position.pass;
+        keys.retain(|key| !self.found.contains(&print_of(&(pass, origin, key))));
+        if pass == walk::PASS_SOURCE {
             let verdicts = self.looker.look(origin, &keys).await?;
             for (key, verdict) in keys.into_iter().zip(verdicts) {
+                if matches!(verdict, Verdict::Differs(_) | Verdict::NotCompared { .. }) {
+                    self.remember(origin, &key);
+                }
                 self.first_verdict(origin, key, verdict);
             }
             self.counts.keys_compared += count;
@@ -380,6 +397,7 @@ impl<'a> Job<'a> {
             let now = self.now();
             for (key, exists) in keys.into_iter().zip(exist) {
                 if !exists {
+                    self.remember(origin, &key);
                     let mut found = *Found::new("", vec![Item::new(Kind::Extra)]);
                     found.source = State { print: Some(ABSENT), expire_at_ms: None };
                     self.suspects.put(Suspect::new(origin, key, found, now, self.settings.lag_max));
@@ -389,6 +407,13 @@ impl<'a> Job<'a> {
         }
         self.walked(batch, count).await;
         Ok(())
+    }
+
+    /// The walk found this key to differ.
+    fn remember(&mut self, db: u32, key: &Vec<u8>) {
+        if self.found.len() < FOUND_MAX {
+            self.found.insert(print_of(&(self.position.pass, db, key)));
+        }
     }
 
     fn first_verdict(&mut self, db: u32, key: Vec<u8>, verdict: Verdict) {

@@ -5,6 +5,7 @@
 //! mode and the same sample: anything else is refused by name. Invariant: a key that the position says is done was
 //! compared, or is among the suspects.
 
+use super::round::Round;
 use crate::engine::error::EngineError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -31,9 +32,12 @@ pub struct Position {
     pub pass: u32,
     /// Index into the databases.
     pub database: usize,
-    /// Index into the side's primaries.
+    /// Of the nodes of the round; a single server is one.
     pub node: usize,
     pub cursor: String,
+    /// Of a cluster, once its walk has begun.
+    #[serde(default)]
+    pub round: Option<Round>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,7 +167,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.json");
         assert_eq!(load(&path, &identity()).unwrap(), None);
-        let position = Position { pass: 1, database: 2, node: 0, cursor: "18446744073709551615".into() };
+        let cursor = "18446744073709551615".into();
+        let position = Position { pass: 1, database: 2, node: 0, cursor, round: Some(Round::default()) };
         let mut saved = Saved::new(identity(), vec![0, 3], position, Counts { settled: 7, ..Counts::default() });
         saved.add_suspect(3, b"\x00\xffkey");
         save(&path, &saved).unwrap();
