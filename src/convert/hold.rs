@@ -112,6 +112,16 @@ pub struct Overflow {
     pub fields: bool,
 }
 
+impl Overflow {
+    /// As if there were no room for any of these.
+    pub fn of(names: &[Name]) -> Self {
+        Self {
+            keys: names.iter().any(|name| name.field.is_none()),
+            fields: names.iter().any(|name| name.field.is_some()),
+        }
+    }
+}
+
 /// Held expiries of one flow.
 #[derive(Debug)]
 pub struct Held {

@@ -27,6 +27,7 @@ use super::righting::Rightings;
 use super::settings::AtStop;
 use super::source::{PartialWay, Source};
 use super::target::Target;
+use crate::convert::hold::Overflow;
 use crate::dragonfly::reply::Reply;
 use crate::dragonfly::session::Session;
 use crate::ids::Lsn;
@@ -143,7 +144,11 @@ impl Job<'_> {
                 swept = rightings.ended() => {
                     let swept = swept?;
                     self.report.expiries.put_right_by_sweep += swept.put_right;
-                    crew.tell_found(swept.names);
+                    match watch.releasing {
+                        false => crew.tell_found(swept.names),
+                        // The flows have given back what they know by name: these are looked at again in the end.
+                        true => crew.hold().add_unnamed(Overflow::of(&swept.names)),
+                    }
                 }
                 _ = confirmations.tick(), if !checkpoint.stable => {}
                 _ = offsets.tick(), if joining.is_done() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
