@@ -136,6 +136,28 @@ fn a_target_that_loads_an_older_dump_is_waited_for_and_caught_up() {
     assert_eq!(server.client().unwrap().run("GET count:a").unwrap().text().as_deref(), Some("150"));
 }
 
+/// Longer than anybody waits. Nothing was read that could be applied, so one signal is enough.
+#[test]
+fn a_stop_is_heard_while_a_restarted_target_loads() {
+    let Some(mut server) = server_with(ServerKind::Redis7, ServerOptions::default().slow_to_load()) else { return };
+    let live = live();
+    let mut tool = follow(live.port(), &server);
+    until(&mut tool, "stable", || is_stable(&server));
+    for i in 0..3000 {
+        live.world().run(0, &[b"SET".to_vec(), format!("large:{i}").into_bytes(), vec![b'x'; 2000]]);
+    }
+    until(&mut tool, "acknowledged", || live.is_acknowledged());
+    server.client().unwrap().run("SAVE").unwrap();
+    server.begin_restart().unwrap();
+    let log = server.dir().join("tool.log");
+    let holds = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("holding: the target cannot yet"));
+    until(&mut tool, "it is not waited for", holds);
+    tool.signal("INT");
+    assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+    let answer = server.client().unwrap().run("GET large:0");
+    assert!(answer.is_err() || format!("{answer:?}").contains("LOADING"), "{answer:?}");
+}
+
 #[test]
 fn a_target_restarted_without_its_data_ends_the_run() {
     let Some(mut server) = target(false) else { return };

@@ -10,6 +10,7 @@ use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
+use df2redis::lab::proxy::{Faulty, Proxy};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Tool, compare, is_stable, wait_for};
 use std::path::PathBuf;
@@ -306,4 +307,42 @@ fn a_server_that_loads_in_the_middle_of_the_journal_is_waited_for() {
         assert_eq!(count(&server), Some((100 * round).to_string()));
     }
     finish(&live, &server, tool);
+}
+
+/// Between two sessions, where the checkpoint is written, or read: nothing was read of the source that could be applied, so one
+/// signal is enough.
+#[test]
+fn a_stop_is_heard_between_two_sessions() {
+    let Some(server) = reloading() else { return };
+    let live = live();
+    let proxy = Proxy::start(live.port(), |_| Faulty::default()).unwrap();
+    let log = server.dir().join("tool.log");
+    let mut client = server.client().unwrap();
+    for i in 0..1500 {
+        live.world().run(0, &[b"SET".to_vec(), format!("large:{i}").into_bytes(), vec![b'x'; 2000]]);
+    }
+    let is_refused = |client: &mut Client, command: &str| {
+        let stats = client.ask(&["INFO", "commandstats"]).unwrap().text().unwrap();
+        let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")));
+        line.is_some_and(|line| !line.contains("rejected_calls=0"))
+    };
+    for command in ["hset", "hgetall"] {
+        let mut tool = Tool::start(binary(), proxy.port(), server.port(), &log, &[]).unwrap();
+        live.world().run(0, &[b"INCR".to_vec(), b"count:a".to_vec()]);
+        until(&mut tool, "stable", || is_stable(&server) && live.is_acknowledged());
+        client.run("CONFIG RESETSTAT").unwrap();
+        if command == "hset" {
+            client.run("CONFIG SET min-replicas-to-write 1").unwrap();
+        } else {
+            // Longer than anybody waits.
+            drop(reload(&server, 120_000));
+            expect("it does not load", || server.client().unwrap().run("GET count:a").is_err());
+        }
+        proxy.drop_all();
+        until(&mut tool, "nothing is refused", || is_refused(&mut client, command));
+        tool.signal("INT");
+        assert_eq!(tool.wait(), Some(130), "{command}: {}", tool.said());
+        client.run("CONFIG SET min-replicas-to-write 0").unwrap();
+    }
+    assert!(client.run("GET count:a").is_err(), "it has loaded");
 }

@@ -538,6 +538,14 @@ impl Crew {
     }
 }
 
+impl Drop for Crew {
+    /// One that was stopped has nothing left that runs. Else it was cut off while a session was begun: nothing of it goes on.
+    fn drop(&mut self) {
+        self.settling.iter().for_each(|task| task.abort());
+        self.tell_all(|| WorkerCommand::Stop);
+    }
+}
+
 /// Ends when the lease is lost. May be dropped at any time.
 async fn lost(lease: &mut Option<lease::Watch>) -> EngineError {
     match lease {

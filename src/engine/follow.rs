@@ -65,10 +65,7 @@ impl Job<'_> {
             joining = Joining::begin(source, checkpoint.flows)?;
         } else {
             let answer = source.start_partial()?;
-            let (link, reply) = tokio::select! {
-                answer = answer => answer?,
-                () = signals.next() => return Err(EngineError::Interrupted),
-            };
+            let (link, reply) = signals.interruptible(answer).await?;
             source.answered(link);
             if reply != Reply::Simple(b"OK".to_vec()) {
                 return Err(EngineError::Source(format!("the source answered DFLY STARTSTABLE with {reply:?}")));
@@ -179,18 +176,12 @@ impl Job<'_> {
                     }
                     DeskEvent::Order(Order::Seal { done }) => {
                         // The last moment at which a cutover can still be rolled back.
-                        tokio::select! {
-                            checked = crew.check_nodes() => checked?,
-                            () = signals.next() => return Err(EngineError::Interrupted),
-                        }
+                        signals.interruptible(crew.check_nodes()).await?;
                         let number = watch.settle(done);
                         crew.tell_all(|| WorkerCommand::Seal { number });
                     }
                     DeskEvent::Order(Order::Check { done }) => {
-                        tokio::select! {
-                            checked = crew.check_nodes() => checked?,
-                            () = signals.next() => return Err(EngineError::Interrupted),
-                        }
+                        signals.interruptible(crew.check_nodes()).await?;
                         let _ = done.send(());
                     }
                     DeskEvent::Order(Order::GoOn) => crew.tell_all(|| WorkerCommand::GoOn),
@@ -284,10 +275,7 @@ impl Job<'_> {
                 // Behind a fence nothing is missing: that was proven.
                 let handing_over = self.phase == Phase::HandingOver;
                 if !handing_over && !watch.releasing {
-                    tokio::select! {
-                        checked = crew.check_nodes() => checked?,
-                        () = signals.next() => return Err(EngineError::Interrupted),
-                    }
+                    signals.interruptible(crew.check_nodes()).await?;
                 }
                 let keeps = self.settings.follow.as_ref().is_some_and(|of| of.expiries_at_stop == AtStop::Hold);
                 if !handing_over && (keeps || !watch.caught_up(&crew.confirmed())) {
@@ -303,13 +291,9 @@ impl Job<'_> {
                     crew.tell_all(|| WorkerCommand::ReleaseHeld);
                     continue;
                 }
-                let mut target = self.control_again(probed).await?;
+                let mut target = signals.interruptible(self.control_again(probed)).await?;
                 if checkpoint.held {
-                    let sweep = rightings.end(&mut target);
-                    let swept = tokio::select! {
-                        swept = sweep => swept?,
-                        () = signals.next() => return Err(EngineError::Interrupted),
-                    };
+                    let swept = signals.interruptible(rightings.end(&mut target)).await?;
                     self.report.expiries.put_right_by_sweep += swept.put_right;
                     match swept.whole() {
                         Ok(_) => checkpoint::set_held(&mut target, &checkpoint.key, false).await?,

@@ -27,8 +27,9 @@ pub enum ImportMode {
     Theirs,
 }
 
-/// Turns the mode on where the target offers it and lets us; says why not in the log.
-pub async fn begin(link: &mut TargetLink) -> Result<ImportMode, EngineError> {
+/// Turns the mode on where the target offers it and lets us; says why not in the log. `found`: what was found and done; right also
+/// where this is cut off.
+pub async fn begin(link: &mut TargetLink, found: &mut ImportMode) -> Result<(), EngineError> {
     let memory = link.call(&[b"INFO", b"memory"]).await?;
     let mode = match config(link, &[b"CONFIG", b"GET", b"import-mode"]).await? {
         Some(Value::Array(pair)) => pair.get(1).and_then(Value::text).map(str::to_string),
@@ -44,31 +45,30 @@ pub async fn begin(link: &mut TargetLink) -> Result<ImportMode, EngineError> {
             "import mode is not used: in it the target evicts nothing, but it has a maxmemory with an eviction policy; \
              near expiries are held back instead"
         );
-        return Ok(ImportMode::Off);
+        *found = ImportMode::Off;
+        return Ok(());
     }
+    *found = if was_on && !marked { ImportMode::Theirs } else { ImportMode::Ours };
     let mut turned_on = false;
     if !was_on {
         link.call(SET_MARK).await?;
         turned_on = config(link, &[b"CONFIG", b"SET", b"import-mode", b"yes"]).await?.is_some();
     }
     // The answer to this is the proof: the user may lack CONFIG, yet the mode may be on.
-    match link.call_raw("CLIENT", &[b"CLIENT", b"IMPORT-SOURCE", b"ON"]).await? {
-        Value::Error(text) => {
-            tracing::warn!(
-                reply = %text.escape_ascii(),
-                "the target has an import mode, but it cannot be used (+config|get +config|set +client|import-source are \
-                 needed); near expiries are held back instead"
-            );
-            match (was_on, turned_on) {
-                (true, _) => {}
-                (false, true) => end(link).await?,
-                (false, false) => unmark(link).await?,
-            }
-            Ok(ImportMode::Off)
+    if let Value::Error(text) = link.call_raw("CLIENT", &[b"CLIENT", b"IMPORT-SOURCE", b"ON"]).await? {
+        tracing::warn!(
+            reply = %text.escape_ascii(),
+            "the target has an import mode, but it cannot be used (+config|get +config|set +client|import-source are needed); near \
+             expiries are held back instead"
+        );
+        match (was_on, turned_on) {
+            (true, _) => {}
+            (false, true) => end(link).await?,
+            (false, false) => unmark(link).await?,
         }
-        _ if was_on && !marked => Ok(ImportMode::Theirs),
-        _ => Ok(ImportMode::Ours),
+        *found = ImportMode::Off;
     }
+    Ok(())
 }
 
 /// Declares a connection the import's source. The mode may have been turned off meanwhile: then it is turned on again.

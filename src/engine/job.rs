@@ -27,8 +27,9 @@ use crate::uring::{self, Ring, RingSettings, SlabLayout};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// Runs the job to its end: `replicate` if the settings say to follow, else `migrate`. Never panics on what peers do;
 /// every failure is in the outcome.
@@ -92,23 +93,41 @@ const SEARCH_INDEXES_MAX: usize = 1000;
 
 /// SIGINT, SIGTERM and an operator's `stop`, from the start of the run to its end: what comes between two waits is not lost.
 pub(super) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    control: Arc<Control>,
+    heard: UnboundedReceiver<()>,
 }
 
 impl Signals {
     pub fn new(control: Arc<Control>) -> Result<Self, EngineError> {
         let of = |kind| signal(kind).map_err(|e| EngineError::System(format!("signals cannot be watched: {e}")));
-        Ok(Self { interrupt: of(SignalKind::interrupt())?, terminate: of(SignalKind::terminate())?, control })
+        let (mut interrupt, mut terminate) = (of(SignalKind::interrupt())?, of(SignalKind::terminate())?);
+        let (tell, heard) = unbounded_channel();
+        // tokio tells once of all that came since it was asked. Of two the second means more, also where nobody waits meanwhile.
+        tokio_uring::spawn(async move {
+            while !tell.is_closed() {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                    () = control.stop_asked() => {}
+                }
+                let _ = tell.send(());
+            }
+        });
+        Ok(Self { heard })
     }
 
     /// The next one.
     pub async fn next(&mut self) {
+        let _ = self.heard.recv().await;
+    }
+
+    /// Does what the first signal ends: there is nothing to be applied before. Cut off anywhere it is as after a kill.
+    pub async fn interruptible<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            () = self.control.stop_asked() => {}
+            done = work => done,
+            () = self.next() => Err(EngineError::Interrupted),
         }
     }
 }
@@ -399,6 +418,7 @@ pub(super) fn plan_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[test]
     fn the_cause_among_two_ends() {
@@ -414,5 +434,27 @@ mod tests {
         assert!(matches!(graver(target(), source()), Err(EngineError::Target(_))));
         assert!(matches!(graver(interrupted(), target()), Err(EngineError::Interrupted)));
         assert!(graver(Ok(()), Ok(())).is_ok() && graver(Ok(()), target()).is_err());
+    }
+
+    #[test]
+    fn two_signals_are_two_also_where_nobody_waits() {
+        tokio_uring::start(async {
+            let mut signals = Signals::new(Arc::default()).unwrap();
+            for count in 1..=2 {
+                let pid = std::process::id().to_string();
+                assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+                let heard = async {
+                    while signals.heard.len() < count {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(60), heard).await.expect("it is not heard");
+            }
+            signals.next().await;
+            assert!(matches!(
+                signals.interruptible(std::future::pending::<Result<(), _>>()).await,
+                Err(EngineError::Interrupted)
+            ));
+        });
     }
 }

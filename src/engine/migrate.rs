@@ -43,10 +43,7 @@ pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 impl Job<'_> {
     pub(super) async fn migrate(&mut self) -> Result<(), EngineError> {
         let mut signals = Signals::new(self.settings.control.clone())?;
-        let (probed, mut source, existing) = tokio::select! {
-            ready = self.prepare() => ready?,
-            () = signals.next() => return Err(EngineError::Interrupted),
-        };
+        let (probed, mut source, existing) = signals.interruptible(self.prepare()).await?;
         let settings = self.settings.clone();
         let alone = probed.keyspace.is_empty() && !settings.shared_target;
         let may_flush = alone || settings.on_existing == OnExisting::Flush;
@@ -60,7 +57,7 @@ impl Job<'_> {
                 source_ahead_ms: self.source_ahead_ms(),
                 existing: existing.clone(),
                 run_id: probed.run_id.clone(),
-                cluster: self.cluster_plan(&probed, None).await?,
+                cluster: signals.interruptible(self.cluster_plan(&probed, None)).await?,
                 lease: self.lease_watch(),
             };
             match self.attempt(&mut source, plan, &mut signals).await {
@@ -68,13 +65,11 @@ impl Job<'_> {
                     tracing::warn!(flow, %command, attempt, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
                     let master_id = source.registered()?.master_id.clone();
-                    tokio::select! {
-                        checked = standing::check(&settings, &master_id) => checked.map_err(for_migrate)?,
-                        () = signals.next() => return Err(EngineError::Interrupted),
-                    }
-                    self.begin_anew().await?;
+                    signals.interruptible(standing::check(&settings, &master_id)).await.map_err(for_migrate)?;
+                    signals.interruptible(self.begin_anew()).await?;
                     self.enter(Phase::Connect);
-                    source = Source::connect(&settings.source, settings.connect_timeout).await?;
+                    let connected = Source::connect(&settings.source, settings.connect_timeout);
+                    source = signals.interruptible(connected).await?;
                 }
                 Err(EngineError::SyncVoided { flow, command }) if !may_flush => {
                     return Err(EngineError::Source(format!(
@@ -89,19 +84,13 @@ impl Job<'_> {
         };
         self.enter(Phase::Settling);
         self.check_lease()?;
-        tokio::select! {
-            settled = self.settle_patiently(&probed, &existing, &summaries) => settled?,
-            () = signals.next() => return Err(EngineError::Interrupted),
-        }
+        signals.interruptible(self.settle_patiently(&probed, &existing, &summaries)).await?;
         if settings.wait_replicas.is_some() {
             let confirmed = async {
                 let mut target = self.target_again(&probed.run_id).await?;
                 proving::confirm(&mut target, &settings).await
             };
-            tokio::select! {
-                confirmed = confirmed => confirmed?,
-                () = signals.next() => return Err(EngineError::Interrupted),
-            }
+            signals.interruptible(confirmed).await?;
         }
         for summary in summaries {
             self.add_summary(summary);
@@ -130,8 +119,8 @@ impl Job<'_> {
                  SET import-mode no"
             );
         }
-        let existing = Arc::new(target::prepare(&mut target, &probed, &settings, self.lease.as_ref()).await?);
         self.touched = settings.on_existing == OnExisting::Flush && !probed.keyspace.is_empty();
+        let existing = Arc::new(target::prepare(&mut target, &probed, &settings, self.lease.as_ref()).await?);
         Ok((probed, source, existing))
     }
 
@@ -323,10 +312,7 @@ impl Job<'_> {
         signals: &mut Signals,
     ) -> Result<Vec<WorkerSummary>, EngineError> {
         let mut session = Session::new();
-        let mut crew = tokio::select! {
-            crew = self.open_full(source, &mut session, plan) => crew?,
-            () = signals.next() => return Err(EngineError::Interrupted),
-        };
+        let mut crew = signals.interruptible(self.open_full(source, &mut session, plan)).await?;
         let result = self.sync_to_drain(source, &mut session, &mut crew, signals).await;
         let (summaries, ended) = crew.stop().await;
         self.client_ids = crew.client_ids().to_vec();
@@ -390,10 +376,7 @@ impl Job<'_> {
         }
         self.progress();
         // A lane hears of a takeover only where it has something to send.
-        tokio::select! {
-            checked = crew.check_nodes() => checked,
-            () = signals.next() => Err(EngineError::Interrupted),
-        }
+        signals.interruptible(crew.check_nodes()).await
     }
 
     /// From DFLY SYNC until every flow has delivered its offset and token and STARTSTABLE was accepted.

@@ -61,9 +61,25 @@ enum Begin {
     Resume(Checkpoint),
 }
 
+/// The target behind the end of a session.
+struct Met {
+    /// By another process, or in a cluster by another node, than before.
+    restarted: bool,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// A session that is to follow the source, from its full sync or from the checkpoint on.
+struct Begun {
+    source: Source,
+    session: Session,
+    crew: Crew,
+    checkpoint: Checkpoint,
+}
+
 impl Job<'_> {
     pub(super) async fn replicate(&mut self) -> Result<(), EngineError> {
-        let result = self.replicate_until_stopped().await;
+        let mut signals = Signals::new(self.settings.control.clone())?;
+        let result = self.replicate_until_stopped(&mut signals).await;
         for lost in std::mem::take(&mut self.lost) {
             self.report.expiries.not_fetched += 1;
             self.add_not_carried(&super::rows::vanished(lost));
@@ -73,7 +89,12 @@ impl Job<'_> {
                 "the target stays in import mode, and expires nothing, until the job goes on (else: CONFIG SET import-mode no)"
             );
         } else if !matches!(result, Err(EngineError::LeaseLost(_))) {
-            let _ = self.end_import_mode().await;
+            tokio::select! {
+                _ = self.end_import_mode() => {}
+                () = signals.next() => {
+                    tracing::error!("stopped while import mode was turned off at the target: CONFIG SET import-mode no");
+                }
+            }
         }
         result
     }
@@ -104,7 +125,7 @@ impl Job<'_> {
             }
     }
 
-    async fn replicate_until_stopped(&mut self) -> Result<(), EngineError> {
+    async fn replicate_until_stopped(&mut self, signals: &mut Signals) -> Result<(), EngineError> {
         let settings = self.settings.clone();
         if settings.on_existing == OnExisting::Skip {
             return Err(EngineError::Refused(
@@ -113,21 +134,14 @@ impl Job<'_> {
                     .into(),
             ));
         }
-        let mut signals = Signals::new(self.settings.control.clone())?;
-        let (mut target, mut probed) = tokio::select! {
-            first = self.first_contact() => first?,
-            () = signals.next() => return Err(EngineError::Interrupted),
-        };
-        tokio::select! {
-            taken = self.take_lease(&mut target, &mut probed) => taken?,
-            () = signals.next() => return Err(EngineError::Interrupted),
-        }
-        target::end_lanes(&mut target, &settings).await?;
-        let mut begin = self.first_begin(&mut target, &probed).await?;
+        let (mut target, mut probed) = signals.interruptible(self.first_contact()).await?;
+        signals.interruptible(self.take_lease(&mut target, &mut probed)).await?;
+        signals.interruptible(target::end_lanes(&mut target, &settings)).await?;
+        let mut begin = signals.interruptible(self.first_begin(&mut target, &probed)).await?;
         // Other jobs have their own times for it.
         probed.capabilities.import_mode &= !settings.shared_target;
         if probed.capabilities.import_mode {
-            self.import_mode = import::begin(&mut target).await?;
+            signals.interruptible(import::begin(&mut target, &mut self.import_mode)).await?;
         }
         probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
         self.report.expiries.import_mode = probed.capabilities.import_mode;
@@ -139,7 +153,7 @@ impl Job<'_> {
         // Since when no session has come to the journal because of the target.
         let mut target_lost: Option<Instant> = None;
         loop {
-            let error = match self.session(&mut target, &probed, begin, &mut signals).await {
+            let error = match self.session(&mut target, &probed, begin, signals).await {
                 Ok(()) => return self.hand_over(&probed, None).await,
                 Err(error) => error.once_begun(settings.control.has_begun()),
             };
@@ -171,56 +185,33 @@ impl Job<'_> {
             if matches!(error, EngineError::Interrupted) || stopping && is_over {
                 return Err(error);
             }
-            // A fresh connection: the target may have closed one that was idle, and the cause of the end is worth more than
-            // what is heard of a target that is gone.
-            let mut restarted = matches!(error, EngineError::TargetRestarted(_));
-            let again = tokio::select! {
-                again = self.control_patiently(&probed, &error) => again,
-                () = signals.next() => return Err(if is_torn { error } else { EngineError::Interrupted }),
+            let met = signals.interruptible(self.meet_again(&mut target, &mut probed, &error)).await;
+            let Met { restarted, checkpoint } = match met {
+                Ok(Some(met)) => met,
+                Ok(None) => return Err(error),
+                // Nobody may go on from the checkpoint, and it does not say so.
+                Err(EngineError::Interrupted) if is_torn || matches!(error, EngineError::Void(_)) => return Err(error),
+                Err(error) => return Err(error),
             };
-            target = match again {
-                Ok(target) => target,
-                Err(EngineError::TargetRestarted(_)) => {
-                    restarted = true;
-                    (target, probed) = self.first_target().await?;
-                    // A new process begins without it.
-                    if self.import_mode != ImportMode::Off {
-                        self.import_mode = import::begin(&mut target).await?;
-                    }
-                    probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
-                    target
-                }
-                Err(_) if is_torn || matches!(error, EngineError::Target(_) | EngineError::TargetLost(_)) => {
-                    return Err(error);
-                }
-                Err(gone) => return Err(gone),
-            };
-            if is_torn {
-                checkpoint::tear(&mut target, &own::checkpoint_key(&settings)).await?;
-                return Err(error);
-            }
-            target::end_lanes(&mut target, &settings).await?;
-            let checkpoint = checkpoint::read(&mut target, &own::checkpoint_key(&settings)).await?;
             let owned = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.owned);
             let master_id = checkpoint.as_ref().map(|checkpoint| checkpoint.master_id.clone()).unwrap_or_default();
             let stable = checkpoint.filter(|checkpoint| checkpoint.stable);
             self.resumable = stable.is_some();
             begin = match error {
                 EngineError::SourceIsReplica(text) if self.sessions > 0 => {
-                    return Err(self.give_up_position(&mut target, stable, standing::became_replica(&text)).await);
+                    let why = standing::became_replica(&text);
+                    return Err(self.give_up_position(&mut target, stable, why, signals).await);
                 }
-                EngineError::Void(text) => return Err(self.give_up_position(&mut target, stable, text).await),
+                EngineError::Void(text) => {
+                    return Err(self.give_up_position(&mut target, stable, text, signals).await);
+                }
                 // Whatever ended the session, another process answers now.
                 _ if restarted => Begin::Resume(self.kept_by_restart(stable)?),
                 EngineError::SyncVoided { flow, command } if owned && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
-                    let checked = tokio::select! {
-                        checked = standing::check(&settings, &master_id) => checked,
-                        () = signals.next() => return Err(EngineError::Interrupted),
-                    };
-                    match checked {
-                        Ok(()) => self.full_again(&mut target).await?,
+                    match signals.interruptible(standing::check(&settings, &master_id)).await {
+                        Ok(()) => signals.interruptible(self.full_again(&mut target)).await?,
                         // It is waited for, and looked at again.
                         Err(EngineError::Source(_) | EngineError::Void(_)) => Begin::Again,
                         Err(EngineError::SourceIsReplica(text)) => {
@@ -299,6 +290,42 @@ impl Job<'_> {
         }
     }
 
+    /// The target again behind the end of a session, and what its checkpoint says. `None`: why the session ended is worth more than
+    /// what is heard of a target that is gone, or it leaves nothing to go on from.
+    async fn meet_again(
+        &mut self,
+        target: &mut TargetLink,
+        probed: &mut Target,
+        ended: &EngineError,
+    ) -> Result<Option<Met>, EngineError> {
+        let is_torn = matches!(ended, EngineError::Torn(_));
+        let mut restarted = matches!(ended, EngineError::TargetRestarted(_));
+        // A fresh connection: the target may have closed one that was idle.
+        match self.control_patiently(probed, ended).await {
+            Ok(fresh) => *target = fresh,
+            Err(EngineError::TargetRestarted(_)) => {
+                restarted = true;
+                (*target, *probed) = self.first_target().await?;
+                // A new process begins without it.
+                if self.import_mode != ImportMode::Off {
+                    import::begin(target, &mut self.import_mode).await?;
+                }
+                probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
+            }
+            Err(_) if is_torn || matches!(ended, EngineError::Target(_) | EngineError::TargetLost(_)) => {
+                return Ok(None);
+            }
+            Err(gone) => return Err(gone),
+        }
+        let key = own::checkpoint_key(&self.settings);
+        if is_torn {
+            checkpoint::tear(target, &key).await?;
+            return Ok(None);
+        }
+        target::end_lanes(target, &self.settings).await?;
+        Ok(Some(Met { restarted, checkpoint: checkpoint::read(target, &key).await? }))
+    }
+
     /// A source that was followed and is a replica now is told of as such, by whatever it was noticed.
     async fn or_replica(&self, error: EngineError) -> EngineError {
         let noticed =
@@ -315,10 +342,11 @@ impl Job<'_> {
         target: &mut TargetLink,
         stable: Option<Checkpoint>,
         why: String,
+        signals: &mut Signals,
     ) -> EngineError {
         let Some(checkpoint) = stable else { return EngineError::Source(why) };
         self.confirmed = checkpoint.lsns.iter().map(|lsn| lsn.0).collect();
-        if let Err(error) = checkpoint::make_void(target, &checkpoint.key, &why).await {
+        if let Err(error) = signals.interruptible(checkpoint::make_void(target, &checkpoint.key, &why)).await {
             tracing::error!(%error, key = checkpoint.key, "the checkpoint could not be marked: do not start the job again but with --on-existing flush");
         }
         EngineError::Void(why)
@@ -411,6 +439,7 @@ impl Job<'_> {
                 checkpoint.key
             ))),
             None => {
+                self.touched = flush && !probed.keyspace.is_empty();
                 target::prepare(target, probed, &settings, self.lease.as_ref()).await?;
                 let alone = probed.keyspace.is_empty() && !settings.shared_target;
                 Ok(Begin::Full { owned: flush || alone })
@@ -434,9 +463,36 @@ impl Job<'_> {
         &mut self,
         target: &mut TargetLink,
         probed: &Target,
-        mut begin: Begin,
+        begin: Begin,
         signals: &mut Signals,
     ) -> Result<(), EngineError> {
+        let Begun { mut source, mut session, mut crew, mut checkpoint } =
+            signals.interruptible(self.begin_session(target, probed, begin)).await?;
+        self.sessions += 1;
+        self.waiting = None;
+        self.settings.control.publish_positions(self.sessions, crew.positions());
+        let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
+        self.confirmed = crew.confirmed();
+        // A takeover may have ended the source: then nobody else could say what they lack.
+        self.nodes = crew.cluster().filter(|_| self.desk.is_running());
+        self.settings.control.forget_positions();
+        self.view.forget();
+        let (summaries, ended) = crew.stop().await;
+        // The names of an earlier session went with it.
+        self.report.expiries.held_at_end = 0;
+        for summary in summaries {
+            self.add_summary(summary);
+        }
+        graver(result, ended)
+    }
+
+    /// Everything up to the point at which the source is asked to send.
+    async fn begin_session(
+        &mut self,
+        target: &mut TargetLink,
+        probed: &Target,
+        mut begin: Begin,
+    ) -> Result<Begun, EngineError> {
         let mut plan = CrewPlan {
             settings: self.settings.clone(),
             capabilities: probed.capabilities.clone(),
@@ -470,7 +526,7 @@ impl Job<'_> {
             }
             begin => begin,
         };
-        let (mut crew, mut checkpoint) = match begin {
+        let (crew, checkpoint) = match begin {
             Begin::Again => return Err(EngineError::Internal("a full sync begins anew twice".into())),
             Begin::Full { owned } => {
                 let crew = self.open_full(&mut source, &mut session, plan).await?;
@@ -510,22 +566,7 @@ impl Job<'_> {
                 (crew, checkpoint)
             }
         };
-        self.sessions += 1;
-        self.waiting = None;
-        self.settings.control.publish_positions(self.sessions, crew.positions());
-        let result = self.follow(&mut source, &mut session, &mut crew, probed, &mut checkpoint, signals).await;
-        self.confirmed = crew.confirmed();
-        // A takeover may have ended the source: then nobody else could say what they lack.
-        self.nodes = crew.cluster().filter(|_| self.desk.is_running());
-        self.settings.control.forget_positions();
-        self.view.forget();
-        let (summaries, ended) = crew.stop().await;
-        // The names of an earlier session went with it.
-        self.report.expiries.held_at_end = 0;
-        for summary in summaries {
-            self.add_summary(summary);
-        }
-        graver(result, ended)
+        Ok(Begun { source, session, crew, checkpoint })
     }
 
     /// Registers and opens all flows from the checkpoint's positions. A position that cannot be had is `LostPosition`.

@@ -255,9 +255,19 @@ impl Server {
         self.launch()
     }
 
+    /// The same, and does not wait until it answers: perhaps it has much to load.
+    pub fn begin_restart(&mut self) -> Result<(), LabError> {
+        self.kill();
+        self.spawn()
+    }
+
     fn launch(&mut self) -> Result<(), LabError> {
-        let log_path = self.dir.join("log");
-        let log = std::fs::File::create(&log_path)?;
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    fn spawn(&mut self) -> Result<(), LabError> {
+        let log = std::fs::File::create(self.log_path())?;
         let mut command = match self.options.core {
             Some(core) => {
                 let mut command = Command::new("taskset");
@@ -289,6 +299,14 @@ impl Server {
             .spawn()
             .map_err(|source| LabError::File { path: self.binary.clone(), source })?;
         self.child = Some(child);
+        Ok(())
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    fn wait_ready(&mut self) -> Result<(), LabError> {
         let until = Instant::now() + READY_TIME_MAX;
         let reason = loop {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
@@ -303,7 +321,7 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         };
         self.kill();
-        let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+        let log = std::fs::read_to_string(self.log_path()).unwrap_or_default();
         let tail = log.lines().rev().take(10).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
         Err(LabError::ServerStart { binary: self.binary.clone(), reason, log: tail })
     }

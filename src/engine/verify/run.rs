@@ -122,14 +122,8 @@ impl<'a> Job<'a> {
     ) -> Result<(), EngineError> {
         // Nobody asks a comparison to stop but by a signal.
         let mut signals = Signals::new(Arc::default())?;
-        let mut job = tokio::select! {
-            job = Self::begin(settings, observer, summary) => job?,
-            () = signals.next() => return Err(EngineError::Interrupted),
-        };
-        let result = tokio::select! {
-            result = job.work() => result,
-            () = signals.next() => Err(EngineError::Interrupted),
-        };
+        let mut job = signals.interruptible(Self::begin(settings, observer, summary)).await?;
+        let result = signals.interruptible(job.work()).await;
         job.end(result)
     }
 
