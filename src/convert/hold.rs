@@ -40,7 +40,8 @@ local at=e-ARGV[1] if at<0 or e>=tonumber(ARGV[2]) then return 0 end \
 if at>tonumber(ARGV[3]) or at<=tonumber(ARGV[4]) then \
 return redis.call('PEXPIREAT',k,string.format('%.0f',at<1 and 1 or at)) end return 0";
 /// The same of the field ARGV[5]. The key may be of another type, or gone.
-const FIELD_SCRIPT: &str = "local k=KEYS[1] local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[5]) local e=x and x[1] or -2 \
+const FIELD_SCRIPT: &str = "local k=KEYS[1] local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[5]) \
+if x and x.err and not string.find(x.err,'WRONGTYPE') then return redis.error_reply(x.err) end local e=x and x[1] or -2 \
 local at=e-ARGV[1] if at<0 or e>=tonumber(ARGV[2]) then return 0 end \
 if at>tonumber(ARGV[3]) or at<=tonumber(ARGV[4]) then \
 return redis.call('HPEXPIREAT',k,string.format('%.0f',at<1 and 1 or at),'FIELDS',1,ARGV[5])[1] end return 0";
@@ -54,7 +55,8 @@ if e>=0 then local t=redis.call('TIME') e=e+t[1]*1000+math.floor(t[2]/1000) end 
 if e==-2 then return 0 end if math.abs(e-ARGV[2])>2 then return 2 end \
 redis.call('PEXPIREAT',k,string.format('%.0f',e+ARGV[1])) return 1";
 /// The same of the field ARGV[3].
-const FIELD_AGAIN_SCRIPT: &str = "local k=KEYS[1] local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[3]) local e=x and x[1] or -2 \
+const FIELD_AGAIN_SCRIPT: &str = "local k=KEYS[1] local x=redis.pcall('HPEXPIRETIME',k,'FIELDS',1,ARGV[3]) \
+if x and x.err and not string.find(x.err,'WRONGTYPE') then return redis.error_reply(x.err) end local e=x and x[1] or -2 \
 if e==-2 then return 0 end if math.abs(e-ARGV[2])>2 then return 2 end \
 redis.call('HPEXPIREAT',k,string.format('%.0f',e+ARGV[1]),'FIELDS',1,ARGV[3]) return 1";
 /// What [`hold_again`] answers where the key, or the field, is gone: it has expired, and the source may have renewed it.

@@ -111,7 +111,9 @@ pub fn refuses_for_now(text: &[u8]) -> bool {
 
 /// The user, its password or its permissions were changed.
 pub fn refuses_access(text: &[u8]) -> bool {
-    refuses_login(text) || code(text) == b"NOPERM"
+    // What a script may not call has another code before Redis 7, and with some servers later.
+    let in_script = || memchr::memmem::find(text, b"ACL failure in script").is_some_and(|at| at <= 4);
+    refuses_login(text) || code(text) == b"NOPERM" || in_script()
 }
 
 /// The connection is nobody's: its user, or the password, is not, or not any more, the server's.
@@ -120,7 +122,16 @@ pub fn refuses_login(text: &[u8]) -> bool {
 }
 
 fn code(text: &[u8]) -> &[u8] {
+    let text = of_script(text).unwrap_or(text);
     text.split(|byte| *byte == b' ').next().unwrap_or(text)
+}
+
+/// What a command in a script was answered before Redis 7: `ERR Error running script (call to f_...): @user_script:1:
+/// @user_script: 1: -READONLY You can't write against a read only replica.`
+fn of_script(text: &[u8]) -> Option<&[u8]> {
+    let rest = text.strip_prefix(b"ERR Error running script")?;
+    let mark = b": -";
+    memchr::memmem::find(rest, mark).and_then(|at| rest.get(at + mark.len()..))
 }
 
 /// `EXECABORT Transaction discarded because of: OOM command not allowed ...`
@@ -298,7 +309,10 @@ mod tests {
             "READONLY You can't write against a read only replica.",
             "BUSY Redis is busy running a script.",
             "NOPERM this user has no permissions",
+            "ERR ACL failure in script: User df2redis has no permissions to run the 'hpexpiretime' command",
             "EXECABORT Transaction discarded because of: OOM command not allowed",
+            "ERR Error running script (call to f_0123): @user_script:1: @user_script: 1: -READONLY You can't write against a \
+             read only replica.",
         ] {
             assert!(refuses(text.as_bytes(), false), "{text}");
         }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::convert::names::NAME_OVERHEAD_BYTES;
+use crate::lab::LabError;
+use crate::lab::servers::{Server, ServerKind, ServerOptions};
 
 const DB: DbIndex = DbIndex(0);
 const NOW: i64 = 1_000_000;
@@ -138,4 +140,30 @@ fn bounded_in_bytes() {
     held.unnamed_fields(2);
     assert_eq!(held.take_overflow(), Overflow { keys: false, fields: true });
     assert_eq!(held.take_all(NOW).len(), 3);
+}
+
+/// A grant that is taken away must not look like a field that is gone.
+#[test]
+fn a_fields_expiry_that_may_not_be_asked_for_is_refused() {
+    let server = match Server::start_kind(ServerKind::Redis8, ServerOptions::default()) {
+        Err(LabError::NoServer { what, .. }) => return eprintln!("skipped: no {what}"),
+        server => server.unwrap(),
+    };
+    let mut client = server.client().unwrap();
+    for line in ["HSET h f v", "HPEXPIRE h 100000 FIELDS 1 f", "SET s v"] {
+        client.run(line).unwrap();
+    }
+    let field: Box<[u8]> = b"f".as_slice().into();
+    let name = |key: &str| Name { db: DbIndex(0), key: key.as_bytes().into(), field: Some(field.clone()), at_ms: 5 };
+    let mut ask = |command: Vec<u8>| {
+        let strings = String::from_utf8(command).unwrap();
+        let args: Vec<&str> = strings.split("\r\n").skip(2).step_by(2).collect();
+        format!("{:?}", client.ask(&args).unwrap())
+    };
+    let mut both =
+        |key: &str| [Due { name: name(key), bounds: ALL }.command(true), hold_again(&name(key), true)].map(&mut ask);
+    assert_eq!(both("s"), ["Int(0)", "Int(0)"]);
+    assert_eq!(both("h"), ["Int(0)", "Int(2)"]);
+    server.client().unwrap().run("ACL SETUSER default -hpexpiretime").unwrap();
+    both("h").iter().for_each(|reply| assert!(reply.contains("permission"), "{reply}"));
 }
