@@ -7,9 +7,12 @@ use common::*;
 use df2redis::lab::client::Client;
 use df2redis::lab::encode;
 use df2redis::lab::flow::Faults;
+use df2redis::lab::generate::Spec;
+use df2redis::lab::live::{Live, LiveOptions};
+use df2redis::lab::master::MasterOptions;
 use df2redis::lab::script::{ErrorRule, ScriptOptions, ScriptedTarget};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::wait_for;
+use df2redis::lab::torture::{Tool, compare, is_stable, wait_for};
 use std::time::{Duration, Instant};
 
 /// Strings, long lists in chunks, counters and logs in journal blobs. Returns what must be there in the end.
@@ -213,6 +216,69 @@ fn the_stable_journal_holds_and_goes_on() {
     let found = client.run("LRANGE q 0 -1").unwrap();
     let found: Vec<String> = found.array().unwrap().iter().map(|item| item.text().unwrap()).collect();
     assert_eq!(found, list);
+}
+
+/// Makes the server hold this much in a database, and leaves it no room for more.
+fn fill(server: &Server, db: u32) {
+    let mut client = server.client().unwrap();
+    client.run(&format!("SELECT {db}")).unwrap();
+    client.run("CONFIG SET maxmemory 0").unwrap();
+    client.ask(&[b"SET".as_slice(), b"filler", &vec![b'x'; 32 << 20]]).unwrap();
+    client.run("CONFIG SET maxmemory 16mb").unwrap();
+    assert!(client.run("SET more v").is_err(), "it has room");
+}
+
+/// Nothing can be written before what takes the room is deleted, not even the lease.
+#[test]
+fn a_full_target_is_emptied_before_the_start() {
+    for kind in [ServerKind::Redis6, ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some(server) = server(kind) else { continue };
+        let mut flow = FlowBytes::new();
+        flow.string(b"k", b"v");
+        let master = Hand::new(vec![flow]).start();
+        fill(&server, 0);
+        migrate(master.port(), server.port(), &["--on-existing", "flush", "--retry-max", "10s"]).expect_code(0);
+        let truth = Contents::from([((0, b"k".to_vec()), ("string".to_owned(), vec![b"v".to_vec()]))]);
+        assert_truth(&server, &truth);
+        // What another job holds is not emptied for want of room.
+        let mut client = server.client().unwrap();
+        client.run("SET df2redis:lease another's").unwrap();
+        fill(&server, 0);
+        let run = migrate(master.port(), server.port(), &["--on-existing", "flush", "--retry-max", "1s"]);
+        run.expect_code(5).expect_text("OOM");
+        assert_eq!(client.run("EXISTS filler k df2redis:lease").unwrap().int(), Some(3));
+    }
+}
+
+/// A full server refuses to queue a FLUSHALL in a transaction.
+#[test]
+fn a_full_target_is_emptied_as_the_source_is() {
+    for kind in [ServerKind::Redis6, ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some(server) = server(kind) else { continue };
+        let spec = Spec { flows_count: 2, ..Spec::of("string:60B=20").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+        let say = |db: u32, line: &str| {
+            live.world().run(db, &line.split(' ').map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>());
+        };
+        let args = ["--control", "off", "--retry-max", "10s"];
+        let log = server.dir().join("tool.log");
+        let mut tool = Tool::start(job::binary(), live.port(), server.port(), &log, &args).unwrap();
+        job::until(&mut tool, "stable", || is_stable(&server));
+        let mut client = server.client().unwrap();
+        say(5, "SET other v");
+        for (db, line) in [(5, "FLUSHDB"), (0, "FLUSHALL")] {
+            fill(&server, db);
+            say(db, line);
+            job::until(&mut tool, line, || live.is_acknowledged());
+            assert_eq!(client.run("EXISTS df2redis:lease df2redis:checkpoint").unwrap().int(), Some(2), "{line}");
+        }
+        say(0, "SET last v");
+        job::until(&mut tool, "not applied", || live.is_acknowledged());
+        job::stop(&mut tool);
+        let truth = server.dir().join("truth.jsonl");
+        live.write_truth(&truth).unwrap();
+        compare(&server, kind, &truth).unwrap_or_else(|why| panic!("{kind:?}: {why}\n{}", tool.said()));
+    }
 }
 
 #[test]

@@ -425,7 +425,7 @@ pub async fn execute_global(
     if kept.import_mark {
         commands.push(import::SET_MARK);
     }
-    link.transaction(&commands, |text| refusal::refuses(text, false)).await.map(drop)
+    link.transaction(&commands, |text| refusal::refuses(text, false)).await
 }
 
 /// Goes into a database. False: the server has none of this number. A SELECT that fails inside of a transaction would leave what stands

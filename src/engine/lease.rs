@@ -17,7 +17,7 @@ use super::job::Job;
 use super::own;
 use super::patience::rest;
 use super::refusal;
-use super::settings::MigrateSettings;
+use super::settings::{MigrateSettings, OnExisting};
 use super::target::{self, Target, TargetLink};
 use crate::ids::DbIndex;
 use crate::redis::value::Value;
@@ -92,8 +92,13 @@ impl Job<'_> {
     /// Holds the target for this process; what it then holds beside the lease is what it held before.
     pub(super) async fn take_lease(&mut self, link: &mut TargetLink, probed: &mut Target) -> Result<(), EngineError> {
         let scripts = probed.capabilities.has_command("EVAL");
-        let lease = self.lease.insert(Lease::take(&self.settings, link, scripts).await?);
-        let own = lease.keys_count();
+        let (lease, emptied) = Lease::take(&self.settings, link, scripts).await?;
+        let own = self.lease.insert(lease).keys_count();
+        if emptied {
+            // What it held counts: a dead process of this job may write until its connections are ended, and is deleted with it.
+            self.touched = true;
+            return Ok(());
+        }
         for again in 0.. {
             probed.keyspace = target::keyspace(link).await?;
             if let Some((_, keys)) = probed.keyspace.iter_mut().find(|(db, _)| *db == DbIndex(0)) {
@@ -119,12 +124,13 @@ fn lost_error(other: &str) -> EngineError {
 }
 
 impl Lease {
-    /// Takes it, or says who holds it. Waits for one whose owner cannot be looked at, as long as it may live.
+    /// Takes it, or says who holds it. Waits for one whose owner cannot be looked at, as long as it may live. True: for that a full
+    /// target had to be emptied, as `--on-existing flush` says.
     pub async fn take(
         settings: &Arc<MigrateSettings>,
         link: &mut TargetLink,
         scripts: bool,
-    ) -> Result<Self, EngineError> {
+    ) -> Result<(Self, bool), EngineError> {
         let cluster = link.cluster().is_some();
         let value = Owner::this(settings).to_text();
         let alone = own::lease_key(cluster);
@@ -135,12 +141,14 @@ impl Lease {
                 Held { key: own::shared_lease_key(settings), value, shared: false },
             ],
         };
+        let flush = scripts && settings.on_existing == OnExisting::Flush && !settings.shared_target;
+        let mut emptied = false;
         for one in &held {
-            take_one(link, one, scripts, settings.retry_max).await?;
+            emptied |= take_one(link, one, scripts, flush, settings.retry_max).await?;
         }
         let (lost_tx, lost) = watch::channel(None);
         let renewing = tokio_uring::spawn(renew_always(settings.clone(), held.clone(), scripts, lost_tx));
-        Ok(Self { held, scripts, lost, renewing })
+        Ok((Self { held, scripts, lost, renewing }, emptied))
     }
 
     pub fn watch(&self) -> Watch {
@@ -198,7 +206,22 @@ pub async fn flush_all(link: &mut TargetLink, lease: Option<&Lease>, command: &[
     if import::is_marked(link).await? {
         commands.push(import::SET_MARK);
     }
-    link.transaction(&commands, refusal::refuses_for_now).await.map(drop)
+    link.transaction(&commands, refusal::refuses_for_now).await
+}
+
+/// Empties a target that has no room for the lease, if nobody holds it, and takes it. False: neither.
+async fn take_emptied(link: &mut TargetLink, held: &Held) -> Result<bool, EngineError> {
+    let taking = set_command(held);
+    let taking: Vec<&[u8]> = taking.iter().map(Vec::as_slice).collect();
+    let mut commands: Vec<&[&[u8]]> = vec![&[b"FLUSHALL", b"ASYNC"], &taking];
+    if import::is_marked(link).await? {
+        commands.push(import::SET_MARK);
+    }
+    let done = link.at_once(Some(held.key.as_bytes()), &commands).await?;
+    if done {
+        tracing::warn!("the target is full, and has no room for the lease: it was emptied first (--on-existing flush)");
+    }
+    Ok(done)
 }
 
 fn life_ms() -> String {
@@ -228,13 +251,21 @@ async fn get(link: &mut TargetLink, key: &str) -> Result<Option<Vec<u8>>, Engine
     }
 }
 
-async fn take_one(link: &mut TargetLink, held: &Held, scripts: bool, retry_max: Duration) -> Result<(), EngineError> {
+/// `flush`: a full target may be emptied for it, as is told then.
+async fn take_one(
+    link: &mut TargetLink,
+    held: &Held,
+    scripts: bool,
+    flush: bool,
+    retry_max: Duration,
+) -> Result<bool, EngineError> {
     let mut wait: Option<Wait> = None;
     let mut refused_since_ns: Option<u64> = None;
     loop {
         match set_if_free(link, held).await? {
-            Ok(true) => return Ok(()),
+            Ok(true) => return Ok(false),
             Ok(false) => {}
+            Err(text) if flush && refusal::is_full(&text) && take_emptied(link, held).await? => return Ok(true),
             // Full, read-only, and so on: it may pass, as it may in the middle of a run.
             Err(text) => {
                 let since_ns = *refused_since_ns.get_or_insert_with(uring::clock::monotonic_ns);
@@ -257,7 +288,7 @@ async fn take_one(link: &mut TargetLink, held: &Held, scripts: bool, retry_max: 
         if found == held.value.as_bytes() {
             // Only the jobs' common mark can be there already.
             renew_one(link, held, scripts).await?;
-            return Ok(());
+            return Ok(false);
         }
         let owner = Owner::parse(&found);
         match owner.as_ref().map(Owner::life) {
@@ -268,7 +299,7 @@ async fn take_one(link: &mut TargetLink, held: &Held, scripts: bool, retry_max: 
                     [b"EVAL", TAKE_OVER, b"1", key, &found, held.value.as_bytes(), life.as_bytes()];
                 if link.call(&command).await? == Value::Integer(1) {
                     tracing::info!(owner = %name(&found), "its process is gone: its lease is taken over");
-                    return Ok(());
+                    return Ok(false);
                 }
                 continue;
             }

@@ -109,6 +109,11 @@ pub fn refuses_for_now(text: &[u8]) -> bool {
     refuses(text, false) && !refuses_access(text)
 }
 
+/// It has no memory left.
+pub fn is_full(text: &[u8]) -> bool {
+    code(text) == b"OOM" || code(text) == b"EXECABORT" && because(text).is_some_and(is_full)
+}
+
 /// The user, its password or its permissions were changed.
 pub fn refuses_access(text: &[u8]) -> bool {
     // What a script may not call has another code before Redis 7, and with some servers later.
@@ -316,7 +321,11 @@ mod tests {
         ] {
             assert!(refuses(text.as_bytes(), false), "{text}");
         }
+        assert!(
+            is_full(b"OOM command not allowed") && is_full(b"EXECABORT Transaction discarded because of: OOM command")
+        );
         let aborted = b"EXECABORT Transaction discarded because of previous errors.";
+        assert!(!is_full(aborted) && !is_full(b"OOMX") && !is_full(b"READONLY because of: OOM"));
         assert!(refuses(aborted, true) && !refuses(aborted, false));
         for text in ["ERR unknown command", "WRONGTYPE Operation", "BUSYKEY Target key name already exists.", "OOMX"] {
             assert!(!refuses(text.as_bytes(), true), "{text}");

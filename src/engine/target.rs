@@ -46,6 +46,13 @@ pub struct Target {
     pub cpu_at_start: Option<crate::report::counters::CpuSample>,
 }
 
+/// Executes commands, each of them the number of its words and these; nothing (0) if there is a key, and it exists. A server that is
+/// full queues nothing for a transaction, not even what deletes; a script is stopped only before its first write.
+const AT_ONCE: &[u8] = b"if KEYS[1] and redis.call('GET',KEYS[1]) then return 0 end local i=1 while i<=#ARGV do \
+    local n=tonumber(ARGV[i]) redis.call(unpack(ARGV,i+1,i+n)) i=i+n+1 end return 1";
+/// Lua unpacks a few thousand at the most.
+const AT_ONCE_WORDS_MAX: usize = 1000;
+
 /// What a changed run id means.
 pub const RESTARTED: &str = "the target server was restarted during the run, so writes that it had acknowledged may be lost; \
                              run again with --on-existing flush";
@@ -120,13 +127,9 @@ impl TargetLink {
         format!("{} answered {what} with \"{}\"", self.link.addr(), text.escape_ascii())
     }
 
-    /// Commands as one transaction of one server, begun anew where that refuses (`refuses`) for a while. Returns the answers of its
-    /// EXEC, none of which is an error.
-    pub async fn transaction(
-        &mut self,
-        commands: &[&[&[u8]]],
-        refuses: fn(&[u8]) -> bool,
-    ) -> Result<Vec<Value>, EngineError> {
+    /// Commands, of which the first write is one that deletes, as one transaction of one server, begun anew where that refuses
+    /// (`refuses`) for a while. None was answered with an error.
+    pub async fn transaction(&mut self, commands: &[&[&[u8]]], refuses: fn(&[u8]) -> bool) -> Result<(), EngineError> {
         const MULTI: &[&[u8]] = &[b"MULTI"];
         let mut patience = Patience::new(self.patience);
         loop {
@@ -143,7 +146,7 @@ impl TargetLink {
                 (Value::Array(answers), None) if answers.len() == commands.len() => {
                     return match answers.iter().find_map(Value::error_text) {
                         Some(text) => Err(EngineError::Target(self.answered("EXEC", text.as_bytes()))),
-                        None => Ok(answers),
+                        None => Ok(()),
                     };
                 }
                 (Value::Error(_), Some(refused)) => refused,
@@ -158,8 +161,31 @@ impl TargetLink {
             if self.patience.is_zero() || !refuses(&text) || refusal::refuses_login(&text) {
                 return Err(error_of(&text, error));
             }
+            if refusal::is_full(&text) && self.at_once(None, commands).await? {
+                return Ok(());
+            }
             patience.wait(&error).await?;
         }
+    }
+
+    /// Commands, of which the first write is one that deletes, in one step also at a full server; not if the key `unless` exists.
+    /// False: they were not executed.
+    pub async fn at_once(&mut self, unless: Option<&[u8]>, commands: &[&[&[u8]]]) -> Result<bool, EngineError> {
+        if commands.iter().any(|command| command.len() > AT_ONCE_WORDS_MAX) {
+            return Ok(false);
+        }
+        let counts: Vec<String> = commands.iter().map(|command| command.len().to_string()).collect();
+        let mut args: Vec<&[u8]> = vec![b"EVAL", AT_ONCE, if unless.is_some() { b"1" } else { b"0" }];
+        args.extend(unless);
+        for (count, command) in counts.iter().zip(commands) {
+            args.push(count.as_bytes());
+            args.extend_from_slice(command);
+        }
+        let answer = self.call_raw("EVAL", &args).await?;
+        if let Value::Error(text) = &answer {
+            tracing::debug!(reply = %text.escape_ascii(), "a full target is not emptied by a script");
+        }
+        Ok(answer == Value::Integer(1))
     }
 
     async fn ok(&mut self, what: &str, args: &[&[u8]]) -> Result<(), EngineError> {
