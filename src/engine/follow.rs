@@ -295,8 +295,15 @@ impl Job<'_> {
                 if checkpoint.held {
                     let swept = signals.interruptible(rightings.end(&mut target)).await?;
                     self.report.expiries.put_right_by_sweep += swept.put_right;
+                    if !handing_over {
+                        // Behind the last answer: a primary that was replaced meanwhile put nothing right.
+                        signals.interruptible(crew.check_nodes()).await?;
+                    }
                     match swept.whole() {
-                        Ok(_) => checkpoint::set_held(&mut target, &checkpoint.key, false).await?,
+                        Ok(_) => {
+                            let not_held = checkpoint::set_held(&mut target, &checkpoint.key, false);
+                            signals.interruptible(not_held).await?
+                        }
                         Err(error) if handing_over => return Err(error),
                         Err(error) => {
                             tracing::warn!(%error, "stopped: near expiries in these slots stay held until the job goes on")
