@@ -418,7 +418,7 @@ impl Crew {
                 Some((worker, settled)) = self.settled.recv() => {
                     self.tell(worker, WorkerCommand::Settled(Box::new(settled?)));
                 }
-                lost = lost(&mut self.plan.lease) => return Err(lost),
+                lost = lease::lost(&mut self.plan.lease) => return Err(lost),
                 failed = failed(&mut self.prover) => return Err(failed),
                 Some(again) = self.reconnected.recv() => {
                     let Again { socket, client_id, applied } = again.result?;
@@ -543,14 +543,6 @@ impl Drop for Crew {
     fn drop(&mut self) {
         self.settling.iter().for_each(|task| task.abort());
         self.tell_all(|| WorkerCommand::Stop);
-    }
-}
-
-/// Ends when the lease is lost. May be dropped at any time.
-async fn lost(lease: &mut Option<lease::Watch>) -> EngineError {
-    match lease {
-        Some(lease) => lease.lost().await,
-        None => std::future::pending().await,
     }
 }
 

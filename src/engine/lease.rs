@@ -88,6 +88,14 @@ impl Watch {
     }
 }
 
+/// The same, where there may be none. May be dropped at any time.
+pub async fn lost(lease: &mut Option<Watch>) -> EngineError {
+    match lease {
+        Some(lease) => lease.lost().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Job<'_> {
     /// Holds the target for this process; what it then holds beside the lease is what it held before.
     pub(super) async fn take_lease(&mut self, link: &mut TargetLink, probed: &mut Target) -> Result<(), EngineError> {

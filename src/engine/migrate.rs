@@ -1,11 +1,13 @@
 //! `migrate`: one full sync, from the handshake to a proven end.
 //!
 //! Phases: connect -> flows -> full sync -> (all flows at FULLSYNC_END) -> STARTSTABLE -> (all flows complete, everything
-//! acknowledged) -> suspects asked -> markers removed. Invariant: the outcome is `Done` only if every flow delivered its
-//! offset, EOF and token and every command sent was answered.
+//! acknowledged) -> suspects asked -> markers removed -> replicas and nodes asked. Invariant: the outcome is `Done` only if every
+//! flow delivered its offset, EOF and token, every command sent was answered, and behind the last answer every node of a cluster is
+//! the process, or the heir with all that it had, of the one that the session began with.
 
 use super::absent;
 use super::checkpoint::Checkpoint;
+use super::cluster::Cluster;
 use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
 use super::handle::Existing;
@@ -48,7 +50,7 @@ impl Job<'_> {
         let alone = probed.keyspace.is_empty() && !settings.shared_target;
         let may_flush = alone || settings.on_existing == OnExisting::Flush;
         let mut attempt = 1;
-        let summaries = loop {
+        let (summaries, session) = loop {
             let plan = CrewPlan {
                 settings: settings.clone(),
                 capabilities: probed.capabilities.clone(),
@@ -60,6 +62,7 @@ impl Job<'_> {
                 cluster: signals.interruptible(self.cluster_plan(&probed, None)).await?,
                 lease: self.lease_watch(),
             };
+            let session = plan.cluster.as_ref().map(|plan| plan.cluster.clone());
             match self.attempt(&mut source, plan, &mut signals).await {
                 Err(EngineError::SyncVoided { flow, command }) if may_flush && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, attempt, "the source was flushed during the full sync: beginning anew");
@@ -79,18 +82,15 @@ impl Job<'_> {
                         if settings.on_existing == OnExisting::Skip { "skip" } else { "replace" }
                     )));
                 }
-                result => break result?,
+                result => break (result?, session),
             }
         };
         self.enter(Phase::Settling);
-        self.check_lease()?;
-        signals.interruptible(self.settle_patiently(&probed, &existing, &summaries)).await?;
-        if settings.wait_replicas.is_some() {
-            let confirmed = async {
-                let mut target = self.target_again(&probed.run_id).await?;
-                proving::confirm(&mut target, &settings).await
-            };
-            signals.interruptible(confirmed).await?;
+        let mut lease = self.lease_watch();
+        tokio::select! {
+            biased;
+            lost = lease::lost(&mut lease) => return Err(lost),
+            settled = signals.interruptible(self.settle_patiently(&probed, session, &existing, &summaries)) => settled?,
         }
         for summary in summaries {
             self.add_summary(summary);
@@ -147,13 +147,14 @@ impl Job<'_> {
     async fn settle_patiently(
         &mut self,
         probed: &Target,
+        session: Option<Rc<Mutex<Cluster>>>,
         existing: &Existing,
         summaries: &[WorkerSummary],
     ) -> Result<(), EngineError> {
         let mut patience = Patience::new(self.settings.retry_max);
         let until_ns = uring::clock::monotonic_ns() + self.settings.retry_max.as_nanos() as u64;
         loop {
-            let settled = self.settle(probed, existing, summaries, until_ns).await;
+            let settled = self.settle(probed, session.as_ref(), existing, summaries, until_ns).await;
             match settled.map_err(|error| error.once_begun(true)) {
                 Err(error @ EngineError::TargetLost(_)) => {
                     tracing::warn!(%error, "trying again to settle");
@@ -168,11 +169,12 @@ impl Job<'_> {
     async fn settle(
         &mut self,
         probed: &Target,
+        session: Option<&Rc<Mutex<Cluster>>>,
         existing: &Existing,
         summaries: &[WorkerSummary],
         until_ns: u64,
     ) -> Result<(), EngineError> {
-        let mut target = self.target_again(&probed.run_id).await?;
+        let mut target = self.target_again(&probed.run_id, session).await?;
         if self.sweep_needed {
             // Nothing follows: all are given back.
             let patience = Duration::from_nanos(until_ns.saturating_sub(uring::clock::monotonic_ns()));
@@ -186,12 +188,25 @@ impl Job<'_> {
         if let (Some(before), Some(after)) = (probed.cpu_at_start, target::cpu(&mut target).await) {
             self.report.cpu_target = Some(after.since(before));
         }
-        Ok(())
+        proving::confirm(&mut target, &self.settings).await?;
+        // Once more: what was deleted and put right since the last time may have been thrown away, too.
+        match target.cluster() {
+            Some(cluster) => cluster.check_nodes().await,
+            None => Ok(()),
+        }
     }
 
-    /// A fresh control connection: the first one was idle all through the sync, and the target (`timeout`) or a firewall
-    /// may have closed it.
-    pub(super) async fn target_again(&self, run_id: &str) -> Result<TargetLink, EngineError> {
+    /// Fresh control connections: the first ones were idle all through the sync, and the target (`timeout`) or a firewall
+    /// may have closed them. What the session knows of a cluster's nodes tells one that has lost something.
+    async fn target_again(
+        &self,
+        run_id: &str,
+        session: Option<&Rc<Mutex<Cluster>>>,
+    ) -> Result<TargetLink, EngineError> {
+        if let Some(session) = session {
+            let cluster = session.lock().await.for_worker();
+            return TargetLink::open_known(&self.settings, cluster).await;
+        }
         let mut link = TargetLink::open(&self.settings).await?;
         if target::run_id(&mut link).await? == run_id {
             return Ok(link);

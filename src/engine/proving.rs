@@ -16,9 +16,11 @@ use super::target::{self, TargetLink};
 use crate::ids::Slot;
 use crate::redis::info::Info;
 use crate::redis::resp;
+use crate::redis::slot::SLOTS;
+use crate::redis::topology::Topology;
 use crate::redis::value::Value;
 use crate::uring::Waker;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -260,10 +262,7 @@ fn judge(values: &[Value], want: WaitReplicas) -> Result<(), Lack> {
 pub async fn confirm(link: &mut TargetLink, settings: &MigrateSettings) -> Result<(), EngineError> {
     let Some(want) = settings.wait_replicas else { return Ok(()) };
     if let Some(cluster) = link.cluster() {
-        for id in cluster.primary_ids() {
-            cluster.confirm_node(&id).await?;
-        }
-        return Ok(());
+        return cluster.confirm_all().await;
     }
     link.set_timeout(settings.connect_timeout + want.timeout);
     let mut patience = Patience::new(settings.retry_max);
@@ -290,11 +289,31 @@ impl Cluster {
         if self.settings().wait_replicas.is_none() {
             return Ok(());
         }
-        match self.topology().owner(slot).map(|node| node.id.clone()) {
-            Some(id) => self.confirm_node(&id).await,
-            // Its node has just gone, and who takes over is looked at by whoever goes on.
-            None => self.refresh_patiently().await,
+        loop {
+            match self.topology().owner(slot).map(|node| node.id.clone()) {
+                Some(id) if self.confirm_node(&id).await? => return Ok(()),
+                // Another node has it now.
+                Some(_) => {}
+                None => self.refresh_patiently().await?,
+            }
         }
+    }
+
+    /// The same of all slots, each of them at a node that had it before it was asked and behind that.
+    async fn confirm_all(&mut self) -> Result<(), EngineError> {
+        let mut left: Vec<Slot> = (0..SLOTS).map(Slot).collect();
+        while !left.is_empty() {
+            self.refresh_patiently().await?;
+            let before = self.topology().clone();
+            let owner = |topology: &Topology, slot| topology.owner(slot).map(|node| node.id.clone());
+            let ids: BTreeSet<String> = left.iter().filter_map(|slot| owner(&before, *slot)).collect();
+            for id in ids {
+                self.confirm_node(&id).await?;
+            }
+            self.refresh_patiently().await?;
+            left.retain(|slot| owner(&before, *slot) != owner(self.topology(), *slot));
+        }
+        Ok(())
     }
 
     fn say_waits(&self, why: Option<&str>) {
@@ -303,22 +322,22 @@ impl Cluster {
         }
     }
 
-    /// The same of a node, as long as it has slots.
-    async fn confirm_node(&mut self, id: &str) -> Result<(), EngineError> {
-        let Some(want) = self.settings().wait_replicas else { return Ok(()) };
+    /// The same of a node. False: it has no slots any more, which confirms nothing.
+    async fn confirm_node(&mut self, id: &str) -> Result<bool, EngineError> {
+        let Some(want) = self.settings().wait_replicas else { return Ok(true) };
         // Well within what a question to a node may take.
         let timeout = want.timeout.min(self.settings().connect_timeout / 2);
         let mut patience = self.patience();
         for turn in 0.. {
             let Some(slot) = self.a_slot_of(id, turn) else {
                 self.say_waits(None);
-                return Ok(());
+                return Ok(false);
             };
             let why = match self.send(id, false, &question(Some(slot), want, timeout), REPLIES).await {
                 Ok(values) => match judge(&values, want) {
                     Ok(()) => {
                         self.say_waits(None);
-                        return Ok(());
+                        return Ok(true);
                     }
                     Err(Lack::Few(why) | Lack::Error(why)) => {
                         let place = self.address_of(id).map(|address| address.to_string()).unwrap_or_default();
@@ -332,7 +351,7 @@ impl Cluster {
             patience.wait(&why).await?;
             self.refresh_patiently().await?;
         }
-        Ok(())
+        Ok(false)
     }
 }
 

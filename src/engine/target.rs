@@ -213,6 +213,12 @@ impl TargetLink {
         Ok(this)
     }
 
+    /// To a cluster that is known already.
+    pub async fn open_known(settings: &Arc<MigrateSettings>, cluster: Cluster) -> Result<Self, EngineError> {
+        let (this, _) = Self::connect_any(settings, settings.retry_max).await?;
+        Ok(Self { cluster: Some(Box::new(cluster)), ..this })
+    }
+
     /// What it refuses for a while is asked again for so long.
     pub fn patient(self, patience: Duration) -> Self {
         Self { patience, ..self }

@@ -11,7 +11,7 @@ pub mod job;
 
 use df2redis::lab::client::{Client, Reply};
 use df2redis::lab::encode as enc;
-use df2redis::lab::flow::{Faults, FlowWriter};
+use df2redis::lab::flow::{Faults, FlowWriter, Gate};
 use df2redis::lab::master::{Feed, FlowFeed, Held, Identity, Master, MasterOptions};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use serde_json::Value;
@@ -240,6 +240,9 @@ pub struct Hand {
     held: BTreeMap<(u32, Vec<u8>), Held>,
     release: String,
     opened: Vec<AtomicUsize>,
+    asked: AtomicUsize,
+    /// Questions for keys that are answered at once; the others wait.
+    silent_behind: Option<(usize, Gate)>,
 }
 
 impl Hand {
@@ -250,6 +253,8 @@ impl Hand {
             attempts: vec![flows],
             held: BTreeMap::new(),
             release: "df-v1.40.1".into(),
+            asked: AtomicUsize::new(0),
+            silent_behind: None,
         }
     }
 
@@ -261,6 +266,12 @@ impl Hand {
     /// What the source answers to EXISTS.
     pub fn holds(mut self, db: u32, key: &[u8]) -> Self {
         self.held.insert((db, key.to_vec()), Held { type_name: "string".into(), ..Held::default() });
+        self
+    }
+
+    /// EXISTS for more keys than `count` is answered only once the gate is open.
+    pub fn silent_behind(mut self, count: usize, gate: &Gate) -> Self {
+        self.silent_behind = Some((count, gate.clone()));
         self
     }
 
@@ -305,6 +316,10 @@ impl Feed for Hand {
     }
 
     fn held(&self, db: u32, key: &[u8]) -> Option<Held> {
+        let before = self.asked.fetch_add(1, Ordering::Relaxed);
+        while self.silent_behind.as_ref().is_some_and(|(count, gate)| before >= *count && !gate.is_open()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.held.get(&(db, key.to_vec())).cloned()
     }
 
