@@ -209,6 +209,56 @@ fn what_was_stored_in_a_full_sync_is_listed() {
     }
 }
 
+/// Commands that end early at the source, for there is nothing to read, or not what they read, and are recorded all the same where
+/// their keys lie on one shard: what they would have stored into is left alone, and no run ends.
+#[test]
+fn regression_what_did_nothing_at_the_source_does_nothing() {
+    let lines = [
+        "SORT none STORE da",
+        "SORT none BY nosort STORE db",
+        "SORT l STORE dc",
+        "SORT h STORE dd",
+        "GEORADIUS none 15 37 200 km STORE de",
+        "GEORADIUS h 15 37 200 km STORE df",
+        "GEORADIUSBYMEMBER none Palermo 200 km STOREDIST dg",
+        "GEORADIUSBYMEMBER g Nowhere 200 km STORE dh",
+        "ZUNIONSTORE di 2 a t",
+        "ZINTERSTORE dj 2 a t",
+        "ZDIFFSTORE dk 2 a t",
+        "ZRANGESTORE dm l 0 -1",
+        "LMPOP 2 none t LEFT",
+        // What is there and gives nothing deletes, there as here.
+        "GEORADIUS g 100 80 1 km STORE dn",
+        "SORT l ALPHA LIMIT 9 1 STORE do",
+    ];
+    let before = ["RPUSH l gamma beta", "HSET h f v", "GEOADD g 13 38 Palermo", "ZADD a 1 x", "SET t text"];
+    let stored = || ('a'..='o').filter(|letter| *letter != 'l').map(|letter| format!("d{letter}"));
+    for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
+        let Some((cluster, one)) = servers(kind, ServerOptions::default()) else { continue };
+        // Over several slots, and in one.
+        for (port, tag) in [(one.port(), ""), (cluster.port(), ""), (cluster.port(), "{k}")] {
+            let named = |line: &str| -> String {
+                let is_key = |word: &str| "lhgat".contains(word) || word == "none" || stored().any(|key| key == word);
+                let named = |word: &str| if is_key(word) { format!("{tag}{word}") } else { word.to_owned() };
+                line.split(' ').map(named).collect::<Vec<_>>().join(" ")
+            };
+            let there = stored().map(|key| format!("RPUSH {key} kept")).chain(before.map(str::to_owned));
+            let lines: Vec<String> = there.chain(lines.map(str::to_owned)).map(|line| named(&line)).collect();
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            let run = migrate(Hand::new(vec![source(&lines)]).start().port(), port, &["--on-existing", "flush"]);
+            run.expect_code(0);
+            if port == cluster.port() {
+                cluster.gather(&one).unwrap();
+            }
+            let left = contents(&mut one.client().unwrap());
+            let left: BTreeSet<&[u8]> = left.keys().map(|(_, key)| key.as_slice()).collect();
+            let gone: Vec<String> = stored().filter(|key| !left.contains(named(key).as_bytes())).collect();
+            assert_eq!(gone, ["dn", "do"], "{kind:?} {tag}\n{}", run.stderr);
+            assert!(left.contains(named("t").as_bytes()));
+        }
+    }
+}
+
 /// A value that is left out takes the place of one that is not, also if it only was one server, or one slot.
 #[test]
 fn a_key_renamed_over_another_is_gone_where_its_value_is_left_out() {

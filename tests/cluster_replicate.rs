@@ -64,8 +64,12 @@ fn record(rng: &mut Rng, flow: usize, number: u64) -> Vec<String> {
 /// One record, which the judge has executed: a source records no RENAME of a key that it does not have.
 fn executed(rng: &mut Rng, flow: usize, number: u64, judge: &Server) -> Vec<String> {
     let mut words = record(rng, flow, number);
-    if words[0] == "RENAME" && judge.client().unwrap().ask(&["EXISTS", &words[1]]).unwrap().int() == Some(0) {
-        words = vec!["INCR".into(), format!("t{flow}:count:0")];
+    let is_missing = || judge.client().unwrap().ask(&["EXISTS", &words[1]]).unwrap().int() == Some(0);
+    match words[0].as_str() {
+        // The source stores nothing then, and records it; the judge would delete.
+        "SORT" | "GEORADIUS" if is_missing() => return words,
+        "RENAME" if is_missing() => words = vec!["INCR".into(), format!("t{flow}:count:0")],
+        _ => {}
     }
     tell(judge, &words);
     words

@@ -43,7 +43,7 @@ pub use keys::{Args, KeyIter, key_positions, keys_of, stray_candidate};
 pub use notes::{Doubt, Note, NoteKind, Notes};
 pub use payload::{RestorePayload, Restored, payload_class};
 pub use quirks::{Meaning, Quirks, may_be_rounded};
-pub use several::{Several, Side, Take, is_whole, several, stored_key};
+pub use several::{Several, Side, Take, is_whole, several, stored_key, stores_only_what_is_there};
 pub use suspects::{Suspects, SuspectsOverflow};
 
 use super::near::Near;
@@ -86,7 +86,7 @@ pub enum DropReason {
     NoEffect,
     /// FT.*: search indexes are not carried over; noted, by one flow.
     Search,
-    /// The record lost its operands (wire 6.19): its keys are told by [`JournalTranslator::take_truncated`].
+    /// The record lost its operands (wire 6.19): its keys are told by [`JournalTranslator::take_unclear`].
     Truncated,
 }
 
@@ -158,8 +158,8 @@ pub struct JournalTranslator {
     /// The last expiry that the record at hand had shifted.
     shifted_ms: Option<i64>,
     notes: Notes,
-    /// Keys of records that lost their operands, with the command's name, since they were last taken.
-    truncated: Vec<(Box<[u8]>, &'static str)>,
+    /// Keys of which the records did not say what became of them, with the command's name, since they were last taken.
+    unclear: Vec<(Box<[u8]>, &'static str, Doubt)>,
 }
 
 impl JournalTranslator {
@@ -178,7 +178,7 @@ impl JournalTranslator {
             near: Near::AS_IS,
             shifted_ms: None,
             notes: Notes::new(notes_bytes_max),
-            truncated: Vec::new(),
+            unclear: Vec::new(),
         }
     }
 
@@ -245,9 +245,9 @@ impl JournalTranslator {
         names.zip(self.counts.iter().copied()).filter(|(_, counts)| *counts != NameCounts::default())
     }
 
-    /// Keys of which the last record does not say what became of them: it lost its operands (wire 6.19).
-    pub fn take_truncated(&mut self) -> Vec<(Box<[u8]>, &'static str)> {
-        std::mem::take(&mut self.truncated)
+    /// Keys of which the last record does not say what became of them, for it lost its operands (wire 6.19) or for another reason.
+    pub fn take_unclear(&mut self) -> Vec<(Box<[u8]>, &'static str, Doubt)> {
+        std::mem::take(&mut self.unclear)
     }
 
     /// What the report must list by key.
@@ -412,7 +412,8 @@ impl JournalTranslator {
     /// A record over several shards, of which each one has its own keys and nothing else (wire 6.19).
     #[cold]
     fn truncated(&mut self, record: &Record<'_>) -> Outcome {
-        self.truncated.extend(keys::keys_in(record.row, record.args).map(|key| (Box::from(key), record.row.name)));
+        let keys = keys::keys_in(record.row, record.args);
+        self.unclear.extend(keys.map(|key| (Box::from(key), record.row.name, Doubt::Truncated)));
         Outcome::Dropped(DropReason::Truncated)
     }
 

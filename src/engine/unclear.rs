@@ -70,13 +70,16 @@ impl FlowHandler {
 
     /// Takes note of what a record that was applied did not say. Names are the target's. `written`: it was carried out.
     pub(super) fn note_unclear(&mut self, db: DbIndex, args: &[&[u8]], now_ms: i64, stable: bool, written: bool) {
-        for (key, command) in self.translator.take_truncated() {
-            self.fetch_or_list(db, key, command, Doubt::Truncated);
+        let unclear = self.translator.take_unclear();
+        let is_clear = unclear.is_empty();
+        for (key, command, doubt) in unclear {
+            self.fetch_or_list(db, key, command, doubt);
         }
         let Some(key) = args.get(1) else { return };
         // The baseline of a key comes before what changes it, not before what reads it (wire 2.10).
         if !stable
             && written
+            && is_clear
             && let Some(stored) = journal::stored_key(args)
         {
             self.fetch_or_list(db, stored.into(), journal::known_name(args), Doubt::EarlyRead);

@@ -40,6 +40,8 @@ pub enum Doubt {
     Truncated,
     /// Stored in the full sync from another key, which the snapshot may have sent only later.
     EarlyRead,
+    /// SORT or GEORADIUS with STORE, where no script may look whether there was something to read: the source then stored nothing.
+    PerhapsNothing,
     /// What a ZUNIONSTORE or the like stored (1.34 to 1.40): its scores are recorded with six digits.
     Rounded,
     /// ZADD with GT or LT in a set that is not small (before 1.41): the source takes any score.

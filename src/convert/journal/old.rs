@@ -3,14 +3,27 @@
 //! In: records of `LMPOP`, `BLMPOP`, `ZMPOP`, `ZRANGESTORE`, `ZUNIONSTORE`, `ZINTERSTORE`, `ZDIFFSTORE`, and of `SORT`, which no
 //! release records whole (wire 6.19). Out: the same command where the record is whole, else its keys, to be fetched or listed. A record
 //! that is not whole is never executed: what is left of it may name another destination.
+//!
+//! One that did nothing is recorded whole all the same: a command of several steps that ends early does so with a step that succeeds
+//! (Dragonfly's `Transaction::Conclude`). What it failed with is no error here (see [`super::replies`]). And SORT and GEORADIUS, where
+//! there is nothing to read, leave alone what they would store into, which a target would delete.
 
 use super::error::TranslateError;
 use super::record::Record;
 use super::several::reads_by_pattern;
 use super::write::Request;
-use super::{DropReason, JournalTranslator, Outcome, keys};
+use super::{Doubt, DropReason, JournalTranslator, Outcome, keys};
 use crate::convert::out::{Class, Out};
 use crate::convert::policy::Kind;
+use smallvec::SmallVec;
+
+/// KEYS: what is read, what is stored into. ARGV: the command. GET tells that a key is there, too, if it is no string: by an error.
+/// (For EXISTS the target's user would need one more permission.)
+const STORE_SCRIPT: &str = "if not redis.pcall('GET',KEYS[1]) then return 0 end \
+local r=redis.pcall(unpack(ARGV)) local e=type(r)=='table' and r.err \
+local function says(text) return e:find(text,1,true) end \
+if e and (says('WRONGTYPE') or says('converted into double') or says('could not decode') or says('does not exist')) \
+then return 0 end return r";
 
 impl JournalTranslator {
     /// SORT without STORE is a read; `SORT k` alone in a transaction may also be what is left of a SORT STORE over two shards.
@@ -23,13 +36,39 @@ impl JournalTranslator {
             if self.capabilities.cluster && reads_by_pattern(record.args) {
                 return Ok(Outcome::NotCarried { kind: super::NotCarriedKind::CrossSlot });
             }
-            return self.pass(record, Class::Guarded, out);
+            return self.store_if_there(record, out);
         }
         // What ran on several shards has a transaction's number (wire 4.1).
         if record.args.len() > 2 || record.txid == 0 {
             return Ok(Outcome::Dropped(DropReason::Read));
         }
         Ok(self.truncated(record))
+    }
+
+    /// SORT or GEORADIUS with STORE.
+    pub(super) fn store_if_there<O: Out>(
+        &mut self,
+        record: &Record<'_>,
+        out: &mut O,
+    ) -> Result<Outcome, TranslateError> {
+        if self.is_cross_slot(record) {
+            return Ok(Outcome::NotCarried { kind: super::NotCarriedKind::CrossSlot });
+        }
+        let keys: SmallVec<[&[u8]; 2]> = keys::keys_in(record.row, record.args).collect();
+        let [from, to] = keys[..] else { return Err(record.unknown_option(2)) };
+        if !self.capabilities.has_command("EVAL") {
+            self.unclear.push((to.into(), record.row.name, Doubt::PerhapsNothing));
+            return self.pass(record, Class::Guarded, out);
+        }
+        let strings = 5 + record.args.len();
+        let mut request = Request::open(out, self.meta(record, from, Class::Guarded), strings, "EVAL");
+        request.word(STORE_SCRIPT);
+        request.word("2");
+        request.texts(&[from, to]);
+        request.word(record.row.name);
+        request.texts(record.from(1));
+        request.close();
+        Ok(Outcome::Written { commands: 1 })
     }
 
     /// `LMPOP n key... LEFT|RIGHT [COUNT n]` and its kin, `at` being the place of n; `name`: the form that does not block.

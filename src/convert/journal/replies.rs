@@ -17,12 +17,17 @@ pub enum ErrorMeaning {
     KeyMissing,
     /// FIELDEXPIRE on a set: expiry of members, which no target has.
     MemberExpiry,
-    /// A change of a JSON document that found nothing to change at the source either: that is recorded, too (wire 4.4).
+    /// A command that changed nothing at the source either, of a JSON document or one that ended early: that is recorded, too
+    /// (wire 4.4).
     NothingChanged,
     /// SCRIPT LOAD of a text that the target cannot compile: Dragonfly runs Lua 5.4 and has flags of its own, the targets run
     /// 5.1. To be listed; no data depends on it.
     ScriptRefused,
 }
+
+/// Commands of several steps, which an error at the source keeps out of its journal only where they lie on several shards.
+const ENDS_EARLY: [&str; 8] =
+    ["SORT", "GEORADIUS", "GEORADIUSBYMEMBER", "ZUNIONSTORE", "ZINTERSTORE", "ZDIFFSTORE", "ZRANGESTORE", "LMPOP"];
 
 /// `name`: the command as the target was told it; `error`: the reply line without `-`; `sent_again`: the command may have
 /// been applied before.
@@ -47,6 +52,12 @@ pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeanin
         if says("on a key that doesn't exist") || says("must be created at the root") {
             return ErrorMeaning::KeyMissing;
         }
+    }
+    // The last two: a member of a GEORADIUSBYMEMBER, before Redis 7 and since.
+    let ended_early = error.starts_with(b"WRONGTYPE")
+        || ["converted into double", "could not decode", "does not exist"].iter().any(|text| says(text));
+    if ended_early && ENDS_EARLY.iter().any(|early| is(name, early)) {
+        return ErrorMeaning::NothingChanged;
     }
     // A filter that the snapshot left out.
     let of_filters =
@@ -95,6 +106,8 @@ mod tests {
         assert_eq!(meaning("XADD", xadd, false), ErrorMeaning::Unexpected);
         assert_eq!(meaning("HSET", "WRONGTYPE Operation", true), ErrorMeaning::AppliedBefore);
         assert_eq!(meaning("HSET", "WRONGTYPE Operation", false), ErrorMeaning::Unexpected);
+        assert_eq!(meaning("LMPOP", "WRONGTYPE Operation", false), ErrorMeaning::NothingChanged);
+        assert_eq!(meaning("SORT", "OOM command not allowed", false), ErrorMeaning::Unexpected);
         assert_eq!(meaning("SET", "OOM command not allowed", true), ErrorMeaning::Unexpected);
     }
 

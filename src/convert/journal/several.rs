@@ -82,6 +82,12 @@ pub fn stored_key<'a>(args: &[&'a [u8]]) -> Option<&'a [u8]> {
     }
 }
 
+/// Whether the record, if there is nothing that it could read, leaves alone what it stores into. (The others store an empty result.)
+pub fn stores_only_what_is_there(args: &[&[u8]]) -> bool {
+    let found = args.first().and_then(|name| table::find(name));
+    found.is_some_and(|(_, row)| matches!(row.how, How::Sort | How::GeoRadius(_)))
+}
+
 fn store<'a>(args: &[&'a [u8]], how: How) -> Option<Several<'a>> {
     if !matches!(how, How::RangeStore | How::Sort | How::GeoRadius(_) | How::Combine | How::CmsMerge) {
         return None;

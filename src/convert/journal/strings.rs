@@ -371,7 +371,7 @@ impl JournalTranslator {
             return Ok(self.truncated(record));
         }
         match keys::geo_store(record.args) {
-            Some(_) => self.pass(record, Class::Guarded, out),
+            Some(_) => self.store_if_there(record, out),
             None => Ok(Outcome::Dropped(DropReason::Read)),
         }
     }

@@ -4,11 +4,13 @@
 //! restored under a name of the tool's own, the command itself with those names, the names deleted, the marker. So the
 //! command is executed by a server, on what it would have read, and its result is exact to the last digit, whatever its options are.
 //!
-//! Invariants: a key that is not there is not there under its new name either. The copies have no expiry and live inside of
+//! Invariants: a key that is not there is not there under its new name either; a SORT or GEORADIUS of it is not executed, for at the
+//! source it stores nothing, not even an empty result (see `journal::old`). The copies have no expiry and live inside of
 //! the MULTI only, but for those that are too long for it, which stand there before it ([`COPIES_BYTES_MAX`], `paged`).
 //! Behind it the record is noted in the slots that were read, whose keys may change from then on.
 
 use super::{Brought, Slots, lost, slots_besides};
+use crate::convert::journal::stores_only_what_is_there;
 use crate::engine::cluster::Cluster;
 use crate::engine::error::EngineError;
 use crate::engine::messages::Apart;
@@ -66,7 +68,9 @@ impl Cluster {
             if clear.len() > 1 {
                 commands.push(&clear);
             }
-            commands.push(&command);
+            if clear.len() == 1 || !stores_only_what_is_there(args) {
+                commands.push(&command);
+            }
             if unlink.len() > 1 {
                 commands.push(&unlink);
             }

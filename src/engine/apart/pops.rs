@@ -15,6 +15,7 @@ use crate::engine::error::EngineError;
 use crate::engine::messages::Apart;
 use crate::engine::router::taken;
 use crate::redis::slot::slot;
+use crate::redis::value::Value;
 
 impl Cluster {
     pub(super) async fn pop(&mut self, apart: &Apart, keys: &[&[u8]], take: Take) -> Result<(), EngineError> {
@@ -35,7 +36,8 @@ impl Cluster {
             if done_before {
                 return Err(lost(apart, key));
             }
-            self.take(apart, key, Some(take)).await?;
+            let take = (!self.fails(key, take).await?).then_some(take);
+            self.take(apart, key, take).await?;
             return self.note_others(apart, &slots).await;
         }
         // Nothing was there: that must not be asked again either.
@@ -43,6 +45,12 @@ impl Cluster {
             self.take(apart, first, None).await?;
         }
         self.note_others(apart, &slots).await
+    }
+
+    /// A list was to be popped from, and it is none: the source failed there (see `replies::NothingChanged`).
+    async fn fails(&mut self, key: &[u8], take: Take) -> Result<bool, EngineError> {
+        let wrong = |answer| matches!(answer, Value::Error(text) if text.starts_with(b"WRONGTYPE"));
+        Ok(take.name == "LTRIM" && wrong(self.call(&[b"LINDEX", key, b"0"]).await?))
     }
 
     /// Behind what was taken off, in whichever of the slots that was.

@@ -93,7 +93,7 @@ fn keys_on_every_target() {
             ("PING", "<NoMeaning>"),
             ("SORT a ALPHA", "<Read>"),
             ("SORT a", "<Read>"),
-            ("SORT a BY nosort STORE d", "G SORT a BY nosort STORE d"),
+            ("SORT a BY nosort STORE d", "G EVAL <script> 2 a d SORT a BY nosort STORE d"),
             ("FLUSHALL", "<FlushAll>"),
             ("flushdb", "<FlushDb(DbIndex(0))>"),
             ("DFLYCLUSTER FLUSHSLOTS 0 5 7 7", "<FlushSlots([(Slot(0), Slot(5)), (Slot(7), Slot(7))])>"),
@@ -151,8 +151,8 @@ fn lists_sets_and_sorted_sets_on_every_target() {
             ("GEOADD k 1 2 a", "B GEOADD k 1 2 a"),
             ("GEOADD k XX CH 1 2 a", "G GEOADD k XX CH 1 2 a"),
             ("GEORADIUS k 1 2 3 km ASC", "<Read>"),
-            ("GEORADIUS k 1 2 3 km STORE d", "G GEORADIUS k 1 2 3 km STORE d"),
-            ("GEORADIUSBYMEMBER k m 3 km STOREDIST d", "G GEORADIUSBYMEMBER k m 3 km STOREDIST d"),
+            ("GEORADIUS k 1 2 3 km STORE d", "G EVAL <script> 2 k d GEORADIUS k 1 2 3 km STORE d"),
+            ("GEORADIUSBYMEMBER k m 3 km STOREDIST d", "G EVAL <script> 2 k d GEORADIUSBYMEMBER k m 3 km STOREDIST d"),
             ("GEORADIUS k", "<Truncated>"),
         ],
     );
@@ -282,7 +282,7 @@ fn what_older_masters_record_raw() {
             ("ZRANGESTORE d s 0 -1 REV", "G ZRANGESTORE d s 0 -1 REV"),
             ("ZRANGESTORE d", "<Truncated>"),
             ("SORT k BY w_* LIMIT 0 5 GET # DESC ALPHA", "<Read>"),
-            ("SORT k LIMIT 0 5 STORE d", "G SORT k LIMIT 0 5 STORE d"),
+            ("SORT k LIMIT 0 5 STORE d", "G EVAL <script> 2 k d SORT k LIMIT 0 5 STORE d"),
             ("SORT STORE d", "<Truncated>"),
             ("SORT LIMIT STORE d", "<Truncated>"),
             ("SORT k 0 5", "<Truncated>"),
@@ -313,8 +313,21 @@ fn what_older_masters_record_raw() {
     ] {
         assert!(run(&mut new, txid, &split(line)).1.lines().is_empty(), "{line}");
         let truncated: Vec<_> =
-            new.take_truncated().iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect();
+            new.take_unclear().iter().map(|(key, ..)| String::from_utf8_lossy(key).into_owned()).collect();
         assert_eq!(truncated, keys, "{line}");
+    }
+}
+
+/// Without a script nobody looks whether there is something to read, and what may be stored in vain is told.
+#[test]
+fn what_is_stored_without_a_script_is_told() {
+    let mut without = capabilities("7.0");
+    without.commands.remove("EVAL");
+    let mut without = JournalTranslator::new(FlowId(0), Arc::new(without), Arc::new(skip_all()), 1 << 20);
+    for line in ["SORT a ALPHA STORE d", "GEORADIUS a 1 2 3 km STORE d"] {
+        assert_eq!(run(&mut without, 0, &split(line)).1.lines(), [format!("G {line}")]);
+        let name = line.split(' ').next().unwrap();
+        assert_eq!(without.take_unclear(), [(b"d"[..].into(), name, Doubt::PerhapsNothing)]);
     }
 }
 
@@ -354,7 +367,7 @@ fn clusters_get_one_command_a_slot() {
             ("BLMOVE foo {foo} LEFT LEFT 0", "G@12182 LMOVE foo {foo} LEFT LEFT"),
             ("SORT foo BY w_* STORE {foo}", "<CrossSlot>"),
             ("SORT foo GET {foo}* STORE {foo}", "<CrossSlot>"),
-            ("SORT foo BY nosort STORE {foo}", "G@12182 SORT foo BY nosort STORE {foo}"),
+            ("SORT foo BY nosort STORE {foo}", "G@12182 EVAL <script> 2 foo {foo} SORT foo BY nosort STORE {foo}"),
             ("MOVE foo 3", "<MoveInCluster>"),
         ],
     );

@@ -53,15 +53,24 @@ impl Run<'_> {
             }
         }
         let to = to.ok_or("ERR this simulation sorts with STORE only")?;
-        let mut items: Vec<Vec<u8>> =
-            self.list_at(arg(args, 1)?, false)?.map(|items| items.iter().cloned().collect()).unwrap_or_default();
+        let is_on_one_flow = self.is_on_one_flow("SORT", args);
+        let mut items: Vec<Vec<u8>> = match self.list_at(arg(args, 1)?, false)? {
+            Some(items) => items.iter().cloned().collect(),
+            // Recorded where it lies on one shard, and `to` is left alone.
+            None => {
+                if !is_on_one_flow {
+                    self.record_nothing();
+                }
+                return Ok(Reply::Array(Vec::new()));
+            }
+        };
         items.sort();
         if descends {
             items.reverse();
         }
         let count = if limit.1 < 0 { usize::MAX } else { limit.1 as usize };
         let items: VecDeque<Vec<u8>> = items.into_iter().skip(limit.0.max(0) as usize).take(count).collect();
-        if !self.is_on_one_flow("SORT", args) {
+        if !is_on_one_flow {
             self.record_of(&[b"DEL", to]);
             if !items.is_empty() {
                 let mut record = vec![b"RPUSH".to_vec(), to.to_vec()];
