@@ -54,7 +54,8 @@ fn secrets_work_and_show_nowhere() {
         }
         let running = start(command);
         std::thread::sleep(Duration::from_millis(300));
-        let cmdline = std::fs::read_to_string(format!("/proc/{}/cmdline", running.pid())).unwrap_or_default();
+        let cmdline = std::fs::read_to_string(format!("/proc/{}/cmdline", running.pid())).unwrap();
+        assert!(!cmdline.is_empty(), "it has ended already");
         let run = running.wait();
         run.expect_code(0);
         let mut shown =

@@ -26,7 +26,7 @@ Exit codes:
     0  done
     1  internal error
     2  wrong usage
-    3  refused before anything was written
+    3  refused: before anything was written, or at the first key that the target cannot hold
     4  the source failed
     5  the target failed
     6  corrupt stream

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Takes back what this machine cannot give.
 pub fn fit(values: &mut Values, settings: &mut MigrateSettings) {
-    guard_secrets(values, settings);
+    guard_secrets(values, &settings.source, &settings.target);
     cpu::raise_memlock();
     fit_locked_memory(values, settings, cpu::memlock());
     fit_spool(values, settings, spool_dir(|name| std::env::var_os(name)));
@@ -51,11 +51,11 @@ fn fit_spool(values: &mut Values, settings: &mut MigrateSettings, default_dir: P
 }
 
 /// With secrets in memory there are no core dumps of this process, and no other user's debugger may look into it.
-fn guard_secrets(values: &mut Values, settings: &MigrateSettings) {
+pub fn guard_secrets(values: &mut Values, source: &Endpoint, target: &Endpoint) {
     let holds = |side: &Endpoint| {
         side.password.expose().is_some() || side.tls.as_ref().is_some_and(|tls| tls.files().key.is_some())
     };
-    if (holds(&settings.source) || holds(&settings.target))
+    if (holds(source) || holds(target))
         && let Err(cause) = cpu::forbid_dumps()
     {
         values.warn(format!("core dumps of this process, which would hold its secrets, cannot be forbidden: {cause}"));

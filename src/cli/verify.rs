@@ -4,7 +4,7 @@
 //! else it is told in words on standard error, so that standard output holds JSON lines only.
 
 use super::settings::{Console, OutputForm, UsageError, Values, resolve};
-use super::{Mode, log_warnings, print_out};
+use super::{Mode, log_warnings, machine, print_out};
 use crate::engine::verify::difference::Difference;
 use crate::engine::verify::{self, Observer, Progress, Summary};
 use crate::operator::Screen;
@@ -19,6 +19,7 @@ use std::time::Duration;
 
 pub fn run(values: &mut Values, console: &Console, screen: &Screen, mode: Mode) -> Result<ExitClass, UsageError> {
     let settings = resolve::verify(values)?;
+    machine::guard_secrets(values, &settings.source, &settings.target);
     log_warnings(values);
     if mode == Mode::ResolveOnly {
         return Ok(ExitClass::Done);

@@ -6,6 +6,9 @@ use crate::ids::FlowId;
 /// Longest piece of a peer's text that is repeated in an error.
 const QUOTE_BYTES_MAX: usize = 200;
 
+/// For an answer to AUTH: some servers repeat what they were sent, the password included.
+const NOT_SHOWN: &str = "words that may repeat what was sent, and are not shown";
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
     #[error("the source wants a password ({what}): give one for the source (environment, file or TOML)")]
@@ -89,13 +92,14 @@ impl SessionError {
     pub fn of_reply(what: &'static str, reply: &Reply) -> Self {
         match reply {
             Reply::Error(text) => Self::of_error_line(what, text),
+            _ if what == "AUTH" => SessionError::UnexpectedReply { what, found: NOT_SHOWN.into() },
             other => SessionError::UnexpectedReply { what, found: show(other) },
         }
     }
 
     fn of_error_line(what: &'static str, line: &[u8]) -> Self {
         let line = String::from_utf8_lossy(line);
-        let text = || quote(&line);
+        let text = || if what == "AUTH" { NOT_SHOWN.into() } else { quote(&line) };
         let (code, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match code {
             "NOAUTH" => return SessionError::NoAuth { what },

@@ -139,6 +139,21 @@ pub fn key_of(batch: &Batch, slab: &Slab, index: u32) -> Option<Vec<u8>> {
     (key.len() < request::COPIED_BYTES_MAX).then_some(key)
 }
 
+/// An answer to AUTH that may be shown: some servers repeat what they were sent, the password included.
+pub fn shown_of_auth(text: &[u8]) -> String {
+    let code = text.split(|b| *b == b' ').next().unwrap_or(text);
+    match code {
+        b"NOAUTH" | b"WRONGPASS" | b"NOPERM" | b"LOADING" | b"BUSY" | b"MASTERDOWN" => code.escape_ascii().to_string(),
+        _ if memchr::memmem::find(text, b"without any password configured").is_some() => {
+            "ERR no password is configured".into()
+        }
+        _ if memchr::memmem::find(text, b"max number of clients").is_some() => {
+            "ERR max number of clients reached".into()
+        }
+        _ => "an error whose words may repeat what was sent, and are not shown".into(),
+    }
+}
+
 /// What the operator can do about an error class.
 pub(super) fn remedy(text: &[u8]) -> &'static str {
     let code = text.split(|b| *b == b' ').next().unwrap_or(text);
@@ -151,10 +166,30 @@ pub(super) fn remedy(text: &[u8]) -> &'static str {
         b"LOADING" => "the target is still loading its data: run again when it is ready",
         b"NOAUTH" | b"WRONGPASS" => "check the target's user and password",
         b"NOPERM" => "the target's user lacks a permission (README.md lists the least that is needed)",
-        b"MOVED" | b"ASK" | b"CROSSSLOT" | b"CLUSTERDOWN" => "the target became a cluster during the run: run again",
+        b"CROSSSLOT" => {
+            "a command reached keys of several slots, which must not be: please report it (or the target became a cluster during the run)"
+        }
+        b"MOVED" | b"ASK" | b"CLUSTERDOWN" => "the target became a cluster during the run: run again",
         b"BUSY" => "a script runs at the target: wait for its end, or SCRIPT KILL it",
         b"NOREPLICAS" | b"MASTERDOWN" => "the target lacks replicas, or its primary",
         b"EXECABORT" => "a command inside MULTI was refused (see the error before it in the target's log)",
         _ => "the run stops here, because going on would leave a wrong value behind",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_answer_to_auth_shows_what_was_sent() {
+        let repeats = b"ERR unknown command 'AUTH', with args beginning with: 'someuser' 's3cr3t' ";
+        let names = b"NOPERM User someuser has no permissions to run the 'auth' command";
+        let unwanted = b"ERR AUTH s3cr3t called without any password configured for the default user.";
+        for text in [&repeats[..], names, unwanted, b"s3cr3t", b""] {
+            let shown = shown_of_auth(text);
+            assert!(!shown.is_empty() && !shown.contains("s3cr3t") && !shown.contains("someuser"), "{shown}");
+        }
+        assert_eq!(shown_of_auth(b"WRONGPASS invalid username-password pair"), "WRONGPASS");
     }
 }

@@ -5,6 +5,7 @@
 
 use super::cluster::Cluster;
 use super::error::EngineError;
+use super::errors::shown_of_auth;
 use super::link::{Link, LinkError};
 use super::patience::Patience;
 use super::refusal;
@@ -99,7 +100,7 @@ impl TargetLink {
                 Some(user) => vec![b"AUTH", user.as_bytes(), password.as_bytes()],
                 None => vec![b"AUTH", password.as_bytes()],
             };
-            this.ok("AUTH", &args).await?;
+            this.log_in(&args).await?;
         }
         Ok(this)
     }
@@ -188,10 +189,12 @@ impl TargetLink {
         Ok(answer == Value::Integer(1))
     }
 
-    async fn ok(&mut self, what: &str, args: &[&[u8]]) -> Result<(), EngineError> {
-        match self.call_raw(what, args).await? {
+    async fn log_in(&mut self, args: &[&[u8]]) -> Result<(), EngineError> {
+        match self.call_raw("AUTH", args).await? {
             Value::Error(text) => {
-                Err(error_of(&text, format!("{}; check the target's user and password", self.answered(what, &text))))
+                let shown = shown_of_auth(&text);
+                let said = format!("{} answered AUTH with \"{shown}\"", self.link.addr());
+                Err(error_of(&text, format!("{said}; check the target's user and password")))
             }
             _ => Ok(()),
         }

@@ -1,7 +1,7 @@
 //! Logs: `tracing` to standard error, as text or JSON, filtered by `--log`.
 //!
 //! The filter is checked when settings are resolved, so that a wrong one is a usage error and not a silent default.
-//! Logs hold no secrets, and no key names above the level `debug`: keys are user data.
+//! Logs hold no secrets. Keys are user data: above the level `debug` only those are named that something is wrong with.
 
 use super::screen::Screen;
 use std::sync::{Mutex, OnceLock, PoisonError};

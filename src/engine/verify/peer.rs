@@ -9,6 +9,7 @@ use super::names::Names;
 use super::nodes::{Node, Nodes};
 use super::wire::{Commands, Conn, Trouble};
 use crate::engine::error::EngineError;
+use crate::engine::errors::shown_of_auth;
 use crate::engine::settings::{Endpoint, NatMap};
 use crate::redis::info::Info;
 use crate::redis::own_slots::OwnSlots;
@@ -385,7 +386,7 @@ impl Peer {
         {
             return Err(Trouble::Protocol(format!(
                 "AUTH was answered with \"{}\"; check user and password",
-                text.escape_ascii()
+                shown_of_auth(text)
             )));
         }
         let mut run_id = String::new();
