@@ -298,3 +298,35 @@ fn maxclients_and_a_loading_server_at_the_start_are_waited_for() {
     running.wait().expect_code(0);
     assert_eq!(client.run("GET k").unwrap().text().unwrap(), "v");
 }
+
+/// There is room for the connections that look at the target, and not for those of the workers.
+#[test]
+fn maxclients_is_waited_for_when_the_workers_connect() {
+    for (job, places, password) in [("migrate", 2, false), ("migrate", 2, true), ("replicate", 3, false)] {
+        let options = ServerOptions::default().config("maxclients", &places.to_string());
+        let Some(server) = server_with(ServerKind::Redis7, options) else { return };
+        let mut client = server.client().unwrap();
+        client.run("ACL SETUSER mover on >secret ~* +@all").unwrap();
+        let flow = |key: &str| FlowBytes::new().string(key.as_bytes(), b"v").clone();
+        let master = Hand::new(vec![flow("a"), flow("b")]).start();
+        let (source, target) =
+            (format!("dragonfly://127.0.0.1:{}", master.port()), format!("redis://127.0.0.1:{}", server.port()));
+        let mut command = program(&[job, "--source", &source, "--target", &target, "--output", "json"]);
+        command.args(["--memory", "128MiB", "--progress", "off", "--cores", "1", "--connections", "2"]);
+        if password {
+            command.env("DF2REDIS_TARGET_USER", "mover").env("DF2REDIS_TARGET_PASSWORD", "secret");
+        }
+        let mut running = start(command);
+        let mut rejected = || client.info("rejected_connections").unwrap().unwrap().parse::<u64>().unwrap();
+        let met = wait_for(|| (!running.is_running() || rejected() >= 3).then_some(()));
+        assert!(met.is_some(), "{job}: nothing was refused");
+        client.run("CONFIG SET maxclients 100").unwrap();
+        if job == "replicate" {
+            let stable = wait_for(|| (!running.is_running() || is_stable(&server)).then_some(()));
+            assert!(stable.is_some(), "it does not follow");
+            running.signal("INT");
+        }
+        running.wait().expect_code(if job == "replicate" { 130 } else { 0 });
+        assert_eq!(client.run("EXISTS a b").unwrap().int(), Some(2), "{job}");
+    }
+}

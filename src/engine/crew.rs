@@ -7,7 +7,6 @@ use super::cluster::Cluster;
 use super::error::EngineError;
 use super::handle::Existing;
 use super::hold::HoldState;
-use super::import;
 use super::job::{graver, plan_of};
 use super::lease;
 use super::messages;
@@ -21,7 +20,7 @@ use super::router::{Resumed, RouterStart};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{DiskShare, SpoolStart};
-use super::target::{self, OWN_PREFIX};
+use super::target::OWN_PREFIX;
 use super::witness::Witness;
 use super::worker;
 use crate::convert::names::Name;
@@ -44,7 +43,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 mod reconnecting;
 mod watching;
 
-use reconnecting::{Again, Lost, Reconnected};
+use reconnecting::{Again, Lost, Reconnected, first_lane};
 
 pub struct CrewPlan {
     pub settings: Arc<MigrateSettings>,
@@ -211,12 +210,8 @@ impl Crew {
             };
             let servers = if router.is_some() { 0 } else { lanes_of(share.len()) };
             for lane in 0..servers {
-                let mut link = target::connect_lane(&settings).await?;
-                if crew.plan.capabilities.import_mode {
-                    import::declare(&mut link).await?;
-                }
+                let (link, client_id) = first_lane(&settings, crew.plan.capabilities.import_mode).await?;
                 let marker = format!("{OWN_PREFIX}marker:{job}:{index}:{lane}").into_bytes();
-                let client_id = target::client_id(&mut link).await?;
                 crew.client_ids.push(client_id);
                 crew.markers.push(marker.clone());
                 lanes.push(LaneStart {

@@ -1,14 +1,15 @@
-//! A connection that a worker lost, made again in the background.
+//! A connection of a worker to a target that is one server: the first one, and, made in the background, another one for one that was
+//! lost.
 //!
-//! In: what must be known of it. Out: another one, told to the worker by the crew. Invariants: only to the same server process; the
-//! lost one is ended there first, so that what it still holds is never executed behind what comes now.
+//! In: what must be known of it. Out: the connection; another one is told to the worker by the crew. Invariants: only to the same server
+//! process; the lost one is ended there first, so that what it still holds is never executed behind what comes now.
 
 use super::Crew;
 use crate::engine::error::EngineError;
 use crate::engine::import;
-use crate::engine::patience::rest;
+use crate::engine::patience::{Patience, rest};
 use crate::engine::settings::MigrateSettings;
-use crate::engine::target;
+use crate::engine::target::{self, TargetLink};
 use crate::engine::wire::Connected;
 use crate::ids::DbIndex;
 use std::time::Duration;
@@ -49,6 +50,36 @@ impl Crew {
             let _ = done.send(Reconnected { worker, lane, generation, result });
         });
     }
+}
+
+/// A connection for a worker that begins, and its id at the target. One that is lost while it is made, or that there is no room for, is
+/// made again: nothing was sent on it.
+pub(super) async fn first_lane(
+    settings: &MigrateSettings,
+    import_mode: bool,
+) -> Result<(TargetLink, i64), EngineError> {
+    // A source that has opened its flows waits meanwhile.
+    let limit = settings.retry_max.min(settings.connect_timeout);
+    let mut patience = Patience::new(limit).shown_in(&settings.control);
+    loop {
+        match try_first(settings, import_mode).await {
+            // A lost connection stays one, as which the session outlives it.
+            Err(error @ EngineError::TargetLost(_)) if patience.wait(&error.to_string()).await.is_err() => {
+                return Err(error);
+            }
+            Err(EngineError::TargetLost(_)) => {}
+            done => return done,
+        }
+    }
+}
+
+async fn try_first(settings: &MigrateSettings, import_mode: bool) -> Result<(TargetLink, i64), EngineError> {
+    let mut link = target::connect_lane(settings).await?;
+    if import_mode {
+        import::declare(&mut link).await?;
+    }
+    let client_id = target::client_id(&mut link).await?;
+    Ok((link, client_id))
 }
 
 async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {

@@ -13,14 +13,17 @@ use crate::redis::value::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Id of this connection at the target; 0 where it does not say.
+/// Id of this connection at the target; 0 where it does not say. That there is no room for a client is no such answer, nor what passes.
 pub async fn client_id(link: &mut TargetLink) -> Result<i64, EngineError> {
-    match link.call_raw("CLIENT", &[b"CLIENT", b"ID"]).await? {
-        Value::Integer(id) => Ok(id),
-        Value::Error(text) if refusal::refuses_login(&text) => {
-            Err(EngineError::Untrusted(link.answered("CLIENT ID", &text)))
-        }
-        _ => Ok(0),
+    let text = match link.call_raw("CLIENT", &[b"CLIENT", b"ID"]).await? {
+        Value::Integer(id) => return Ok(id),
+        Value::Error(text) => text,
+        _ => return Ok(0),
+    };
+    match error_of(&text, link.answered("CLIENT ID", &text)) {
+        EngineError::Target(error) if refusal::refuses_for_now(&text) => Err(EngineError::TargetLost(error)),
+        EngineError::Target(_) => Ok(0),
+        error => Err(error),
     }
 }
 
