@@ -108,6 +108,67 @@ fn regression_a_source_that_closes_idle_connections_is_not_lost() {
     }
 }
 
+/// Nobody registers with the source as long as a cutover about a lost session goes on: a hook is not waited for, and what it began ends.
+#[test]
+fn a_lost_session_ends_the_hook_before_the_fence() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = dir.path().join("before");
+    let pid = dir.path().join("pid");
+    write_hook(&before, 0);
+    let text = format!("#!/bin/sh\n{{ sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; wait; }}\n", pid.display());
+    std::fs::write(&before, text).unwrap();
+    let more = ["--hook-before-fence", before.to_str().unwrap(), "--hook-timeout", "200s"];
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &more) else { return };
+    let cutover = scene.begin(&["cutover", "--execute", "--budget", "300s", "--verify", "none"]);
+    let begun = wait_for(|| std::fs::read_to_string(&pid).ok());
+    let begun = begun.unwrap_or_else(|| panic!("it is not called\n{}", scene.tool.said()));
+    scene.source_proxy.drop_all();
+    let again = wait_for(|| (scene.live.registrations_count() == 2).then_some(()));
+    assert!(again.is_some(), "{}", scene.tool.said());
+    let done = cutover.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(9), "{done:?}\n{}", scene.tool.said());
+    let message = report(&done)["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("the session with the source ended"), "{message}");
+    let state = || std::fs::read_to_string(format!("/proc/{}/stat", begun.trim()));
+    let is_gone = || state().map_or(true, |text| text.contains(") Z "));
+    assert!(wait_for(|| is_gone().then_some(())).is_some(), "{:?}", state());
+    scene.stops_equal();
+}
+
+/// Told to stop, the job first rolls a cutover back, and has not forgotten it when the session is lost meanwhile. The second signal
+/// is heard there, too.
+#[test]
+fn a_stop_during_a_cutover_outlives_the_session() {
+    for again in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let [before, aborted] = ["before", "aborted"].map(|name| dir.path().join(name));
+        write_hook(&before, 1);
+        std::fs::write(dir.path().join("before.go-on"), "").unwrap();
+        write_hook(&aborted, 0);
+        let [before, aborted] = [&before, &aborted].map(|hook| hook.to_str().unwrap());
+        let more = ["--hook-before-fence", before, "--hook-aborted", aborted, "--hook-timeout", "200s"];
+        let Some(mut scene) = InStep::with(ServerKind::Redis7, &more) else { return };
+        let mut cutover = scene.begin(&["cutover", "--execute", "--budget", "300s", "--verify", "none"]);
+        let called = wait_for(|| dir.path().join("aborted.called").exists().then_some(()));
+        assert!(called.is_some(), "{}", scene.tool.said());
+        scene.tool.signal("INT");
+        let heard = wait_for(|| scene.tool.said().contains("a second signal stops at once").then_some(()));
+        assert!(heard.is_some(), "{}", scene.tool.said());
+        scene.source_proxy.drop_all();
+        let lost = wait_for(|| scene.tool.said().contains("the source is gone").then_some(()));
+        assert!(lost.is_some(), "{}", scene.tool.said());
+        if again {
+            scene.tool.signal("INT");
+        } else {
+            std::fs::write(dir.path().join("aborted.go-on"), "").unwrap();
+        }
+        assert_eq!(scene.tool.wait(), Some(130), "again {again}: {}", scene.tool.said());
+        assert_eq!(scene.live.registrations_count(), 1, "{}", scene.tool.said());
+        assert_ne!(cutover.wait().unwrap().code(), Some(0));
+        scene.assert_equal();
+    }
+}
+
 /// The DEL of a hollow key comes while the traffic is being switched. It waits, and is applied if it comes to nothing.
 #[test]
 fn what_came_during_the_switch_is_applied_after_a_rollback_and_only_then() {

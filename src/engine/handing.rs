@@ -11,7 +11,7 @@ use super::error::EngineError;
 use super::handover::{self, Handover, Order, OwnKeys, facts};
 use super::hooks;
 use super::import::{self, ImportMode};
-use super::job::Job;
+use super::job::{Job, Signals};
 use super::messages::{Lost, WorkerCommand};
 use super::own;
 use super::phase::Phase;
@@ -154,6 +154,7 @@ impl Job<'_> {
         &mut self,
         probed: &Target,
         error: EngineError,
+        signals: &mut Signals,
     ) -> ControlFlow<Result<(), EngineError>, EngineError> {
         if !self.desk.is_running() {
             return ControlFlow::Continue(error);
@@ -168,7 +169,15 @@ impl Job<'_> {
         self.desk.ending = None;
         self.settings.control.cancel_cutover(&format!("the session with the source ended: {error}"));
         while self.desk.is_running() {
-            match self.desk.next().await {
+            let event = tokio::select! {
+                event = self.desk.next() => event,
+                () = signals.next() => match signals.taken() {
+                    1 => continue,
+                    // What is fenced ends by itself, and hooks with this process.
+                    _ => return ControlFlow::Continue(EngineError::Interrupted),
+                },
+            };
+            match event {
                 DeskEvent::Order(Order::End { keys, done }) if may_end => {
                     self.begin_end(keys, done);
                     return ControlFlow::Break(self.end_outside_session(probed, error).await);

@@ -70,6 +70,8 @@ const RELEASE_MAX: Duration = Duration::from_secs(3);
 const HEARD_MAX: Duration = Duration::from_secs(2);
 /// How long workers may take to settle outside of a fence.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
+/// Between two looks whether the session is there still.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A fence ends at the source by itself; this long after its budget nothing of it is left to release.
 const FENCE_GONE_NS: u64 = 2_000_000_000;
 
@@ -93,6 +95,15 @@ pub async fn run(handover: Handover, asked: CutoverAsked) -> CutoverReport {
     // The job may end now, and with it the socket: whoever asked hears of the end before.
     let _ = tokio::time::timeout(HEARD_MAX, run.events.closed()).await;
     run.report
+}
+
+/// Why a cutover that is about this session cannot go on, if so.
+fn gone(control: &Control, session: u64) -> Option<String> {
+    match (control.cutover_cancelled(), control.session()) {
+        (Some(why), _) => Some(why),
+        (None, Some(now)) if now == session => None,
+        _ => Some("the session with the source ended".into()),
+    }
 }
 
 fn now() -> Now {
@@ -119,7 +130,12 @@ struct Run {
 
 impl Run {
     async fn whole(&mut self) {
-        if let Err(why) = self.prepare().await {
+        let gone = self.told_gone();
+        let prepared = tokio::select! {
+            prepared = self.prepare() => prepared,
+            why = gone => Err(why),
+        };
+        if let Err(why) = prepared {
             self.report.outcome = CutoverOutcome::NotDone;
             self.report.message = Some(format!("{why}. Nothing was fenced"));
         } else if self.plan.rehearse > 0 {
@@ -243,13 +259,19 @@ impl Run {
 
     /// Why the cutover cannot go on, if so.
     fn gone(&self) -> Option<String> {
-        let control = &self.handover.control;
-        if let Some(why) = control.cutover_cancelled() {
-            return Some(why);
-        }
-        match control.session() {
-            Some(session) if session == self.handover.session => None,
-            _ => Some("the session with the source ended".into()),
+        gone(&self.handover.control, self.handover.session)
+    }
+
+    /// The same, as soon as it is so: no other session begins as long as this goes on.
+    fn told_gone(&self) -> impl Future<Output = String> + use<> {
+        let (control, session) = (self.handover.control.clone(), self.handover.session);
+        async move {
+            loop {
+                match gone(&control, session) {
+                    Some(why) => return why,
+                    None => tokio::time::sleep(LOOK_EVERY).await,
+                }
+            }
         }
     }
 
@@ -269,7 +291,15 @@ impl Run {
                 Input::Waited
             }
             Action::Hook { event, within_ns } => {
-                Input::Hook(self.hook(cutover, *event, Duration::from_nanos(*within_ns)).await)
+                let hook = self.hook(cutover, *event, Duration::from_nanos(*within_ns));
+                // One that switches the traffic is not left half-way.
+                if cutover.is_committed() || *event == HookEvent::Switch || !may_be_lost(action) {
+                    return Input::Hook(hook.await);
+                }
+                tokio::select! {
+                    ended = hook => Input::Hook(ended),
+                    why = self.told_gone() => Input::Lost(why),
+                }
             }
             Action::Fence { ms } => {
                 let Some(source) = &mut self.source else { return lost() };

@@ -2,8 +2,8 @@
 //!
 //! In: a path, an event, what it should know. Out: whether it ended well. A hook runs without a shell, in a clean
 //! environment (`PATH` and `DF2REDIS_*`), with JSON on standard input and its output on the job's standard error. Invariants:
-//! it is killed with its whole process group when its time is over, and by the kernel when this process dies; what it
-//! prints is not read, so it cannot block anybody.
+//! it is killed with its whole process group when its time is over or nobody waits for it any more, and by the kernel when this process
+//! dies; what it prints is not read, so it cannot block anybody.
 
 use super::cutover::HookEvent;
 use crate::uring::clock;
@@ -74,19 +74,20 @@ pub fn check(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Calls a hook and waits for its end, at most `within`. `Err`: why it counts as failed.
+/// Calls a hook and waits for its end, at most `within`; it is killed where nobody waits any more. `Err`: why it counts as failed.
 pub async fn call(path: &Path, facts: &HookFacts, within: Duration) -> Result<(), String> {
     let (path, facts) = (path.to_path_buf(), facts.clone());
     let (ended, end) = oneshot::channel();
     // A thread of its own: it lives as long as the hook, for with it the kernel would kill the hook.
     let thread = std::thread::Builder::new().name("hook".into()).spawn(move || {
-        let _ = ended.send(run(&path, &facts, within));
+        let result = run(&path, &facts, within, || ended.is_closed());
+        let _ = ended.send(result);
     });
     thread.map_err(|error| format!("no thread for the hook: {error}"))?;
     end.await.unwrap_or_else(|_| Err("the hook's thread ended without a word".into()))
 }
 
-fn run(path: &Path, facts: &HookFacts, within: Duration) -> Result<(), String> {
+fn run(path: &Path, facts: &HookFacts, within: Duration, is_over: impl Fn() -> bool) -> Result<(), String> {
     let name = path.display();
     if within.is_zero() {
         return Err(format!("{name} was not called: no time is left"));
@@ -119,14 +120,14 @@ fn run(path: &Path, facts: &HookFacts, within: Duration) -> Result<(), String> {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
             Ok(Some(status)) => return Err(format!("{name} ended with {status}")),
-            Ok(None) if ran() >= within => break,
+            Ok(None) if ran() >= within || is_over() => break,
             Ok(None) => std::thread::sleep(LOOK_EVERY),
             Err(error) => return Err(format!("{name} cannot be waited for: {error}")),
         }
     }
     kill_group(child.id());
     let _ = child.wait();
-    Err(format!("{name} was killed after {} ms; what it had done by then is not known", within.as_millis()))
+    Err(format!("{name} was killed after {} ms; what it had done by then is not known", ran().as_millis()))
 }
 
 #[cfg(test)]
@@ -147,7 +148,7 @@ mod tests {
         let out = dir.path().join("out");
         let path = script(dir.path(), &format!("(env; cat) > {}", out.display()));
         let facts = HookFacts { event: "drained".into(), fence_left_ms: Some(123), ..HookFacts::default() };
-        run(&path, &facts, Duration::from_secs(20)).unwrap();
+        run(&path, &facts, Duration::from_secs(20), || false).unwrap();
         let said = std::fs::read_to_string(out).unwrap();
         assert!(said.contains("DF2REDIS_EVENT=drained") && said.contains("DF2REDIS_FENCE_LEFT_MS=123"), "{said}");
         assert!(said.contains("\"fence_left_ms\":123"), "{said}");
@@ -159,14 +160,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let facts = HookFacts::default();
         let failing = script(dir.path(), "exit 3");
-        assert!(run(&failing, &facts, Duration::from_secs(20)).unwrap_err().contains("exit status: 3"));
-        assert!(run(&dir.path().join("absent"), &facts, Duration::from_secs(1)).unwrap_err().contains("started"));
-        assert!(run(&failing, &facts, Duration::ZERO).unwrap_err().contains("not called"));
+        assert!(run(&failing, &facts, Duration::from_secs(20), || false).unwrap_err().contains("exit status: 3"));
+        assert!(
+            run(&dir.path().join("absent"), &facts, Duration::from_secs(1), || false).unwrap_err().contains("started")
+        );
+        assert!(run(&failing, &facts, Duration::ZERO, || false).unwrap_err().contains("not called"));
         // Its children die with it.
         let left = dir.path().join("left");
         let hanging = script(dir.path(), &format!("(sleep 2; touch {}) & sleep 60", left.display()));
         let begun = std::time::Instant::now();
-        assert!(run(&hanging, &facts, Duration::from_millis(200)).unwrap_err().contains("killed"));
+        assert!(run(&hanging, &facts, Duration::from_millis(200), || false).unwrap_err().contains("killed"));
         assert!(begun.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(2500));
         assert!(!left.exists());

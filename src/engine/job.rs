@@ -94,6 +94,8 @@ const SEARCH_INDEXES_MAX: usize = 1000;
 /// SIGINT, SIGTERM and an operator's `stop`, from the start of the run to its end: what comes between two waits is not lost.
 pub(super) struct Signals {
     heard: UnboundedReceiver<()>,
+    /// Of those, how many somebody was waiting for.
+    taken: u32,
 }
 
 impl Signals {
@@ -112,12 +114,18 @@ impl Signals {
                 let _ = tell.send(());
             }
         });
-        Ok(Self { heard })
+        Ok(Self { heard, taken: 0 })
     }
 
     /// The next one.
     pub async fn next(&mut self) {
         let _ = self.heard.recv().await;
+        self.taken += 1;
+    }
+
+    /// How many were waited for and came.
+    pub fn taken(&self) -> u32 {
+        self.taken
     }
 
     /// Does what the first signal ends: there is nothing to be applied before. Cut off anywhere it is as after a kill.

@@ -159,7 +159,7 @@ impl Job<'_> {
             };
             let error = self.check_lease().err().unwrap_or(error);
             let error = self.or_replica(error).await;
-            let error = match self.outlive_cutover(&probed, error).await {
+            let error = match self.outlive_cutover(&probed, error, signals).await {
                 ControlFlow::Break(ended) => return ended,
                 ControlFlow::Continue(error) => error,
             };
@@ -168,12 +168,13 @@ impl Job<'_> {
             }
             let is_torn = matches!(error, EngineError::Torn(_));
             self.resumable &= !is_torn;
+            // Perhaps the session ended before it could begin to stop, for a cutover was to be rolled back first.
+            let stopping = self.phase == Phase::Stopping || signals.taken() > 0;
             // The source went away while the tool was stopping: what is confirmed is in the checkpoint.
             let error = match error {
-                EngineError::Source(_) if self.phase == Phase::Stopping => EngineError::Interrupted,
+                EngineError::Source(_) | EngineError::LetGo(_) if stopping => EngineError::Interrupted,
                 error => error,
             };
-            let stopping = self.phase == Phase::Stopping;
             // Nothing is begun anew by a job that is to end.
             let is_over = matches!(
                 error,
