@@ -275,6 +275,49 @@ fn a_position_that_came_from_another_node_hides_no_loss() {
     world.finish(world.start());
 }
 
+/// A slot in which positions were kept until homes were chosen anew is given to a node that joins while the tool is away.
+#[test]
+fn a_position_that_is_written_no_more_is_no_loss() {
+    let Some(mut world) = World::new(nodes()[1], false) else { return };
+    let (node, other) = (world.node, (world.node + 1) % 3);
+    let mut tool = world.start();
+    world.write(20);
+    world.wait_applied(&mut tool);
+    until(&mut tool, "nothing is named", || world.field("homes:0").is_some());
+    let before = world.homes(node);
+    // All later ones take other places then; and of one that is written to each worker hears.
+    let first = (16384 * node / 3) as u16;
+    let mut moved: Vec<u16> = (first..first + 10).collect();
+    moved.extend(["n", "list", "text", "hash", "stream"].map(|family| slot(key_on(node, family).as_bytes()).0));
+    moved.sort_unstable();
+    moved.dedup();
+    moved.retain(|slot| !before.contains(slot));
+    for slot in moved {
+        world.cluster.move_slot(slot, node, other).unwrap();
+        world.cluster.wait_agreed().unwrap();
+    }
+    let is_named = |slot: u16| {
+        let named = ["homes:0", "homes:1"].map(|field| world.field(field).unwrap_or_default());
+        named.iter().any(|named| named.split([',', ':']).any(|word| word == slot.to_string()))
+    };
+    until(&mut tool, "no new homes", || {
+        world.write(1);
+        before.iter().all(|slot| !is_named(*slot))
+    });
+    world.write(20);
+    world.wait_applied(&mut tool);
+    tool.kill();
+    let joined = world.inner.cluster.join().unwrap();
+    world.cluster.wait_agreed().unwrap();
+    world.cluster.move_slot(before[1], node, joined).unwrap();
+    world.cluster.wait_agreed().unwrap();
+    let tool = world.start();
+    world.write(5);
+    world.finish(tool);
+    assert!(!world.said("a node lacks what it had acknowledged"));
+    assert!(world.said("holds no position: compare with verify"));
+}
+
 /// A value that another node has given away and the node has lost is nowhere any more.
 #[test]
 fn a_value_that_was_moved_to_the_node_and_lost_there_is_named() {

@@ -91,36 +91,6 @@ pub fn parse(field: &[u8], value: &[u8]) -> Option<Named> {
 /// Field of the checkpoint that names the processes of the primaries: `<id>=<run id>,...`
 pub const NODES_FIELD: &str = "nodes";
 
-/// Of these nodes, which have slots, those that have none of the homes that the checkpoint names: by whether they are known to
-/// be the process that they were.
-pub fn without_home(
-    checkpoint: &Checkpoint,
-    nodes: &[(String, String)],
-    node_of: impl Fn(Slot) -> Option<String>,
-) -> WithoutHome {
-    let mut without = WithoutHome::default();
-    let has: HashSet<String> =
-        checkpoint.homes.iter().flat_map(|named| &named.slots).filter_map(|slot| node_of(*slot)).collect();
-    // Nothing is named in the first moments of the journal.
-    if has.is_empty() {
-        return without;
-    }
-    for (id, run_id) in nodes.iter().filter(|(id, _)| !has.contains(id)) {
-        match checkpoint.nodes.iter().find(|(known, _)| known == id) {
-            Some((_, known)) if known == run_id => {}
-            Some(_) => without.restarted.push(id.clone()),
-            None => without.unknown.push(id.clone()),
-        }
-    }
-    without
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct WithoutHome {
-    pub restarted: Vec<String>,
-    pub unknown: Vec<String>,
-}
-
 /// What the nodes hold of a job's positions.
 #[derive(Default)]
 pub struct Found {
@@ -149,28 +119,16 @@ impl Found {
         checkpoint: &Checkpoint,
         node_of: impl Fn(Slot) -> Option<String>,
     ) -> Result<Vec<Lsn>, EngineError> {
-        // By flow: the oldest of its homes. Those that an earlier session named, with other workers, are older than all others.
-        let mut by_flow: BTreeMap<FlowId, Lsn> = BTreeMap::new();
-        for Named { flows, slots } in &checkpoint.homes {
-            for flow in flows {
-                let mut oldest = None;
-                for slot in slots {
-                    let lsn = *self.positions.get(&(*flow, *slot)).ok_or_else(|| missing(*slot, node_of(*slot)))?;
-                    oldest = Some(oldest.map_or(lsn, |oldest: Lsn| oldest.min(lsn)));
-                }
-                if let Some(oldest) = oldest {
-                    let newest = by_flow.entry(*flow).or_insert(oldest);
-                    *newest = (*newest).max(oldest);
-                }
-            }
-        }
+        let by_flow = self.counting(checkpoint).map_err(|slot| missing(slot, node_of(slot)))?;
+        // Of a flow whose homes are not named yet each node's newest position counts. Not of another one: where homes were chosen anew
+        // the old ones stay as they were, and may come to a node with their slot.
         let mut by_node: BTreeMap<(String, FlowId), Lsn> = BTreeMap::new();
-        for ((flow, slot), lsn) in &self.positions {
+        for ((flow, slot), lsn) in self.positions.iter().filter(|((flow, _), _)| !by_flow.contains_key(flow)) {
             let newest = by_node.entry((node_of(*slot).unwrap_or_default(), *flow)).or_insert(*lsn);
             *newest = (*newest).max(*lsn);
         }
         let mut proven = checkpoint.lsns.clone();
-        let by_home = by_flow.into_iter().map(|(flow, lsn)| (String::from("its home"), flow, lsn));
+        let by_home = by_flow.into_iter().map(|(flow, (lsn, _))| (String::from("its home"), flow, lsn));
         for (node, flow, lsn) in by_node.into_iter().map(|((node, flow), lsn)| (node, flow, lsn)).chain(by_home) {
             if let Some(position) = proven.get_mut(flow.0 as usize).filter(|position| **position > lsn) {
                 let behind = position.0 - lsn.0;
@@ -180,6 +138,59 @@ impl Found {
         }
         Ok(proven)
     }
+
+    /// Of these nodes, which have slots, those that have none of the homes that count: by whether they are known to be the process
+    /// that they were.
+    pub fn without_home(
+        &self,
+        checkpoint: &Checkpoint,
+        nodes: &[(String, String)],
+        node_of: impl Fn(Slot) -> Option<String>,
+    ) -> Result<WithoutHome, EngineError> {
+        let by_flow = self.counting(checkpoint).map_err(|slot| missing(slot, node_of(slot)))?;
+        let mut without = WithoutHome::default();
+        let has: HashSet<String> =
+            by_flow.values().flat_map(|(_, slots)| slots.iter()).filter_map(|slot| node_of(*slot)).collect();
+        // Nothing is named in the first moments of the journal.
+        if has.is_empty() {
+            return Ok(without);
+        }
+        for (id, run_id) in nodes.iter().filter(|(id, _)| !has.contains(id)) {
+            match checkpoint.nodes.iter().find(|(known, _)| known == id) {
+                Some((_, known)) if known == run_id => {}
+                Some(_) => without.restarted.push(id.clone()),
+                None => without.unknown.push(id.clone()),
+            }
+        }
+        Ok(without)
+    }
+
+    /// By flow: its homes, and the oldest position there. Those that an earlier session named, with other workers, are older than all
+    /// others, and do not count. The error: a home without a position.
+    fn counting<'a>(&self, checkpoint: &'a Checkpoint) -> Result<BTreeMap<FlowId, (Lsn, &'a [Slot])>, Slot> {
+        let mut by_flow: BTreeMap<FlowId, (Lsn, &[Slot])> = BTreeMap::new();
+        for Named { flows, slots } in &checkpoint.homes {
+            for flow in flows {
+                let mut oldest = None;
+                for slot in slots {
+                    let lsn = *self.positions.get(&(*flow, *slot)).ok_or(*slot)?;
+                    oldest = Some(oldest.map_or(lsn, |oldest: Lsn| oldest.min(lsn)));
+                }
+                if let Some(oldest) = oldest
+                    && by_flow.get(flow).is_none_or(|(newest, _)| *newest < oldest)
+                {
+                    by_flow.insert(*flow, (oldest, slots));
+                }
+            }
+        }
+        Ok(by_flow)
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct WithoutHome {
+    pub restarted: Vec<String>,
+    pub unknown: Vec<String>,
 }
 
 fn missing(slot: Slot, node: Option<String>) -> EngineError {
@@ -269,12 +280,39 @@ mod tests {
 
     #[test]
     fn a_node_without_a_home_is_proven_by_its_process() {
-        let node_of = |_| Some("a".to_string());
-        let checkpoint = checkpoint(vec![Named { flows: vec![FlowId(0)], slots: vec![Slot(1), Slot(2)] }]);
+        let node_of = |slot: Slot| Some(if slot.0 < 100 { "a".to_string() } else { "c".to_string() });
+        let named = |flows: &[u32], slots: &[u16]| Named {
+            flows: flows.iter().copied().map(FlowId).collect(),
+            slots: slots.iter().copied().map(Slot).collect(),
+        };
+        // The second one is left of a session with two workers.
+        let checkpoint = checkpoint(vec![named(&[0, 1], &[1, 2]), named(&[1], &[300])]);
+        let mut found = Found::default();
+        for (flow, slot, lsn) in [(0, 1, 100), (0, 2, 100), (1, 1, 50), (1, 2, 50), (1, 300, 3)] {
+            found.add(FlowId(flow), Slot(slot), "j", format!("j:{lsn}").as_bytes());
+        }
         let nodes = [("a", "9"), ("b", "2"), ("c", "4"), ("d", "5")].map(|(id, run)| (id.to_string(), run.to_string()));
-        let without = without_home(&checkpoint, &nodes, node_of);
+        let without = found.without_home(&checkpoint, &nodes, node_of).unwrap();
         assert_eq!(without, WithoutHome { restarted: vec!["c".into()], unknown: vec!["d".into()] });
         let nothing = Checkpoint { homes: Vec::new(), ..checkpoint };
-        assert_eq!(without_home(&nothing, &nodes, node_of), WithoutHome::default());
+        assert_eq!(found.without_home(&nothing, &nodes, node_of).unwrap(), WithoutHome::default());
+    }
+
+    /// A slot that was a home until homes were chosen anew was given to node c while the tool was away.
+    #[test]
+    fn a_position_that_is_written_no_more_proves_nothing() {
+        let node_of =
+            |slot: Slot| Some(["a", "b", "c"][usize::from(slot.0 / 100).saturating_sub(1).min(2)].to_string());
+        let mut found = Found::default();
+        for (slot, lsn) in [(1, 100), (200, 100), (300, 7)] {
+            found.add(FlowId(0), Slot(slot), "j", format!("j:{lsn}").as_bytes());
+        }
+        let known = vec![Named { flows: vec![FlowId(0)], slots: vec![Slot(1), Slot(200)] }];
+        let checkpoint = checkpoint(known);
+        assert_eq!(found.proven(&checkpoint, node_of).unwrap(), [Lsn(100), Lsn(50)]);
+        let nodes = |run: &str| [("a", "1"), ("b", "2"), ("c", run)].map(|(id, run)| (id.to_string(), run.to_string()));
+        let without = |run: &str| found.without_home(&checkpoint, &nodes(run), node_of).unwrap();
+        assert_eq!(without("3"), WithoutHome::default());
+        assert_eq!(without("4").restarted, ["c"]);
     }
 }

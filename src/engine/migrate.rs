@@ -11,7 +11,7 @@ use super::cluster::Cluster;
 use super::crew::{ClusterPlan, Crew, CrewPlan, journal_tag};
 use super::error::EngineError;
 use super::handle::Existing;
-use super::homes::{self, Found, WithoutHome};
+use super::homes::{Found, WithoutHome};
 use super::job::{Job, Signals, graver};
 use super::lease;
 use super::messages::{WorkerEvent, WorkerSummary};
@@ -267,7 +267,7 @@ impl Job<'_> {
                     }
                     checkpoint.lsns = proven;
                     let owner = |slot| topology.owner(slot).map(|node| node.id.clone());
-                    self.check_without_home(homes::without_home(checkpoint, &cluster.processes(), owner))?;
+                    self.check_without_home(found.without_home(checkpoint, &cluster.processes(), owner)?)?;
                 }
                 (resumed, found)
             }
