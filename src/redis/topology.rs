@@ -36,6 +36,8 @@ pub struct Node {
     pub role: Role,
     /// The asked node does not call it failed.
     pub healthy: bool,
+    /// Of a replica: the id of its primary.
+    pub replica_of: Option<String>,
     /// Every address that the reply gives it, as `MOVED` may name it; first the one that clients are to take.
     known_as: Vec<Address>,
 }
@@ -69,7 +71,7 @@ impl Names<'_> {
 impl Node {
     fn new(id: &str, known_as: Vec<Address>, nat: &NatMap, role: Role, healthy: bool) -> Option<Self> {
         let address = nat.apply(&known_as).or_else(|| known_as.first().cloned())?;
-        Some(Self { id: id.to_string(), address, role, healthy, known_as })
+        Some(Self { id: id.to_string(), address, role, healthy, replica_of: None, known_as })
     }
 
     /// Where the cluster says that it is. An answer of this node that names no host means this one.
@@ -115,6 +117,7 @@ impl Topology {
             let nodes = field(shard, "nodes").and_then(Value::array).ok_or(wrong("a shard has no nodes"))?;
             let slots = field(shard, "slots").and_then(Value::array).ok_or(wrong("a shard has no slots"))?;
             let mut owner = None;
+            let mut replicas = Vec::new();
             for entry in nodes {
                 let text = |name: &str| field(entry, name).and_then(Value::text).and_then(known_host);
                 let id = text("id").ok_or(wrong("a node has no id"))?;
@@ -133,11 +136,15 @@ impl Topology {
                 let known_as = names.addresses(port, asked).ok_or(wrong("a node has a host that is none"))?;
                 let node = Node::new(id, known_as, nat, role, healthy).ok_or(wrong("a node has no address"))?;
                 let at = topology.add(node).ok_or(wrong("it has too many nodes"))?;
+                if role == Role::Replica {
+                    replicas.push(at);
+                }
                 // A failed primary and the replica that took its place may both be called master for a while.
                 if role == Role::Primary && (healthy || owner.is_none()) {
                     owner = Some(at);
                 }
             }
+            topology.follow(&replicas, owner);
             for range in slots.chunks(2) {
                 let range = range.first().and_then(slot_of).zip(range.get(1).and_then(slot_of));
                 topology.assign(range.ok_or(wrong("a range of slots is none"))?, owner).map_err(wrong)?;
@@ -156,6 +163,7 @@ impl Topology {
             };
             let range = slot_of(first).zip(slot_of(last)).ok_or(wrong("a range of slots is none"))?;
             let mut owner = None;
+            let mut replicas = Vec::new();
             for (position, entry) in nodes.iter().enumerate() {
                 let [host, Value::Integer(port), rest @ ..] = entry.array().unwrap_or_default() else {
                     return Err(wrong("a node has no address"));
@@ -172,17 +180,19 @@ impl Topology {
                 let role = if position == 0 { Role::Primary } else { Role::Replica };
                 let node = Node::new(id, known_as, nat, role, true).ok_or(wrong("a node has no address"))?;
                 let at = topology.add(node).ok_or(wrong("it has too many nodes"))?;
-                if position == 0 {
-                    owner = Some(at);
+                match position {
+                    0 => owner = Some(at),
+                    _ => replicas.push(at),
                 }
             }
+            topology.follow(&replicas, owner);
             topology.assign(range, owner).map_err(wrong)?;
         }
         Ok(topology)
     }
 
     /// Adds the nodes of an answer to `CLUSTER NODES`: `CLUSTER SLOTS` leaves out those that have no slots, such as one that is about to
-    /// be given its first. `<id> <ip>:<port>@<bus port>[,<hostname>[,...]] <flags> ...`
+    /// be given its first. `<id> <ip>:<port>@<bus port>[,<hostname>[,...]] <flags> <id of its primary, or -> ...`
     pub fn add_listed(&mut self, text: &[u8], asked: &Address, nat: &NatMap) -> Result<(), TopologyError> {
         let wrong = |what| TopologyError { command: "CLUSTER NODES", what };
         let text = std::str::from_utf8(text).map_err(|_| wrong("it is no text"))?;
@@ -202,7 +212,8 @@ impl Topology {
             let names = Names { preferred: ip.as_deref(), ip: ip.as_deref(), hostname: more.split(',').nth(1) };
             let known_as = names.addresses(port, asked).ok_or(wrong("a node has a host that is none"))?;
             let role = if has("master") { Role::Primary } else { Role::Replica };
-            let node = Node::new(id, known_as, nat, role, !has("fail")).ok_or(wrong("a node has no address"))?;
+            let mut node = Node::new(id, known_as, nat, role, !has("fail")).ok_or(wrong("a node has no address"))?;
+            node.replica_of = words.next().filter(|id| role == Role::Replica && *id != "-").map(str::to_string);
             self.add(node).ok_or(wrong("it has too many nodes"))?;
         }
         Ok(())
@@ -214,7 +225,7 @@ impl Topology {
             if let Some(known) = self.nodes.get_mut(at)
                 && node.role == Role::Primary
             {
-                known.role = Role::Primary;
+                (known.role, known.replica_of) = (Role::Primary, None);
             }
             return u16::try_from(at).ok();
         }
@@ -223,6 +234,16 @@ impl Topology {
         }
         self.nodes.push(node);
         u16::try_from(self.nodes.len() - 1).ok()
+    }
+
+    /// These are replicas of this node.
+    fn follow(&mut self, replicas: &[u16], primary: Option<u16>) {
+        let primary = primary.and_then(|at| self.nodes.get(usize::from(at))).map(|node| node.id.clone());
+        for at in replicas {
+            if let Some(node) = self.nodes.get_mut(usize::from(*at)).filter(|node| node.role == Role::Replica) {
+                node.replica_of.clone_from(&primary);
+            }
+        }
     }
 
     /// One node's view gives each slot to one owner, which bounds the number of ranges too.
@@ -406,6 +427,8 @@ mod tests {
         assert_eq!(topology.uncovered(), [(Slot(16001), Slot(16383))]);
         assert_eq!(topology.primaries().iter().map(|node| node.id.as_str()).collect::<Vec<_>>(), ["b", "d"]);
         assert_eq!(topology.nodes().len(), 5);
+        let primary_of = |id: &str| topology.by_id(id).unwrap().replica_of.as_deref();
+        assert_eq!((primary_of("a"), primary_of("b"), primary_of("c")), (None, None, Some("b")));
         let find = |host: &str, port| topology.find(&Address::new(host, port)).map(|node| node.id.as_str());
         assert_eq!(find("10.0.0.1", 7001), Some("b"));
         assert_eq!(find("b.example", 7001), Some("b"));
@@ -427,7 +450,8 @@ mod tests {
         let topology = Topology::from_slots(&value, &asked(), &NatMap::default()).unwrap();
         assert_eq!(topology.owner(Slot(0)).unwrap().address.to_string(), "seed:7000");
         assert_eq!(topology.find(&Address::new("x", 7002)).unwrap().id, "c");
-        assert_eq!(topology.by_id("b").unwrap().role, Role::Replica);
+        let replica = topology.by_id("b").unwrap();
+        assert_eq!((replica.role, replica.replica_of.as_deref()), (Role::Replica, Some("a")));
         assert!(topology.uncovered().is_empty());
     }
 
@@ -449,6 +473,8 @@ mod tests {
         assert_eq!(shown, ["a 127.0.0.1:7000 true", "b gate:7001 true", "c [::1]:7002 true", "d seed:7003 false"]);
         assert_eq!(topology.find(&Address::new("b.example", 7001)).unwrap().id, "b");
         assert_eq!(topology.primaries().len(), 1);
+        let primary_of = |id: &str| topology.by_id(id).unwrap().replica_of.as_deref();
+        assert_eq!((primary_of("b"), primary_of("c")), (None, Some("a")));
         for bad in ["a", "a b", "x a\u{7}b:1@2 master", "\u{1b}[0m 10.0.0.1:1@2,h\u{7}x master"] {
             assert!(
                 topology.add_listed(bad.as_bytes(), &asked(), &nat).is_err() || topology.nodes().len() == 4,

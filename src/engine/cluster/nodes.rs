@@ -320,11 +320,19 @@ struct Takeover {
 /// Primaries whose slots are another node's now that had none before: their replica, an heir that nobody knew, or one that was not
 /// known to be a replica yet (in a young cluster).
 fn takeovers(old: &Topology, new: &Topology) -> Vec<Takeover> {
+    let still = new.primaries();
     let heir_of = |primary: &Node| {
         let mut heirs: Vec<&Node> = old.slots_of(&primary.id).filter_map(|slot| new.owner(slot)).collect();
         heirs.dedup_by(|a, b| a.id == b.id);
         let has_all = heirs.len() == 1;
-        heirs.into_iter().filter(|heir| heir.id != primary.id).find_map(|heir| {
+        // One that has slots still gave some to a node that has just taken over elsewhere; or its own replica had not heard yet of a
+        // slot that it was given, and took over all others.
+        let is_primary = still.iter().any(|node| node.id == primary.id);
+        let may_be = |heir: &Node| {
+            let is_own = old.by_id(&heir.id).is_some_and(|known| known.replica_of.as_ref() == Some(&primary.id));
+            heir.id != primary.id && (is_own || !is_primary)
+        };
+        heirs.into_iter().filter(|heir| may_be(heir)).find_map(|heir| {
             let is_certain = match old.by_id(&heir.id) {
                 Some(known) => known.role == Role::Replica,
                 None => new.by_id(&primary.id).is_none_or(|node| !node.healthy),
@@ -335,10 +343,7 @@ fn takeovers(old: &Topology, new: &Topology) -> Vec<Takeover> {
             (is_certain || had_none && (has_all || is_replica)).then_some(takeover)
         })
     };
-    // One that has slots still was not replaced: it gave some to a node that has just taken over elsewhere.
-    let still = new.primaries();
-    let was_replaced = |primary: &&Node| !still.iter().any(|node| node.id == primary.id);
-    old.primaries().into_iter().filter(was_replaced).filter_map(heir_of).collect()
+    old.primaries().into_iter().filter_map(heir_of).collect()
 }
 
 /// The most complete view with the latest epoch, and of several the one that most nodes share: one that was cut off hears of an epoch
@@ -470,5 +475,11 @@ mod tests {
         let after = topology(&[(0, 98, &[1, 2]), (99, 99, &[4, 3]), (100, 16383, &[4, 3])]);
         let olds: Vec<u16> = takeovers(&before, &after).iter().map(|takeover| takeover.old.address.port).collect();
         assert_eq!(olds, [3], "the heir of another node, given slots");
+        let after = topology(&[(0, 98, &[2]), (99, 99, &[1]), (100, 16383, &[3, 4])]);
+        let found: Vec<(u16, u16)> = takeovers(&before, &after)
+            .iter()
+            .map(|takeover| (takeover.old.address.port, takeover.heir.address.port))
+            .collect();
+        assert_eq!(found, [(1, 2)], "its replica, all but a slot that this had not heard of");
     }
 }
