@@ -186,6 +186,44 @@ fn a_replica_that_lags_and_takes_over_by_force_ends_the_run() {
     run.expect_code(5).expect_text("took over from").expect_text("--on-existing flush");
 }
 
+/// A node that has just taken over, with everything, and comes back with an older dump. Nobody connected to it as to a primary before.
+#[test]
+fn an_heir_that_was_restarted_ends_the_run() {
+    let Some(mut cluster) = cluster(ServerKind::Redis7, true) else { return };
+    let gate = Gate::default();
+    let mut flow = FlowBytes::new();
+    for key in texts("key", 300) {
+        flow.string(&key, b"v");
+    }
+    let faults = Faults { full_sync_gate: Some(gate.clone()), ..Faults::default() };
+    let master = Hand::new(vec![flow]).faulty(faults);
+    let (old, heir) = (1, 4);
+    cluster.nodes[heir].client().unwrap().run("SAVE").unwrap();
+    let mut tool = start(migrate_command(master.port(), cluster.port(), &["--log", "info"]));
+    let all = wait_for(|| {
+        let keys = cluster.keys().unwrap();
+        (keys.iter().filter(|key| !key.starts_with(b"df2redis:")).count() == 300).then_some(())
+    });
+    assert!(all.is_some() && tool.is_running(), "the load does not come to its end");
+    let asks = |what: &str| {
+        let clients = cluster.nodes[heir].client().unwrap().run("CLIENT LIST").unwrap().text().unwrap();
+        clients.lines().any(|client| client.contains("name=df2redis-control") && client.contains(what))
+    };
+    assert!(wait_for(|| asks("cmd=info").then_some(())).is_some() && tool.is_running(), "replicas are not asked");
+    // Nobody is to take over again.
+    cluster.nodes[old].client().unwrap().run("CONFIG SET cluster-replica-no-failover yes").unwrap();
+    cluster.fail_over(heir).unwrap();
+    assert!(
+        wait_for(|| asks("cmd=cluster").then_some(())).is_some() && tool.is_running(),
+        "it is not known as primary"
+    );
+    cluster.nodes[heir].kill();
+    cluster.nodes[heir].restart().unwrap();
+    cluster.wait_ok().unwrap();
+    gate.open();
+    tool.wait_for(Duration::from_secs(120)).expect_code(5).expect_text("was restarted");
+}
+
 /// It has taken over, and the others know.
 fn until_primary(cluster: &Cluster, node: usize) {
     let took_over = wait_for(|| cluster.primaries().contains(&node).then_some(()));
