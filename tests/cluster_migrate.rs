@@ -186,6 +186,37 @@ fn a_replica_that_lags_and_takes_over_by_force_ends_the_run() {
     run.expect_code(5).expect_text("took over from").expect_text("--on-existing flush");
 }
 
+/// The same, and its primary is restarted before it has copied everything from its heir: it goes on from the position of its dump, which
+/// the heir knows. So nothing but its being another process tells that it had more.
+#[test]
+fn a_primary_that_was_restarted_proves_nothing_of_its_heir() {
+    let ended = disturbed(ServerKind::Redis7, true, 6, |cluster| {
+        let (mut primary, mut replica) = (cluster.nodes[1].client().unwrap(), cluster.nodes[4].client().unwrap());
+        primary.run("SAVE").unwrap();
+        let keys = |client: &mut Client| client.run("DBSIZE").unwrap().int().unwrap();
+        // The dump's position is one that the replica comes to.
+        let reached = |client: &mut Client| client.info("master_repl_offset").unwrap()?.parse::<u64>().ok();
+        let saved = reached(&mut primary);
+        let has_it = wait_for(|| (reached(&mut replica) >= saved).then_some(()));
+        assert!(has_it.is_some(), "the replica gets nothing");
+        for node in [&mut primary, &mut replica] {
+            node.run("ACL SETUSER default -psync -sync").unwrap();
+        }
+        primary.run("CLIENT KILL TYPE replica").unwrap();
+        let lags = wait_for(|| (keys(&mut primary) > keys(&mut replica)).then_some(()));
+        assert!(lags.is_some(), "nothing is written");
+        replica.run("CLUSTER FAILOVER TAKEOVER").unwrap();
+        let follows = wait_for(|| (primary.info("role").unwrap().as_deref() == Some("slave")).then_some(()));
+        assert!(follows.is_some(), "it does not become a replica");
+        cluster.nodes[1].kill();
+        replica.run("ACL SETUSER default +psync +sync").unwrap();
+        cluster.nodes[1].restart().unwrap();
+        until_primary(cluster, 4);
+    });
+    let Some((.., run)) = ended else { return };
+    run.expect_code(5).expect_text("took over from").expect_text("--on-existing flush");
+}
+
 /// A node that has just taken over, with everything, and comes back with an older dump. Nobody connected to it as to a primary before.
 #[test]
 fn an_heir_that_was_restarted_ends_the_run() {

@@ -3,7 +3,8 @@
 //!
 //! In: `INFO replication` of both nodes. Out: yes, or that it is not certain. A primary that becomes a replica of its heir goes on
 //! from its own position only if the heir had come as far as that when it took over; then both know the history before by
-//! the same id (`master_replid2`). Else it copies everything anew, and knows of none. A node that is gone proves nothing.
+//! the same id (`master_replid2`). Else it copies everything anew, and knows of none. A node that is gone proves nothing; nor does one
+//! that was restarted, for it goes on from the position of its dump.
 
 use super::{Cluster, Trouble};
 use crate::engine::patience::Patience;
@@ -19,7 +20,14 @@ impl Cluster {
     pub(super) async fn was_handed_over(&mut self, old: &Node, heir: &Node) -> Result<bool, Trouble> {
         let mut patience = Patience::new(self.patience.min(FOLLOWS_MAX));
         loop {
-            if let (Some(of_old), Some(of_heir)) = (self.replication(&old.id).await?, self.replication(&heir.id).await?)
+            let (of_old, of_heir) = (self.replication(&old.id).await?, self.replication(&heir.id).await?);
+            // The process that acknowledged what it did, and the one that answers.
+            if let (Some(known), Some(seen)) = (self.known_run_id(&old.id), self.seen_run_ids.get(&old.id))
+                && known != *seen
+            {
+                return Ok(false);
+            }
+            if let (Some(of_old), Some(of_heir)) = (of_old, of_heir)
                 && let Some(lacks_nothing) = lacks_nothing(&of_old, &of_heir)
             {
                 return Ok(lacks_nothing);

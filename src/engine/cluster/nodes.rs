@@ -188,17 +188,17 @@ impl Cluster {
         let before = self.primary_ids();
         self.topology = topology;
         remember(&self.settings, &self.topology);
-        // A node that is no primary any more may be restarted: it will copy its data from the new one.
-        let primaries = self.primary_ids();
-        self.run_ids.retain(|id, _| primaries.contains(id));
-        let nodes = &self.topology;
         // The process that a new primary is gets noted when it is connected to.
+        let primaries = self.primary_ids();
+        let nodes = &self.topology;
         self.links.retain(|id, _| nodes.by_id(id).is_some() && (before.contains(id) || !primaries.contains(id)));
         for Takeover { old, heir, is_certain } in takeovers {
             if is_certain || self.was_replica(&heir).await? {
                 self.after_takeover(&old, &heir).await?;
             }
         }
+        // A node that is no primary any more may be restarted: it will copy its data from the new one.
+        self.run_ids.retain(|id, _| primaries.contains(id));
         // Nobody executes anything at an heir of which it is not known what it lacks.
         let shared = self.shared.clone();
         let mut known = shared.known.borrow_mut();
