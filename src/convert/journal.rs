@@ -44,7 +44,7 @@ pub use notes::{Doubt, Note, NoteKind, Notes};
 pub use payload::{RestorePayload, Restored, payload_class};
 pub use quirks::{Meaning, Quirks, may_be_rounded};
 pub use several::{Several, Side, Take, is_whole, several, stored_key, stores_only_what_is_there};
-pub use suspects::{Suspects, SuspectsOverflow};
+pub use suspects::{Suspect, Suspects, SuspectsOverflow};
 
 use super::near::Near;
 use super::out::{Class, CommandMeta, Out};
@@ -126,6 +126,9 @@ const ZADD_COMPARES: (u32, u32) = (1, 41);
 /// Sets that are listed as compared wrongly; more are not.
 const COMPARED_MAX: usize = 1024;
 
+/// The first release that records nothing of a command that failed, a SETNX or RENAMENX that found its key included.
+const FAILURES_NOT_RECORDED: (u32, u32) = (1, 14);
+
 /// The first release in which a JSON.SET of a whole document takes the key's expiry away.
 const JSON_SET_CLEARS_EXPIRY: (u32, u32) = (1, 33);
 
@@ -147,6 +150,8 @@ pub struct JournalTranslator {
     present: Box<[bool]>,
     /// By row of the table, the last one for names not known.
     counts: Box<[NameCounts]>,
+    /// A record may be of a command that failed.
+    records_failures: bool,
     /// A JSON.SET of a whole document keeps the key's expiry at the source.
     json_keeps_expiry: bool,
     /// GT and LT of a ZADD count for nothing at the source in sets that are not small.
@@ -172,6 +177,7 @@ impl JournalTranslator {
             policy,
             present,
             counts: vec![NameCounts::default(); table::TABLE.len() + 1].into(),
+            records_failures: false,
             json_keeps_expiry: false,
             compares_wrongly: false,
             compared: HashSet::new(),
@@ -185,6 +191,7 @@ impl JournalTranslator {
     /// Of which release the records are, where that is known; else they are taken to be of a new one.
     pub fn set_source(&mut self, release: Option<Release>) {
         let is_before = |first| release.is_some_and(|release| (release.major, release.minor) < first);
+        self.records_failures = is_before(FAILURES_NOT_RECORDED);
         self.json_keeps_expiry = is_before(JSON_SET_CLEARS_EXPIRY);
         self.compares_wrongly = is_before(ZADD_COMPARES);
     }
@@ -283,9 +290,12 @@ impl JournalTranslator {
             How::Set => self.set(record, out),
             How::SetEx(unit_ms) => self.set_ex(record, unit_ms, out),
             How::MSet => self.mset(record, out),
-            How::GetSet => self.get_set(record, out),
+            // It is recorded because it succeeded.
+            How::SetNx if self.records_failures => self.pass(record, Class::Guarded, out),
+            How::GetSet | How::SetNx => self.get_set(record, out),
             How::Del => Ok(self.del(record, record.from(1), out)),
-            How::Rename => self.rename(record, out),
+            How::RenameNx if self.records_failures => self.pass(record, Class::Guarded, out),
+            How::Rename | How::RenameNx => self.rename(record, out),
             How::GetEx => self.get_ex(record, out),
             How::PExpireAt => self.pexpire_at(record, out),
             How::Persist => self.persist(record, out),

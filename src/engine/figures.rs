@@ -2,6 +2,7 @@
 
 use super::messages::{Lost, WorkerEvent, WorkerSummary};
 use super::worker::Worker;
+use crate::convert::journal::{Doubt, NoteKind, Suspect};
 use crate::report::counters::FlowSample;
 use crate::report::document::{Expiries, Filtered};
 use crate::uring;
@@ -103,13 +104,18 @@ impl Worker {
         summary.lost.extend(self.doubtful.drain(..));
         for flow in &mut self.flows {
             let handler = &mut flow.handler;
+            for Suspect { db, key, is_changed } in handler.suspects.drain() {
+                if is_changed {
+                    handler.translator.notes().add(db, &key, "", NoteKind::Doubtful(Doubt::PerhapsDeleted));
+                }
+                summary.suspects.push((db, key));
+            }
             summary.not_carried.extend(handler.take_not_carried());
             for (name, counts) in handler.translator.by_name() {
                 let seen = counts.written + counts.dropped + counts.left_out;
                 summary.journal_by_name.push((name.to_string(), seen));
             }
             summary.tallies.push(handler.converter.tally().clone());
-            summary.suspects.extend(handler.suspects.drain());
             summary.strays_dropped += handler.counts.strays_dropped;
             summary.owner_unknown += handler.counts.owner_unknown;
             summary.existing_skipped += handler.counts.existing_skipped;

@@ -92,12 +92,13 @@ impl Job<'_> {
                 event = crew.event() => match event? {
                     // Of a source that is gone nothing is asked: the next session begins with keys that are in doubt.
                     WorkerEvent::Lost(_) if Draining::lacks_source(draining.as_ref()) => {}
-                    WorkerEvent::Suspects { keys }
-                        if keys.is_empty() || Draining::lacks_source(draining.as_ref()) =>
-                    {
-                        watch.suspects(keys)
+                    WorkerEvent::Suspects { keys, changed } => {
+                        watch.doubtful.extend(changed);
+                        match keys.is_empty() || Draining::lacks_source(draining.as_ref()) {
+                            true => watch.suspects(keys),
+                            false => absent.want(keys),
+                        }
                     }
-                    WorkerEvent::Suspects { keys } => absent.want(keys),
                     WorkerEvent::SourceGone { why } => gone = Err(EngineError::Source(why)),
                     WorkerEvent::LetGo { why } => gone = Err(EngineError::LetGo(why)),
                     WorkerEvent::Spent { worker, releases } => {

@@ -151,7 +151,7 @@ impl FlowHandler {
                 Arc::new(plan.policy.clone()),
                 NOTES_BYTES_MAX,
             ),
-            suspects: Suspects::new(SUSPECTS_BYTES_MAX),
+            suspects: Suspects::new(SUSPECTS_BYTES_MAX, plan.source),
             counts: FlowCounts::default(),
             held,
             doubts: Doubts::default(),
@@ -476,18 +476,8 @@ impl FlowHandler {
         if self.only_reads(db, args, now_ms, stable)? {
             return Ok(Applied::Done);
         }
-        self.note_suspects(db, args, stable)?;
+        self.note_suspects(db, args, now_ms, stable, out)?;
         self.apply_record(db, txid, args, now_ms, stable, out)
-    }
-
-    /// What a record means for the keys that the source may have deleted silently. Names are the source's.
-    pub(super) fn note_suspects(&mut self, db: DbIndex, args: &[&[u8]], stable: bool) -> Result<(), EngineError> {
-        if !stable {
-            self.suspects.record(db, args).map_err(|e| EngineError::Refused(e.to_string()))?;
-        } else if !self.suspects.is_empty() {
-            journal::keys_of(args).for_each(|key| self.suspects.settled(db, key));
-        }
-        Ok(())
     }
 
     /// Applies a record whose names are the target's.

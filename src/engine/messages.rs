@@ -209,9 +209,11 @@ pub enum WorkerEvent {
     BarrierDrained,
     /// Nothing was left to be sent or answered after this order to settle.
     Settled(u64),
-    /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for.
+    /// Keys that the source may have deleted silently during the full sync (wire 2.10), to be asked for. `changed`: those of which it is
+    /// to be known what they hold as well.
     Suspects {
         keys: Vec<Lost>,
+        changed: Vec<Lost>,
     },
     /// The target lost a key that the source had, or a record did not say what became of it: it is to be fetched.
     Lost(Wanted),

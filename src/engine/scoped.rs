@@ -193,7 +193,7 @@ impl FlowHandler {
         if self.only_reads(db, args, now_ms, stable)? {
             return Ok(Applied::Done);
         }
-        self.note_suspects(db, args, stable)?;
+        self.note_suspects(db, args, now_ms, stable, out)?;
         let mut sketch = std::mem::take(&mut self.names.sketch);
         let named = self.scope().name_record(db, args, &mut sketch);
         let what =

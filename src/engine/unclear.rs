@@ -11,8 +11,8 @@ use super::error::EngineError;
 use super::flow::Flow;
 use super::handle::FlowHandler;
 use super::messages::{Lost, WorkerEvent};
-use crate::convert::Plan;
 use crate::convert::journal::{self, Doubt, Meaning, NoteKind, Quirks, may_be_rounded};
+use crate::convert::{Out, Plan};
 use crate::ids::DbIndex;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -66,6 +66,23 @@ impl FlowHandler {
         }
         // Of a flow that is behind, most are expiries whose renewals follow: they count, and the source is asked.
         Ok(!self.unclear.lagging)
+    }
+
+    /// What a record means for the keys that the source may have deleted silently: one that it has deleted before is deleted here, too.
+    /// Names are the source's.
+    pub(super) fn note_suspects(
+        &mut self,
+        db: DbIndex,
+        args: &[&[u8]],
+        now_ms: i64,
+        stable: bool,
+        out: &mut impl Out,
+    ) -> Result<(), EngineError> {
+        let deleted =
+            self.suspects.record(db, args, stable).map_err(|overflow| EngineError::Refused(overflow.to_string()))?;
+        let Some(key) = deleted else { return Ok(()) };
+        let (db, name) = self.scope().at_target(db, key)?;
+        self.apply_record(db, 0, &[b"DEL", &name], now_ms, stable, out).map(drop)
     }
 
     /// Takes note of what a record that was applied did not say. Names are the target's. `written`: it was carried out.

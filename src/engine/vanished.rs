@@ -202,6 +202,7 @@ impl FlowHandler {
         now_ms: i64,
         out: &mut impl Out,
     ) {
+        self.suspects.settled(db, key);
         let (target_db, name) = match self.scope().at_target(db, key) {
             Ok(place) => place,
             Err(error) => return self.cannot_put_back(db, key, &error.to_string()),

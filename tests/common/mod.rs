@@ -276,6 +276,13 @@ impl Hand {
         self
     }
 
+    /// What the source answers to EXISTS, and to DUMP: a string.
+    pub fn holds_string(mut self, db: u32, key: &[u8], value: &[u8]) -> Self {
+        let string = Some(value.to_vec());
+        self.held.insert((db, key.to_vec()), Held { type_name: "string".into(), string, ..Held::default() });
+        self
+    }
+
     /// Which release it says it is.
     pub fn release(mut self, release: &str) -> Self {
         self.release = release.into();

@@ -42,6 +42,8 @@ pub enum Doubt {
     EarlyRead,
     /// SORT or GEORADIUS with STORE, where no script may look whether there was something to read: the source then stored nothing.
     PerhapsNothing,
+    /// A string that was added to in the full sync, which the source may have deleted before without a record (wire 2.10).
+    PerhapsDeleted,
     /// What a ZUNIONSTORE or the like stored (1.34 to 1.40): its scores are recorded with six digits.
     Rounded,
     /// ZADD with GT or LT in a set that is not small (before 1.41): the source takes any score.

@@ -73,7 +73,7 @@ impl JournalTranslator {
         self.write_set(record, record.arg(3)?, Expiry::At(record.relative_ms(2, unit_ms)?), out)
     }
 
-    /// GETSET clears the TTL as SET does, and can be repeated when it is one.
+    /// GETSET clears the TTL as SET does, and can be repeated when it is one; so can SETNX, which made the key.
     pub(super) fn get_set<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         self.write_set(record, record.arg(2)?, Expiry::None, out)
     }

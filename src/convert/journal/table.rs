@@ -24,7 +24,7 @@
 //!   {a} with the TTL. Again from the start, the first SREM empties k, the key goes and its TTL with it.
 //! - *Changes of a TTL that keep the value* (PEXPIREAT, PERSIST, HPEXPIREAT): `SET s v PXAT t1, PEXPIREAT s t2` repeated
 //!   after t1 makes the target drop s and answer 0 to the second. Guarded, the SET is not repeated once the TTL moved.
-//! - *Conditions* (SETNX, HSETNX, ZADD NX/XX/GT/LT, JSON.SET NX/XX): the second time they meet another state.
+//! - *Conditions* (HSETNX, ZADD NX/XX/GT/LT, JSON.SET NX/XX): the second time they meet another state.
 //! - *Trimming* (LTRIM, XTRIM): XTRIM ... MAXLEN 0 repeated removes the entries added after it, and their XADD is refused.
 //! - *PFADD*: a HyperLogLog is a string to SETBIT and SETRANGE, which make another one where it was not executed, and undo what
 //!   it then does again.
@@ -98,10 +98,14 @@ pub enum How {
     MSet,
     /// GETSET: SET.
     GetSet,
+    /// SETNX: SET. Its key may be one that the source has deleted silently (wire 2.10).
+    SetNx,
     /// DEL, UNLINK, GETDEL: DEL for each slot.
     Del,
     /// RENAME: a DEL of the new name in front, for the target may lack what it gets.
     Rename,
+    /// RENAMENX: the same, for the target may hold the new name, which the source has deleted silently.
+    RenameNx,
     GetEx,
     PExpireAt,
     Persist,
@@ -201,7 +205,7 @@ pub static TABLE: &[Row] = &[
     row("SETRANGE", 4, First, How::Blind).ints(&[2]),
     row("SETBIT", 4, First, How::Blind).ints(&[2, 3]),
     row("BITFIELD", 2, First, How::BitField),
-    row("SETNX", 3, First, How::Guarded),
+    row("SETNX", 3, First, How::SetNx),
     row("GETSET", 3, First, How::GetSet),
     row("GETDEL", 2, First, How::Del),
     row("DELEX", 2, First, How::DelEx),
@@ -222,7 +226,7 @@ pub static TABLE: &[Row] = &[
     row("PEXPIRE", 3, First, How::Expire(1, true)),
     row("EXPIREAT", 3, First, How::Expire(1000, false)),
     row("RENAME", 3, FirstTwo, How::Rename),
-    row("RENAMENX", 3, FirstTwo, How::Guarded),
+    row("RENAMENX", 3, FirstTwo, How::RenameNx),
     row("MOVE", 3, First, How::Move).ints(&[2]),
     row("RESTORE", 4, First, How::Restore),
     row("STICK", 2, All, How::Drop),

@@ -3,6 +3,7 @@
 //! In: `WorkerCommand`s. Out: the worker's flows and lanes changed; suspects listed, keys put in doubt.
 
 use super::Worker;
+use crate::convert::journal::Suspect;
 use crate::engine::error::EngineError;
 use crate::engine::fetch::Answer;
 use crate::engine::flow::Flow;
@@ -101,11 +102,14 @@ impl Worker {
     }
 
     fn list_suspects(&mut self) {
-        let mut keys = Vec::new();
+        let (mut keys, mut changed) = (Vec::new(), Vec::new());
         for flow in &mut self.flows {
-            keys.extend(flow.handler.suspects.drain().into_iter().map(|(db, key)| Lost { flow: flow.id, db, key }));
+            for Suspect { db, key, is_changed } in flow.handler.suspects.drain() {
+                let list = if is_changed { &mut changed } else { &mut keys };
+                list.push(Lost { flow: flow.id, db, key });
+            }
         }
-        let _ = self.events.send(WorkerEvent::Suspects { keys });
+        let _ = self.events.send(WorkerEvent::Suspects { keys, changed });
     }
 
     /// Puts keys that wait for it in doubt, as many as there is room for. They stand in the checkpoint already.

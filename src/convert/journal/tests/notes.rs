@@ -90,6 +90,23 @@ fn sets_that_an_old_source_compares_wrongly_are_listed_once() {
     }
 }
 
+/// Before 1.14 a SETNX that found its key is recorded, too.
+#[test]
+fn conditions_of_a_new_source_were_met() {
+    for (release, wanted) in [
+        ("df-v1.13.0", [["G SETNX k v"].as_slice(), &["G RENAMENX a b"]]),
+        ("df-v1.14.0", [&["B SET k v"], &["B DEL b", "G RENAMENX a b"]]),
+    ] {
+        let mut translator = translator("7.0", Policy::default());
+        translator.set_source(crate::dragonfly::session::Release::parse(release));
+        for (line, wanted) in ["SETNX k v", "RENAMENX a b"].iter().zip(wanted) {
+            let (outcome, sent) = run(&mut translator, 0, &split(line));
+            outcome.unwrap();
+            assert_eq!(sent.lines(), wanted, "{release}");
+        }
+    }
+}
+
 #[test]
 fn errors_name_flow_db_command_key_reason_and_remedy() {
     let error = run(&mut translator("7.0", Policy::default()), 0, &split("JSON.SET doc\u{1} $ 1")).0.unwrap_err();

@@ -47,7 +47,7 @@ impl Flow {
                 self.blobs += 1;
                 for record in records(record) {
                     let args: Vec<&[u8]> = record.args.iter().map(Vec::as_slice).collect();
-                    self.suspects.record(record.db, &args).unwrap();
+                    self.suspects.record(record.db, &args, false).unwrap();
                     self.record(server, &record);
                 }
             }
@@ -161,7 +161,7 @@ fn replay(server: &mut Server, capabilities: &Capabilities, folder: &Path, journ
         flows: journals.len() as u64,
         converter: Converter::new(FlowId(0), plan.clone()),
         translator: JournalTranslator::new(FlowId(0), Arc::new(capabilities.clone()), Arc::new(skip_all()), 1 << 20),
-        suspects: Suspects::new(1 << 24),
+        suspects: Suspects::new(1 << 24, None),
         blobs: 0,
     };
     let mut flows: Vec<Flow> = (0..journals.len() as u64).map(new).collect();

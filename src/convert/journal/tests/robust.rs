@@ -167,7 +167,7 @@ fn survives(translator: &mut JournalTranslator, args: &[&[u8]]) {
         assert!(!error.to_string().is_empty());
     }
     let _ = (keys_of(args).count(), stray_candidate(args));
-    let _ = Suspects::new(1000).record(DbIndex(0), args);
+    let _ = Suspects::new(1000, None).record(DbIndex(0), args, false);
 }
 
 #[test]
