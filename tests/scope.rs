@@ -69,6 +69,32 @@ fn type_filters_leave_no_old_value_behind() {
     migrate(master.port(), server.port(), &["--exclude-type", "string", "--on-existing", "replace"]).expect_code(2);
 }
 
+/// A JSON.SET with NX is recorded although a string is there, and does nothing.
+#[test]
+fn regression_a_document_that_was_not_set_deletes_no_string() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"s", b"v").string(b"t", b"v");
+    flow.journal(0, &["JSON.SET", "s", "$", "{}", "nx"]).journal(0, &["JSON.SET", "t", "$", "{}", "XX"]);
+    let run = migrate(Hand::new(vec![flow]).start().port(), server.port(), &["--exclude-type", "json"]);
+    run.expect_code(0);
+    assert_eq!(names(&server), ["0/s"]);
+}
+
+/// A string that was written by a record, deleted without one (wire 2.10), and is of a type that is left out now.
+#[test]
+fn regression_a_string_that_became_what_is_left_out_is_gone() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.journal(0, &["MSET", "l", "v", "m", "v"]).journal(0, &["RPUSH", "l", "e"]).journal(0, &["LPUSHX", "m", "e"]);
+    let master = Hand::new(vec![flow]).holds(0, b"l").holds(0, b"m").start();
+    for more in [&["--exclude-type", "list"][..], &["--exclude-type", "list", "--rewrite-prefix", "l=k"]] {
+        server.client().unwrap().run("FLUSHALL").unwrap();
+        migrate(master.port(), server.port(), more).expect_code(0);
+        assert_eq!(names(&server), ["0/m"], "{more:?}");
+    }
+}
+
 #[test]
 fn a_value_from_outside_of_the_filter_is_refused_by_name() {
     let Some(server) = server(ServerKind::Redis7) else { return };

@@ -164,6 +164,10 @@ impl FlowHandler {
             Scoped::Out(reason) => {
                 *self.counts.filtered.records.entry(reason.name()).or_default() += 1;
                 self.tell_of_own(reason, db, args);
+                if reason == Reason::Type {
+                    // It is left out, and may tell of a string that was written there by a record.
+                    self.note_suspects(db, args, now_ms, stable, out)?;
+                }
                 Ok(Applied::Done)
             }
             Scoped::Same => self.apply_named(db, txid, args, now_ms, stable, out),
