@@ -178,6 +178,10 @@ impl Scope {
                 }
             }
             b"SET" | b"SETEX" | b"PSETEX" if !self.admits_type(TypeClass::String) => Ok(deletes([key(0)].into_iter())),
+            // It is recorded where a key of any type was there, too, and did nothing then.
+            b"JSON.SET" if args.get(4).is_some_and(|word| word.eq_ignore_ascii_case(b"NX")) => {
+                Ok(if self.admits_type(TypeClass::Json) { Scoped::Same } else { Scoped::Out(Reason::Type) })
+            }
             b"JSON.SET" if !self.admits_type(TypeClass::Json) => {
                 // At the root it may replace a key of another type.
                 Ok(deletes([key(0)].into_iter()))
