@@ -83,11 +83,12 @@ impl JournalTranslator {
             return Ok(self.truncated(record));
         };
         let key = popped.first().copied().unwrap_or_default();
+        // Carried out apart it needs no command of that name.
+        if self.is_cross_slot(record) {
+            return Ok(Outcome::NotCarried { kind: super::NotCarriedKind::CrossSlot });
+        }
         // A nil from it is no sign of a lost key, as one from LPOP is: that nothing was there is recorded, too.
         if self.capabilities.has_command(name) {
-            if self.is_cross_slot(record) {
-                return Ok(Outcome::NotCarried { kind: super::NotCarriedKind::CrossSlot });
-            }
             let args = record.from(at);
             let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 1 + args.len(), name);
             request.texts(args);

@@ -289,6 +289,15 @@ fn what_older_masters_record_raw() {
         ],
     );
     check(&["7.0c"], &[("ZUNIONSTORE foo 2 {foo} bar", "<CrossSlot>")]);
+    // Over several slots it is carried out apart, which needs no LMPOP.
+    let mut old_cluster = capabilities("6.2c");
+    old_cluster.commands.retain(|name| !name.contains("MPOP"));
+    let mut old_cluster = JournalTranslator::new(FlowId(0), Arc::new(old_cluster), Arc::default(), 1 << 20);
+    for line in ["LMPOP 2 foo bar LEFT", "BLMPOP 0 2 foo bar LEFT", "ZMPOP 2 foo bar MIN COUNT 2"] {
+        let apart = Outcome::NotCarried { kind: NotCarriedKind::CrossSlot };
+        assert_eq!(run(&mut old_cluster, 0, &split(line)).0.unwrap(), apart, "{line}");
+    }
+    assert!(run(&mut old_cluster, 0, &split("LMPOP 2 {foo}a {foo}b LEFT")).0.is_err());
     check(&["7.0c"], &[("LMPOP 2 foo bar LEFT", "<CrossSlot>"), ("LMPOP 1 foo LEFT", "G@12182 LMPOP 1 foo LEFT")]);
     let mut old = capabilities("6.2");
     old.commands.retain(|name| !name.contains("MPOP"));
