@@ -147,6 +147,30 @@ fn a_node_with_another_password_is_named_and_waited_for() {
     world.0.finish(tool);
 }
 
+/// Its address is somebody else's now, or its password another one; the job's cluster is known, and has no need of it.
+#[test]
+fn a_named_node_that_lets_nobody_in_is_passed_by() {
+    let spec = Spec { seed: 9, flows_count: 2, ..Spec::of("string:60B=30").unwrap() };
+    let Some(world) = Clustered::new(true, ServerOptions::default(), spec, LiveOptions::default()) else { return };
+    let replica = 3;
+    let mut tool = world.start_by(replica, &["--retry-max", "10s"]);
+    world.wait_applied(&mut tool);
+    let mut client = world.client(replica);
+    client.run("CONFIG SET requirepass other").unwrap();
+    client.run("CLIENT KILL TYPE normal SKIPME yes").unwrap();
+    let partials = world.live.partial_count();
+    world.live.master().unwrap().cut_all();
+    (0..3).for_each(|node| world.run(&format!("INCR {}", key_on(node, "n"))));
+    until(&mut tool, "no session is begun anew", || world.live.partial_count() > partials);
+    // Another control connection.
+    world.run("FLUSHALL");
+    (0..3).for_each(|node| world.run(&format!("INCR {}", key_on(node, "n"))));
+    world.wait_applied(&mut tool);
+    job::stop(&mut tool);
+    client.run("ACL SETUSER default nopass").unwrap();
+    world.compare(&tool);
+}
+
 /// The source goes, too, with the workers' connections or without: a session that begins meanwhile waits as one does that runs.
 #[test]
 fn a_session_that_begins_while_a_node_has_another_password_waits() {

@@ -228,11 +228,11 @@ impl TargetLink {
     }
 
     /// To the target as the operator named it, or to a node of its cluster that was found before, and what that says of itself: a
-    /// process that stands still is connected to, and never answers.
+    /// process that stands still is connected to, and never answers; and who has the named address may not be of the cluster any more.
     async fn connect_any(settings: &MigrateSettings, patience: Duration) -> Result<(Self, String), EngineError> {
         let failed = match Self::connect_living(&settings.target, settings, patience).await {
-            Err(error @ EngineError::TargetLost(_)) => error,
-            done => return done,
+            Ok(living) => return Ok(living),
+            Err(error) => error,
         };
         let nodes = settings.target_nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         for node in nodes.iter().filter(|node| node.address != settings.target.address()) {
