@@ -20,7 +20,7 @@ use super::router::{Resumed, RouterStart};
 use super::settings::MigrateSettings;
 use super::sizes::Sizes;
 use super::spool::{DiskShare, SpoolStart};
-use super::target::OWN_PREFIX;
+use super::target::{OWN_PREFIX, Process};
 use super::witness::Witness;
 use super::worker;
 use crate::convert::names::Name;
@@ -55,7 +55,7 @@ pub struct CrewPlan {
     /// Its clock is at most so far before ours.
     pub source_ahead_ms: i64,
     pub existing: Arc<Existing>,
-    pub run_id: String,
+    pub process: Arc<Process>,
     /// The target is one.
     pub cluster: Option<ClusterPlan>,
     /// Tells when the target is another's.
@@ -263,7 +263,7 @@ impl Crew {
                 cluster.lock().await.replicas = Some(replicas.clone());
             }
             let wakers = crew.members.iter().filter_map(|member| member.waker.clone()).collect();
-            crew.prover = Some(Prover::start(&settings, &crew.plan.run_id, cluster, replicas.clone(), wakers));
+            crew.prover = Some(Prover::start(&settings, &crew.plan.process, cluster, replicas.clone(), wakers));
         }
         crew.watch_nodes();
         if let Some(plan) = &crew.plan.cluster {

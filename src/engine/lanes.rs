@@ -111,8 +111,8 @@ impl Worker {
                 continue;
             }
             let Some(hold) = &mut lane.hold else { continue };
-            if std::mem::take(&mut hold.wants_login) {
-                self.lose_lane(position, "access was refused: logging in again".into())?;
+            if let Some(why) = hold.wants_anew.take() {
+                self.lose_lane(position, why.into())?;
             } else {
                 hold.may_try(now_ns, self.settings.retry_max)?;
             }
@@ -238,7 +238,7 @@ impl Worker {
         let view = self.ring.slab().view(chunk);
         let slab = self.ring.slab();
         let (node, name) = (lane.node, lane.name.clone());
-        let mut refusal = None;
+        let (mut refusal, mut may_copy) = (None, false);
         let cluster = lane.in_cluster;
         let mut rejected = false;
         let mut refused_scripts = Vec::new();
@@ -262,6 +262,7 @@ impl Worker {
                     let described = super::errors::describe_refusal(batch, slab, fault.command, &name, text);
                     refusal = Some((described, refusal::refuses_access(text)));
                 }
+                may_copy |= !cluster && refusal::may_copy(text);
                 Ok(verdict)
             },
             |batch, watched| lost.push((watched, super::errors::key_of(batch, slab, watched.command))),
@@ -272,8 +273,13 @@ impl Worker {
             self.refused_scripts.push(row);
         }
         if let (None, Some((text, wants_login))) = (&lane.hold, refusal) {
-            lane.hold = Some(Hold::new(text, wants_login, now_ns));
+            let hold = lane.hold.insert(Hold::new(text, now_ns));
+            hold.wants_anew = wants_login.then_some("access was refused: logging in again");
             self.stats.holds += 1;
+        }
+        // Nothing goes to one that has copied another's data, and a new connection is made only to one that has not.
+        if let Some(hold) = lane.hold.as_mut().filter(|_| may_copy) {
+            hold.wants_anew = Some("the target may be a replica: it is asked before it gets more");
         }
         // Taken again at once, so that no batch can have the last chunk while its reply needs one.
         self.ring.slab_mut().release(chunk);

@@ -58,7 +58,7 @@ impl Job<'_> {
                 source: source.release(),
                 source_ahead_ms: self.source_ahead_ms(),
                 existing: existing.clone(),
-                run_id: probed.run_id.clone(),
+                process: probed.process.clone(),
                 cluster: signals.interruptible(self.cluster_plan(&probed, None)).await?,
                 lease: self.lease_watch(),
             };
@@ -174,7 +174,7 @@ impl Job<'_> {
         summaries: &[WorkerSummary],
         until_ns: u64,
     ) -> Result<(), EngineError> {
-        let mut target = self.target_again(&probed.run_id, session).await?;
+        let mut target = self.target_again(probed, session).await?;
         if self.sweep_needed {
             // Nothing follows: all are given back.
             let patience = Duration::from_nanos(until_ns.saturating_sub(uring::clock::monotonic_ns()));
@@ -200,7 +200,7 @@ impl Job<'_> {
     /// may have closed them. What the session knows of a cluster's nodes tells one that has lost something.
     async fn target_again(
         &self,
-        run_id: &str,
+        probed: &Target,
         session: Option<&Rc<Mutex<Cluster>>>,
     ) -> Result<TargetLink, EngineError> {
         if let Some(session) = session {
@@ -208,10 +208,8 @@ impl Job<'_> {
             return TargetLink::open_known(&self.settings, cluster).await;
         }
         let mut link = TargetLink::open(&self.settings).await?;
-        if target::run_id(&mut link).await? == run_id {
-            return Ok(link);
-        }
-        Err(EngineError::TargetRestarted(target::RESTARTED.into()))
+        link.must_be(&probed.process).await?;
+        Ok(link)
     }
 
     pub(super) async fn probe_target(&mut self, target: &mut TargetLink) -> Result<Target, EngineError> {

@@ -12,7 +12,7 @@ use super::patience::Patience;
 use super::refusal;
 use super::replicas::Replicas;
 use super::settings::{Endpoint, MigrateSettings, WaitReplicas};
-use super::target::{self, TargetLink};
+use super::target::{Process, TargetLink};
 use crate::ids::Slot;
 use crate::redis::info::Info;
 use crate::redis::resp;
@@ -37,17 +37,17 @@ pub struct Prover {
 }
 
 impl Prover {
-    /// `run_id`: the process that a target which is one server must be.
+    /// `process`: what a target which is one server must be.
     pub fn start(
         settings: &Arc<MigrateSettings>,
-        run_id: &str,
+        process: &Arc<Process>,
         cluster: Option<Rc<Mutex<Cluster>>>,
         shared: Arc<Replicas>,
         wakers: Vec<Waker>,
     ) -> Self {
         let mut rounds = Rounds {
             settings: settings.clone(),
-            run_id: run_id.to_string(),
+            process: process.clone(),
             cluster,
             nodes: Vec::new(),
             links: HashMap::new(),
@@ -75,7 +75,7 @@ impl Drop for Prover {
 
 struct Rounds {
     settings: Arc<MigrateSettings>,
-    run_id: String,
+    process: Arc<Process>,
     cluster: Option<Rc<Mutex<Cluster>>>,
     nodes: Vec<Node>,
     /// By node id.
@@ -214,8 +214,10 @@ impl Rounds {
         let mut link = link.map_err(Trouble::Broken)?;
         match &self.cluster {
             Some(cluster) => cluster.lock().await.check_run_id(&node.id, &mut link).await?,
-            None if target::run_id(&mut link).await.map_err(Trouble::Broken)? == self.run_id => {}
-            None => return Err(Trouble::Final(EngineError::TargetRestarted(target::RESTARTED.into()))),
+            None => self.process.check(&mut link).await.map_err(|error| match error {
+                EngineError::TargetRestarted(_) => Trouble::Final(error),
+                error => Trouble::Broken(error),
+            })?,
         }
         Ok(link)
     }

@@ -32,8 +32,8 @@ pub struct Hold {
     pub since_ns: u64,
     /// The server's words to the first refused command, with its name and key.
     pub text: String,
-    /// Access was refused: a fresh connection, with a fresh AUTH, is tried once.
-    pub wants_login: bool,
+    /// Before the next attempt the connection is made again, for this reason.
+    pub wants_anew: Option<&'static str>,
     said_ns: u64,
     pause_ns: u64,
     next_try_ns: u64,
@@ -44,14 +44,14 @@ pub struct Hold {
 }
 
 impl Hold {
-    pub fn new(text: String, wants_login: bool, now_ns: u64) -> Self {
+    pub fn new(text: String, now_ns: u64) -> Self {
         tracing::warn!(%text, "the target refuses: holding, and trying again");
         let pause_ns = PAUSE_FIRST_NS;
         let next_try_ns = after(pause_ns, now_ns);
         Self {
             since_ns: now_ns,
             text,
-            wants_login,
+            wants_anew: None,
             said_ns: now_ns,
             pause_ns,
             next_try_ns,
@@ -112,6 +112,14 @@ pub fn refuses_for_now(text: &[u8]) -> bool {
 /// It has no memory left.
 pub fn is_full(text: &[u8]) -> bool {
     code(text) == b"OOM" || code(text) == b"EXECABORT" && because(text).is_some_and(is_full)
+}
+
+/// The server may be a replica, which copies another one's data.
+pub fn may_copy(text: &[u8]) -> bool {
+    match code(text) {
+        b"READONLY" | b"MASTERDOWN" | b"LOADING" => true,
+        _ => because(text).is_some_and(may_copy),
+    }
 }
 
 /// The user, its password or its permissions were changed.
@@ -324,6 +332,8 @@ mod tests {
         assert!(
             is_full(b"OOM command not allowed") && is_full(b"EXECABORT Transaction discarded because of: OOM command")
         );
+        assert!(may_copy(b"READONLY You can't write") && !may_copy(b"OOM command not allowed"));
+        assert!(may_copy(b"EXECABORT Transaction discarded because of: READONLY You can't write"));
         let aborted = b"EXECABORT Transaction discarded because of previous errors.";
         assert!(!is_full(aborted) && !is_full(b"OOMX") && !is_full(b"READONLY because of: OOM"));
         assert!(refuses(aborted, true) && !refuses(aborted, false));
@@ -353,7 +363,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_end() {
-        let mut hold = Hold::new("x".into(), false, 1_000);
+        let mut hold = Hold::new("x".into(), 1_000);
         let mut now = 1_000;
         let mut tries = 0;
         let error = loop {

@@ -63,8 +63,8 @@ enum Begin {
 
 /// The target behind the end of a session.
 struct Met {
-    /// By another process, or in a cluster by another node, than before.
-    restarted: bool,
+    /// Why it may hold another moment's data: it is another process, or in a cluster another node, than before, or was a replica.
+    restarted: Option<String>,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -207,7 +207,7 @@ impl Job<'_> {
                     return Err(self.give_up_position(&mut target, stable, text, signals).await);
                 }
                 // Whatever ended the session, another process answers now.
-                _ if restarted => Begin::Resume(self.kept_by_restart(stable)?),
+                _ if restarted.is_some() => Begin::Resume(self.kept_by_restart(stable, restarted.as_deref())?),
                 EngineError::SyncVoided { flow, command } if owned && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(flow, %command, "the source was flushed during the full sync: beginning anew");
                     attempt += 1;
@@ -300,12 +300,15 @@ impl Job<'_> {
         ended: &EngineError,
     ) -> Result<Option<Met>, EngineError> {
         let is_torn = matches!(ended, EngineError::Torn(_));
-        let mut restarted = matches!(ended, EngineError::TargetRestarted(_));
+        let mut restarted = match ended {
+            EngineError::TargetRestarted(why) => Some(why.clone()),
+            _ => None,
+        };
         // A fresh connection: the target may have closed one that was idle.
         match self.control_patiently(probed, ended).await {
             Ok(fresh) => *target = fresh,
-            Err(EngineError::TargetRestarted(_)) => {
-                restarted = true;
+            Err(EngineError::TargetRestarted(why)) => {
+                restarted = Some(why);
                 (*target, *probed) = self.first_target().await?;
                 // A new process begins without it.
                 if self.import_mode != ImportMode::Off {
@@ -353,20 +356,19 @@ impl Job<'_> {
         EngineError::Void(why)
     }
 
-    /// The target was restarted: with the data that its checkpoint tells of, or without.
-    fn kept_by_restart(&self, stable: Option<Checkpoint>) -> Result<Checkpoint, EngineError> {
+    /// The target was restarted, or copied another server's data: it has the data that its checkpoint tells of, or none.
+    fn kept_by_restart(&self, stable: Option<Checkpoint>, why: Option<&str>) -> Result<Checkpoint, EngineError> {
+        let why = why.unwrap_or(target::RESTARTED);
         let Some(checkpoint) = stable.filter(|checkpoint| checkpoint.scope == self.settings.scope.fingerprint()) else {
-            return Err(EngineError::TargetRestarted(format!(
-                "{}, and it holds no good checkpoint now",
-                target::RESTARTED
-            )));
+            return Err(EngineError::TargetRestarted(format!("{why}, and it holds no good checkpoint now")));
         };
         // Data and positions are of one transaction, so they are of one moment, even where the last second was lost.
         let lost: u64 =
             self.confirmed.iter().zip(&checkpoint.lsns).map(|(acked, held)| acked.saturating_sub(held.0)).sum();
         tracing::warn!(
             lost_records = lost,
-            "the target was restarted with its data (of a cluster: a node was, or a replica took over): going on from its checkpoint"
+            "the target was restarted with its data, or was a replica and copied another server's (of a cluster: a node was restarted, or a \
+             replica took over): going on from its checkpoint"
         );
         Ok(checkpoint)
     }
@@ -501,7 +503,7 @@ impl Job<'_> {
             source: None,
             source_ahead_ms: self.source_ahead_ms(),
             existing: Arc::new(Existing::new()),
-            run_id: probed.run_id.clone(),
+            process: probed.process.clone(),
             cluster: match &mut begin {
                 Begin::Full { .. } | Begin::Again => self.cluster_plan(probed, None).await?,
                 Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
@@ -667,13 +669,11 @@ pub(super) async fn same_target(
     patience: Duration,
 ) -> Result<TargetLink, EngineError> {
     let mut link = target::connect_control_within(settings, patience).await?;
-    if target::run_id(&mut link).await? == probed.run_id {
-        if probed.capabilities.import_mode {
-            import::declare(&mut link).await?;
-        }
-        return Ok(link);
+    link.must_be(&probed.process).await?;
+    if probed.capabilities.import_mode {
+        import::declare(&mut link).await?;
     }
-    Err(EngineError::TargetRestarted(target::RESTARTED.into()))
+    Ok(link)
 }
 
 #[cfg(test)]

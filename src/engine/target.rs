@@ -23,6 +23,7 @@ use std::time::Duration;
 mod keys;
 mod named;
 mod probe;
+mod process;
 
 pub use keys::{applied, delete, delete_slots, holds_keys, prepare};
 pub use named::{
@@ -30,6 +31,7 @@ pub use named::{
     end_lanes_of_node, name_control,
 };
 pub use probe::{clocks, cpu, databases, keyspace, probe, run_id};
+pub use process::Process;
 
 /// Its keys are removed when the job is finished.
 pub use crate::convert::OWN_PREFIX;
@@ -39,7 +41,8 @@ pub struct Target {
     pub capabilities: Capabilities,
     pub make: String,
     pub version: String,
-    pub run_id: String,
+    /// What it must be still whenever it is connected to again.
+    pub process: Arc<Process>,
     /// Its number of databases, where it tells.
     pub databases: Option<u32>,
     /// Keys by database before the run.
@@ -64,6 +67,8 @@ pub struct TargetLink {
     cluster: Option<Box<Cluster>>,
     /// How long a server that refuses for a while is asked again; zero: what it answers is the answer.
     patience: Duration,
+    /// What one server must be still when it takes writes again.
+    process: Option<Arc<Process>>,
 }
 
 fn target_error(e: LinkError) -> EngineError {
@@ -93,7 +98,7 @@ impl TargetLink {
     pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Self, EngineError> {
         let link = Link::connect(&endpoint.host, endpoint.port, endpoint.tls.as_ref(), timeout).await;
         let link = link.map_err(target_error)?;
-        let mut this = Self { link, cluster: None, patience: Duration::ZERO };
+        let mut this = Self { link, cluster: None, patience: Duration::ZERO, process: None };
         if let Some(password) = endpoint.password.expose() {
             let user = endpoint.user.expose();
             let args: Vec<&[u8]> = match user {
@@ -118,6 +123,7 @@ impl TargetLink {
                         return Err(error_of(&text, error));
                     }
                     patience.wait(&error).await?;
+                    self.check_behind(&text).await?;
                 }
                 value => return Ok(value),
             }
@@ -166,6 +172,7 @@ impl TargetLink {
                 return Ok(());
             }
             patience.wait(&error).await?;
+            self.check_behind(&text).await?;
         }
     }
 
@@ -187,6 +194,21 @@ impl TargetLink {
             tracing::debug!(reply = %text.escape_ascii(), "a full target is not emptied by a script");
         }
         Ok(answer == Value::Integer(1))
+    }
+
+    /// Behind a refusal: a server that was a replica takes writes again, and may be without what it had.
+    async fn check_behind(&mut self, refusal: &[u8]) -> Result<(), EngineError> {
+        match self.process.take_if(|_| refusal::may_copy(refusal)) {
+            Some(process) => Box::pin(self.must_be(&process)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The target is this one still, and goes on to be.
+    pub async fn must_be(&mut self, process: &Arc<Process>) -> Result<(), EngineError> {
+        process.check(self).await?;
+        self.process = Some(process.clone());
+        Ok(())
     }
 
     async fn log_in(&mut self, args: &[&[u8]]) -> Result<(), EngineError> {

@@ -2,14 +2,14 @@
 //! lost.
 //!
 //! In: what must be known of it. Out: the connection; another one is told to the worker by the crew. Invariants: only to the same server
-//! process; the lost one is ended there first, so that what it still holds is never executed behind what comes now.
+//! process, with its data; the lost one is ended there first, so that what it still holds is never executed behind what comes now.
 
 use super::Crew;
 use crate::engine::error::EngineError;
 use crate::engine::import;
 use crate::engine::patience::{Patience, rest};
 use crate::engine::settings::MigrateSettings;
-use crate::engine::target::{self, TargetLink};
+use crate::engine::target::{self, Process, TargetLink};
 use crate::engine::wire::Connected;
 use crate::ids::DbIndex;
 use std::time::Duration;
@@ -43,10 +43,10 @@ pub(super) struct Lost {
 impl Crew {
     /// Connects again in the background, with growing pauses, for as long as `--retry-max`.
     pub(super) fn reconnect(&self, worker: usize, lane: usize, generation: u16, lost: Lost) {
-        let (settings, run_id) = (self.plan.settings.clone(), self.plan.run_id.clone());
+        let (settings, process) = (self.plan.settings.clone(), self.plan.process.clone());
         let done = self.reconnected_tx.clone();
         tokio_uring::spawn(async move {
-            let result = connect_again(&settings, &run_id, &lost).await;
+            let result = connect_again(&settings, &process, &lost).await;
             let _ = done.send(Reconnected { worker, lane, generation, result });
         });
     }
@@ -82,12 +82,12 @@ async fn try_first(settings: &MigrateSettings, import_mode: bool) -> Result<(Tar
     Ok((link, client_id))
 }
 
-async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
+async fn connect_again(settings: &MigrateSettings, process: &Process, lost: &Lost) -> Result<Again, EngineError> {
     let deadline = tokio::time::Instant::now() + settings.retry_max;
     let waiting = settings.control.waiting();
     let mut pause = RECONNECT_FIRST;
     loop {
-        match try_again(settings, run_id, lost).await {
+        match try_again(settings, process, lost).await {
             Ok(done) => return Ok(done),
             // Waiting does not help.
             Err(EngineError::Refused(reason)) => return Err(EngineError::Target(reason)),
@@ -108,12 +108,9 @@ async fn connect_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) ->
     }
 }
 
-async fn try_again(settings: &MigrateSettings, run_id: &str, lost: &Lost) -> Result<Again, EngineError> {
+async fn try_again(settings: &MigrateSettings, process: &Process, lost: &Lost) -> Result<Again, EngineError> {
     let mut link = target::connect_lane(settings).await?;
-    let now = target::run_id(&mut link).await?;
-    if now != run_id {
-        return Err(EngineError::TargetRestarted(target::RESTARTED.into()));
-    }
+    process.check(&mut link).await?;
     // Bytes of the lost connection may still wait at the target: it must never execute them after what comes now.
     target::end_client(&mut link, lost.client_id).await?;
     let applied = target::applied(&mut link, &lost.marker, &lost.marked_dbs).await?;

@@ -2,7 +2,7 @@
 //!
 //! In: a control connection. Out: a [`Target`]. Nothing is written.
 
-use super::{Target, TargetLink};
+use super::{Process, Target, TargetLink};
 use crate::engine::error::EngineError;
 use crate::engine::patience::Patience;
 use crate::engine::refusal;
@@ -12,6 +12,7 @@ use crate::redis::info::Info;
 use crate::redis::value::Value;
 use crate::uring::clock::realtime_ms;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What else may stand in a client's query buffer beside one long string.
@@ -19,10 +20,6 @@ const QUERY_BYTES_SPARE: u64 = 64 << 10;
 
 /// The run id of the server behind a connection: another one means that the server was restarted.
 pub async fn run_id(link: &mut TargetLink) -> Result<String, EngineError> {
-    if link.cluster.is_some() {
-        // Its nodes come and go; each is looked at when it is connected to.
-        return Ok("cluster".into());
-    }
     let info = link.info("server").await?;
     Ok(Info::parse(&info).get("run_id").unwrap_or_default().to_string())
 }
@@ -203,10 +200,7 @@ pub async fn probe(link: &mut TargetLink) -> Result<Target, EngineError> {
             "{}.{}.{}",
             capabilities.version.major, capabilities.version.minor, capabilities.version.patch
         ),
-        run_id: match capabilities.cluster {
-            true => "cluster".into(),
-            false => info.get("run_id").unwrap_or_default().to_string(),
-        },
+        process: Arc::new(if capabilities.cluster { Process::cluster() } else { Process::of(&info) }),
         keyspace,
         cpu_at_start: crate::report::counters::CpuSample::from_info(&text),
         capabilities,
