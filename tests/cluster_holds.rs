@@ -142,7 +142,7 @@ fn a_node_with_another_password_is_named_and_waited_for() {
     (0..3).for_each(|node| drop(world.client(node).run("ACL SETUSER mover on >first ~* &* +@all").unwrap()));
     let mut tool = world.start_with(&["--config", config.to_str().unwrap()]);
     let changed = ["ACL SETUSER mover >second <first", "CLIENT KILL USER mover"];
-    let words = "WRONGPASS invalid username-password pair";
+    let words = "answered AUTH with \"WRONGPASS\"";
     cut_off_for_a_while(&world, &mut tool, 1, words, &changed, &["ACL SETUSER mover >first <second"]);
     world.0.finish(tool);
 }
