@@ -81,6 +81,25 @@ fn regression_what_a_truncated_record_wrote_is_fetched() {
     }
 }
 
+/// Dragonfly takes `GET foo` for the name of a key; a target, without a `*` in it, for nothing.
+#[test]
+fn regression_what_the_source_sorts_otherwise_is_fetched() {
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &[]) else { return };
+    let (mut source, mut target) = (scene.source(), scene.target());
+    let world = scene.live.world();
+    for line in ["SET x:foo bar", "RPUSH x:l 1 2", "RPUSH x:bars bar bar"] {
+        source.run(line).unwrap();
+    }
+    scene.wait_acknowledged();
+    let stored = world.look(|data| data.get(0, b"x:bars").cloned()).unwrap();
+    world.begin_with(0, b"x:d", stored);
+    world.record(0, &["SORT", "x:l", "GET", "x:foo", "STORE", "x:d"], 0);
+    let stored =
+        |target: &mut Client| target.run("LRANGE x:d 0 -1").unwrap() == target.run("LRANGE x:bars 0 -1").unwrap();
+    assert!(wait_for(|| stored(&mut target).then_some(())).is_some(), "{}", scene.tool.said());
+    scene.stops_equal();
+}
+
 /// What a ZUNIONSTORE stored is recorded with scores of six digits, from 1.34 to 1.40.
 #[test]
 fn regression_scores_that_were_rounded_are_fetched() {

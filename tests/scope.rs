@@ -95,6 +95,21 @@ fn regression_a_string_that_became_what_is_left_out_is_gone() {
     }
 }
 
+/// They are recorded also where there was nothing to read, and then nothing was stored.
+#[test]
+fn regression_what_may_have_stored_nothing_deletes_nothing_under_a_type_filter() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    flow.string(b"d", b"v").string(b"e", b"v");
+    for line in ["SORT none STORE d", "GEORADIUS none 15 37 200 km STORE e"] {
+        flow.journal(0, &line.split(' ').collect::<Vec<_>>());
+    }
+    let run = migrate(Hand::new(vec![flow]).start().port(), server.port(), &["--exclude-type", "list,zset"]);
+    run.expect_code(0);
+    assert_eq!(names(&server), ["0/d", "0/e"]);
+    assert_eq!(run.report["not_carried"]["counts"]["doubtful-Truncated/verify"], 2, "{}", run.report["not_carried"]);
+}
+
 #[test]
 fn a_value_from_outside_of_the_filter_is_refused_by_name() {
     let Some(server) = server(ServerKind::Redis7) else { return };

@@ -40,10 +40,13 @@ pub enum Doubt {
     Truncated,
     /// Stored in the full sync from another key, which the snapshot may have sent only later.
     EarlyRead,
-    /// SORT or GEORADIUS with STORE, where no script may look whether there was something to read: the source then stored nothing.
+    /// MSETNX, which is recorded also where it stored nothing; SORT or GEORADIUS with STORE, where no script may look whether there was
+    /// something to read.
     PerhapsNothing,
     /// A string that was added to in the full sync, which the source may have deleted before without a record (wire 2.10).
     PerhapsDeleted,
+    /// SORT with BY or GET, and STORE: the source reads other keys by them than a target, and does not sort a set that is stored.
+    SortedOtherwise,
     /// What a ZUNIONSTORE or the like stored (1.34 to 1.40): its scores are recorded with six digits.
     Rounded,
     /// ZADD with GT or LT in a set that is not small (before 1.41): the source takes any score.

@@ -10,7 +10,7 @@
 
 use super::error::TranslateError;
 use super::record::Record;
-use super::several::reads_by_pattern;
+use super::several::{reads_by_pattern, sorts_by_option};
 use super::write::Request;
 use super::{Doubt, DropReason, JournalTranslator, Outcome, keys};
 use crate::convert::out::{Class, Out};
@@ -31,10 +31,13 @@ impl JournalTranslator {
         if !keys::is_whole_sort(record.args) {
             return Ok(self.truncated(record));
         }
-        if keys::sort_store(record.args).is_some() {
+        if let Some(to) = keys::sort_store(record.args) {
             // Which keys those are nobody says, and a node refuses it in the middle of its transaction.
             if self.capabilities.cluster && reads_by_pattern(record.args) {
                 return Ok(Outcome::NotCarried { kind: super::NotCarriedKind::CrossSlot });
+            }
+            if sorts_by_option(record.args) {
+                self.unclear.push((to.into(), record.row.name, Doubt::SortedOtherwise));
             }
             return self.store_if_there(record, out);
         }

@@ -126,9 +126,19 @@ fn pop<'a>(args: &[&'a [u8]]) -> Result<Several<'a>, &'static str> {
 
 /// A SORT that looks into keys which its record does not name. (`BY` without `*` only says that nothing is sorted.)
 pub(super) fn reads_by_pattern(args: &[&[u8]]) -> bool {
+    sorts_by(args, |pattern| pattern.contains(&b'*'))
+}
+
+/// A SORT with BY or GET.
+pub(super) fn sorts_by_option(args: &[&[u8]]) -> bool {
+    sorts_by(args, |_| true)
+}
+
+/// It has a GET, or a BY with such a pattern.
+fn sorts_by(args: &[&[u8]], such: impl Fn(&[u8]) -> bool) -> bool {
     let mut at = 2;
     while let Some(option) = args.get(at) {
-        let by = is(option, "BY") && args.get(at + 1).is_some_and(|pattern| pattern.contains(&b'*'));
+        let by = is(option, "BY") && args.get(at + 1).is_some_and(|pattern| such(pattern));
         if by || is(option, "GET") {
             return true;
         }

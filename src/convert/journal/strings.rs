@@ -109,6 +109,11 @@ impl JournalTranslator {
     /// One MSET for each run of pairs in the same slot.
     pub(super) fn mset<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         let pairs = record.grouped(1, 2)?;
+        // Those before 1.14, which alone record it by this name, do so where it failed, too.
+        if record.is(0, "MSETNX") {
+            let keys = pairs.chunks_exact(2).filter_map(|pair| pair.first().copied());
+            self.unclear.extend(keys.map(|key| (Box::from(key), record.row.name, Doubt::PerhapsNothing)));
+        }
         Ok(Outcome::Written { commands: self.by_slot(record, "MSET", pairs, 2, out) })
     }
 

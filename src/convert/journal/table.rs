@@ -94,7 +94,7 @@ pub enum How {
     Set,
     /// SETEX (1000), PSETEX (1): SET PXAT.
     SetEx(i64),
-    /// MSET and MSETNX (which was only recorded because it succeeded): MSET for each slot.
+    /// MSET and MSETNX (recorded also where it failed: its keys are in doubt): MSET for each slot.
     MSet,
     /// GETSET: SET.
     GetSet,

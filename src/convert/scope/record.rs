@@ -139,7 +139,9 @@ impl Scope {
                 (_, _, Some(false)) => Ok(Scoped::Out(Reason::Key)),
                 // A read.
                 (1, ..) => Ok(Scoped::Same),
-                _ if !self.admits_type(TypeClass::Zset) => Ok(deletes([key(1)].into_iter())),
+                _ if !self.admits_type(TypeClass::Zset) => {
+                    Ok(perhaps_stored(smallvec![args.first().copied().unwrap_or_default(), key(1)]))
+                }
                 (_, Some(false), _) => Err(border(key(1), FROM_OUTSIDE)),
                 _ => Ok(Scoped::Same),
             },
@@ -268,7 +270,7 @@ impl Scope {
             return Ok(Scoped::Out(Reason::Key));
         }
         if !self.admits_type(TypeClass::List) {
-            return Ok(deletes([store].into_iter()));
+            return Ok(perhaps_stored(smallvec![b"SORT".as_slice(), b"STORE".as_slice(), store]));
         }
         let reads_others = args.windows(2).any(|pair| {
             (pair[0].eq_ignore_ascii_case(b"BY") || pair[0].eq_ignore_ascii_case(b"GET")) && pair[1].contains(&b'*')
@@ -338,6 +340,12 @@ fn truncated<'a>(args: &[&'a [u8]], positions: &[usize], kept: &[bool]) -> Scope
 /// A key of a type in scope may have stood there before; now another stands there at the source.
 fn deletes<'a>(keys: impl Iterator<Item = &'a [u8]>) -> Scoped<'a> {
     Scoped::Instead { records: vec![delete(keys)], reason: Reason::Type }
+}
+
+/// Where there was nothing to read, SORT and GEORADIUS left alone what they would store into, and are recorded all the same: so the
+/// key is not deleted, but told, as that of a record which lost its operands. `record`: in the form of such a one.
+fn perhaps_stored(record: Args<'_>) -> Scoped<'_> {
+    Scoped::Instead { records: vec![record], reason: Reason::Type }
 }
 
 fn delete<'a>(keys: impl Iterator<Item = &'a [u8]>) -> Args<'a> {

@@ -341,6 +341,24 @@ fn what_is_stored_without_a_script_is_told() {
 }
 
 #[test]
+fn what_may_have_come_to_something_else_is_told() {
+    for (line, told) in [
+        ("SORT a STORE d", &[][..]),
+        ("SORT a BY nosort STORE d", &["d"]),
+        ("SORT a BY w_* STORE d", &["d"]),
+        ("SORT a GET # STORE d", &["d"]),
+        ("MSET a 1 b 2", &[]),
+        ("msetnx a 1 b 2", &["a", "b"]),
+    ] {
+        let mut translator = translator("7.0", Policy::default());
+        assert_eq!(run(&mut translator, 0, &split(line)).1.commands.len(), 1, "{line}");
+        let unclear = translator.take_unclear();
+        let keys: Vec<&[u8]> = unclear.iter().map(|(key, ..)| &**key).collect();
+        assert_eq!(keys, told.iter().map(|key| key.as_bytes()).collect::<Vec<_>>(), "{line}");
+    }
+}
+
+#[test]
 fn integers_are_written_as_every_server_reads_them() {
     check(
         &TARGETS,
