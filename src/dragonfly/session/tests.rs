@@ -104,10 +104,10 @@ fn refusals_of_wire_1_11() {
     let admin = "ERR AUTH <password> called without any password configured for admin port. Are you sure?";
     assert!(matches!(error(admin), SessionError::PasswordNotWanted { .. }));
     for reply in [&b"ERR unknown command 'AUTH', with args beginning with: 's3cr3t'"[..], b"NOPERM s3cr3t"] {
-        let shown = SessionError::of_reply("AUTH", &Reply::Error(reply.to_vec().into())).to_string();
+        let shown = SessionError::of_reply("AUTH", &Reply::Error(reply.to_vec())).to_string();
         assert!(!shown.contains("s3cr3t"), "{shown}");
     }
-    let shown = SessionError::of_reply("AUTH", &Reply::Simple(b"s3cr3t".to_vec().into())).to_string();
+    let shown = SessionError::of_reply("AUTH", &Reply::Simple(b"s3cr3t".to_vec())).to_string();
     assert!(!shown.contains("s3cr3t"), "{shown}");
     assert!(matches!(error("ERR value is not an integer or out of range"), SessionError::Refused { .. }));
     // A peer's text is repeated in part and without control characters.
