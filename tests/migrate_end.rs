@@ -159,9 +159,9 @@ fn a_primary_that_is_restarted_empty_while_the_source_is_asked() {
     is_told(&running.wait(), &cluster, "restarted during the run");
 }
 
-/// Deletions that the primary acknowledged and its heir has never heard of.
-#[test]
-fn a_replica_that_lags_and_takes_over_while_the_source_is_asked() {
+/// A `migrate` that is asking the source for keys. Deletions that the primary has acknowledged, and its replica has not heard of,
+/// are lost by `then`.
+fn with_deletions_that_are_lost(then: impl FnOnce(&Cluster, &Running), told: &str) {
     let Some(cluster) = cluster(true) else { return };
     let (gate, answers, mut flow) = (Gate::default(), Gate::default(), snapshot());
     let silent: Vec<String> = (0..2 * ASKED_AT_ONCE).map(|i| format!("silent:{i}")).collect();
@@ -175,9 +175,27 @@ fn a_replica_that_lags_and_takes_over_while_the_source_is_asked() {
     let_the_replica_lag(&cluster, NODE);
     gate.open();
     wait_until_asked(&mut running, &master, ASKED_AT_ONCE + 1);
-    take_over(&cluster);
+    then(&cluster, &running);
     answers.open();
-    is_told(&running.wait(), &cluster, "took over from");
+    is_told(&running.wait(), &cluster, told);
+}
+
+#[test]
+fn a_replica_that_lags_and_takes_over_while_the_source_is_asked() {
+    with_deletions_that_are_lost(|cluster, _| take_over(cluster), "took over from");
+}
+
+/// Nobody looks meanwhile, and behind it every node is in its place.
+#[test]
+fn a_replica_that_lags_takes_over_and_hands_back_between_two_looks() {
+    let there_and_back = |cluster: &Cluster, running: &Running| {
+        running.signal("STOP");
+        take_over(cluster);
+        cluster.fail_over(NODE).unwrap();
+        cluster.wait_agreed().unwrap();
+        running.signal("CONT");
+    };
+    with_deletions_that_are_lost(there_and_back, "was a replica during the run");
 }
 
 /// Waiting for replicas may take minutes.

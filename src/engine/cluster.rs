@@ -13,9 +13,10 @@ use super::errors::is_rejection;
 use super::patience::{Patience, rest};
 use super::replicas::Replicas;
 use super::settings::{Endpoint, MigrateSettings};
-use super::target::{self, TargetLink};
+use super::target::{self, History, TargetLink};
 use super::{homes, own};
 use crate::ids::Slot;
+use crate::redis::info::Info;
 use crate::redis::topology::{Address, NatMap, Redirect, Topology};
 use crate::redis::value::Value;
 use std::cell::RefCell;
@@ -34,6 +35,9 @@ pub use nodes::ranges;
 
 /// A node that does not answer within this is asked later.
 const NODE_TIMEOUT: Duration = Duration::from_secs(2);
+/// What another history of a primary means.
+const WAS_REPLICA: &str = "it was a replica during the run, and may have copied another node's data, so writes that it had acknowledged \
+                           may be lost; run again with --on-existing flush";
 /// First and longest pause before the nodes are asked again for one that a redirect names, and that none of them knows.
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_LAST: Duration = Duration::from_secs(1);
@@ -108,6 +112,8 @@ struct Known {
     topology: Topology,
     number: u64,
     run_ids: HashMap<String, String>,
+    /// What the primaries' data goes back to.
+    histories: HashMap<String, History>,
     /// Ids by the number that workers and reports know a node by.
     numbers: Vec<String>,
     /// What the checkpoint was told of the processes.
@@ -119,7 +125,8 @@ struct Known {
 impl Shared {
     fn new(topology: &Topology) -> Rc<Self> {
         let (run_ids, numbers, noted_run_ids) = (HashMap::new(), Vec::new(), String::new());
-        let known = Known { topology: topology.clone(), number: 0, run_ids, numbers, noted_run_ids, ended: None };
+        let (topology, histories) = (topology.clone(), HashMap::new());
+        let known = Known { topology, number: 0, run_ids, histories, numbers, noted_run_ids, ended: None };
         Rc::new(Self { refreshing: Mutex::new(()), known: RefCell::new(known) })
     }
 }
@@ -282,7 +289,7 @@ impl Cluster {
             let unknown = || Trouble::Broken(EngineError::Target("a node left the cluster".into()));
             let endpoint = self.endpoint_of(id).ok_or_else(unknown)?;
             let mut link = TargetLink::connect(&endpoint, NODE_TIMEOUT).await.map_err(|error| self.trouble(error))?;
-            self.check_run_id(id, &mut link).await?;
+            self.check_process(id, &mut link).await?;
             let run_id = self.seen_run_ids.get(id).cloned().unwrap_or_default();
             for LostClient { client_id, .. } in
                 self.lost_clients.get(id).cloned().unwrap_or_default().into_iter().filter(|lost| lost.run_id == run_id)
@@ -323,27 +330,44 @@ impl Cluster {
         Ok(None)
     }
 
-    /// A primary that is another process now, with nobody in its place, may have lost what it had acknowledged.
-    pub async fn check_run_id(&mut self, id: &str, link: &mut TargetLink) -> Result<(), Trouble> {
-        let run_id = target::run_id(link).await.map_err(Trouble::Broken)?;
+    /// A primary that is another process now, with nobody in its place, may have lost what it had acknowledged; so may one that was a
+    /// replica since, and of which no view of the cluster told.
+    pub async fn check_process(&mut self, id: &str, link: &mut TargetLink) -> Result<(), Trouble> {
+        let text = link.info("default").await.map_err(Trouble::Broken)?;
+        self.is_same(id, &Info::parse(&text)).map(drop)
+    }
+
+    /// Whose replica it is, where the cluster takes it for a primary.
+    fn is_same(&mut self, id: &str, info: &Info) -> Result<Option<String>, Trouble> {
+        let run_id = info.get("run_id").unwrap_or_default().to_string();
         self.seen_run_ids.insert(id.to_string(), run_id.clone());
         if !self.topology.primaries().iter().any(|node| node.id == id) {
-            return Ok(());
+            return Ok(None);
         }
-        match self.known_run_id(id) {
-            Some(known) if known != run_id => {
-                let text = format!("node {id}: {}", target::RESTARTED);
-                Err(Trouble::Final(match self.ends_on_takeover.load(Ordering::Acquire) {
-                    true => EngineError::TargetRestarted(text),
-                    false => EngineError::Target(text),
-                }))
-            }
-            _ => {
-                self.shared.known.borrow_mut().run_ids.entry(id.to_string()).or_insert_with(|| run_id.clone());
-                self.run_ids.insert(id.to_string(), run_id);
-                Ok(())
-            }
+        let may_lack = |what: &str| {
+            let text = format!("node {id}: {what}");
+            Trouble::Final(match self.ends_on_takeover.load(Ordering::Acquire) {
+                true => EngineError::TargetRestarted(text),
+                false => EngineError::Target(text),
+            })
+        };
+        if self.known_run_id(id).is_some_and(|known| known != run_id) {
+            return Err(may_lack(target::RESTARTED));
         }
+        let mut known = self.shared.known.borrow_mut();
+        known.run_ids.entry(id.to_string()).or_insert_with(|| run_id.clone());
+        let replica_of = match known.histories.get_mut(id) {
+            Some(history) => history.goes_on(info).map_err(|_| may_lack(WAS_REPLICA))?,
+            // Of a replica nothing is expected.
+            None if info.get("role") == Some("slave") => Some(info.get("master_host").unwrap_or_default().into()),
+            None => {
+                known.histories.insert(id.to_string(), History::of(info));
+                None
+            }
+        };
+        drop(known);
+        self.run_ids.insert(id.to_string(), run_id);
+        Ok(replica_of)
     }
 
     /// Forgets a connection that broke.

@@ -213,7 +213,7 @@ impl Rounds {
         let link = TargetLink::connect(&node.endpoint, self.settings.connect_timeout).await;
         let mut link = link.map_err(Trouble::Broken)?;
         match &self.cluster {
-            Some(cluster) => cluster.lock().await.check_run_id(&node.id, &mut link).await?,
+            Some(cluster) => cluster.lock().await.check_process(&node.id, &mut link).await?,
             None => self.process.check(&mut link).await.map_err(|error| match error {
                 EngineError::TargetRestarted(_) => Trouble::Final(error),
                 error => Trouble::Broken(error),

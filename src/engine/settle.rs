@@ -198,7 +198,7 @@ impl Cluster {
         let endpoint = self.endpoint_of(id).ok_or_else(gone)?;
         let link = target::connect_named_lane(&endpoint, self.settings()).await;
         let mut link = link.map_err(|error| self.trouble(error))?;
-        self.check_run_id(id, &mut link).await?;
+        self.check_process(id, &mut link).await?;
         let client_id = target::client_id(&mut link).await.map_err(Trouble::Broken)?;
         let node = self.number(id);
         let socket = link.hand_over().map_err(Trouble::Broken)?;

@@ -20,17 +20,19 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod history;
 mod keys;
 mod named;
 mod probe;
 mod process;
 
+pub use history::History;
 pub use keys::{applied, delete, delete_slots, holds_keys, prepare};
 pub use named::{
     client_id, connect_control, connect_control_within, connect_lane, connect_named_lane, end_client, end_lanes,
     end_lanes_of_node, name_control,
 };
-pub use probe::{clocks, cpu, databases, keyspace, probe, run_id};
+pub use probe::{clocks, cpu, databases, keyspace, probe};
 pub use process::Process;
 
 /// Its keys are removed when the job is finished.

@@ -72,6 +72,10 @@ impl Cluster {
 /// `None`: the old primary does not follow the new one yet.
 fn lacks_nothing(of_old: &str, of_heir: &str) -> Option<bool> {
     let (old, heir) = (Info::parse(of_old), Info::parse(of_heir));
+    // Back again before anybody had seen what the heir had.
+    if old.get("role") == Some("master") && heir.get("role") == Some("slave") {
+        return Some(false);
+    }
     let same = |field: &str| old.get(field).is_some() && old.get(field) == heir.get(field);
     let follows = old.get("role") == Some("slave")
         && old.get("master_link_status") == Some("up")
@@ -100,6 +104,7 @@ mod tests {
         assert_eq!(lacks_nothing(&info("slave", "up", "b1", "000"), &heir), Some(false));
         assert_eq!(lacks_nothing(&info("slave", "up", "b1", "c1"), &heir), Some(false));
         assert_eq!(lacks_nothing(&info("slave", "up", "b1", "000"), &info("master", "", "b1", "000")), Some(false));
+        assert_eq!(lacks_nothing(&info("master", "", "c1", "b1"), &info("slave", "up", "c1", "b1")), Some(false));
         // Not there yet.
         assert_eq!(lacks_nothing(&info("master", "", "a1", "000"), &heir), None);
         assert_eq!(lacks_nothing(&info("slave", "down", "a1", "000"), &heir), None);

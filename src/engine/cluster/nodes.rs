@@ -205,6 +205,7 @@ impl Cluster {
         known.topology.clone_from(&self.topology);
         known.number += u64::from(changed);
         known.run_ids.retain(|id, _| primaries.contains(id));
+        known.histories.retain(|id, _| primaries.contains(id));
         self.topology_number = known.number;
         Ok(())
     }
@@ -245,28 +246,42 @@ impl Cluster {
     /// Nobody has taken over, and every primary is the process that it was: what they acknowledged before this was asked is there
     /// still. A primary that was cut off, or stood still, acknowledges for a moment what is thrown away when it hears of its heir.
     pub async fn check_nodes(&mut self) -> Result<(), EngineError> {
-        let request = resp::command(&[b"CLUSTER", b"INFO"]);
         let mut patience = self.patience();
         let mut heirs = Patience::new(self.patience.min(UNCOVERED_MAX));
-        'again: loop {
+        loop {
             self.refresh_patiently().await?;
-            for id in self.primary_ids() {
-                match self.send(&id, false, &request, 1).await {
-                    Ok(_) => {}
-                    Err(Trouble::Final(error)) => return Err(error),
-                    Err(Trouble::Broken(error)) => {
-                        patience.wait(&error.to_string()).await?;
-                        continue 'again;
-                    }
+            match self.primaries_go_on().await {
+                Ok(()) => {}
+                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Broken(error)) => {
+                    patience.wait(&error.to_string()).await?;
+                    continue;
                 }
             }
             // Whoever has just taken over knows it before the others do.
             if let Some(address) = self.heir().await? {
                 heirs.wait(&format!("{address} is a primary now, and no other node says so")).await?;
-                continue 'again;
+                continue;
             }
             return Ok(());
         }
+    }
+
+    /// Every primary answers, as the one that it was, and has been a replica of nobody meanwhile. Broken: one does not, or is one.
+    pub async fn primaries_go_on(&mut self) -> Result<(), Trouble> {
+        let request = resp::command(&[b"INFO", b"default"]);
+        for id in self.primary_ids() {
+            let at = self.address_of(&id).unwrap_or_else(|| self.seed.clone());
+            let why = match self.send(&id, false, &request, 1).await?.first() {
+                Some(Value::Bulk(text)) => match self.is_same(&id, &Info::parse(&String::from_utf8_lossy(text)))? {
+                    None => continue,
+                    Some(master) => format!("{at} is a replica of {master} now"),
+                },
+                other => format!("{at} answered INFO with {}", other.map(Value::described).unwrap_or_default()),
+            };
+            return Err(Trouble::Broken(EngineError::Target(why)));
+        }
+        Ok(())
     }
 
     /// A replica that calls itself a primary. One that cannot be reached from here is not tried again each time: behind a fence there

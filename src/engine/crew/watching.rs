@@ -27,12 +27,7 @@ impl Crew {
             loop {
                 ticks.tick().await;
                 let Ok(mut cluster) = plan.cluster.try_lock() else { continue };
-                let mut looked = cluster.refresh().await;
-                if looked.is_ok() {
-                    // For the connections, so that a check behind a fence takes no longer than it must.
-                    looked = cluster.heir().await.map(drop);
-                }
-                if let Err(Trouble::Final(error)) = looked {
+                if let Err(Trouble::Final(error)) = look(&mut cluster).await {
                     // No worker has this number: it is the session that ends.
                     let _ = done.send((usize::MAX, Err(error)));
                     return;
@@ -53,4 +48,12 @@ impl Crew {
             None => Ok(()),
         }
     }
+}
+
+/// Broken: a node does not answer, and is asked again the next time.
+async fn look(cluster: &mut Cluster) -> Result<(), Trouble> {
+    cluster.refresh().await?;
+    cluster.primaries_go_on().await?;
+    // For the connections, so that a check behind a fence takes no longer than it must.
+    cluster.heir().await.map(drop)
 }

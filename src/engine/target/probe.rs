@@ -18,12 +18,6 @@ use std::time::Duration;
 /// What else may stand in a client's query buffer beside one long string.
 const QUERY_BYTES_SPARE: u64 = 64 << 10;
 
-/// The run id of the server behind a connection: another one means that the server was restarted.
-pub async fn run_id(link: &mut TargetLink) -> Result<String, EngineError> {
-    let info = link.info("server").await?;
-    Ok(Info::parse(&info).get("run_id").unwrap_or_default().to_string())
-}
-
 /// A clock of the target.
 pub struct Clock {
     /// A cluster's node; empty for one server.
