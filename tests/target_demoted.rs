@@ -6,12 +6,14 @@ mod common;
 use common::job::{binary, run, stop, until};
 use common::{FlowBytes, Hand, migrate_command, noise, server_with, start};
 use df2redis::lab::client::Client;
+use df2redis::lab::encode::owner;
 use df2redis::lab::flow::Faults;
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
 use df2redis::lab::torture::{Tool, compare, is_stable, wait_for};
+use std::time::Duration;
 
 #[track_caller]
 fn wait(what: &str, mut look: impl FnMut() -> bool) {
@@ -56,6 +58,11 @@ fn heal(server: &Server, other: &Server, closes: bool) {
     }
     wait("it does not copy the other's data", || is_linked(&mut client));
     client.run("REPLICAOF NO ONE").unwrap();
+}
+
+/// A key of this family that comes on this flow of two.
+fn key_on_flow(family: &str, flow: usize) -> String {
+    (0..).map(|i| format!("{family}:{i}")).find(|key| owner(key.as_bytes(), 2) == flow).unwrap()
 }
 
 /// What it acknowledged in between is not there, and nothing brings it again.
@@ -117,4 +124,45 @@ fn the_journal_goes_on_from_the_checkpoint_that_was_copied() {
         live.write_truth(&truth).unwrap();
         compare(&target, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
     }
+}
+
+/// Only one flow has anything to write while the target is a replica, so only its connection is refused. The other's would go on writing, into
+/// what was copied, and move the position that was copied over what is missing.
+#[test]
+fn a_connection_that_was_idle_meanwhile_is_made_anew_as_well() {
+    let Some([target, other]) = pair() else { return };
+    let spec = Spec { seed: 3, flows_count: 2, ..Spec::of("string:60B=50").unwrap() };
+    let live = Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut tool =
+        Tool::start(binary(), live.port(), target.port(), &dir.path().join("tool.log"), &["--cores", "2"]).unwrap();
+    until(&mut tool, "not stable", || is_stable(&target) && is_stable(&other));
+    let (busy, idle) = (key_on_flow("busy", 0), key_on_flow("idle", 1));
+    let write = |key: &str, field: &str| run(&live, &format!("HSET {key} {field} v"));
+    [&busy, &idle].into_iter().for_each(|key| write(key, "both"));
+    until(&mut tool, "not acknowledged", || live.is_acknowledged());
+    let mut of_other = other.client().unwrap();
+    until(&mut tool, "the replica lags", || {
+        [&busy, &idle]
+            .iter()
+            .all(|key| of_other.run(&format!("EXISTS {key}")).is_ok_and(|found| found.int() == Some(1)))
+    });
+    of_other.run("REPLICAOF NO ONE").unwrap();
+    // These the other one lacks.
+    [&busy, &idle].into_iter().for_each(|key| write(key, "lacks"));
+    until(&mut tool, "not acknowledged", || live.is_acknowledged());
+    let mut of_target = target.client().unwrap();
+    follow(&mut of_target, &other);
+    write(&busy, "refused");
+    until(&mut tool, "nothing is refused", || target.errors_of("READONLY").unwrap() > 0);
+    until(&mut tool, "it does not copy the other's data", || is_linked(&mut of_target));
+    // The pauses between two tries to connect have grown by then.
+    std::thread::sleep(Duration::from_secs(5));
+    of_target.run("REPLICAOF NO ONE").unwrap();
+    write(&idle, "behind");
+    until(&mut tool, "not acknowledged", || live.is_acknowledged());
+    stop(&mut tool);
+    let truth = dir.path().join("truth.jsonl");
+    live.write_truth(&truth).unwrap();
+    compare(&target, ServerKind::Redis7, &truth).unwrap_or_else(|text| panic!("{text}\n{}", tool.said()));
 }

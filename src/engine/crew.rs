@@ -398,6 +398,7 @@ impl Crew {
                         let import_mode = self.plan.capabilities.import_mode;
                         self.reconnect(worker, lane, generation, Lost { client_id, marker, marked_dbs, import_mode });
                     }
+                    Some(WorkerEvent::MayCopy) => self.tell_all(|| WorkerCommand::ConnectAnew),
                     Some(WorkerEvent::Held(held)) => self.settle(held),
                     Some(event) => {
                         // Kept here, because a flow may stand before a barrier while others are still in the full sync.

@@ -112,7 +112,7 @@ impl Worker {
             }
             let Some(hold) = &mut lane.hold else { continue };
             if let Some(why) = hold.wants_anew.take() {
-                self.lose_lane(position, why.into())?;
+                self.give_up_lane(position, why)?;
             } else {
                 hold.may_try(now_ns, self.settings.retry_max)?;
             }
@@ -280,6 +280,8 @@ impl Worker {
         // Nothing goes to one that has copied another's data, and a new connection is made only to one that has not.
         if let Some(hold) = lane.hold.as_mut().filter(|_| may_copy) {
             hold.wants_anew = Some("the target may be a replica: it is asked before it gets more");
+            // The others have met nothing, perhaps, and their connections outlive its promotion.
+            let _ = self.events.send(WorkerEvent::MayCopy);
         }
         // Taken again at once, so that no batch can have the last chunk while its reply needs one.
         self.ring.slab_mut().release(chunk);
@@ -340,6 +342,26 @@ impl Worker {
             self.ring.slab_mut().release(chunk);
         }
         lane.lose();
+    }
+
+    /// Every lane gets another connection. One that was refused itself does when its answers are sorted.
+    pub(super) fn connect_anew(&mut self) -> Result<(), EngineError> {
+        for position in 0..self.lanes.len() {
+            let lane = &self.lanes[position];
+            let is_told = lane.hold.as_ref().is_some_and(|hold| hold.wants_anew.is_some());
+            if matches!(lane.link, Link::Up(_)) && !is_told {
+                self.give_up_lane(position, "on another one the target refused as a replica does")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// We end the connection, and not the target.
+    fn give_up_lane(&mut self, position: usize, why: &str) -> Result<(), EngineError> {
+        if let Some(lane) = self.lanes.get_mut(position) {
+            lane.expect_loss();
+        }
+        self.lose_lane(position, why.into())
     }
 
     pub(super) fn lose_lane(&mut self, position: usize, reason: String) -> Result<(), EngineError> {

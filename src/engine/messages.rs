@@ -233,6 +233,8 @@ pub enum WorkerEvent {
         marker: Vec<u8>,
         marked_dbs: Vec<DbIndex>,
     },
+    /// A server refused as a replica does, which may copy another one's data: every connection to it is to be made again.
+    MayCopy,
     /// A cluster's worker holds still until it is told how to go on.
     Held(Box<Held>),
     Finished {
@@ -253,6 +255,8 @@ pub enum WorkerCommand {
         client_id: i64,
         applied: u64,
     },
+    /// The server may have copied another one's data: nothing more goes to it but on new connections, for which it is asked.
+    ConnectAnew,
     /// A held worker of a cluster goes on.
     Settled(Box<Settled>),
     /// The global command was executed and its position stored.

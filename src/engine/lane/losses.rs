@@ -73,6 +73,11 @@ impl Lane {
         self.acked_batches = earlier.acked_batches;
     }
 
+    /// The next loss is our own doing, and tells nothing of the target.
+    pub fn expect_loss(&mut self) {
+        self.losses_in_a_row = self.losses_in_a_row.saturating_sub(1);
+    }
+
     /// Connecting again will not help.
     pub fn is_hopeless(&self) -> bool {
         self.losses_in_a_row > LOSSES_IN_A_ROW_MAX

@@ -26,6 +26,7 @@ impl Worker {
                     }
                     self.resume(lane, generation, socket, applied, now_ns)?;
                 }
+                Ok(WorkerCommand::ConnectAnew) => self.connect_anew()?,
                 Ok(WorkerCommand::Settled(settled)) => self.settled(*settled, now_ns)?,
                 Ok(WorkerCommand::ReleaseBarrier) => {
                     self.barrier_told = false;
