@@ -412,7 +412,12 @@ fn what_a_source_answers_in_place_of_the_right_thing() {
         ("INFO", "-NOAUTH Authentication required.\r\n", 4, "password"),
         ("REPLCONF CAPA DRAGONFLY", "+OK\r\n", 3, "no Dragonfly"),
         ("REPLCONF LISTENING-PORT", "-ERR Replicating a replica is unsupported\r\n", 3, "connect to its master"),
-        ("REPLCONF LISTENING-PORT", "-NOPERM default has no ACL permissions\r\n", 4, "+replconf +dfly"),
+        (
+            "REPLCONF LISTENING-PORT",
+            "-NOPERM default has no ACL permissions\r\n",
+            4,
+            "may not run REPLCONF listening-port",
+        ),
         ("REPLCONF", "-ERR Cannot execute restricted command (admin only)\r\n", 4, "admin port"),
         ("DFLY FLOW", "-LOADING Dragonfly is loading the dataset in memory\r\n", 4, "loading its data set"),
         ("DFLY FLOW", "-ERR bad master id\r\n", 4, "restarted in between"),

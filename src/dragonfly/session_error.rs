@@ -17,7 +17,7 @@ pub enum SessionError {
     WrongPassword,
     #[error("the source has no password configured for this port: leave the password away ({text})")]
     PasswordNotWanted { text: String },
-    #[error("the source's user may not run {what} ({text}): grant it +replconf +dfly +ping +info")]
+    #[error("the source's user may not run {what} ({text}): grant it (README.md lists the least that is needed)")]
     NoPermission { what: &'static str, text: String },
     #[error("the source allows {what} on its admin port only (flag restricted_commands): connect to the admin port")]
     Restricted { what: &'static str },

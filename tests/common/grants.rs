@@ -1,4 +1,5 @@
-//! What README.md lists as the least that a user needs at the target, line by line.
+//! What README.md lists as the least that a user needs at the target and at the source, line by line.
+#![allow(dead_code)] // each test file uses a part
 
 /// README.md has the same line.
 pub const TARGET_ACL: &str = "ACL SETUSER df2redis on >secret ~* +@write -@dangerous +restore +sort +select +info +command|list \
@@ -19,3 +20,15 @@ pub const TARGET_ACL_CLAIM: &str = "ACL SETUSER df2redis +time +xpending +xrange
 /// What a cluster needs beside what its job needs.
 pub const TARGET_ACL_CLUSTER: &str = "ACL SETUSER df2redis +cluster|shards +cluster|slots +cluster|info +cluster|nodes +asking \
     +dbsize +mget +dump +pexpiretime +pttl +lindex +client|setname +client|list";
+
+/// What a user needs at the source. README.md has the same lines.
+pub const SOURCE_ACL: &str = "ACL SETUSER df2redis ON >secret ~* +PING +INFO +REPLCONF +DFLY +SELECT +EXISTS +TIME";
+/// To fetch what was lost at the target, or stands in no record: only for `replicate`, and repairs by it.
+pub const SOURCE_ACL_FETCH: &str = "ACL SETUSER df2redis +DUMP +PEXPIRETIME";
+/// The fence of a cutover.
+pub const SOURCE_ACL_CUTOVER: &str = "ACL SETUSER df2redis +CLIENT";
+/// Whose answer is only good for a warning.
+pub const SOURCE_ACL_CONFIG: &str = "ACL SETUSER df2redis +CONFIG";
+/// For `verify`, and the comparisons of a cutover.
+pub const SOURCE_ACL_VERIFY: &str =
+    "ACL SETUSER df2redis ON >secret ~* +@READ +SCAN +DBSIZE +INFO +SELECT +TIME +XINFO +DUMP";

@@ -239,7 +239,8 @@ impl Peer {
             let replies = self.ask_node(node, db, &commands).await.map_err(|error| self.engine(error))?;
             match replies.first() {
                 Some(Value::Integer(n)) => total += u64::try_from(*n).unwrap_or(0),
-                other => return Err(self.said(node, &format!("DBSIZE was answered with {other:?}"))),
+                Some(other) => return Err(self.said(node, &format!("DBSIZE was answered with {}", shown(other)))),
+                None => return Err(EngineError::Internal("an exchange without a reply".into())),
             }
         }
         Ok(total)

@@ -117,7 +117,7 @@ impl Repairer {
         let payload = match payload {
             Some(Value::Bulk(payload)) => payload,
             Some(Value::Null) => return Err(CopyError::Gone),
-            other => return Err(CopyError::Failed(format!("DUMP was answered with {other:?}"))),
+            other => return Err(CopyError::Failed(format!("DUMP was answered with {}", answer(other.as_ref())))),
         };
         let Some(requests) = self.translate(db, key, &payload, expire_at_ms, now_ms) else {
             return self.copy_in_pages(looker, db, key).await;
@@ -253,8 +253,12 @@ fn expire_at_ms(looker: &Looker, reply: Option<&Value>) -> Result<Option<i64>, C
         Some(..0) => Ok(None),
         Some(at) if looker.source.traits.expire_time => Ok(Some(at)),
         Some(left) => Ok(Some(looker.source.server_now_ms().saturating_add(left))),
-        None => Err(CopyError::Failed(format!("the expiry was answered with {reply:?}"))),
+        None => Err(CopyError::Failed(format!("the expiry was answered with {}", answer(reply)))),
     }
+}
+
+fn answer(reply: Option<&Value>) -> String {
+    reply.map_or_else(|| "nothing".into(), shown)
 }
 
 /// The key under which a value is put together, in the slot of its own in a cluster.

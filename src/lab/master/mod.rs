@@ -6,12 +6,14 @@
 //! A partial sync is granted, as from 1.35 on, where the feed still has the journal from the LSN asked for.
 
 mod registration;
+mod rights;
 mod session;
 
 use super::LabError;
 use super::flow::{Faults, FlowWriter};
 pub use registration::AckSeen;
 use registration::Registration;
+pub use rights::Rights;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -123,6 +125,8 @@ pub struct MasterOptions {
     pub user: Option<String>,
     /// `Some`: every connection must AUTH first.
     pub password: Option<String>,
+    /// `Some`: what every connection that has logged in may run at first.
+    pub rights: Option<Rights>,
     pub faults: Faults,
     /// Answers given in place of the right ones.
     pub scripted: Vec<Scripted>,
@@ -142,6 +146,7 @@ impl Default for MasterOptions {
             listen: "127.0.0.1:0".to_owned(),
             user: None,
             password: None,
+            rights: None,
             faults: Faults::default(),
             scripted: Vec::new(),
             backlog_records: None,
@@ -204,6 +209,7 @@ impl Master {
             identity: feed.identity(),
             feed,
             scripted: Mutex::new(options.scripted.clone()),
+            rights: Mutex::new(options.rights.clone()),
             options,
             state: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -340,6 +346,7 @@ struct Shared {
     feed: Arc<dyn Feed>,
     options: MasterOptions,
     scripted: Mutex<Vec<Scripted>>,
+    rights: Mutex<Option<Rights>>,
     state: Mutex<State>,
     stopping: AtomicBool,
     connections_count: AtomicU64,

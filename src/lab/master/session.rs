@@ -91,8 +91,11 @@ impl Session<'_> {
         let words: Vec<String> = request.iter().map(|word| upper(word)).collect();
         let line = words.join(" ");
         let secret = words.first().is_some_and(|w| w == "AUTH");
-        let plain =
-            self.authed && !["REPLCONF", "DFLY"].contains(&words[0].as_str()) && self.shared.scripted_count() == 0;
+        let refusal = if self.authed { self.shared.refusal(&words[0]) } else { None };
+        let plain = refusal.is_none()
+            && self.authed
+            && !["REPLCONF", "DFLY"].contains(&words[0].as_str())
+            && self.shared.scripted_count() == 0;
         if plain && let Some(reply) = self.shared.feed.command(&mut self.client, request) {
             return self.stream.write_all(&reply).is_ok();
         }
@@ -106,7 +109,7 @@ impl Session<'_> {
         let answer = match self.shared.scripted(&line) {
             Some(reply) if reply.is_empty() => Answer::Close,
             Some(reply) => Answer::Reply(reply),
-            None => self.dispatch(request, &words),
+            None => refusal.map_or_else(|| self.dispatch(request, &words), Answer::from),
         };
         match answer {
             Answer::Reply(bytes) => self.stream.write_all(&bytes).is_ok(),
@@ -370,6 +373,8 @@ impl Session<'_> {
             Some(_) if is_ack && self.shared.feed.replica_of().is_some() => {
                 (&self.stream).write_all(IS_REPLICA.as_bytes()).ok();
             }
+            // Told nowhere.
+            Some(_) if is_ack && self.shared.refusal("REPLCONF").is_some() => self.shared.cancel(registration),
             Some(lsn) if is_ack => registration.ack(flow, lsn),
             _ => {
                 let text: Vec<_> = request.iter().map(|w| String::from_utf8_lossy(w)).collect();
