@@ -141,6 +141,9 @@ impl TakenOver {
         assert_eq!((&report["outcome"], &report["lacks"]), (&"handed-over".into(), &true.into()), "{report}");
         assert!(report["message"].as_str().unwrap_or_default().contains(what), "{report}");
         assert_eq!(self.tool.wait(), Some(5), "{}", self.tool.said());
+        // The checkpoint is gone, and clients write there.
+        let said = self.tool.said();
+        assert!(said.contains("it has the traffic") && !said.contains("run the same command again"), "{said}");
     }
 }
 

@@ -6,6 +6,7 @@ mod common;
 use common::clustered::{key_on, node_of};
 use common::{FlowBytes, Hand, Run, Running, Stopped, migrate_command, server_with, start};
 use df2redis::lab::LabError;
+use df2redis::lab::client::Client;
 use df2redis::lab::cluster::Cluster;
 use df2redis::lab::flow::{Faults, Gate};
 use df2redis::lab::master::{Master, MasterOptions};
@@ -198,23 +199,51 @@ fn a_replica_that_lags_takes_over_and_hands_back_between_two_looks() {
     with_deletions_that_are_lost(there_and_back, "was a replica during the run");
 }
 
-/// Waiting for replicas may take minutes.
-#[test]
-fn a_lease_that_is_lost_while_replicas_are_waited_for() {
-    let of = || server_with(ServerKind::Redis7, ServerOptions::default().config("repl-diskless-sync-delay", "0"));
-    let (Some(primary), Some(replica)) = (of(), of()) else { return };
+fn single() -> Option<Server> {
+    server_with(ServerKind::Redis7, ServerOptions::default().config("repl-diskless-sync-delay", "0"))
+}
+
+/// Linked, and fed by it.
+fn let_follow(replica: &Server, primary: &Server) {
     replica.client().unwrap().run(&format!("REPLICAOF 127.0.0.1 {}", primary.port())).unwrap();
-    let mut client = primary.client().unwrap();
-    let online = wait_for(|| client.info("slave0").ok()??.contains("state=online").then_some(()));
-    assert!(online.is_some(), "the replica is not in step");
+    let (mut of_primary, mut of_replica) = (primary.client().unwrap(), replica.client().unwrap());
+    let is_fed = |client: &mut Client| Some(client.info("slave0").ok()??.contains("state=online"));
+    let is_linked = |client: &mut Client| Some(client.info("master_link_status").ok()?? == "up");
+    let is_in_step = || (is_fed(&mut of_primary)? && is_linked(&mut of_replica)?).then_some(());
+    assert!(wait_for(is_in_step).is_some(), "the replica is not in step");
+}
+
+/// A `migrate` into one server that waits for its replica, which stands still, and `goes_on` behind that. Waiting for replicas may take minutes; it ends as
+/// it must after what `meanwhile` does.
+fn while_a_replica_is_waited_for(goes_on: bool, meanwhile: impl FnOnce(&Server), told: &str) {
+    let (Some(primary), Some(replica)) = (single(), single()) else { return };
+    let_follow(&replica, &primary);
     let gate = Gate::default();
     let master = Hand::new(vec![snapshot()]).start_with(options(&gate));
     let mut running = start(migrate_command(master.port(), primary.port(), &["--wait-replicas", "1:200ms"]));
     assert!(wait_for(|| has_key(&primary, &key_on(0, "k")).then_some(())).is_some(), "the load does not begin");
-    let _stopped = Stopped::new(&replica);
-    client.run("CONFIG RESETSTAT").unwrap();
+    let stopped = Stopped::new(&replica);
+    primary.client().unwrap().run("CONFIG RESETSTAT").unwrap();
     gate.open();
     wait_until_replicas_are_asked_for(&mut running, &primary);
-    client.run("SET df2redis:lease another").unwrap();
-    running.wait().expect_code(5).expect_text("another df2redis writes to it now");
+    meanwhile(&primary);
+    let _stopped = Some(stopped).filter(|_| !goes_on);
+    running.wait().expect_code(5).expect_text(told);
+}
+
+#[test]
+fn a_lease_that_is_lost_while_replicas_are_waited_for() {
+    let take = |primary: &Server| _ = primary.client().unwrap().run("SET df2redis:lease another").unwrap();
+    while_a_replica_is_waited_for(false, take, "another df2redis writes to it now");
+}
+
+/// Its replica confirms what it copied in between, and then holds as little.
+#[test]
+fn a_target_that_copies_another_server_while_replicas_are_waited_for() {
+    let Some(other) = single() else { return };
+    let copy = |primary: &Server| {
+        let_follow(primary, &other);
+        primary.client().unwrap().run("REPLICAOF NO ONE").unwrap();
+    };
+    while_a_replica_is_waited_for(true, copy, "was a replica");
 }

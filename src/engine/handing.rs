@@ -227,6 +227,8 @@ impl Job<'_> {
     /// Removes what is this tool's at the target and waits for the end of the cutover. `lacks`: why the target may lack something.
     pub(super) async fn hand_over(&mut self, probed: &Target, lacks: Option<EngineError>) -> Result<(), EngineError> {
         let Some((keys, done)) = self.desk.ending.take() else { return Ok(()) };
+        // There is nothing any more that the job could go on from.
+        (self.resumable, self.handed_over) = (false, true);
         let removed = self.remove_own(probed, keys).await;
         if let Err(error) = &removed {
             tracing::warn!(%error, "keys of this tool are left at the target");
@@ -234,11 +236,16 @@ impl Job<'_> {
         // Before the lease is given back, and before a hook is waited for: the target has its traffic.
         let is_ended = self.end_import_mode().await;
         self.give_lease_back().await;
-        let lacks_text = lacks.as_ref().map(|error| format!("the target may lack something; compare it: {error}"));
+        // What the error says to do is for a job that may go on.
+        let lacks_text = lacks.as_ref().map(|error| {
+            format!(
+                "the target may lack something; compare it, and do not run the job into it again, for it has the traffic: {error}"
+            )
+        });
         let left = removed.err().map(|error| {
             format!("keys that begin with {} are left at the target and may be deleted: {error}", target::OWN_PREFIX)
         });
-        let notes: Vec<String> = lacks_text.into_iter().chain(left).chain(is_ended.err()).collect();
+        let notes: Vec<String> = lacks_text.clone().into_iter().chain(left).chain(is_ended.err()).collect();
         let _ = done.send(match notes.is_empty() {
             true => Ok(()),
             false => Err(Undone { text: notes.join("; "), lacks: lacks.is_some() }),
@@ -249,7 +256,7 @@ impl Job<'_> {
             }
         }
         self.enter(Phase::Done);
-        lacks.map_or(Ok(()), Err)
+        lacks_text.map_or(Ok(()), |text| Err(EngineError::Target(text)))
     }
 
     async fn remove_own(&self, probed: &Target, mut keys: OwnKeys) -> Result<(), EngineError> {

@@ -155,6 +155,8 @@ pub(super) struct Job<'o> {
     pub(super) touched: bool,
     /// The target's checkpoint is good: a restart goes on from it.
     pub(super) resumable: bool,
+    /// The target has the traffic.
+    pub(super) handed_over: bool,
     /// The job was stopped where the source's positions were reached, and what was held of expiries was given back.
     pub(super) put_right: bool,
     pub(super) transfer_since: Option<Instant>,
@@ -206,6 +208,7 @@ impl<'o> Job<'o> {
             source_process: String::new(),
             touched: false,
             resumable: false,
+            handed_over: false,
             put_right: false,
             transfer_since: None,
             client_ids: Vec::new(),
@@ -363,6 +366,10 @@ impl<'o> Job<'o> {
     fn target_state(&self, error: &EngineError) -> String {
         if !self.touched {
             return "nothing was written to the target".into();
+        }
+        if self.handed_over {
+            return "the target has the traffic, and this job is over: compare it with the source (df2redis verify)"
+                .into();
         }
         if self.resumable {
             let positions = match positions_text(&self.confirmed) {

@@ -192,7 +192,7 @@ impl Job<'_> {
         // Once more: what was deleted and put right since the last time may have been thrown away, too.
         match target.cluster() {
             Some(cluster) => cluster.check_nodes().await,
-            None => Ok(()),
+            None => target.is_same_still().await,
         }
     }
 

@@ -271,7 +271,12 @@ pub async fn confirm(link: &mut TargetLink, settings: &MigrateSettings) -> Resul
     loop {
         match judge(&link.replies(question(None, want, want.timeout), REPLIES).await?, want) {
             Ok(()) => break,
-            Err(Lack::Few(why) | Lack::Error(why)) => patience.wait(&format!("the target: {why}")).await?,
+            Err(Lack::Few(why)) => patience.wait(&format!("the target: {why}")).await?,
+            // It may be a replica now, which throws away what it has executed.
+            Err(Lack::Error(why)) => {
+                patience.wait(&format!("the target: {why}")).await?;
+                link.is_same_still().await?;
+            }
         }
     }
     link.set_timeout(settings.connect_timeout);

@@ -393,14 +393,15 @@ impl Job<'_> {
         probed: &Target,
         ended: &EngineError,
     ) -> Result<TargetLink, EngineError> {
+        let is_given_up = matches!(ended, EngineError::Target(_));
+        // It has been waited for already.
+        let patience = if is_given_up { Duration::ZERO } else { self.settings.retry_max };
         let deadline = Instant::now() + self.settings.retry_max;
         let mut pause = RETRY_FIRST;
         loop {
             let begun = self.settings.control.has_begun();
-            match self.control_again(probed).await.map_err(|error| error.once_begun(begun)) {
-                Err(EngineError::TargetLost(text))
-                    if !matches!(ended, EngineError::Target(_)) && Instant::now() + pause < deadline =>
-                {
+            match self.control_again_within(probed, patience).await.map_err(|error| error.once_begun(begun)) {
+                Err(EngineError::TargetLost(text)) if !is_given_up && Instant::now() + pause < deadline => {
                     tracing::warn!(%text, ?pause, "the target cannot be reached: trying again");
                     rest(pause).await;
                     pause = (pause * 2).min(RETRY_LAST);

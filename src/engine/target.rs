@@ -213,6 +213,14 @@ impl TargetLink {
         Ok(())
     }
 
+    /// Where it is known what the target must be.
+    pub async fn is_same_still(&mut self) -> Result<(), EngineError> {
+        match self.process.clone() {
+            Some(process) => process.check(self).await,
+            None => Ok(()),
+        }
+    }
+
     async fn log_in(&mut self, args: &[&[u8]]) -> Result<(), EngineError> {
         match self.call_raw("AUTH", args).await? {
             Value::Error(text) => {
