@@ -475,6 +475,17 @@ fn a_flushdb_of_a_database_that_is_not_carried_is_passed_beside_keys_of_the_targ
     assert_eq!(server.client().unwrap().run("EXISTS own").unwrap().int(), Some(1));
 }
 
+/// Of two flows that go on from positions before and behind such a record, one never comes to it.
+#[test]
+fn a_flush_of_what_is_not_carried_is_waited_for_by_no_flow() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let master = Hand::new(vec![flushed(0, 5), FlowBytes::new()]).start();
+    let running = replicate(master.port(), server.port(), &["--exclude-db", "5"]);
+    wait_for_key(&server, 0, "end");
+    running.signal("INT");
+    running.wait().expect_code(130);
+}
+
 /// A source gives slots of its database 0 away: they are deleted where that is at the target, and nowhere else.
 #[test]
 fn slots_are_given_away_where_their_database_is() {

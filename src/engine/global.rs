@@ -52,7 +52,7 @@ impl Emptied {
     }
 }
 
-/// Whether it concerns a database of which nothing is at the target. `scope`: within it.
+/// Whether it concerns a database of which nothing is at the target: then flows pass it as if it were not there. `scope`: within it.
 pub(super) fn is_elsewhere(command: &GlobalCommand, scope: &Scope) -> bool {
     match command {
         GlobalCommand::FlushAll => false,
@@ -106,8 +106,7 @@ impl Global {
             )));
         }
         let lsns: Vec<(u32, Lsn)> = barriers.iter().map(|barrier| (barrier.flow.0, barrier.next_lsn)).collect();
-        let is_elsewhere = is_elsewhere(&first.command, scope);
-        if !checkpoint.owned && !is_elsewhere {
+        if !checkpoint.owned {
             return Err(EngineError::Refused(format!(
                 "the source ran {:?}, but the target held keys of its own when the job began, which it would delete too; \
                  run again with --on-existing flush",
@@ -132,9 +131,6 @@ impl Global {
         match &first.command {
             GlobalCommand::FlushAll => {
                 checkpoint::execute_global(target, checkpoint, 0, &[b"FLUSHALL"], &lsns, &kept).await?;
-            }
-            _ if is_elsewhere => {
-                checkpoint::execute_global(target, checkpoint, 0, &[], &lsns, &kept).await?;
             }
             GlobalCommand::FlushDb(db) => {
                 let place = place_alone(scope, *db, "ran FLUSHDB in")?;

@@ -7,6 +7,7 @@
 
 use super::error::EngineError;
 use super::flow::{Flow, FlowState, Stop};
+use super::global::is_elsewhere;
 use super::handle::{Applied, FlowHandler};
 use super::lane::Lane;
 use super::messages::{Apart, Barrier, Lost, WorkerEvent};
@@ -98,7 +99,12 @@ fn apply(
     out: &mut impl Out,
 ) -> Result<Applied, EngineError> {
     match event {
-        JournalEvent::Command(command) => handler.journal_command(command, now_ms, true, out),
+        JournalEvent::Command(command) => match handler.journal_command(command, now_ms, true, out)? {
+            // Nothing of it is at the target. No flow waits for the others there: of two that go on from positions before and behind it
+            // one would never come to it.
+            Applied::Global(global) if is_elsewhere(&global, handler.scope()) => Ok(Applied::Done),
+            applied => Ok(applied),
+        },
         _ => Ok(Applied::Done),
     }
 }
