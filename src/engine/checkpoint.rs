@@ -17,7 +17,7 @@ use super::lost;
 use super::messages::Lost;
 use super::own;
 use super::refusal;
-use super::target::TargetLink;
+use super::target::{self, TargetLink};
 use super::writer::LSN_FIELD_PREFIX;
 use crate::ids::{FlowId, Lsn, Slot};
 use crate::redis::resp;
@@ -195,7 +195,15 @@ async fn execute_on_cluster(
     if let Some(set) = behind.first_mut() {
         set.extend([FLUSHING.as_bytes(), b"0"]);
     }
-    cluster.ask(&before.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
+    let before: Vec<&[u8]> = before.iter().map(Vec::as_slice).collect();
+    // Without room for them their node is emptied first, in the same step.
+    let noted = match cluster.call_unless_full(&before).await? {
+        Value::Error(text) => refusal::is_full(&text) && empty_at_once(cluster, key, command, &once).await?,
+        _ => true,
+    };
+    if !noted {
+        cluster.ask(&before).await?;
+    }
     execute_twice(cluster, key, command, [&once, &behind], |text| refusal::refuses(text, false)).await
 }
 
@@ -218,14 +226,13 @@ async fn execute_twice(
     behind: [&[Vec<&[u8]>]; 2],
     refuses: fn(&[u8]) -> bool,
 ) -> Result<(), EngineError> {
-    let request = resp::command(command);
     // Nothing else is under way, so the command may be executed again where its answer was lost: a node that stands still
     // for a while is waited for, as it is everywhere else.
     let mut patience = cluster.patience();
     for behind in behind {
         cluster.refresh_patiently().await?;
         loop {
-            match execute_everywhere(cluster, key, &request, behind, refuses).await {
+            match execute_everywhere(cluster, key, command, behind, refuses).await {
                 Ok(()) => break,
                 Err(Trouble::Broken(error)) => {
                     patience.wait(&error.to_string()).await?;
@@ -242,10 +249,11 @@ async fn execute_twice(
 async fn execute_everywhere(
     cluster: &mut Cluster,
     key: &str,
-    request: &[u8],
+    command: &[&[u8]],
     behind: &[Vec<&[u8]>],
     refuses: fn(&[u8]) -> bool,
 ) -> Result<(), Trouble> {
+    let request = resp::command(command);
     let own = slot(key.as_bytes());
     let nobody = || Trouble::Broken(EngineError::Target(format!("nobody has slot {own}")));
     let owner = cluster.topology().owner(own).map(|node| node.id.clone()).ok_or_else(nobody)?;
@@ -262,19 +270,22 @@ async fn execute_everywhere(
         return Err(failed(text));
     }
     for id in cluster.primary_ids().into_iter().filter(|id| *id != owner) {
-        if let Some(text) = cluster.send(&id, false, request, 1).await?.first().and_then(Value::error_text) {
+        if let Some(text) = cluster.send(&id, false, &request, 1).await?.first().and_then(Value::error_text) {
             return Err(failed(text));
         }
     }
     let mut group = resp::command(&[b"MULTI"]);
-    group.extend_from_slice(request);
-    for command in behind {
-        resp::push_command(&mut group, command);
+    group.extend_from_slice(&request);
+    for set in behind {
+        resp::push_command(&mut group, set);
     }
     resp::push_command(&mut group, &[b"EXEC"]);
     let values = cluster.execute(own, &group, 3 + behind.len()).await?;
     let elements = values.last().and_then(Value::array).unwrap_or_default();
     match values.iter().chain(elements).find_map(Value::error_text) {
+        Some(text) if refusal::is_full(text.as_bytes()) && empty_at_once(cluster, key, command, behind).await? => {
+            Ok(())
+        }
         Some(text) => Err(failed(text)),
         None if elements.len() == 1 + behind.len() => Ok(()),
         None => Err(Trouble::Final(EngineError::Target(format!(
@@ -282,6 +293,19 @@ async fn execute_everywhere(
             elements.len()
         )))),
     }
+}
+
+/// The node that has the checkpoint, though it is full. False: it was not emptied.
+async fn empty_at_once(
+    cluster: &mut Cluster,
+    key: &str,
+    command: &[&[u8]],
+    behind: &[Vec<&[u8]>],
+) -> Result<bool, Trouble> {
+    let commands: Vec<&[&[u8]]> = [command].into_iter().chain(behind.iter().map(Vec::as_slice)).collect();
+    let Some(request) = target::at_once(Some(key.as_bytes()), false, &commands) else { return Ok(false) };
+    let answers = cluster.execute(slot(key.as_bytes()), &request, 1).await?;
+    Ok(answers.first().is_some_and(target::was_done_at_once))
 }
 
 fn unreadable(key: &str, why: &str) -> EngineError {

@@ -222,9 +222,10 @@ async fn take_emptied(link: &mut TargetLink, held: &Held) -> Result<bool, Engine
     let taking = set_command(held);
     let taking: Vec<&[u8]> = taking.iter().map(Vec::as_slice).collect();
     let mut commands: Vec<&[&[u8]]> = vec![&[b"FLUSHALL", b"ASYNC"], &taking];
-    if import::is_marked(link).await? {
+    if link.cluster().is_none() && import::is_marked(link).await? {
         commands.push(import::SET_MARK);
     }
+    // Of a cluster, the lease's node: the others need no room to be emptied.
     let done = link.at_once(Some(held.key.as_bytes()), &commands).await?;
     if done {
         tracing::warn!("the target is full, and has no room for the lease: it was emptied first (--on-existing flush)");
@@ -245,7 +246,7 @@ fn set_command(held: &Held) -> Vec<Vec<u8>> {
 async fn set_if_free(link: &mut TargetLink, held: &Held) -> Result<Result<bool, Vec<u8>>, EngineError> {
     let command = set_command(held);
     let words: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
-    Ok(match link.call_raw("SET", &words).await? {
+    Ok(match link.call_unless_full("SET", &words).await? {
         Value::Error(text) => Err(text),
         Value::Simple(_) => Ok(true),
         _ => Ok(false),

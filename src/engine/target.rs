@@ -7,6 +7,7 @@ use super::cluster::Cluster;
 use super::error::EngineError;
 use super::errors::shown_of_auth;
 use super::link::{Link, LinkError};
+use super::own;
 use super::patience::Patience;
 use super::refusal;
 use super::settings::{Endpoint, MigrateSettings};
@@ -15,6 +16,8 @@ use crate::ids::DbIndex;
 use crate::redis::ReplyError;
 use crate::redis::capabilities::Capabilities;
 use crate::redis::info::Info;
+use crate::redis::resp;
+use crate::redis::slot::slot;
 use crate::redis::value::{self, Value};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -52,9 +55,10 @@ pub struct Target {
     pub cpu_at_start: Option<crate::report::counters::CpuSample>,
 }
 
-/// Executes commands, each of them the number of its words and these; nothing (0) if there is a key, and it exists. A server that is
-/// full queues nothing for a transaction, not even what deletes; a script is stopped only before its first write.
-const AT_ONCE: &[u8] = b"if KEYS[1] and redis.call('GET',KEYS[1]) then return 0 end local i=1 while i<=#ARGV do \
+/// Executes commands, each of them the number of its words and these; nothing (0) where it is asked first (1) whether a key exists, and
+/// it does. A server that is full queues nothing for a transaction, not even what deletes; a script is stopped only before its first
+/// write.
+const AT_ONCE: &[u8] = b"if ARGV[1]=='1' and redis.call('GET',KEYS[1]) then return 0 end local i=2 while i<=#ARGV do \
     local n=tonumber(ARGV[i]) redis.call(unpack(ARGV,i+1,i+n)) i=i+n+1 end return 1";
 /// Lua unpacks a few thousand at the most.
 const AT_ONCE_WORDS_MAX: usize = 1000;
@@ -93,6 +97,34 @@ fn error_of(text: &[u8], error: String) -> EngineError {
         None if refusal::refuses_login(text) => EngineError::Untrusted(error),
         None => EngineError::Target(error),
     }
+}
+
+/// An EVAL of AT_ONCE. `key`: of a cluster's slot; if `unless`, nothing is executed where it exists. None: too many words.
+pub fn at_once(key: Option<&[u8]>, unless: bool, commands: &[&[&[u8]]]) -> Option<Vec<u8>> {
+    if commands.iter().any(|command| command.len() > AT_ONCE_WORDS_MAX) {
+        return None;
+    }
+    // With one that is nowhere no node takes the script while the slot is on the move, in the middle of which it would fail.
+    let nowhere = key.map(|key| own::replicas_key(Some(slot(key))));
+    let keys: Vec<&[u8]> = key.into_iter().chain(nowhere.as_deref()).collect();
+    let count = keys.len().to_string();
+    let counts: Vec<String> = commands.iter().map(|command| command.len().to_string()).collect();
+    let mut args: Vec<&[u8]> = vec![b"EVAL", AT_ONCE, count.as_bytes()];
+    args.extend(keys);
+    args.push(if unless { b"1" } else { b"0" });
+    for (count, command) in counts.iter().zip(commands) {
+        args.push(count.as_bytes());
+        args.extend_from_slice(command);
+    }
+    Some(resp::command(&args))
+}
+
+/// Whether such a script did what it was to do.
+pub fn was_done_at_once(answer: &Value) -> bool {
+    if let Value::Error(text) = answer {
+        tracing::debug!(reply = %text.escape_ascii(), "a full target is not emptied by a script");
+    }
+    *answer == Value::Integer(1)
 }
 
 impl TargetLink {
@@ -181,21 +213,15 @@ impl TargetLink {
     /// Commands, of which the first write is one that deletes, in one step also at a full server; not if the key `unless` exists.
     /// False: they were not executed.
     pub async fn at_once(&mut self, unless: Option<&[u8]>, commands: &[&[&[u8]]]) -> Result<bool, EngineError> {
-        if commands.iter().any(|command| command.len() > AT_ONCE_WORDS_MAX) {
-            return Ok(false);
-        }
-        let counts: Vec<String> = commands.iter().map(|command| command.len().to_string()).collect();
-        let mut args: Vec<&[u8]> = vec![b"EVAL", AT_ONCE, if unless.is_some() { b"1" } else { b"0" }];
-        args.extend(unless);
-        for (count, command) in counts.iter().zip(commands) {
-            args.push(count.as_bytes());
-            args.extend_from_slice(command);
-        }
-        let answer = self.call_raw("EVAL", &args).await?;
-        if let Value::Error(text) = &answer {
-            tracing::debug!(reply = %text.escape_ascii(), "a full target is not emptied by a script");
-        }
-        Ok(answer == Value::Integer(1))
+        let Some(request) = at_once(unless, unless.is_some(), commands) else { return Ok(false) };
+        let answer = match &mut self.cluster {
+            Some(cluster) => {
+                let slot = slot(unless.unwrap_or_default());
+                Box::pin(cluster.execute(slot, &request, 1)).await?.pop().unwrap_or(Value::Null)
+            }
+            None => self.link.request("EVAL", request, value::parse).await.map_err(target_error)?,
+        };
+        Ok(was_done_at_once(&answer))
     }
 
     /// Behind a refusal: a server that was a replica takes writes again, and may be without what it had.
@@ -332,8 +358,16 @@ impl TargetLink {
         if keyed && let Some(cluster) = &mut self.cluster {
             return Box::pin(cluster.call(args)).await;
         }
-        let request = crate::redis::resp::command(args);
+        let request = resp::command(args);
         self.link.request(what, request, value::parse).await.map_err(target_error)
+    }
+
+    /// The same, and what a full server says is the answer, of a cluster too.
+    pub async fn call_unless_full(&mut self, what: &str, args: &[&[u8]]) -> Result<Value, EngineError> {
+        match &mut self.cluster {
+            Some(cluster) => Box::pin(cluster.call_unless_full(args)).await,
+            None => self.call_raw(what, args).await,
+        }
     }
 
     pub fn hand_over(self) -> Result<Connected, EngineError> {

@@ -32,7 +32,13 @@ impl Cluster {
             return self.on_all(&request).await;
         }
         let key_at = if is("EVAL") { 3 } else { 1 };
-        self.call_in_slot(slot(args.get(key_at).copied().unwrap_or_default()), &request).await
+        self.call_in_slot(slot(args.get(key_at).copied().unwrap_or_default()), &request, |_| false).await
+    }
+
+    /// One command with a key first. What a full node says is the answer.
+    pub async fn call_unless_full(&mut self, args: &[&[u8]]) -> Result<Value, EngineError> {
+        let slot = slot(args.get(1).copied().unwrap_or_default());
+        self.call_in_slot(slot, &crate::redis::resp::command(args), refusal::is_full).await
     }
 
     /// A question whose answer decides what is done. An error is no answer: access that was taken away is waited for, as everywhere.
@@ -52,13 +58,20 @@ impl Cluster {
         }
     }
 
-    /// One encoded command of a slot, which may be sent again.
-    async fn call_in_slot(&mut self, slot: Slot, request: &[u8]) -> Result<Value, EngineError> {
+    /// One encoded command of a slot, which may be sent again. `is_answer`: a refusal that is not waited out.
+    async fn call_in_slot(
+        &mut self,
+        slot: Slot,
+        request: &[u8],
+        is_answer: fn(&[u8]) -> bool,
+    ) -> Result<Value, EngineError> {
         let mut patience = self.patience();
         loop {
             let why = match self.execute(slot, request, 1).await {
                 Ok(values) => match values.into_iter().next().unwrap_or(Value::Null) {
-                    Value::Error(text) if !self.patience.is_zero() && refusal::refuses_for_now(&text) => {
+                    Value::Error(text)
+                        if !self.patience.is_zero() && refusal::refuses_for_now(&text) && !is_answer(&text) =>
+                    {
                         format!("the node of slot {slot} answers \"{}\"", text.escape_ascii())
                     }
                     value => return Ok(value),
@@ -109,7 +122,7 @@ impl Cluster {
         let (mut replies, apart) = self.pipeline_once(requests).await?;
         for at in apart {
             let Some((slot, bytes)) = requests.get(at) else { continue };
-            replies[at] = self.call_in_slot(*slot, bytes).await?;
+            replies[at] = self.call_in_slot(*slot, bytes, |_| false).await?;
         }
         Ok(replies)
     }
