@@ -443,6 +443,20 @@ impl OnCluster {
         }
     }
 
+    /// The replica of a node gets nothing any more: it can no longer log in.
+    #[track_caller]
+    fn cut_off(&mut self, node: usize) -> Client {
+        let (mut primary, mut replica) =
+            (self.cluster.nodes[node].client().unwrap(), self.cluster.nodes[3 + node].client().unwrap());
+        replica.run("CONFIG SET masteruser nobody").unwrap();
+        replica.run("CONFIG SET masterauth x").unwrap();
+        primary.run("CLIENT KILL TYPE replica").unwrap();
+        until(&mut self.job.tool, "the replica is still linked", || {
+            replica.info("master_link_status").unwrap().as_deref() == Some("down")
+        });
+        replica
+    }
+
     #[track_caller]
     fn assert_equal(&self) {
         let Some(plain) = server_with(ServerKind::Redis7, ServerOptions::default()) else { return };
@@ -495,16 +509,8 @@ fn a_replica_that_lagged_behind_takes_over_and_nothing_told_is_lost() {
     let Some(mut world) = OnCluster::start(&["--wait-replicas", "1:300ms"]) else { return };
     world.write(10);
     world.wait_acknowledged();
-    // It can no longer log in.
     let node = 1;
-    let (mut primary, mut replica) =
-        (world.cluster.nodes[node].client().unwrap(), world.cluster.nodes[3 + node].client().unwrap());
-    replica.run("CONFIG SET masteruser nobody").unwrap();
-    replica.run("CONFIG SET masterauth x").unwrap();
-    primary.run("CLIENT KILL TYPE replica").unwrap();
-    until(&mut world.job.tool, "the replica is still linked", || {
-        replica.info("master_link_status").unwrap().as_deref() == Some("down")
-    });
+    let mut replica = world.cut_off(node);
     let acknowledged = world.job.acknowledged();
     let before = world.job.live.master().unwrap().requests().len();
     // A value is moved to the node first: its old place must not be emptied before the replica has it.
@@ -553,6 +559,35 @@ fn a_flush_waits_until_the_positions_before_it_are_told() {
     signal(&world.cluster.nodes[3 + node], "CONT");
     world.write(5);
     world.wait_acknowledged();
+    world.job.stop();
+    world.assert_equal();
+}
+
+/// An heir confirms what it holds, which is nothing of a flush that its primary alone had executed; and one that has the checkpoint
+/// must know that a flush was under way.
+#[test]
+fn a_flush_that_an_heir_lacks_is_executed_again() {
+    let Some(mut world) = OnCluster::start(&["--wait-replicas", "1:300ms"]) else { return };
+    for node in [node_of("df2redis:checkpoint"), 0] {
+        let mut heir = world.cluster.nodes[3 + node].client().unwrap();
+        heir.run("CONFIG SET repl-diskless-sync-delay 0").unwrap();
+        world.write(10);
+        world.wait_acknowledged();
+        world.cut_off(node);
+        let (partials, said) = (world.job.live.partial_count(), world.job.tool.said().len());
+        run(&world.job.live, "FLUSHALL");
+        world.job.wait_held();
+        let other = world.cluster.nodes[2].client().unwrap().run(&format!("EXISTS {}", key_on(2, "n"))).unwrap().int();
+        assert_eq!(other, Some(i64::from(node != 0)), "{}", world.job.tool.said());
+        heir.run("CLUSTER FAILOVER TAKEOVER").unwrap();
+        let (tool, live) = (&mut world.job.tool, &world.job.live);
+        until(tool, "no session is begun anew", || live.partial_count() > partials);
+        let said = tool.said().split_off(said);
+        let until_ended = said.split("phase=\"connect\"").next().unwrap();
+        assert!(until_ended.contains("executing it once") && !until_ended.contains("in step"), "{said}");
+        world.write(5);
+        world.wait_acknowledged();
+    }
     world.job.stop();
     world.assert_equal();
 }

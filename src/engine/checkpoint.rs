@@ -204,6 +204,8 @@ async fn execute_on_cluster(
     if !noted {
         cluster.ask(&before).await?;
     }
+    // An heir that knows of no flush would miss the positions that the other nodes kept.
+    cluster.confirm_slot(slot(key.as_bytes())).await?;
     execute_twice(cluster, key, command, [&once, &behind], |text| refusal::refuses(text, false)).await
 }
 

@@ -20,6 +20,7 @@ use crate::convert::Scope;
 use crate::convert::journal::GlobalCommand;
 use crate::ids::{DbIndex, Lsn, Slot};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// The database whose slots a source gives away.
 const SLOTS_DB: DbIndex = DbIndex(0);
@@ -84,9 +85,23 @@ impl Global {
         standing::check(&self.settings, &checkpoint.master_id).await?;
         // The first connection was idle for long: the target (`timeout`) may have closed it.
         let mut target = same_target(&self.settings, probed, self.settings.retry_max).await?;
+        if let Some(cluster) = target.cluster() {
+            // Behind a look at all nodes, one of which may hear late who has its slots. From here on an heir may lack the command, and
+            // its own replicas would confirm it all the same.
+            cluster.refresh_patiently().await?;
+            cluster.ends_on_takeover(Arc::new(AtomicBool::new(true)));
+        }
         let scope = self.settings.scope.clone().within(probed.databases.unwrap_or(u32::MAX));
         self.execute_by(&mut target, &scope, checkpoint, barriers).await?;
-        proving::confirm(&mut target, &self.settings).await
+        proving::confirm(&mut target, &self.settings).await?;
+        if self.settings.wait_replicas.is_none() {
+            return Ok(());
+        }
+        // It may have been a replica meanwhile, and a master again before anybody looked.
+        match target.cluster() {
+            Some(cluster) => cluster.check_nodes().await,
+            None => target.is_same_still().await,
+        }
     }
 
     async fn execute_by(
