@@ -375,7 +375,7 @@ impl Cluster {
         self.links.remove(id);
     }
 
-    /// Sends encoded commands to one node and takes their replies.
+    /// Sends encoded commands to one node and takes their replies; the first one is that to ASKING, if it is sent in front.
     pub async fn send(&mut self, id: &str, asking: bool, bytes: &[u8], replies: usize) -> Result<Vec<Value>, Trouble> {
         let mut request = Vec::new();
         if asking {
@@ -389,12 +389,7 @@ impl Cluster {
         let answered = link.replies(request, replies + usize::from(asking)).await;
         link.set_timeout(NODE_TIMEOUT);
         match answered {
-            Ok(mut values) => {
-                if asking {
-                    values.remove(0);
-                }
-                Ok(values)
-            }
+            Ok(values) => Ok(values),
             Err(error) => {
                 // The node may still execute it: the connection is ended there before the next one is used.
                 self.lost(id, self.client_ids.get(id).copied().unwrap_or_default());
@@ -437,7 +432,8 @@ impl Cluster {
                 self.refresh().await?;
                 continue;
             };
-            let values = self.send(&id, asking, bytes, replies).await?;
+            let mut values = self.send(&id, asking, bytes, replies).await?;
+            let asked_to_ask = asking.then(|| values.remove(0));
             let Some(text) = values.iter().find_map(|value| match value {
                 Value::Error(text) if is_rejection(text) => Some(text.clone()),
                 _ => None,
@@ -447,6 +443,10 @@ impl Cluster {
             let asked = self.address_of(&id).unwrap_or_else(|| self.seed.clone());
             redirect = Redirect::parse(&text, &self.announced(&id)).map(|redirect| (redirect, id.clone()));
             let mut why = format!("{asked} answers \"{}\"", text.escape_ascii());
+            if let Some(Value::Error(text)) = asked_to_ask {
+                why =
+                    format!("{asked} answers ASKING with \"{}\"; the target's user needs +asking", text.escape_ascii());
+            }
             // A slot on the move takes what belongs to neither end a few milliseconds later.
             let mut moves = text.starts_with(b"TRYAGAIN");
             let mut hurry = redirect.as_ref().is_some_and(|(redirect, _)| redirect.ask) && !asking;

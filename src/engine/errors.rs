@@ -165,7 +165,9 @@ pub(super) fn remedy(text: &[u8]) -> &'static str {
         }
         b"LOADING" => "the target is still loading its data: run again when it is ready",
         b"NOAUTH" | b"WRONGPASS" => "check the target's user and password",
-        b"NOPERM" => "the target's user lacks a permission (README.md lists the least that is needed)",
+        _ if code == b"NOPERM" || super::refusal::refuses_access(text) => {
+            "the target's user lacks a permission (README.md lists the least that is needed)"
+        }
         b"CROSSSLOT" => {
             "a command reached keys of several slots, which must not be: please report it (or the target became a cluster during the run)"
         }

@@ -124,9 +124,17 @@ pub fn may_copy(text: &[u8]) -> bool {
 
 /// The user, its password or its permissions were changed.
 pub fn refuses_access(text: &[u8]) -> bool {
-    // What a script may not call has another code before Redis 7, and with some servers later.
-    let in_script = || memchr::memmem::find(text, b"ACL failure in script").is_some_and(|at| at <= 4);
-    refuses_login(text) || code(text) == b"NOPERM" || in_script()
+    refuses_login(text) || code(text) == b"NOPERM" || refuses_in_script(text)
+}
+
+/// What a script may not call is refused with no code of its own. Redis before 7.2 does not name the command, and before 7.0 it puts
+/// the place in front: `ERR Error running script (call to f_...): @user_script:1: @user_script: 1: The user ...`, or that from
+/// `@user_script` on, where the script hands the error on.
+fn refuses_in_script(text: &[u8]) -> bool {
+    let at = |words: &[u8]| memchr::memmem::find(text, words);
+    let in_front = text.starts_with(b"ERR Error running script") || text.starts_with(b"@user_script: ");
+    at(b"ACL failure in script").is_some_and(|at| at <= 4)
+        || at(b"The user executing the script ").is_some_and(|at| at <= 4 || in_front && text[..at].ends_with(b": "))
 }
 
 /// The connection is nobody's: its user, or the password, is not, or not any more, the server's.
@@ -323,6 +331,10 @@ mod tests {
             "BUSY Redis is busy running a script.",
             "NOPERM this user has no permissions",
             "ERR ACL failure in script: User df2redis has no permissions to run the 'hpexpiretime' command",
+            "ERR The user executing the script can't run this command or subcommand script: 01, on @user_script:1.",
+            "@user_script: 1: The user executing the script can't run this command or subcommand",
+            "ERR Error running script (call to f_0123): @user_script:1: @user_script: 1: The user executing the script can't \
+             run this command or subcommand",
             "EXECABORT Transaction discarded because of: OOM command not allowed",
             "ERR Error running script (call to f_0123): @user_script:1: @user_script: 1: -READONLY You can't write against a \
              read only replica.",
@@ -337,7 +349,10 @@ mod tests {
         let aborted = b"EXECABORT Transaction discarded because of previous errors.";
         assert!(!is_full(aborted) && !is_full(b"OOMX") && !is_full(b"READONLY because of: OOM"));
         assert!(refuses(aborted, true) && !refuses(aborted, false));
-        for text in ["ERR unknown command", "WRONGTYPE Operation", "BUSYKEY Target key name already exists.", "OOMX"] {
+        let quoted = "ERR unknown command 'The user executing the script '";
+        for text in
+            ["ERR unknown command", "WRONGTYPE Operation", "BUSYKEY Target key name already exists.", "OOMX", quoted]
+        {
             assert!(!refuses(text.as_bytes(), true), "{text}");
         }
     }

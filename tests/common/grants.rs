@@ -32,3 +32,6 @@ pub const SOURCE_ACL_CONFIG: &str = "ACL SETUSER df2redis +CONFIG";
 /// For `verify`, and the comparisons of a cutover.
 pub const SOURCE_ACL_VERIFY: &str =
     "ACL SETUSER df2redis ON >secret ~* +@READ +SCAN +DBSIZE +INFO +SELECT +TIME +XINFO +DUMP";
+
+/// What Valkey's import mode takes at the target.
+pub const TARGET_ACL_IMPORT: &str = "ACL SETUSER df2redis +config|get +config|set +client|import-source";

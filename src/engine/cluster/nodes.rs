@@ -399,25 +399,29 @@ fn is_known(settings: &MigrateSettings, topology: &Topology) -> bool {
 /// What one node says of the cluster. `asked`: where it is by its own words.
 async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -> Result<Topology, EngineError> {
     let unreadable = |e: crate::redis::topology::TopologyError| EngineError::Target(format!("{asked}: {e}"));
+    let needed = |what: &str, text: &[u8]| {
+        EngineError::Target(format!(
+            "{asked} answered CLUSTER {} with \"{}\"; the target's user needs +cluster|{what}",
+            what.to_uppercase(),
+            text.escape_ascii()
+        ))
+    };
     let mut topology = match link.call_raw("CLUSTER", &[b"CLUSTER", b"SHARDS"]).await? {
         Value::Error(_) => None,
         shards => Some(Topology::from_shards(&shards, asked, nat, tls).map_err(unreadable)?),
     };
     if topology.as_ref().is_none_or(|topology| !topology.uncovered().is_empty()) {
         match link.call_raw("CLUSTER", &[b"CLUSTER", b"SLOTS"]).await? {
-            Value::Error(text) if topology.is_none() => {
-                return Err(EngineError::Target(format!(
-                    "{asked} answered CLUSTER SLOTS with \"{}\"; the target's user needs +cluster",
-                    text.escape_ascii()
-                )));
-            }
+            Value::Error(text) if topology.is_none() => return Err(needed("slots", &text)),
             Value::Error(_) => {}
             slots => {
                 let mut by_slots = Topology::from_slots(&slots, asked, nat).map_err(unreadable)?;
                 if topology.as_ref().is_none_or(|t| by_slots.uncovered().len() < t.uncovered().len()) {
                     // A node that has no slots yet may be sent to all the same.
-                    if let Value::Bulk(text) = link.call_raw("CLUSTER", &[b"CLUSTER", b"NODES"]).await? {
-                        by_slots.add_listed(&text, asked, nat).map_err(unreadable)?;
+                    match link.call_raw("CLUSTER", &[b"CLUSTER", b"NODES"]).await? {
+                        Value::Bulk(text) => by_slots.add_listed(&text, asked, nat).map_err(unreadable)?,
+                        Value::Error(text) if text.starts_with(b"NOPERM") => return Err(needed("nodes", &text)),
+                        _ => {}
                     }
                     topology = Some(by_slots);
                 }
@@ -425,9 +429,14 @@ async fn view(link: &mut TargetLink, asked: &Address, nat: &NatMap, tls: bool) -
         }
     }
     let mut topology = topology.ok_or_else(|| EngineError::Internal("a topology without slots".into()))?;
-    if let Value::Bulk(text) = link.call_raw("CLUSTER", &[b"CLUSTER", b"INFO"]).await? {
-        let text = String::from_utf8_lossy(&text).into_owned();
-        topology.epoch = Info::parse(&text).get("cluster_current_epoch").and_then(|e| e.parse().ok()).unwrap_or(0);
+    match link.call_raw("CLUSTER", &[b"CLUSTER", b"INFO"]).await? {
+        Value::Bulk(text) => {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            topology.epoch = Info::parse(&text).get("cluster_current_epoch").and_then(|e| e.parse().ok()).unwrap_or(0);
+        }
+        // Without its epoch an old view would count as much as a new one.
+        Value::Error(text) if text.starts_with(b"NOPERM") => return Err(needed("info", &text)),
+        _ => {}
     }
     Ok(topology)
 }
