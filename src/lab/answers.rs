@@ -19,9 +19,11 @@ pub struct TargetIdentity {
     pub keys_count: u64,
     /// `Some`: AUTH is needed before anything else.
     pub password: Option<String>,
-    /// `Some`: a node of a cluster whose primaries listen on these ports of 127.0.0.1 and share the slots evenly. Filled
-    /// once all of them are started.
+    /// `Some`: a node of a cluster whose primaries listen on these ports of 127.0.0.1 and share the slots evenly, in this order.
+    /// Filled once all of them are started. Nodes that do not agree on who has which slot have different ones.
     pub cluster: Option<ClusterPorts>,
+    /// The `cluster_current_epoch` that this node has heard of.
+    pub epoch: u64,
     /// Ports of nodes without slots that this one knows, too.
     pub newcomers: ClusterPorts,
     /// Hosts that these nodes announce; where there is none, 127.0.0.1.
@@ -42,6 +44,7 @@ impl TargetIdentity {
             keys_count: 0,
             password: None,
             cluster: None,
+            epoch: 1,
             newcomers: ClusterPorts::default(),
             announced: Vec::new(),
         }
@@ -240,7 +243,8 @@ impl Answers {
             ("SCAN", _) => out.extend_from_slice(b"*2\r\n$1\r\n0\r\n*0\r\n"),
             ("CLUSTER", "SHARDS") if self.identity.cluster.is_some() => self.shards(out),
             ("CLUSTER", "INFO") if self.identity.cluster.is_some() => {
-                bulk(b"cluster_state:ok\r\ncluster_current_epoch:1\r\n", out);
+                let info = format!("cluster_state:ok\r\ncluster_current_epoch:{}\r\n", self.identity.epoch);
+                bulk(info.as_bytes(), out);
             }
             ("CLUSTER", _) => out.extend_from_slice(b"-ERR This instance has cluster support disabled\r\n"),
             ("SCRIPT", "LOAD") => bulk(&[b'0'; 40], out),

@@ -160,6 +160,11 @@ impl ScriptedTarget {
         self.address.port()
     }
 
+    /// From now on it answers with these errors, and with no others.
+    pub fn set_errors(&self, errors: Vec<ErrorRule>) {
+        *lock(&self.shared.errors) = errors;
+    }
+
     /// Every request read whole so far, in order of arrival on each connection.
     pub fn received(&self) -> Vec<Received> {
         lock(&self.shared.received).clone()

@@ -1,7 +1,8 @@
 //! Who has which slot: learnt from one node, asked of all anew, waited for where a slot has nobody.
 //!
 //! In: `CLUSTER SHARDS`, `SLOTS` and `INFO` of nodes. Out: the topology, its nodes remembered for a later session. Invariants: the
-//! most complete view with the latest epoch counts; a replica that took over ends a session that follows the journal.
+//! most complete view with the latest epoch counts, and none from before the one that counted unless most primaries share it; a
+//! replica that took over ends a session that follows the journal.
 
 use super::{Cluster, Ended, NODE_TIMEOUT, Shared, Trouble};
 use crate::engine::error::EngineError;
@@ -111,8 +112,9 @@ impl Cluster {
         let mut views: Vec<Topology> = Vec::new();
         let mut restarted = None;
         let settings = self.settings.clone();
-        let is_whole = |views: &[Topology]| views.iter().any(|view| view.uncovered().is_empty());
-        let primaries = ids.len();
+        let floor = self.topology.epoch;
+        let is_whole = |views: &[Topology]| views.iter().any(|view| view.uncovered().is_empty() && view.epoch >= floor);
+        let (primaries, mut late) = (ids.len(), 0);
         ids.extend(others);
         for (position, id) in ids.iter().enumerate() {
             if position >= primaries && is_whole(&views) {
@@ -133,7 +135,11 @@ impl Cluster {
                 Err(Trouble::Broken(error)) => Err(error),
             };
             match seen {
-                Ok(topology) => views.extend(is_known(&settings, &topology).then_some(topology)),
+                Ok(topology) => {
+                    let counts = is_known(&settings, &topology);
+                    late += usize::from(counts && position < primaries && topology.epoch < floor);
+                    views.extend(counts.then_some(topology));
+                }
                 Err(error) => {
                     tracing::debug!(node = %announced, %error, "a node cannot be asked for the topology");
                     self.links.remove(id);
@@ -157,6 +163,13 @@ impl Cluster {
                 Ok(topology) => views.extend(is_known(&settings, &topology).then_some(topology)),
                 Err(error) => why = error,
             }
+        }
+        let answered = !views.is_empty();
+        views.retain(|view| view.epoch >= floor || may_go_back(late, primaries));
+        if answered && views.is_empty() {
+            return Err(Trouble::Broken(EngineError::TargetLost(format!(
+                "only nodes answer that have not heard of the cluster's epoch {floor}: they do not know who has their slots by now"
+            ))));
         }
         match (best(views), restarted) {
             (Some(topology), restarted) => {
@@ -361,6 +374,13 @@ fn takeovers(old: &Topology, new: &Topology) -> Vec<Takeover> {
         })
     };
     old.primaries().into_iter().filter_map(heir_of).collect()
+}
+
+/// A node that was cut off has its slots for itself, and takes writes that are thrown away when it hears of its heir: alone it takes
+/// nobody back to a time before. Who took over was elected by most primaries, so that they know. Where most of them have a lower
+/// epoch, the node that had told of a higher one is gone and has told nobody else (or answers with none, as 0).
+fn may_go_back(late: usize, primaries: usize) -> bool {
+    2 * late > primaries
 }
 
 /// The most complete view with the latest epoch, and of several the one that most nodes share: one that was cut off hears of an epoch
