@@ -13,7 +13,7 @@ use df2redis::lab::master::MasterOptions;
 use df2redis::lab::recordings::recording;
 use df2redis::lab::replay::Replay;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::compare;
+use df2redis::lab::torture::{compare, tool_binary};
 use grants::*;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -55,7 +55,7 @@ fn start_job(job: &str, source_port: u16, server: &Server, more: &[&str]) -> Chi
 }
 
 fn start_at(job: &str, source_port: u16, target_port: u16, more: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_df2redis"))
+    Command::new(tool_binary(env!("CARGO_BIN_EXE_df2redis")))
         .args([job, "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
         .args(["--target", &format!("redis://127.0.0.1:{target_port}"), "--memory", "64MiB", "--cores", "1"])
         .args(["--output", "json", "--retry-max", "10s"])
@@ -511,7 +511,7 @@ fn the_listed_permissions_suffice_for_a_cutover_into_a_cluster() {
         let socket = socket.to_str().unwrap();
         let mut child = start_at("replicate", live.port(), cluster.port(), &["--control", socket]);
         let ask = |args: &[&str]| {
-            let mut asking = Command::new(env!("CARGO_BIN_EXE_df2redis"));
+            let mut asking = Command::new(tool_binary(env!("CARGO_BIN_EXE_df2redis")));
             asking.args(args).args(["--output", "json", "--control", socket]).output().unwrap()
         };
         let until = Instant::now() + Duration::from_secs(120);

@@ -12,14 +12,15 @@ use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{ServerKind, ServerOptions};
-use df2redis::lab::torture::{Tool, wait_for};
+use df2redis::lab::torture::{Tool, tool_binary, wait_for};
 use df2redis::redis::slot::slot;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
 
-const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
+static TOOL: LazyLock<PathBuf> = LazyLock::new(|| tool_binary(env!("CARGO_BIN_EXE_df2redis")));
 
 fn report(output: &Output) -> Value {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -39,7 +40,7 @@ fn a_cutover_into_a_cluster_compares_and_hands_over() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("job.sock");
     let ask = |args: &[&str]| {
-        Command::new(TOOL).args(args).args(["--output", "json", "--control"]).arg(&socket).output().unwrap()
+        Command::new(&*TOOL).args(args).args(["--output", "json", "--control"]).arg(&socket).output().unwrap()
     };
     for verify in ["count", "sample", "full", "none"] {
         for node in &cluster.nodes {
@@ -53,7 +54,7 @@ fn a_cutover_into_a_cluster_compares_and_hands_over() {
         .unwrap();
         let args = ["--control", socket.to_str().unwrap(), "--log", "info"];
         let log = dir.path().join("tool.log");
-        let mut tool = Tool::start(Path::new(TOOL), live.port(), cluster.port(), &log, &args).unwrap();
+        let mut tool = Tool::start(&TOOL, live.port(), cluster.port(), &log, &args).unwrap();
         let in_step = wait_for(|| {
             assert_eq!(tool.ended(), None, "{}", tool.said());
             let answer: Value = serde_json::from_slice(&ask(&["status"]).stdout).ok()?;

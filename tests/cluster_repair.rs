@@ -22,7 +22,7 @@ fn verify(scene: &InCluster, more: &[&str]) -> Output {
     let socket = scene.socket();
     let args = ["verify", "--source", &source, "--target", &target, "--lag-max", "4s", "--output", "json"];
     let control = ["--control", socket.to_str().unwrap()];
-    Command::new(TOOL).args(args).args(control).args(more).output().unwrap()
+    Command::new(&*TOOL).args(args).args(control).args(more).output().unwrap()
 }
 
 /// Values that every repeated or missing record changes, written as fast as it goes, and copied again and again, while their

@@ -15,7 +15,6 @@ use df2redis::lab::replay::Replay;
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::{Server, ServerKind};
 use df2redis::lab::torture::{Tool, wait_for};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -141,7 +140,7 @@ impl Stage {
     fn start(&self) -> Tool {
         let port = self.cluster.primaries().first().map_or(0, |at| self.cluster.nodes[*at].port());
         let log = self.dir.path().join("tool.log");
-        let binary = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+        let binary = common::job::binary();
         Tool::start(binary, self.master.port(), port, &log, &["--log", "info"]).unwrap()
     }
 

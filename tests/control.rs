@@ -2,24 +2,23 @@
 
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Stage, Tool, wait_for};
+use df2redis::lab::torture::{Stage, Tool, tool_binary, wait_for};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
+static TOOL: LazyLock<PathBuf> = LazyLock::new(|| tool_binary(env!("CARGO_BIN_EXE_df2redis")));
 
 /// A source whose journal takes `stable_ms`, a target, and where the socket will be.
 fn stage(stable_ms: u64) -> (Stage, PathBuf) {
     let server = Arc::new(Server::start_kind(ServerKind::Redis7, ServerOptions::default()).unwrap());
     let times = (Duration::from_millis(50), Duration::from_millis(stable_ms));
-    let stage =
-        Stage::new(Path::new(TOOL), "follow-lz4", server, ServerKind::Redis7, times, MasterOptions::default()).unwrap();
+    let stage = Stage::new(&TOOL, "follow-lz4", server, ServerKind::Redis7, times, MasterOptions::default()).unwrap();
     let path = stage.dir.join("job.sock");
     (stage, path)
 }
@@ -29,7 +28,7 @@ fn start(stage: &Stage, path: &Path) -> Tool {
 }
 
 fn control(path: &Path, args: &[&str]) -> Output {
-    Command::new(TOOL).args(args).args(["--control", path.to_str().unwrap()]).output().unwrap()
+    Command::new(&*TOOL).args(args).args(["--control", path.to_str().unwrap()]).output().unwrap()
 }
 
 fn status(path: &Path) -> Option<Value> {
@@ -74,7 +73,7 @@ fn a_status_tells_phase_lag_and_knobs() {
     let text = done(&path, &["status"]);
     assert!(text.contains("phase: in step") && text.contains("lag: 0 entries"), "{text}");
     // A watch ends with its job.
-    let mut watch = Command::new(TOOL)
+    let mut watch = Command::new(&*TOOL)
         .args(["status", "--watch", "--control", path.to_str().unwrap()])
         .stdout(std::process::Stdio::piped())
         .spawn()
@@ -154,7 +153,7 @@ fn the_same_job_is_not_started_twice() {
     let log = stage.dir.join("second.log");
     let (source, target) = (stage.master.port(), stage.server.port());
     let args = ["--control", path.to_str().unwrap()];
-    let mut second = Tool::start(Path::new(TOOL), source, target, &log, &args).unwrap();
+    let mut second = Tool::start(&TOOL, source, target, &log, &args).unwrap();
     assert_eq!(second.wait(), Some(3), "{}", second.said());
     assert!(status(&path).is_some(), "the first one's socket is still there");
     // Killed, it leaves its socket behind; the next one takes its place.
@@ -203,7 +202,7 @@ fn a_job_is_found_by_its_servers_and_a_migration_answers_too() {
         format!("dragonfly://127.0.0.1:{}", stage.master.port()),
         format!("redis://127.0.0.1:{}", stage.server.port()),
     );
-    let mut job = Command::new(TOOL)
+    let mut job = Command::new(&*TOOL)
         .args(["replicate", "--source", &source, "--target", &target, "--memory", "64MiB", "--progress", "off"])
         .args(["--on-unsupported", "skip"])
         .env("XDG_RUNTIME_DIR", &runtime)
@@ -211,7 +210,7 @@ fn a_job_is_found_by_its_servers_and_a_migration_answers_too() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let ask = |args: &[&str]| Command::new(TOOL).args(args).env("XDG_RUNTIME_DIR", &runtime).output().unwrap();
+    let ask = |args: &[&str]| Command::new(&*TOOL).args(args).env("XDG_RUNTIME_DIR", &runtime).output().unwrap();
     wait_for(|| ask(&["status", "--source", &source, "--target", &target]).status.success().then_some(())).unwrap();
     assert!(ask(&["status"]).status.success(), "the only job there is");
     assert!(ask(&["stop"]).status.success());

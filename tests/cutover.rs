@@ -5,15 +5,15 @@ use df2redis::lab::LabError;
 use df2redis::lab::client::Client;
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Stage, Tool, wait_for};
+use df2redis::lab::torture::{Stage, Tool, tool_binary, wait_for};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
+static TOOL: LazyLock<PathBuf> = LazyLock::new(|| tool_binary(env!("CARGO_BIN_EXE_df2redis")));
 
 /// A source, a target, a job between them, and its socket.
 struct Scene {
@@ -40,7 +40,7 @@ impl Scene {
         let server = Arc::new(server);
         let times = (Duration::from_millis(50), Duration::from_millis(stable_ms));
         let options = MasterOptions::default();
-        let stage = Stage::new(Path::new(TOOL), "follow-lz4", server, ServerKind::Redis7, times, options).unwrap();
+        let stage = Stage::new(&TOOL, "follow-lz4", server, ServerKind::Redis7, times, options).unwrap();
         let path = stage.dir.join("job.sock");
         let tool = start(&stage, &path, more);
         Self { stage, tool, path, hooks: 0 }
@@ -65,7 +65,7 @@ impl Scene {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(TOOL);
+        let mut command = Command::new(&*TOOL);
         command.arg("cutover").args(args).args(["--output", "json", "--control", self.path.to_str().unwrap()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -125,8 +125,10 @@ fn hook(dir: &Path, name: &str, text: &str) -> String {
 }
 
 fn status(path: &Path) -> Option<Value> {
-    let output =
-        Command::new(TOOL).args(["status", "--output", "json", "--control", path.to_str().unwrap()]).output().unwrap();
+    let output = Command::new(&*TOOL)
+        .args(["status", "--output", "json", "--control", path.to_str().unwrap()])
+        .output()
+        .unwrap();
     let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
     Some(answer["status"].clone())
 }
@@ -397,7 +399,7 @@ fn a_stop_or_a_client_that_goes_rolls_back() {
 fn a_paused_job_is_not_cut_over() {
     let scene = Scene::in_step(&[]);
     let tell = |what: &str| {
-        Command::new(TOOL).args([what, "--control", scene.path.to_str().unwrap()]).output().unwrap().status.success()
+        Command::new(&*TOOL).args([what, "--control", scene.path.to_str().unwrap()]).output().unwrap().status.success()
     };
     assert!(tell("pause"));
     scene.cutover(&["--execute"]).not_done("paused");

@@ -2,6 +2,7 @@
 //!
 //! In: the program, run as nobody under `prlimit`. Out: it works, or it says which limit to raise; it never panics.
 
+use df2redis::lab::torture::tool_binary;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -13,7 +14,7 @@ const NOBODY: u32 = 65_534;
 fn run(dir: &Path, memlock_bytes: u64, arguments: &[&str]) -> std::io::Result<Output> {
     let program = dir.join("df2redis");
     if !program.exists() {
-        std::fs::copy(env!("CARGO_BIN_EXE_df2redis"), &program)?;
+        std::fs::copy(tool_binary(env!("CARGO_BIN_EXE_df2redis")), &program)?;
     }
     let mut command = Command::new("prlimit");
     command.arg(format!("--memlock={memlock_bytes}:{memlock_bytes}")).arg(program).args(arguments);

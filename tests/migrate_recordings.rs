@@ -10,6 +10,7 @@ use df2redis::lab::master::{Master, MasterOptions};
 use df2redis::lab::recordings::{self, Recording};
 use df2redis::lab::replay::Replay;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::tool_binary;
 use df2redis::lab::{client::Client, truth};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -41,7 +42,7 @@ impl Run {
 }
 
 fn migrate(source_port: u16, target_port: u16, more: &[&str]) -> Run {
-    let output = Command::new(env!("CARGO_BIN_EXE_df2redis"))
+    let output = Command::new(tool_binary(env!("CARGO_BIN_EXE_df2redis")))
         .args(["migrate", "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
         .args(["--target", &format!("redis://127.0.0.1:{target_port}"), "--output", "json", "--memory", "128MiB"])
         .args(more)

@@ -224,7 +224,7 @@ fn readiness_is_told_once_the_target_is_in_step() {
     let (socket, notify) = (dir.path().join("job.sock"), dir.path().join("notify"));
     let manager = UnixDatagram::bind(&notify).unwrap();
     manager.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-    let mut tool = Command::new(in_step::TOOL)
+    let mut tool = Command::new(&*in_step::TOOL)
         .args(["replicate", "--source", &format!("dragonfly://127.0.0.1:{}", live.port())])
         .args(["--target", &format!("redis://127.0.0.1:{}", server.port()), "--memory", "64MiB", "--progress", "off"])
         .args(["--control", socket.to_str().unwrap()])
@@ -233,7 +233,7 @@ fn readiness_is_told_once_the_target_is_in_step() {
         .unwrap();
     let mut text = [0; 64];
     let said = manager.recv(&mut text).map(|len| String::from_utf8_lossy(&text[..len]).into_owned());
-    let status = Command::new(in_step::TOOL).args(["status", "--output", "json", "--control"]).arg(&socket).output();
+    let status = Command::new(&*in_step::TOOL).args(["status", "--output", "json", "--control"]).arg(&socket).output();
     let told = manager.set_nonblocking(true).and_then(|()| manager.recv(&mut text));
     tool.kill().unwrap();
     tool.wait().unwrap();

@@ -2,6 +2,7 @@
 //! put right, also by the process after a killed one; Valkey's import mode; vanished keys fetched again.
 
 use df2redis::convert::near::SHIFT_MS;
+use df2redis::lab::LabError;
 use df2redis::lab::client::Client;
 use df2redis::lab::journal;
 use df2redis::lab::master::MasterOptions;
@@ -9,9 +10,8 @@ use df2redis::lab::proxy::{Faulty, Leg, Proxy};
 use df2redis::lab::recordings::{Recording, recording};
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Stage, Tool, wait_for};
+use df2redis::lab::torture::{Stage, Tool, tool_binary, wait_for};
 use serde_json::Value;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,10 +39,11 @@ fn stage_on(kind: ServerKind, records: &Records, stable_ms: u64) -> Option<Stage
 fn stage_of(mut recording: Recording, kind: ServerKind, records: &Records, stable_ms: u64) -> Option<Stage> {
     let server = match Server::start_kind(kind, ServerOptions::default()) {
         Ok(server) => Arc::new(server),
-        Err(error) => {
+        Err(error @ LabError::NoServer { .. }) => {
             eprintln!("skipped: {error}");
             return None;
         }
+        Err(error) => panic!("{error}"),
     };
     for record in records {
         let args: Vec<&str> = record.iter().map(String::as_str).collect();
@@ -50,8 +51,8 @@ fn stage_of(mut recording: Recording, kind: ServerKind, records: &Records, stabl
         recording.meta.replica_offset_at_end[0] += 1;
     }
     let times = (Duration::from_millis(50), Duration::from_millis(stable_ms));
-    let tool = Path::new(env!("CARGO_BIN_EXE_df2redis"));
-    Some(Stage::of(tool, recording, server, kind, times, MasterOptions::default()).unwrap())
+    let tool = tool_binary(env!("CARGO_BIN_EXE_df2redis"));
+    Some(Stage::of(&tool, recording, server, kind, times, MasterOptions::default()).unwrap())
 }
 
 /// Starts the tool with a report, lets it reach the end and stops it: the report's section on expiries.
@@ -323,9 +324,9 @@ fn regression_a_key_lost_while_another_flow_is_in_the_full_sync_is_fetched_again
         Leg { pause_after: Some((REPLY_TO_FLOW_BYTES + snapshot - 20, Duration::from_secs(2))), ..Leg::default() };
     let plan = move |n| if n == 3 { Faulty { to_client: pause, ..Faulty::default() } } else { Faulty::default() };
     let proxy = Proxy::start(stage.master.port(), plan).unwrap();
-    let (dir, binary) = (stage.dir.join("report"), Path::new(env!("CARGO_BIN_EXE_df2redis")));
+    let (dir, binary) = (stage.dir.join("report"), tool_binary(env!("CARGO_BIN_EXE_df2redis")));
     let more = ["--report", dir.to_str().unwrap()];
-    let mut tool = Tool::start(binary, proxy.port(), stage.server.port(), &stage.dir.join("tool.log"), &more).unwrap();
+    let mut tool = Tool::start(&binary, proxy.port(), stage.server.port(), &stage.dir.join("tool.log"), &more).unwrap();
     let expiries = end(&stage, &mut tool);
     assert!(expiries["fetched_again"].as_u64() >= Some(1), "{expiries}");
 }

@@ -1,10 +1,12 @@
 //! Recordings with a stable part: `replicate` follows the journal of a real Dragonfly to its end, and the target then
 //! holds what that Dragonfly held.
 
+use df2redis::lab::LabError;
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::recordings;
 use df2redis::lab::replay::Replay;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
+use df2redis::lab::torture::tool_binary;
 use df2redis::lab::truth;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ struct Tool {
 
 impl Tool {
     fn start(source_port: u16, target_port: u16, more: &[&str]) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_df2redis"))
+        let child = Command::new(tool_binary(env!("CARGO_BIN_EXE_df2redis")))
             .args(["replicate", "--source", &format!("dragonfly://127.0.0.1:{source_port}")])
             .args(["--target", &format!("redis://127.0.0.1:{target_port}"), "--memory", "128MiB", "--progress", "off"])
             .args(["--output", "json", "--on-unsupported", "skip"])
@@ -57,10 +59,11 @@ impl Drop for Tool {
 fn check(name: &str, kind: ServerKind) {
     let server = match Server::start_kind(kind, ServerOptions::default()) {
         Ok(server) => server,
-        Err(error) => {
+        Err(error @ LabError::NoServer { .. }) => {
             eprintln!("skipped: {kind:?} cannot be started here: {error}");
             return;
         }
+        Err(error) => panic!("{error}"),
     };
     let recording = recordings::recording(name).unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -9,12 +9,13 @@ use df2redis::lab::live::{Live, LiveOptions, Workload, WorkloadOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::rng::Rng;
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Tool, wait_for};
+use df2redis::lab::torture::{Tool, tool_binary, wait_for};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
-const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
+static TOOL: LazyLock<PathBuf> = LazyLock::new(|| tool_binary(env!("CARGO_BIN_EXE_df2redis")));
 
 /// What makes a key at the source (`K`: the key), what makes it another one at the target, and how that is told.
 const KINDS: [(&[&str], &[&str], &str); 22] = [
@@ -79,7 +80,7 @@ fn planted_are_found(seed: u64, target_port: u16, log: &Path, mut at_target: imp
     }
     let options = WorkloadOptions { rate: Some(1000), seed, ..WorkloadOptions::default() };
     let mut workload = Workload::start(live.world(), live.spec(), options);
-    let mut tool = Tool::start(Path::new(TOOL), live.port(), target_port, log, &["--control", "off"]).unwrap();
+    let mut tool = Tool::start(&TOOL, live.port(), target_port, log, &["--control", "off"]).unwrap();
     let mut wait_at_target = |command: &str, is: &Reply| {
         let there = wait_for(|| {
             assert_eq!(tool.ended(), None, "{}", tool.said());
@@ -101,7 +102,7 @@ fn planted_are_found(seed: u64, target_port: u16, log: &Path, mut at_target: imp
     let before = workload.done();
     let (from, to) = (format!("dragonfly://127.0.0.1:{}", live.port()), format!("redis://127.0.0.1:{target_port}"));
     let output =
-        Command::new(TOOL).args(["verify", "--source", &from, "--target", &to, "--lag-max", "4s"]).output().unwrap();
+        Command::new(&*TOOL).args(["verify", "--source", &from, "--target", &to, "--lag-max", "4s"]).output().unwrap();
     assert!(workload.done() > before, "nobody wrote meanwhile");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut found: Vec<String> = text

@@ -19,7 +19,7 @@ fn verify(scene: &InStep, more: &[&str]) -> Output {
     let (source, target) =
         (format!("dragonfly://127.0.0.1:{}", scene.live.port()), format!("redis://127.0.0.1:{}", scene.server.port()));
     let args = ["verify", "--source", &source, "--target", &target, "--lag-max", "4s", "--output", "json"];
-    Command::new(TOOL).args(args).args(more).output().unwrap()
+    Command::new(&*TOOL).args(args).args(more).output().unwrap()
 }
 
 /// Values that every repeated or missing record changes, written as fast as it goes, and copied again and again meanwhile.

@@ -18,7 +18,6 @@ use df2redis::lab::servers::{Server, ServerKind};
 use df2redis::lab::torture::{Tool, wait_for};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 /// A run that takes longer hangs.
@@ -241,7 +240,7 @@ fn a_followed_dragonfly_is_compared_and_repaired() {
     let Some(target) = server(ServerKind::Redis7) else { return };
     let live = live(vec![0, 2]);
     let mut workload = writers(&live);
-    let tool = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+    let tool = common::job::binary();
     let mut tool = Tool::start(tool, live.port(), target.port(), &target.dir().join("tool.log"), &[]).unwrap();
     run_all(&mut client_of(&live), &OWN);
     let mut client = target.client().unwrap();
@@ -341,7 +340,7 @@ fn a_cluster_is_compared() {
     let live = live(vec![0]);
     let mut workload = writers(&live);
     let dir = tempfile::tempdir().unwrap();
-    let tool = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+    let tool = common::job::binary();
     let mut tool = Tool::start(tool, live.port(), cluster.port(), &dir.path().join("tool.log"), &[]).unwrap();
     run_all(&mut client_of(&live), &OWN);
     // At whichever node has its slot.
@@ -422,7 +421,7 @@ fn the_scope_of_the_job_is_that_of_the_comparison() {
     ]);
     let scope = [scope, strings(&["--exclude-type", "list"])].concat();
     let more: Vec<&str> = scope.iter().map(String::as_str).collect();
-    let tool = Path::new(env!("CARGO_BIN_EXE_df2redis"));
+    let tool = common::job::binary();
     let mut tool = Tool::start(tool, live.port(), target.port(), &target.dir().join("tool.log"), &more).unwrap();
     run_all(&mut at_source, &["SELECT 0", "SET own:last v"]);
     let mut client = target.client().unwrap();

@@ -13,13 +13,14 @@ use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::proxy::{Faulty, Proxy};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Tool, compare, wait_for};
+use df2redis::lab::torture::{Tool, compare, tool_binary, wait_for};
 use df2redis::redis::slot::slot;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 use std::time::Duration;
 
-const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
+static TOOL: LazyLock<PathBuf> = LazyLock::new(|| tool_binary(env!("CARGO_BIN_EXE_df2redis")));
 
 /// A server and its replica, in step.
 fn pair(kind: ServerKind) -> Option<[Server; 2]> {
@@ -69,13 +70,13 @@ impl Job {
         let mut args = vec!["--control", socket.to_str().unwrap(), "--report", report.to_str().unwrap()];
         args.extend_from_slice(&["--log", "info"]);
         args.extend_from_slice(more);
-        let tool = Tool::start(Path::new(TOOL), live.port(), target_port, &log, &args).unwrap();
+        let tool = Tool::start(&TOOL, live.port(), target_port, &log, &args).unwrap();
         Self { live, tool, dir }
     }
 
     fn ask(&self, args: &[&str]) -> Output {
         let socket = self.dir.path().join("job.sock");
-        Command::new(TOOL).args(args).args(["--output", "json", "--control"]).arg(socket).output().unwrap()
+        Command::new(&*TOOL).args(args).args(["--output", "json", "--control"]).arg(socket).output().unwrap()
     }
 
     fn status(&self) -> serde_json::Value {
@@ -272,7 +273,7 @@ fn a_cutover_hands_over_only_what_the_replica_has() {
     until(&mut job.tool, "not in step", || {
         let socket = job.dir.path().join("job.sock");
         let args = ["status", "--output", "json", "--control", socket.to_str().unwrap()];
-        let output = Command::new(TOOL).args(args).output().unwrap();
+        let output = Command::new(&*TOOL).args(args).output().unwrap();
         String::from_utf8_lossy(&output.stdout).contains("\"in_step\":true")
     });
     run(&job.live, "SET before v");

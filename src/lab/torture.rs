@@ -256,6 +256,11 @@ impl Stage {
     }
 }
 
+/// The program that a test runs: the one built with it, or another binary (DF2REDIS_TOOL) that shows whether the test finds an old bug.
+pub fn tool_binary(built: &str) -> PathBuf {
+    std::env::var_os("DF2REDIS_TOOL").map_or_else(|| built.into(), PathBuf::from)
+}
+
 /// A target that `replicate` filled against the truth.
 pub fn compare(server: &Server, kind: ServerKind, truth_file: &Path) -> Result<(), String> {
     compare_within(server, kind, truth_file, 2)

@@ -1,7 +1,7 @@
 //! A `replicate` that a test follows: which binary, which seeds, waiting while it runs, stopping it.
 
 use df2redis::lab::live::Live;
-use df2redis::lab::torture::{Tool, wait_for};
+use df2redis::lab::torture::{Tool, tool_binary, wait_for};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 /// The program; another binary (DF2REDIS_TOOL) shows whether a test finds an old bug.
 pub fn binary() -> &'static Path {
     static TOOL: OnceLock<PathBuf> = OnceLock::new();
-    TOOL.get_or_init(|| std::env::var_os("DF2REDIS_TOOL").unwrap_or(env!("CARGO_BIN_EXE_df2redis").into()).into())
+    TOOL.get_or_init(|| tool_binary(env!("CARGO_BIN_EXE_df2redis")))
 }
 
 /// Seeds of a test: `few`, or as many as DF2REDIS_SEEDS says, from DF2REDIS_SEED on.
@@ -32,11 +32,16 @@ pub fn until(tool: &mut Tool, what: &str, mut look: impl FnMut() -> bool) {
     assert!(reached.is_some(), "{what}:\n{}", tool.said());
 }
 
-/// What holds a job back, as `df2redis status` says it by this socket; `null` where it does not answer.
-pub fn reasons(socket: &Path) -> String {
+/// What `df2redis status` says by this socket; `null` where the job does not answer.
+pub fn status(socket: &Path) -> serde_json::Value {
     let status = Command::new(binary()).arg("status").arg("--control").arg(socket).args(["--output", "json"]).output();
     let answer: serde_json::Value = serde_json::from_slice(&status.unwrap().stdout).unwrap_or_default();
-    answer["status"]["throttle"]["reasons"].to_string()
+    answer["status"].clone()
+}
+
+/// What holds it back.
+pub fn reasons(socket: &Path) -> String {
+    status(socket)["throttle"]["reasons"].to_string()
 }
 
 /// An interrupt, and its end.

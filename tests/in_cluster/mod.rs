@@ -11,15 +11,15 @@ use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::proxy::{Faulty, Leg, Proxy};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Tool, wait_for};
+use df2redis::lab::torture::{Tool, tool_binary, wait_for};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-pub const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
+pub static TOOL: LazyLock<PathBuf> = LazyLock::new(|| tool_binary(env!("CARGO_BIN_EXE_df2redis")));
 
 /// A live source, with a cluster of three primaries that is in step with it.
 pub struct InCluster {
@@ -85,7 +85,7 @@ impl InCluster {
 
     pub fn ask(&self, args: &[&str]) -> Output {
         let socket = self.socket();
-        Command::new(TOOL).args(args).args(["--output", "json", "--control"]).arg(socket).output().unwrap()
+        Command::new(&*TOOL).args(args).args(["--output", "json", "--control"]).arg(socket).output().unwrap()
     }
 
     pub fn wait(&mut self, is: impl Fn(&Value) -> bool) {
@@ -142,5 +142,5 @@ fn start(source: &Proxy, proxy: &Proxy, dir: &Path, more: &[String]) -> Tool {
     let socket = dir.join("job.sock");
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let args = [&["--control", socket.to_str().unwrap(), "--log", "info"], &more[..]].concat();
-    Tool::start(Path::new(TOOL), source.port(), proxy.port(), &dir.join("tool.log"), &args).unwrap()
+    Tool::start(&TOOL, source.port(), proxy.port(), &dir.join("tool.log"), &args).unwrap()
 }

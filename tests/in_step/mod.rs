@@ -1,22 +1,23 @@
 //! A live source, the tool, and a target behind a proxy that is in step with it: what tests of a running `replicate` stand on.
 #![allow(dead_code)] // no test file uses all of it
 
+use df2redis::lab::LabError;
 use df2redis::lab::client::{Address, Client};
 use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::proxy::{Faulty, Leg, Proxy};
 use df2redis::lab::servers::{Server, ServerKind, ServerOptions};
-use df2redis::lab::torture::{Tool, compare, wait_for};
+use df2redis::lab::torture::{Tool, compare, tool_binary, wait_for};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-pub const TOOL: &str = env!("CARGO_BIN_EXE_df2redis");
+pub static TOOL: LazyLock<PathBuf> = LazyLock::new(|| tool_binary(env!("CARGO_BIN_EXE_df2redis")));
 
 /// A live source, with a target behind a proxy that is in step with it.
 pub struct InStep {
@@ -40,10 +41,11 @@ impl InStep {
     pub fn with_source(kind: ServerKind, more: &[&str], live: LiveOptions, source: MasterOptions) -> Option<Self> {
         let server = match Server::start_kind(kind, ServerOptions::default()) {
             Ok(server) => server,
-            Err(error) => {
+            Err(error @ LabError::NoServer { .. }) => {
                 eprintln!("skipped: {error}");
                 return None;
             }
+            Err(error) => panic!("{error}"),
         };
         let spec = Spec::of("string:10B=20").unwrap();
         let live = Live::start(spec, live, source).unwrap();
@@ -73,12 +75,12 @@ impl InStep {
 
     pub fn ask(&self, args: &[&str]) -> Output {
         let socket = self.socket();
-        Command::new(TOOL).args(args).args(["--output", "json", "--control"]).arg(socket).output().unwrap()
+        Command::new(&*TOOL).args(args).args(["--output", "json", "--control"]).arg(socket).output().unwrap()
     }
 
     /// Begins such a command and does not wait for it.
     pub fn begin(&self, args: &[&str]) -> Child {
-        let mut command = Command::new(TOOL);
+        let mut command = Command::new(&*TOOL);
         command.args(args).args(["--output", "json", "--control"]).arg(self.socket());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
@@ -144,7 +146,7 @@ impl InStep {
 fn start(source: &Proxy, proxy: &Proxy, dir: &Path, more: &[&str]) -> Tool {
     let socket = dir.join("job.sock");
     let args = [&["--control", socket.to_str().unwrap(), "--log", "info"], more].concat();
-    Tool::start(Path::new(TOOL), source.port(), proxy.port(), &dir.join("tool.log"), &args).unwrap()
+    Tool::start(&TOOL, source.port(), proxy.port(), &dir.join("tool.log"), &args).unwrap()
 }
 
 /// See [`InStep::hook`]; before there is one.
