@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::job::status;
 use common::*;
 use df2redis::lab::client::Client;
 use df2redis::lab::encode;
@@ -76,7 +77,9 @@ fn refused_for_a_while(code: &str, refuse: &[&[&str]], restore: &[&[&str]], more
     restore.iter().for_each(|line| drop(client.ask(line).unwrap()));
     let run = running.wait();
     run.expect_code(0);
-    assert!(run.report["counters"]["holds"].as_u64().unwrap() > 0, "{}", run.stdout);
+    let counters = &run.report["counters"];
+    assert!(counters["holds"].as_u64().unwrap() > 0, "{}", run.stdout);
+    assert!(counters["held_ms"].as_u64().unwrap() >= 1000, "{}", run.stdout);
     assert_truth(&server, &truth);
 }
 
@@ -187,6 +190,9 @@ fn the_stable_journal_holds_and_goes_on() {
         (format!("dragonfly://127.0.0.1:{}", master.port()), format!("redis://127.0.0.1:{}", server.port()));
     let mut command = program(&["replicate", "--source", &source, "--target", &target, "--output", "json"]);
     command.args(["--memory", "128MiB", "--progress", "off", "--batch-bytes", "4KiB", "--window-bytes", "64KiB"]);
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("job.sock");
+    command.arg("--control").arg(&socket);
     let mut running = start(command);
     let mut client = server.client().unwrap();
     for _ in 0..3 {
@@ -197,6 +203,12 @@ fn the_stable_journal_holds_and_goes_on() {
             std::thread::sleep(Duration::from_millis(10));
         }
         client.run("CONFIG SET maxmemory 1mb").unwrap();
+        let told = wait_for(|| {
+            let status = status(&socket);
+            (!running.is_running() || status["flows"][0]["state"] == "held by the target").then_some(status)
+        });
+        let reasons = told.unwrap_or_default()["throttle"]["reasons"].to_string();
+        assert!(reasons.contains("OOM"), "status does not say what holds: {reasons}");
         std::thread::sleep(Duration::from_millis(400));
         if !running.is_running() {
             panic!("it gave up: {}", running.wait().stderr);
@@ -211,7 +223,8 @@ fn the_stable_journal_holds_and_goes_on() {
     running.signal("INT");
     let run = running.wait();
     run.expect_code(130);
-    assert!(run.report["counters"]["holds"].as_u64().unwrap() > 0);
+    let counters = &run.report["counters"];
+    assert!(counters["holds"].as_u64().unwrap() > 0 && counters["held_ms"].as_u64().unwrap() >= 1000, "{counters}");
     let list: Vec<String> = (0..3000).map(|i| i.to_string()).collect();
     let found = client.run("LRANGE q 0 -1").unwrap();
     let found: Vec<String> = found.array().unwrap().iter().map(|item| item.text().unwrap()).collect();

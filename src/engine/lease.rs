@@ -118,7 +118,7 @@ impl Job<'_> {
             if probed.keyspace.is_empty() || !few || link.cluster().is_none() || again == COUNTS_MAX {
                 break;
             }
-            tokio::time::sleep(COUNT_PAUSE).await;
+            rest(COUNT_PAUSE).await;
         }
         Ok(())
     }
@@ -330,7 +330,7 @@ async fn take_one(
         if wait.shows_life(&found, left_ms, uring::clock::monotonic_ns()) {
             return Err(refused(held, &found));
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        rest(LOOK_EVERY).await;
     }
 }
 

@@ -121,4 +121,19 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("LOADING") && text.contains("10s") && text.contains("--retry-max"), "{text}");
     }
+
+    /// Many that lost the same peer within a millisecond come back one by one.
+    #[test]
+    fn the_pauses_of_many_that_wait_differ() {
+        let mut waiting: Vec<Patience> =
+            (0..100).map(|_| Patience { since_ns: 0, ..Patience::new(Duration::from_secs(10)) }).collect();
+        for round in 0..5 {
+            let pauses: std::collections::BTreeSet<Duration> = (1_000_000_000 * round..)
+                .step_by(10_000)
+                .zip(&mut waiting)
+                .map(|(now_ns, patience)| patience.next(now_ns, "LOADING").unwrap())
+                .collect();
+            assert!(pauses.len() > 80, "round {round}: {pauses:?}");
+        }
+    }
 }

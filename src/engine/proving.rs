@@ -8,7 +8,7 @@
 use super::cluster::{Cluster, Trouble};
 use super::error::EngineError;
 use super::own;
-use super::patience::Patience;
+use super::patience::{Patience, rest};
 use super::refusal;
 use super::replicas::Replicas;
 use super::settings::{Endpoint, MigrateSettings, WaitReplicas};
@@ -105,7 +105,7 @@ impl Rounds {
             }
             self.shared.end(round);
             self.wakers.iter().for_each(Waker::wake);
-            tokio::time::sleep(ROUND_PAUSE).await;
+            rest(ROUND_PAUSE).await;
         }
     }
 

@@ -321,6 +321,23 @@ fn out_of_order(node: &NodeName, what: &str) -> EngineError {
 mod tests {
     use super::*;
 
+    /// Lanes of many workers that were refused within a millisecond try again one by one, each time.
+    #[test]
+    fn holds_that_begin_together_do_not_try_again_together() {
+        let begun = |at: u64| Hold::new("OOM".into(), 1_000_000_000 + 10_000 * at);
+        let mut holds: Vec<Hold> = (0..100).map(begun).collect();
+        for round in 1..=6 {
+            let pauses: HashSet<u64> = holds.iter().zip(0..).map(|(hold, at)| hold.next_try_ns - 10_000 * at).collect();
+            assert!(pauses.len() > 80, "round {round}: {pauses:?}");
+            for (hold, at) in holds.iter_mut().zip(0..) {
+                let now_ns = (round + 1) * 1_000_000_000 + 10_000 * at;
+                hold.again(now_ns);
+                let pause_ns = hold.next_try_ns - now_ns;
+                assert!((hold.pause_ns / 2..hold.pause_ns * 3 / 2).contains(&pause_ns), "{hold:?}");
+            }
+        }
+    }
+
     #[test]
     fn refusals_are_told_from_errors() {
         for text in [

@@ -13,6 +13,7 @@ use super::cluster::ranges;
 use super::error::EngineError;
 use super::errors::is_rejection;
 use super::owners::runs;
+use super::patience::rest;
 use super::target::TargetLink;
 use crate::convert::hold::{Bounds, Overflow, script_numbers};
 use crate::convert::names::{NAME_OVERHEAD_BYTES, Name};
@@ -140,7 +141,7 @@ pub async fn sweep(
                 "slots moved while their keys were looked at for expiries held back: looking again"
             );
         }
-        tokio::time::sleep(CLUSTER_PAUSE * attempt.min(CLUSTER_PAUSES_MAX)).await;
+        rest(CLUSTER_PAUSE * attempt.min(CLUSTER_PAUSES_MAX)).await;
     }
     swept.moving = runs(left.into_iter().map(Slot));
     Ok(swept)

@@ -10,6 +10,7 @@ use super::nodes::{Node, Nodes};
 use super::wire::{Commands, Conn, Trouble};
 use crate::engine::error::EngineError;
 use crate::engine::errors::shown_of_auth;
+use crate::engine::patience::rest;
 use crate::engine::settings::{Endpoint, NatMap};
 use crate::redis::info::Info;
 use crate::redis::own_slots::OwnSlots;
@@ -298,7 +299,7 @@ impl Peer {
             if !moved && replies.iter().all(Option::is_some) {
                 return Ok(replies.into_iter().flatten().collect());
             }
-            tokio::time::sleep(PAUSE_MIN).await;
+            rest(PAUSE_MIN).await;
             self.refresh().await?;
         }
         Err(self.side.error("slots of the cluster kept moving; compare when the resharding is over".into()).into())
@@ -329,7 +330,7 @@ impl Peer {
                 return Err(self.said(node, &format!("{lost} (tried again for {PATIENCE:?})")).into());
             }
             tracing::warn!("{:?} {}: {lost}; trying again", self.side, self.address(node));
-            tokio::time::sleep(pause).await;
+            rest(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }

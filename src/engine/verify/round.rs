@@ -7,6 +7,7 @@
 use super::peer::Peer;
 use crate::engine::error::EngineError;
 use crate::engine::owners::{Owners, runs};
+use crate::engine::patience::rest;
 use crate::ids::Slot;
 use crate::redis::own_slots::OwnSlots;
 use crate::redis::slot::{SLOTS, slot};
@@ -63,7 +64,7 @@ impl Round {
         }
         let slots = slots(&round.left).count();
         tracing::info!("{slots} slots of the {} moved while their keys were gone through: again", peer.side.name());
-        tokio::time::sleep(PAUSE).await;
+        rest(PAUSE).await;
         Ok(round.over(peer.own_slots().await?))
     }
 

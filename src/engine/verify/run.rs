@@ -19,6 +19,7 @@ use super::walk::{self, Choice};
 use crate::engine::cluster::ranges;
 use crate::engine::error::EngineError;
 use crate::engine::job::{Signals, check_ring, exit_class};
+use crate::engine::patience::rest;
 use crate::engine::settings::NatMap;
 use crate::report::document::{ExitClass, Outcome};
 use crate::uring::RingSettings;
@@ -493,7 +494,7 @@ impl<'a> Job<'a> {
     /// A few looks in quick succession, at a difference that seems certain.
     async fn is_met_equal(&mut self, suspect: &Suspect) -> Result<bool, EngineError> {
         for _ in 0..LAST_LOOKS {
-            tokio::time::sleep(LAST_LOOKS_PAUSE).await;
+            rest(LAST_LOOKS_PAUSE).await;
             let verdict = match suspect.has_elements() {
                 false => self.looker.look(suspect.db, std::slice::from_ref(&suspect.key)).await?.pop(),
                 true => Some(self.look_at_elements(suspect).await?),

@@ -2,6 +2,7 @@
 
 use super::{JOB_PAUSE_FIRST, JOB_PAUSE_LAST, Job};
 use crate::engine::error::EngineError;
+use crate::engine::patience::rest;
 use crate::engine::verify::difference::{Item, Kind};
 use crate::engine::verify::look::Verdict;
 use crate::engine::verify::peer::unix_ms;
@@ -65,7 +66,7 @@ impl Job<'_> {
         }
         let (asked, mut pause) = (self.now(), JOB_PAUSE_FIRST);
         loop {
-            tokio::time::sleep(pause).await;
+            rest(pause).await;
             if let Some(Verdict::Equal | Verdict::Gone) = self.looker.look(db, &[key.to_vec()]).await?.pop() {
                 return Ok(Ok(()));
             }
