@@ -135,11 +135,88 @@ fn clocks_are_read_in_few_places() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Whoever tries again after a pause comes from `engine/patience.rs`, so that many do not come back at one instant.
+#[test]
+fn pauses_have_jitter() {
+    let mut wrong = Vec::new();
+    for (path, text) in src() {
+        if !path.starts_with("engine/") || is_test(&path) || path == "engine/patience.rs" {
+            continue;
+        }
+        for (number, line) in code(&text).lines().enumerate() {
+            let slept = line.split("sleep(").nth(1).map(str::to_lowercase);
+            if slept.is_some_and(|slept| slept.contains("pause")) {
+                wrong.push(format!("{path}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The code of the product, without its tests and the lab.
+fn product() -> Vec<(String, String)> {
+    let all = src().into_iter().filter(|(path, _)| !is_test(path) && !path.starts_with("lab/"));
+    all.map(|(path, text)| (path, code(&text))).collect()
+}
+
+/// Where these words are, and how often.
+fn places<'a>(files: &'a [(String, String)], words: &str) -> Vec<(&'a str, usize)> {
+    let counted = files.iter().map(|(path, text)| (path.as_str(), text.matches(words).count()));
+    counted.filter(|(_, count)| *count > 0).collect()
+}
+
+/// A certificate is checked wherever `danger` was not asked for, and one room knows how.
+#[test]
+fn tls_stands_in_one_room_and_its_danger_in_one_line() {
+    let files = product();
+    for words in [".dangerous()", "impl ServerCertVerifier"] {
+        assert_eq!(places(&files, words), [("engine/tls/danger.rs", 1)], "{words}");
+    }
+    assert_eq!(places(&files, "danger::accept_any_cert("), [("engine/tls.rs", 1)]);
+    for words in ["rustls::", "webpki", "native_tls", "openssl"] {
+        let mut found = places(&files, words);
+        found.retain(|(path, _)| !path.starts_with("engine/tls"));
+        assert_eq!(found, [], "{words}");
+    }
+}
+
+/// Plain or over TLS, what goes to a server goes over a ring: the product has no other sockets for it.
+#[test]
+fn rings_carry_tls() {
+    let files = product();
+    // A session has no socket of its own: these three hold one, beside it.
+    let holders: Vec<&str> = places(&files, "Box<Session>").into_iter().map(|(path, _)| path).collect();
+    assert_eq!(holders, ["engine/link.rs", "engine/verify/wire.rs", "engine/wire.rs"]);
+    let ring = "use tokio_uring::net::TcpStream;";
+    for (path, text) in files.iter().filter(|(path, _)| path.starts_with("engine/")) {
+        let named = text.replace(ring, "");
+        assert!(!named.contains("TcpStream") || text.contains(ring), "{path} has another kind of socket");
+        for other in ["net::TcpStream", "tokio::net", "std::os::unix::net"] {
+            assert!(!named.contains(other), "{path} has {other}");
+        }
+    }
+    let wire = files.iter().find(|(path, _)| path == "engine/wire.rs").map(|(_, text)| text.as_str());
+    assert!(wire.is_some_and(|text| text.contains("socket: Rc<Socket>") && !text.contains("TcpStream")));
+}
+
 #[test]
 fn every_module_says_what_it_is() {
     let wrong: Vec<String> =
         src().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(path, _)| path).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// `DF2REDIS_TOOL` runs another binary in place of the one that was built, but for what is said of this one.
+#[test]
+fn every_test_can_run_another_binary() {
+    const OF_THIS_ONE: &[&str] = &["readme.rs", "tidy.rs"];
+    let mut wrong = Vec::new();
+    for (path, text) in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")) {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let built = text.lines().filter(|line| line.contains("CARGO_BIN_EXE") && !line.contains("tool_binary("));
+        wrong.extend(built.filter(|_| !OF_THIS_ONE.contains(&name.as_str())).map(|line| format!("{name}: {line}")));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

@@ -83,7 +83,7 @@ impl TlsClient {
             .with_safe_default_protocol_versions()
             .map_err(|e| TlsSetupError { part: TlsPart::Ca, reason: e.to_string() })?;
         let builder = if files.danger_accept_any_cert {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(danger::AnyCertificate::new(provider)))
+            danger::accept_any_cert(builder, provider)
         } else {
             builder.with_root_certificates(authorities(files.ca.as_deref())?)
         };

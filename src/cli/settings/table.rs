@@ -4,7 +4,8 @@
 //! A setting `batch-bytes` is the flag `--batch-bytes`, the variable `DF2REDIS_BATCH_BYTES` and the TOML key
 //! `batch-bytes`. To add one: a `static` here, its name in [`TABLE`], and the line in `resolve.rs` that uses it.
 //!
-//! Invariants (tests): names are unique; every default is valid in its own form; secrets have no flag.
+//! Invariants (tests): names are unique; every default is valid in its own form; secrets have no flag; what turns a check off has
+//! `danger` in its name, and is off.
 
 /// What a value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -375,5 +376,46 @@ mod tests {
         }
         let memory = crate::engine::settings::MEMORY_BYTES_DEFAULT >> 20;
         assert!(matches!(MEMORY.default, Value(text) if text == format!("{memory}MiB")));
+    }
+
+    /// What can be turned on or off, and turns no check off: with either of two values everything that is checked with the other one
+    /// is checked. Whoever adds a switch says here that it does not, or has `danger` in its name.
+    const HARMLESS: &[&str] = &[
+        // Of the jobs that share it each one still takes no key of another's, and refuses what is there already.
+        "shared-target",
+        // What meets is still told, key by key.
+        "db-merge",
+        "source-first",
+        "link",
+        "registered-buffers",
+        "registered-ring",
+        "huge-pages",
+        // Limits of speed, progress, where to be asked: `off` is none.
+        "rate",
+        "verify-rate",
+        "control",
+        "progress",
+        // Whether `verify` writes; `off` is the default.
+        "repair",
+    ];
+
+    #[test]
+    fn what_turns_a_check_off_is_called_danger() {
+        for setting in TABLE {
+            let is_dangerous = setting.name.contains("danger");
+            let can_be_off = setting.form == Switch
+                || matches!(setting.form, Choice(values) if values.contains(&"off"))
+                || setting.help.contains("; off:");
+            assert!(
+                !can_be_off || is_dangerous || HARMLESS.contains(&setting.name),
+                "{} turns off what?",
+                setting.name
+            );
+            // A certificate is checked unless danger is asked for: nothing else of TLS is a matter of on and off.
+            assert!(setting.group != TLS || !can_be_off || is_dangerous, "{}", setting.name);
+            if is_dangerous {
+                assert!(setting.form == Switch && matches!(setting.default, Value("off")), "{}", setting.name);
+            }
+        }
     }
 }

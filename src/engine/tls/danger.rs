@@ -3,21 +3,24 @@
 //! Whoever can put himself between the two machines can read and change everything. Signatures of the handshake are still
 //! verified, so that a peer at least owns the key of the certificate that it shows.
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, SignatureScheme, WantsVerifier};
 use std::sync::Arc;
 
-#[derive(Debug)]
-pub struct AnyCertificate {
+/// Whatever certificate the server shows is taken.
+pub fn accept_any_cert(
+    builder: ConfigBuilder<ClientConfig, WantsVerifier>,
     provider: Arc<CryptoProvider>,
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate { provider }))
 }
 
-impl AnyCertificate {
-    pub fn new(provider: Arc<CryptoProvider>) -> Self {
-        Self { provider }
-    }
+#[derive(Debug)]
+struct AnyCertificate {
+    provider: Arc<CryptoProvider>,
 }
 
 impl ServerCertVerifier for AnyCertificate {
