@@ -172,3 +172,30 @@ fn slots_that_never_stand_still_are_not_compared() {
     [0, 1].iter().for_each(|node| set(*node, "STABLE"));
     expect_extras(&verify(&source, &cluster, "off").wait(), &[&tag], 3);
 }
+
+/// Some keys of a slot are where it comes from, the others at a node that is given its first slot: all of them are compared.
+#[test]
+fn keys_of_a_slot_that_is_on_the_move_for_long_are_compared() {
+    let Some((source, mut cluster)) = pair(1) else { return };
+    let joined = cluster.join().unwrap();
+    [&source, &cluster.nodes[0]].iter().for_each(|server| fill(server, "t", 6));
+    cluster.half_move_key(slot_of("t"), 0, joined, &["{t}:1", "{t}:2", "{t}:3"]).unwrap();
+    let mut importer = cluster.nodes[joined].client().unwrap();
+    for line in ["SET {t}:2 other", "DEL {t}:3"] {
+        importer.run("ASKING").unwrap();
+        importer.run(line).unwrap();
+    }
+    let mut owner = cluster.nodes[0].client().unwrap();
+    owner.run("SET {t}:4 other").unwrap();
+    owner.run("DEL {t}:5").unwrap();
+    let number = slot_of("t");
+    let open = format!("not_compared slots {number}-{number}");
+    let differing = ["{t}:2 value byte 0", "{t}:3 missing", "{t}:4 value byte 0", "{t}:5 missing"];
+    let wanted = differing.into_iter().map(str::to_owned).chain([open]).map(|line| (line, 1));
+    let run = verify(&source, &cluster, "off").wait();
+    assert_eq!(found(&run), wanted.collect(), "{}", run.stderr);
+    run.expect_code(10);
+    cluster.move_slot(number, 0, joined).unwrap();
+    let run = verify(&source, &cluster, "off").wait();
+    assert_eq!(found(&run), differing.into_iter().map(|line| (line.to_owned(), 1)).collect(), "{}", run.stderr);
+}

@@ -7,7 +7,7 @@ use super::wire::Conn;
 use crate::engine::settings::Endpoint;
 use crate::ids::Slot;
 use crate::redis::slot::SLOTS;
-use crate::redis::topology::Topology;
+use crate::redis::topology::{self, Topology};
 
 pub struct Node {
     pub endpoint: Endpoint,
@@ -60,11 +60,7 @@ impl Nodes {
     pub fn update(&mut self, topology: &Topology, named: &Endpoint) {
         let mut owners = vec![0; usize::from(SLOTS)];
         for owner in topology.primaries() {
-            let known = self.all.iter().position(|node| node.endpoint.address() == owner.address);
-            let index = known.unwrap_or_else(|| {
-                self.all.push(Node::new(named.at(owner)));
-                self.all.len() - 1
-            });
+            let index = self.number(owner, named);
             for slot in topology.slots_of(&owner.id) {
                 if let (Some(owner), Ok(index)) = (owners.get_mut(usize::from(slot.0)), u16::try_from(index)) {
                     *owner = index;
@@ -72,6 +68,15 @@ impl Nodes {
             }
         }
         self.owners = owners;
+    }
+
+    /// Of a node of the cluster, which need not own slots.
+    pub fn number(&mut self, of: &topology::Node, named: &Endpoint) -> usize {
+        let known = self.all.iter().position(|node| node.endpoint.address() == of.address);
+        known.unwrap_or_else(|| {
+            self.all.push(Node::new(named.at(of)));
+            self.all.len() - 1
+        })
     }
 }
 

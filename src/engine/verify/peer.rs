@@ -2,8 +2,8 @@
 //!
 //! In: commands with the slots of their keys. Out: replies in the order of the commands, wherever they were answered.
 //! Lost connections are made anew and the commands sent again (all of them read, or replace whole). What a cluster says of
-//! moved slots is followed. Invariant: cursors are good as long as the server they belong to lives, so a restart of a
-//! server during the comparison is an error.
+//! moved slots is followed, and of those on the move: each key is asked for where it is. Invariant: cursors are good as long as the
+//! server they belong to lives, so a restart of a server during the comparison is an error.
 
 use super::names::Names;
 use super::nodes::{Node, Nodes};
@@ -12,10 +12,12 @@ use crate::engine::error::EngineError;
 use crate::engine::errors::shown_of_auth;
 use crate::engine::patience::rest;
 use crate::engine::settings::{Endpoint, NatMap};
+use crate::ids::Slot;
 use crate::redis::info::Info;
 use crate::redis::own_slots::OwnSlots;
-use crate::redis::topology::Topology;
+use crate::redis::topology::{Address, Redirect, Topology};
 use crate::redis::value::Value;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,7 +223,7 @@ impl Peer {
 
     /// Keys by database, over all nodes.
     pub async fn keyspace(&mut self) -> Result<Vec<(u32, u64)>, EngineError> {
-        let mut by_db = std::collections::BTreeMap::new();
+        let mut by_db = BTreeMap::new();
         for node in self.refresh_primaries().await? {
             let Value::Bulk(text) = self.one(node, &[b"INFO", b"keyspace"]).await? else { continue };
             for (db, keys) in Info::parse(&String::from_utf8_lossy(&text)).keys_by_db() {
@@ -273,15 +275,16 @@ impl Peer {
         if !self.nodes.is_cluster() {
             return self.ask_node(0, db, commands).await;
         }
-        let mut replies: Vec<Option<Value>> = vec![None; commands.len()];
+        let all: Vec<(Slot, &[u8])> = commands.each().collect();
+        let (mut replies, mut refused): (Vec<Option<Value>>, _) = (vec![None; all.len()], String::new());
         for _ in 0..REDIRECTS_MAX {
-            let mut moved = false;
+            let (mut moved, mut elsewhere) = (false, Vec::new());
             for node in 0..self.nodes.all.len() {
                 let mut own = Commands::new();
                 let mut places = Vec::new();
-                for (place, (slot, bytes)) in commands.each().enumerate() {
-                    if self.nodes.owner(slot) == node && replies.get(place).is_some_and(Option::is_none) {
-                        own.push_encoded(bytes, slot);
+                for (place, (slot, bytes)) in all.iter().enumerate() {
+                    if self.nodes.owner(*slot) == node && replies.get(place).is_some_and(Option::is_none) {
+                        own.push_encoded(bytes, *slot);
                         places.push(place);
                     }
                 }
@@ -289,11 +292,26 @@ impl Peer {
                     continue;
                 }
                 for (place, reply) in places.into_iter().zip(self.ask_node(node, db, &own).await?) {
-                    if matches!(&reply, Value::Error(text) if is_redirect(text)) {
-                        moved = true;
-                    } else if let Some(slot) = replies.get_mut(place) {
-                        *slot = Some(reply);
+                    match &reply {
+                        Value::Error(text) if text.starts_with(b"ASK ") => elsewhere.push((place, node, text.clone())),
+                        reply if is_redirect(reply) => moved = true,
+                        _ => replies[place] = Some(reply),
                     }
+                }
+            }
+            for (node, places) in self.importers(elsewhere).await? {
+                let mut own = Commands::new();
+                for (slot, bytes) in places.iter().filter_map(|place| all.get(*place)) {
+                    own.push(&[b"ASKING"]);
+                    own.push_encoded(bytes, *slot);
+                }
+                let mut answers = self.ask_node(node, db, &own).await?.into_iter();
+                for place in places {
+                    if let Some(asking @ Value::Error(_)) = answers.next() {
+                        refused = format!(" (ASKING was answered with {}; grant it)", shown(&asking));
+                    }
+                    // It is taken anew where the move has ended meanwhile.
+                    replies[place] = answers.next().filter(|reply| !is_redirect(reply));
                 }
             }
             if !moved && replies.iter().all(Option::is_some) {
@@ -302,7 +320,33 @@ impl Peer {
             rest(PAUSE_MIN).await;
             self.refresh().await?;
         }
-        Err(self.side.error("slots of the cluster kept moving; compare when the resharding is over".into()).into())
+        let text = format!("slots of the cluster kept moving{refused}; compare when the resharding is over");
+        Err(self.side.error(text).into())
+    }
+
+    /// By node to which a slot is being moved: what is to be asked there, for its owner does not have the key (any more). What is left
+    /// out names a node that nobody knows yet. `redirects`: places, who answered so, and its words.
+    async fn importers(
+        &mut self,
+        redirects: Vec<(usize, usize, Vec<u8>)>,
+    ) -> Result<BTreeMap<usize, Vec<usize>>, EngineError> {
+        let mut importers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let Some((_, asked, _)) = redirects.first() else { return Ok(importers) };
+        // A node that is given its first slot is in no view of the slots.
+        let mut topology = self.topology(*asked).await?;
+        if let Value::Bulk(text) = self.one(*asked, &[b"CLUSTER", b"NODES"]).await? {
+            let added = topology.add_listed(&text, &self.address_of(*asked), &self.nat);
+            added.map_err(|error| self.said(*asked, &error.to_string()))?;
+        }
+        for (place, asked, text) in redirects {
+            let address = self.address_of(asked);
+            let announced = topology.find(&address).map_or(&address, |node| node.announced());
+            let redirect = Redirect::parse(&text, announced);
+            if let Some(node) = redirect.and_then(|redirect| topology.find(&redirect.address)) {
+                importers.entry(self.nodes.number(node, &self.endpoint)).or_default().push(place);
+            }
+        }
+        Ok(importers)
     }
 
     /// Commands at one node, whatever their keys.
@@ -329,7 +373,7 @@ impl Peer {
             if begun.elapsed() > PATIENCE {
                 return Err(self.said(node, &format!("{lost} (tried again for {PATIENCE:?})")).into());
             }
-            tracing::warn!("{:?} {}: {lost}; trying again", self.side, self.address(node));
+            tracing::warn!("{:?} {}: {lost}; trying again", self.side, self.address_of(node));
             rest(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -425,14 +469,19 @@ impl Peer {
 
     /// Asks a cluster who owns what.
     async fn refresh(&mut self) -> Result<(), EngineError> {
-        let reply = self.one(0, &[b"CLUSTER", b"SLOTS"]).await?;
-        let topology = Topology::from_slots(&reply, &self.endpoint.address(), &self.nat);
-        let topology = topology.map_err(|error| self.said(0, &error.to_string()))?;
+        let topology = self.topology(0).await?;
         if topology.primaries().is_empty() {
             return Err(self.said(0, "the answer to CLUSTER SLOTS names no slot"));
         }
         self.nodes.update(&topology, &self.endpoint);
         Ok(())
+    }
+
+    /// What a node says of the slots.
+    async fn topology(&mut self, node: usize) -> Result<Topology, EngineError> {
+        let reply = self.one(node, &[b"CLUSTER", b"SLOTS"]).await?;
+        let topology = Topology::from_slots(&reply, &self.address_of(node), &self.nat);
+        topology.map_err(|error| self.said(node, &error.to_string()))
     }
 
     /// The same, if it is a cluster: nodes may have joined.
@@ -457,13 +506,13 @@ impl Peer {
         Ok(all)
     }
 
-    fn address(&self, node: usize) -> String {
-        self.nodes.all.get(node).map_or_else(String::new, |node| node.endpoint.address().to_string())
+    fn address_of(&self, node: usize) -> Address {
+        self.nodes.all.get(node).map_or_else(|| self.endpoint.address(), |node| node.endpoint.address())
     }
 
     /// An error of this side that names the node.
     pub fn said(&self, node: usize, text: &str) -> EngineError {
-        self.side.error(format!("{}: {text}", self.address(node)))
+        self.side.error(format!("{}: {text}", self.address_of(node)))
     }
 
     pub fn engine(&self, error: AskError) -> EngineError {
@@ -489,8 +538,9 @@ fn is_unknown_command(text: &[u8]) -> bool {
     text.contains("unknown command") || text.contains("unknown subcommand") || text.starts_with("noperm")
 }
 
-fn is_redirect(text: &[u8]) -> bool {
-    [&b"MOVED "[..], b"ASK ", b"TRYAGAIN", b"CLUSTERDOWN"].iter().any(|word| text.starts_with(word))
+fn is_redirect(reply: &Value) -> bool {
+    let words = [&b"MOVED "[..], b"ASK ", b"TRYAGAIN", b"CLUSTERDOWN"];
+    matches!(reply, Value::Error(text) if words.iter().any(|word| text.starts_with(word)))
 }
 
 fn is_passing(reply: &Value) -> bool {
