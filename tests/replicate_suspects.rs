@@ -10,42 +10,83 @@ use df2redis::lab::generate::Spec;
 use df2redis::lab::live::{Live, LiveOptions};
 use df2redis::lab::master::MasterOptions;
 use df2redis::lab::proxy::{Faulty, Leg, Proxy};
-use df2redis::lab::servers::ServerKind;
-use df2redis::lab::torture::Tool;
+use df2redis::lab::servers::{Server, ServerKind};
+use df2redis::lab::torture::{Tool, compare, is_stable};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const KEYS: usize = 20_000;
 /// What new connections to the source bring of its answers, a second: for all keys they need more than a minute.
 const REPLY_BYTES_PER_S: u64 = 1000;
 
+/// A job that is asking for so many keys, of which the answers come slowly.
+struct Slow {
+    server: Server,
+    live: Live,
+    proxy: Proxy,
+    tool: Tool,
+}
+
+impl Slow {
+    fn new(keys: usize) -> Option<Self> {
+        let server = server(ServerKind::Redis7)?;
+        let gate = Gate::default();
+        let options = MasterOptions {
+            faults: Faults { full_sync_gate: Some(gate.clone()), ..Faults::default() },
+            ..MasterOptions::default()
+        };
+        let spec = Spec { omitted_deletes_count: keys, flows_count: 1, ..Spec::of("string:60B=20").unwrap() };
+        let live = Live::start(spec, LiveOptions::default(), options).unwrap();
+        let is_slow = Arc::new(AtomicBool::new(false));
+        let slow = is_slow.clone();
+        let plan = move |_| match slow.load(Ordering::Acquire) {
+            true => Faulty { to_client: Leg { rate: Some(REPLY_BYTES_PER_S), ..Leg::default() }, ..Faulty::default() },
+            false => Faulty::default(),
+        };
+        let proxy = Proxy::start(live.port(), plan).unwrap();
+        let log = server.dir().join("tool.log");
+        let mut tool = Tool::start(binary(), proxy.port(), server.port(), &log, &["--log", "info"]).unwrap();
+        until(&mut tool, "no full sync", || tool_said(&log, "phase=\"full sync\""));
+        let connections = proxy.accepted_count();
+        is_slow.store(true, Ordering::Release);
+        gate.open();
+        until(&mut tool, "nothing is asked for", || proxy.accepted_count() > connections);
+        is_slow.store(false, Ordering::Release);
+        Some(Self { server, live, proxy, tool })
+    }
+}
+
 #[test]
 fn a_job_that_asks_for_many_keys_is_stopped_at_once() {
-    let Some(server) = server(ServerKind::Redis7) else { return };
-    let gate = Gate::default();
-    let options = MasterOptions {
-        faults: Faults { full_sync_gate: Some(gate.clone()), ..Faults::default() },
-        ..MasterOptions::default()
-    };
-    let spec = Spec { omitted_deletes_count: KEYS, flows_count: 1, ..Spec::of("string:60B=20").unwrap() };
-    let live = Live::start(spec, LiveOptions::default(), options).unwrap();
-    let is_slow = Arc::new(AtomicBool::new(false));
-    let slow = is_slow.clone();
-    let plan = move |_| match slow.load(Ordering::Acquire) {
-        true => Faulty { to_client: Leg { rate: Some(REPLY_BYTES_PER_S), ..Leg::default() }, ..Faulty::default() },
-        false => Faulty::default(),
-    };
-    let proxy = Proxy::start(live.port(), plan).unwrap();
-    let log = server.dir().join("tool.log");
-    let mut tool = Tool::start(binary(), proxy.port(), server.port(), &log, &["--log", "info"]).unwrap();
-    until(&mut tool, "no full sync", || tool_said(&log, "phase=\"full sync\""));
-    let connections = proxy.accepted_count();
-    is_slow.store(true, Ordering::Release);
-    gate.open();
-    until(&mut tool, "nothing is asked for", || proxy.accepted_count() > connections);
+    let Some(Slow { mut tool, proxy: _proxy, live: _live, .. }) = Slow::new(KEYS) else { return };
     tool.signal("INT");
     tool.signal("INT");
     assert_eq!(tool.wait(), Some(130), "{}", tool.said());
+}
+
+/// Of some the source says that it has them; what it has was written while it was asked, or is about to be.
+#[test]
+fn regression_what_is_written_anew_while_the_source_is_asked_is_what_it_has() {
+    let Some(Slow { server, live, proxy: _proxy, mut tool }) = Slow::new(2000) else { return };
+    let write_anew = |from: usize| {
+        for i in (from..2000).step_by(10) {
+            job::run(&live, &format!("INCR silent:{i}"));
+            job::run(&live, &format!("RPUSH silent:{} e", i + 2));
+            job::run(&live, &format!("APPEND silent:{} e", i + 4));
+            job::run(&live, &format!("SETNX silent:{} e", i + 6));
+        }
+    };
+    write_anew(0);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!is_stable(&server), "the source was asked already");
+    write_anew(1);
+    until(&mut tool, "not stable", || is_stable(&server));
+    until(&mut tool, "not acknowledged", || live.is_acknowledged());
+    let truth = server.dir().join("truth.jsonl");
+    live.write_truth(&truth).unwrap();
+    until(&mut tool, "not equal", || compare(&server, ServerKind::Redis7, &truth).is_ok());
+    job::stop(&mut tool);
 }
 
 fn tool_said(log: &std::path::Path, words: &str) -> bool {

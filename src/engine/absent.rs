@@ -1,14 +1,15 @@
 //! Keys that the source may have deleted without recording it (wire 2.10): it is asked whether it has them, beside all else.
 //!
-//! In: suspects, as the workers list them. Out: those that the source does not have, or why it did not say. One list at a time is
+//! In: suspects, as the workers list them. Out: which of them the source has, or why it did not say. One list at a time is
 //! asked for, on a connection of its own, many keys in one write: there may be so many that one by one they would take minutes.
 //! Invariant: what another process does not hold, the one that was copied may have held, so nothing is deleted on its word.
 
+use super::asking::Positions;
 use super::error::EngineError;
 use super::messages::Lost;
 use super::settings::MigrateSettings;
 use super::source::Source;
-use crate::ids::DbIndex;
+use crate::ids::{DbIndex, Lsn};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -19,8 +20,46 @@ pub const KEYS_MAX: usize = 256;
 /// What became of one list.
 pub struct Asked {
     pub keys: Vec<Lost>,
-    /// Those that the source does not have.
-    pub absent: Result<Vec<Lost>, EngineError>,
+    /// Whether the source has them.
+    pub exist: Result<Vec<bool>, EngineError>,
+}
+
+/// Keys that the source has, by its own word. What it recorded before it was asked may say that they were deleted, and made anew,
+/// for which the flows know them still: until the flows have applied all of that.
+#[derive(Default)]
+pub struct Present {
+    keys: Vec<Lost>,
+    asked_ns: u64,
+    /// The source's positions behind the last question.
+    until: Option<Vec<Lsn>>,
+}
+
+impl Present {
+    pub fn add(&mut self, keys: impl Iterator<Item = Lost>, now_ns: u64) {
+        self.keys.extend(keys);
+        (self.asked_ns, self.until) = (now_ns, None);
+    }
+
+    /// The source's positions are to be asked for.
+    pub fn wants_positions(&self) -> bool {
+        !self.keys.is_empty() && self.until.is_none()
+    }
+
+    pub fn heard(&mut self, positions: &Positions) {
+        if self.wants_positions() && positions.asked_ns >= self.asked_ns {
+            self.until = Some(positions.lsns.clone());
+        }
+    }
+
+    pub fn is_passed(&self, confirmed: &[u64]) -> bool {
+        let passed = |until: &Vec<Lsn>| until.iter().zip(confirmed).all(|(lsn, applied)| *applied >= lsn.0);
+        self.keys.is_empty() || self.until.as_ref().is_some_and(passed)
+    }
+
+    /// They are not waited for any more.
+    pub fn take(&mut self) -> Vec<Lost> {
+        std::mem::take(&mut self.keys)
+    }
 }
 
 pub struct Absent {
@@ -50,12 +89,12 @@ impl Absent {
         self.running = Some(running);
         let (settings, process) = (self.settings.clone(), self.process.clone());
         tokio_uring::spawn(async move {
-            let absent = tokio::select! {
-                absent = ask(&settings, &process, &keys) => absent,
+            let exist = tokio::select! {
+                exist = ask(&settings, &process, &keys) => exist,
                 // The session is over.
                 () = done.closed() => return,
             };
-            let _ = done.send(Asked { keys, absent });
+            let _ = done.send(Asked { keys, exist });
         });
     }
 
@@ -67,7 +106,7 @@ impl Absent {
         self.look();
         asked.unwrap_or_else(|_| {
             let ended = EngineError::Internal("asking for suspects ended without a word".into());
-            Asked { keys: Vec::new(), absent: Err(ended) }
+            Asked { keys: Vec::new(), exist: Err(ended) }
         })
     }
 }
@@ -84,13 +123,12 @@ pub async fn ask_again(settings: &MigrateSettings, process: &str, count: usize) 
     Ok(source)
 }
 
-async fn ask(settings: &MigrateSettings, process: &str, keys: &[Lost]) -> Result<Vec<Lost>, EngineError> {
+async fn ask(settings: &MigrateSettings, process: &str, keys: &[Lost]) -> Result<Vec<bool>, EngineError> {
     let mut source = ask_again(settings, process, keys.len()).await?;
-    let mut absent = Vec::new();
+    let mut exist = Vec::new();
     for some in keys.chunks(KEYS_MAX) {
         let names: Vec<(DbIndex, &[u8])> = some.iter().map(|lost| (lost.db, lost.key.as_slice())).collect();
-        let exist = source.exist(&names).await?;
-        absent.extend(some.iter().zip(exist).filter(|(_, exists)| !exists).map(|(lost, _)| lost.clone()));
+        exist.extend(source.exist(&names).await?);
     }
-    Ok(absent)
+    Ok(exist)
 }

@@ -18,6 +18,8 @@ const LATE_NS: u64 = Duration::from_secs(3).as_nanos() as u64;
 pub struct Positions {
     /// When it was asked, as Unix time: what it did before is contained.
     pub asked_ms: i64,
+    /// The same on this machine's steady clock.
+    pub asked_ns: u64,
     pub lsns: Vec<Lsn>,
 }
 
@@ -52,6 +54,6 @@ impl Asking {
         self.answer = None;
         let (link, reply) = answer?;
         source.answered(link);
-        Ok(Positions { asked_ms: self.asked_ms, lsns: source.offsets_of(&reply)? })
+        Ok(Positions { asked_ms: self.asked_ms, asked_ns: self.asked_ns, lsns: source.offsets_of(&reply)? })
     }
 }

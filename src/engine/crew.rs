@@ -312,6 +312,11 @@ impl Crew {
         Some(std::mem::take(&mut self.barriers))
     }
 
+    /// A flow stands before a global command.
+    pub fn has_barriers(&self) -> bool {
+        !self.barriers.is_empty()
+    }
+
     /// By flow: LSN of the next record that the target has not confirmed; 0 before the flow's snapshot is.
     pub fn confirmed(&self) -> Vec<u64> {
         self.confirmed.iter().map(|lsn| lsn.load(Ordering::Acquire)).collect()

@@ -77,6 +77,11 @@ impl Doubts {
         Ok(Some(self.questions))
     }
 
+    /// It is to be fetched.
+    pub fn has(&self, db: DbIndex, key: &[u8]) -> bool {
+        self.entries.contains_key(&(db, Box::from(key)))
+    }
+
     /// One more can be asked for.
     pub fn has_room(&self) -> bool {
         self.entries.len() < KEYS_MAX

@@ -6,7 +6,7 @@
 //! flow stands before it and everything before it is applied (`global`); "in step" is what positions say; whatever is heard
 //! of the source's end, the session ends only when what was read is applied (`draining`).
 
-use super::absent::{Absent, Asked};
+use super::absent::{Absent, Asked, Present};
 use super::asking::{Asking, Positions};
 use super::checkpoint::{self, Checkpoint};
 use super::crew::Crew;
@@ -130,11 +130,13 @@ impl Job<'_> {
                         crew.tell_flow(answer.lost.flow, WorkerCommand::Fetched(Box::new(answer)));
                     }
                 }
-                Asked { keys, absent } = absent.answer() => match absent {
-                    Ok(absent) => {
-                        self.report.suspects.asked += keys.len() as u64;
+                Asked { keys, exist } = absent.answer() => match exist {
+                    Ok(exist) => {
+                        let (present, absent): (Vec<_>, Vec<_>) = keys.into_iter().zip(exist).partition(|(_, exists)| *exists);
+                        self.report.suspects.asked += (present.len() + absent.len()) as u64;
                         self.report.suspects.removed += absent.len() as u64;
-                        watch.suspects(absent);
+                        watch.present.add(present.into_iter().map(|(lost, _)| lost), crate::uring::clock::monotonic_ns());
+                        watch.suspects(absent.into_iter().map(|(lost, _)| lost).collect());
                     }
                     Err(_) if draining.is_some() => watch.suspects(keys),
                     Err(error) => gone = Err(error),
@@ -150,7 +152,8 @@ impl Job<'_> {
                 }
                 _ = confirmations.tick(), if !checkpoint.stable => {}
                 _ = offsets.tick(), if joining.is_done() && matches!(self.phase, Phase::CatchingUp | Phase::InStep) => {
-                    gone = if checkpoint.stable { asking.ask(source) } else { Ok(()) };
+                    let asks = checkpoint.stable || watch.present.wants_positions();
+                    gone = if asks { asking.ask(source) } else { Ok(()) };
                     if asking.is_late() && self.phase == Phase::InStep {
                         tracing::warn!("the source does not say where it stands: whether the target is in step is not known");
                         self.view.unheard();
@@ -158,7 +161,12 @@ impl Job<'_> {
                     }
                 }
                 positions = asking.answer(source) => {
-                    gone = positions.map(|positions| self.compare_offsets(positions, crew, &mut watch));
+                    gone = positions.map(|positions| {
+                        watch.present.heard(&positions);
+                        if checkpoint.stable {
+                            self.compare_offsets(positions, crew, &mut watch);
+                        }
+                    });
                 }
                 () = signals.next() => {
                     if self.phase == Phase::Stopping || watch.stops {
@@ -210,13 +218,20 @@ impl Job<'_> {
                 // From here on every DEL is recorded. What becomes of them outlives the session: before the checkpoint is good.
                 crew.tell_all(|| WorkerCommand::ListSuspects);
             }
-            if is_copied && now_ns >= watch.mark_at_ns && watch.suspects_settled == crew.workers() {
+            if draining.is_some() || crew.has_barriers() {
+                // The source says no more where it stood, or nobody comes to that before the checkpoint is good: all are looked at.
+                watch.doubtful.extend(watch.present.take());
+            }
+            let are_settled = watch.suspects_settled == crew.workers() && watch.present.is_passed(&crew.confirmed());
+            if is_copied && now_ns >= watch.mark_at_ns && are_settled {
                 if watch.mark_round.is_none() && self.mark_stable(probed, checkpoint, &mut watch, now_ns).await? {
                     watch.mark_round = Some(crew.replicas().map_or(0, Replicas::covering));
                     let lacks_source = Draining::lacks_source(draining.as_ref());
                     for lost in watch.doubtful.drain(..).filter(|_| !lacks_source) {
                         crew.tell_flow(lost.flow, WorkerCommand::Doubt(lost));
                     }
+                    watch.present.take();
+                    crew.tell_all(|| WorkerCommand::ForgetSuspects);
                     // Whatever ends the session from here on, the next one looks what the target holds.
                     crew.set_stable();
                     crew.note_processes();
@@ -357,7 +372,7 @@ impl Job<'_> {
 
     /// Compares the source's positions with the target's: whenever every flow has applied what the source had, the target is in step.
     fn compare_offsets(&mut self, positions: Positions, crew: &Crew, watch: &mut Watch) {
-        let Positions { asked_ms, lsns: offsets } = positions;
+        let Positions { asked_ms, lsns: offsets, .. } = positions;
         let confirmed = crew.confirmed();
         watch.marks.asked(asked_ms, offsets.clone());
         watch.marks.confirm(&confirmed, crew.hold());
@@ -397,6 +412,8 @@ struct Watch {
     /// Workers whose suspects the source was asked for; those that it has not: the checkpoint is to name them before it is good.
     doubtful: Vec<Lost>,
     suspects_settled: usize,
+    /// Those that it has.
+    present: Present,
     /// Told to stop.
     stops: bool,
     /// The workers are told that nothing more is to be decoded.

@@ -289,8 +289,10 @@ pub enum WorkerCommand {
     Doubt(Lost),
     /// What the source said of a lost key, or why it cannot be had.
     Fetched(Box<Answer>),
-    /// Send the suspects, and forget them.
+    /// Send the suspects.
     ListSuspects,
+    /// Whatever the source had recorded when it was asked for them is applied.
+    ForgetSuspects,
     /// End: drop everything and report.
     Stop,
 }

@@ -80,6 +80,16 @@ impl FlowHandler {
     ) -> Result<(), EngineError> {
         let deleted =
             self.suspects.record(db, args, stable).map_err(|overflow| EngineError::Refused(overflow.to_string()))?;
+        for (of, key) in self.suspects.take_late() {
+            let (target_db, name) = self.scope().at_target(of, &key)?;
+            match self.is_fetched() {
+                true => self.unclear.keys.push((of, name.into())),
+                false => {
+                    let kind = NoteKind::Doubtful(Doubt::PerhapsDeleted);
+                    self.translator.notes().add(target_db, &name, journal::known_name(args), kind);
+                }
+            }
+        }
         let Some(key) = deleted else { return Ok(()) };
         let (db, name) = self.scope().at_target(db, key)?;
         self.apply_record(db, 0, &[b"DEL", &name], now_ms, stable, out).map(drop)

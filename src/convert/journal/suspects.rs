@@ -10,6 +10,10 @@
 //! are not recorded, so the string is to be deleted first. Where it may have met the string or not (INCR of a number), nobody
 //! knows what it came to: the key is remembered as changed, and must be fetched, or listed.
 //!
+//! The answer is of the moment when the source was asked. Until everything that it had recorded by then is applied, a record may
+//! still come that was written behind a silent deletion; so what was listed is kept until then, and of what is about to be
+//! deleted until that is done.
+//!
 //! Bounded: `bytes_used <= bytes_max`. A set that is full refuses with a typed error, and remembers that it did: the
 //! answer is then incomplete and the caller must say so (or compare all keys).
 
@@ -31,6 +35,10 @@ pub struct Suspects {
     bytes_used: usize,
     bytes_max: usize,
     omits_deletes: bool,
+    /// They were listed: the full sync is over.
+    is_listed: bool,
+    /// Those whose value became unknown since.
+    late: Vec<(DbIndex, Box<[u8]>)>,
 }
 
 /// A key that nothing settled.
@@ -153,7 +161,15 @@ impl Suspects {
     /// not known is taken for a new one.
     pub fn new(bytes_max: usize, source: Option<Release>) -> Self {
         let omits_deletes = source.is_none_or(|release| (release.major, release.minor) >= OMITS_DELETES);
-        Self { by_db: HashMap::new(), keys_count: 0, bytes_used: 0, bytes_max, omits_deletes }
+        Self {
+            by_db: HashMap::new(),
+            keys_count: 0,
+            bytes_used: 0,
+            bytes_max,
+            omits_deletes,
+            is_listed: false,
+            late: Vec::new(),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -256,6 +272,11 @@ impl Suspects {
     }
 
     fn put(&mut self, db: DbIndex, key: &[u8], new: Holds) -> Result<(), SuspectsOverflow> {
+        if self.is_listed && new == Holds::Changed {
+            self.settle(db, key);
+            self.late.push((db, key.into()));
+            return Ok(());
+        }
         let keys = self.by_db.entry(db).or_default();
         if let Some(holds) = keys.get_mut(key) {
             // It will be fetched, or is listed: once is enough.
@@ -292,6 +313,38 @@ impl Suspects {
     /// Nothing settled the key so far.
     pub fn is_suspect(&self, db: DbIndex, key: &[u8]) -> bool {
         self.by_db.get(&db).is_some_and(|keys| keys.contains_key(key))
+    }
+
+    /// All keys that nothing settled. The changed ones are forgotten: of any that is, from now on, [`Suspects::take_late`] tells.
+    pub fn list(&mut self) -> Vec<Suspect> {
+        self.is_listed = true;
+        let of_db = |(db, keys): (&DbIndex, &HashMap<Box<[u8]>, Holds>)| {
+            let db = *db;
+            let suspect = move |(key, holds): (&Box<[u8]>, &Holds)| Suspect {
+                db,
+                key: key.to_vec(),
+                is_changed: *holds == Holds::Changed,
+            };
+            keys.iter().map(suspect).collect::<Vec<_>>()
+        };
+        let listed: Vec<Suspect> = self.by_db.iter().flat_map(of_db).collect();
+        listed.iter().filter(|suspect| suspect.is_changed).for_each(|suspect| self.settle(suspect.db, &suspect.key));
+        listed
+    }
+
+    /// Keys whose value has become unknown since they were listed.
+    pub fn take_late(&mut self) -> Vec<(DbIndex, Box<[u8]>)> {
+        std::mem::take(&mut self.late)
+    }
+
+    /// Forgets all others.
+    pub fn keep(&mut self, is_kept: impl Fn(DbIndex, &[u8]) -> bool) {
+        for (db, keys) in &mut self.by_db {
+            keys.retain(|key, _| is_kept(*db, key));
+        }
+        let bytes = |key: &Box<[u8]>| key.len() + KEY_OVERHEAD_BYTES;
+        self.keys_count = self.by_db.values().map(HashMap::len).sum();
+        self.bytes_used = self.by_db.values().flat_map(HashMap::keys).map(bytes).sum();
     }
 
     /// All keys that nothing settled, and forgets them.
@@ -428,5 +481,36 @@ mod tests {
         suspects.settled(DbIndex(0), b"a");
         suspects.written(DbIndex(0), b"c").unwrap();
         assert_eq!(suspects.len(), 2);
+    }
+
+    /// The source is asked meanwhile; a record may still tell that a key was deleted before.
+    #[test]
+    fn what_was_listed_is_known_until_it_is_forgotten() {
+        let mut suspects = new("df-v1.40.0");
+        for line in ["MSET n 5 text v l v gone v late v", "INCR n"] {
+            record(&mut suspects, 0, line);
+        }
+        let listed = suspects.list();
+        let changed: Vec<&[u8]> = listed.iter().filter(|of| of.is_changed).map(|of| &of.key[..]).collect();
+        assert_eq!((listed.len(), changed), (5, vec![&b"n"[..]]));
+        let mut stable = |line: &str| {
+            let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            let deleted =
+                suspects.record(DbIndex(0), &args, true).unwrap().map(|key| String::from_utf8_lossy(key).into_owned());
+            let late: Vec<String> =
+                suspects.take_late().iter().map(|(_, key)| String::from_utf8_lossy(key).into_owned()).collect();
+            (deleted.unwrap_or_default(), late.join(" "))
+        };
+        let of = |deleted: &str, late: &str| (deleted.to_string(), late.to_string());
+        // It is to be fetched already.
+        assert_eq!(stable("INCR n"), of("", ""));
+        assert_eq!(stable("INCR text"), of("text", ""));
+        assert_eq!(stable("APPEND late x"), of("", "late"));
+        assert_eq!(stable("APPEND late x"), of("", ""));
+        suspects.keep(|_, key| key == b"gone");
+        assert_eq!((suspects.len(), suspects.bytes_used), (1, 4 + KEY_OVERHEAD_BYTES));
+        let args: [&[u8]; 3] = [b"RPUSH", b"gone", b"e"];
+        assert_eq!(suspects.record(DbIndex(0), &args, true), Ok(Some(&b"gone"[..])));
+        assert!(suspects.is_empty());
     }
 }

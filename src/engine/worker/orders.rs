@@ -10,7 +10,9 @@ use crate::engine::flow::Flow;
 use crate::engine::global::Emptied;
 use crate::engine::held::positions;
 use crate::engine::messages::{Lost, WorkerCommand, WorkerEvent};
+use crate::ids::{DbIndex, FlowId};
 use crate::uring;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
@@ -85,6 +87,7 @@ impl Worker {
                     }
                 }
                 Ok(WorkerCommand::ListSuspects) => self.list_suspects(),
+                Ok(WorkerCommand::ForgetSuspects) => self.forget_suspects(),
                 Err(mpsc::TryRecvError::Empty) => {
                     self.doubt_more();
                     return Ok(false);
@@ -105,12 +108,23 @@ impl Worker {
     fn list_suspects(&mut self) {
         let (mut keys, mut changed) = (Vec::new(), Vec::new());
         for flow in &mut self.flows {
-            for Suspect { db, key, is_changed } in flow.handler.suspects.drain() {
+            for Suspect { db, key, is_changed } in flow.handler.suspects.list() {
                 let list = if is_changed { &mut changed } else { &mut keys };
                 list.push(Lost { flow: flow.id, db, key });
             }
         }
         let _ = self.events.send(WorkerEvent::Suspects { keys, changed });
+    }
+
+    /// But those that are in doubt: what is written again settles them.
+    fn forget_suspects(&mut self) {
+        let waiting = self.doubtful.iter().map(|lost| (lost.flow, lost.db, lost.key.as_slice()));
+        let waiting: HashSet<(FlowId, DbIndex, &[u8])> = waiting.collect();
+        for flow in &mut self.flows {
+            let (id, handler) = (flow.id, &mut flow.handler);
+            let doubts = &handler.doubts;
+            handler.suspects.keep(|db, key| waiting.contains(&(id, db, key)) || doubts.has(db, key));
+        }
     }
 
     /// Puts keys that wait for it in doubt, as many as there is room for. They stand in the checkpoint already.
