@@ -21,7 +21,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[test]
 fn readme_lists_the_same() {
     let readme = include_str!("../README.md");
-    assert!(readme.lines().any(|of| of.split("      # ").next() == Some(TARGET_ACL_IMPORT)));
+    for line in [TARGET_ACL_IMPORT, TARGET_ACL_VERIFY, TARGET_ACL_VERIFY_CLUSTER, TARGET_ACL_REPAIR] {
+        assert!(readme.lines().any(|of| of.split("      # ").next() == Some(line)), "{line}");
+    }
 }
 
 /// The user anew, with what these lines grant, but for `missing`.
@@ -346,4 +348,68 @@ fn each_permission_that_a_cluster_needs_now_and_then_is_needed() {
 
 fn tool_said(world: &Clustered) -> String {
     std::fs::read_to_string(world.log()).unwrap_or_default()
+}
+
+/// A comparison of a source that holds every type, by the least user.
+fn compare_with(live: &Live, port: u16, more: &[&str]) -> Run {
+    let (source, target) = (format!("dragonfly://127.0.0.1:{}", live.port()), format!("redis://127.0.0.1:{port}"));
+    let mut command = program(&["verify", "--source", &source, "--target", &target, "--lag-max", "200ms"]);
+    command.args(more).env("DF2REDIS_TARGET_USER", "df2redis").env("DF2REDIS_TARGET_PASSWORD", "secret");
+    start(command).wait()
+}
+
+fn every_type() -> Live {
+    let spec = Spec::of("string:60B=20,list:5x8=5,hash:5x8=5,set:20x9=5,zset:5x8=5,stream:20x6=2").unwrap();
+    Live::start(spec, LiveOptions::default(), MasterOptions::default()).unwrap()
+}
+
+#[test]
+fn each_permission_to_compare_and_repair_is_needed() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut admin = server.client().unwrap();
+    let live = every_type();
+    live.world().run(3, &["SET", "other", "v"].map(|word| word.as_bytes().to_vec()));
+    grant(&mut admin, &[TARGET_ACL], &[]);
+    let mut command = migrate_command(live.port(), server.port(), &[]);
+    command.env("DF2REDIS_TARGET_USER", "df2redis").env("DF2REDIS_TARGET_PASSWORD", "secret");
+    start(command).wait().expect_code(0);
+    for (missing, named) in [("", ""), (" +@read", "NOPERM"), (" +info", "INFO"), (" +select", "SELECT 3")] {
+        grant(&mut admin, &[&TARGET_ACL_VERIFY.replace(missing, "")], &[]);
+        let run = compare_with(&live, server.port(), &[]);
+        let said = &run.stderr;
+        match missing {
+            "" => _ = run.expect_code(0),
+            _ => assert!(run.code() == 5 && said.contains(named) && said.contains("NOPERM"), "{missing}: {said}"),
+        }
+    }
+    for (missing, code) in [(&["client|list"][..], 5), (&[], 0)] {
+        grant(&mut admin, &[TARGET_ACL, TARGET_ACL_VERIFY, TARGET_ACL_REPAIR], missing);
+        run(&live, "SET text v");
+        let run = compare_with(&live, server.port(), &["--repair", "copy"]);
+        run.expect_code(code);
+        assert_eq!(run.stderr.contains("client|list"), code != 0, "{}", run.stderr);
+        assert_eq!(admin.run("GET text").unwrap().text().as_deref() == Some("v"), code == 0);
+    }
+}
+
+#[test]
+fn each_permission_to_compare_with_a_cluster_is_needed() {
+    let Ok(cluster) = Cluster::start_kind(ServerKind::Redis7, 3, false) else { return };
+    let live = every_type();
+    run(&live, "SET {t} v");
+    migrate_command(live.port(), cluster.port(), &[]).output().unwrap();
+    for (missing, code) in [("", 0), ("cluster|slots", 5), ("cluster|nodes", 5), ("asking", 5)] {
+        if missing == "asking" {
+            let (slot, from) = (slot(b"t").0, common::clustered::node_of("t"));
+            cluster.half_move_slot(slot, from, (from + 1) % 3).unwrap();
+        }
+        for node in &cluster.nodes {
+            let missing: Vec<&str> = missing.split_whitespace().collect();
+            grant(&mut node.client().unwrap(), &[TARGET_ACL_VERIFY, TARGET_ACL_VERIFY_CLUSTER], &missing);
+        }
+        let run = compare_with(&live, cluster.port(), &[]);
+        run.expect_code(code);
+        assert!(run.stderr.contains(missing), "{missing}: {}", run.stderr);
+        assert_eq!(run.stderr.contains("NOPERM"), code != 0, "{missing}: {}", run.stderr);
+    }
 }

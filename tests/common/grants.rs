@@ -21,6 +21,12 @@ pub const TARGET_ACL_CLAIM: &str = "ACL SETUSER df2redis +time +xpending +xrange
 pub const TARGET_ACL_CLUSTER: &str = "ACL SETUSER df2redis +cluster|shards +cluster|slots +cluster|info +cluster|nodes +asking \
     +dbsize +mget +dump +pexpiretime +pttl +lindex +client|setname +client|list";
 
+/// For `verify`, at either side that is no Dragonfly.
+pub const TARGET_ACL_VERIFY: &str = "ACL SETUSER df2redis on >secret ~* +@read +info +select";
+pub const TARGET_ACL_VERIFY_CLUSTER: &str = "ACL SETUSER df2redis +cluster|slots +cluster|nodes +asking";
+/// Beside what `migrate` needs.
+pub const TARGET_ACL_REPAIR: &str = "ACL SETUSER df2redis +client|list";
+
 /// What a user needs at the source. README.md has the same lines.
 pub const SOURCE_ACL: &str = "ACL SETUSER df2redis ON >secret ~* +PING +INFO +REPLCONF +DFLY +SELECT +EXISTS +TIME";
 /// To fetch what was lost at the target, or stands in no record: only for `replicate`, and repairs by it.
