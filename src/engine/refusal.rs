@@ -301,6 +301,7 @@ fn has_more_keys(command: &CommandHead) -> bool {
     match command.name.as_slice() {
         b"DEL" | b"UNLINK" => command.args_count > 2,
         b"MSET" => command.args_count > 3,
+        b"EVAL" => command.script_keys_count != Some(1),
         b"JSON.MSET" | b"RENAME" | b"RENAMENX" | b"LMOVE" | b"RPOPLPUSH" | b"SORT" | b"GEORADIUS"
         | b"GEORADIUSBYMEMBER" | b"CMS.MERGE" | b"MOVE" | b"COPY" | b"LMPOP" | b"ZMPOP" | b"ZUNIONSTORE"
         | b"ZINTERSTORE" | b"ZDIFFSTORE" | b"ZRANGESTORE" => true,
@@ -378,6 +379,10 @@ mod tests {
     #[test]
     fn every_command_of_several_keys_is_known() {
         use crate::convert::journal::table::{How, Keys, TABLE};
+        let head = |name: &str, first_key, script_keys_count| {
+            let name = name.into();
+            CommandHead { name, first_key, script_keys_count, args_count: 5, bytes_offset: 0, bytes_len: 0 }
+        };
         let told_as = |name: &'static str, how| match (name, how) {
             (_, How::MultiPop(name, _) | How::Unblock(name)) => Some(name),
             (_, How::MSet) => Some("MSET"),
@@ -388,8 +393,10 @@ mod tests {
         let several = TABLE.iter().filter(|row| !matches!(row.keys, Keys::Nothing | Keys::First | Keys::Second));
         for name in several.filter_map(|row| told_as(row.name, row.how)) {
             let first_key = Some(b"k".to_vec());
-            let head = CommandHead { name: name.into(), args_count: 5, first_key, bytes_offset: 0, bytes_len: 0 };
-            assert!(has_more_keys(&head), "{name}");
+            assert!(has_more_keys(&head(name, first_key, None)), "{name}");
+        }
+        for (count, more) in [(Some(1), false), (Some(2), true), (None, true)] {
+            assert_eq!(has_more_keys(&head("EVAL", Some(b"k".to_vec()), count)), more, "{count:?}");
         }
     }
 

@@ -172,7 +172,11 @@ fn split(bytes: &[u8]) -> Option<Vec<(Range<u32>, Unit)>> {
 fn all_keys(strings: &[&[u8]]) -> Vec<Vec<u8>> {
     let first = strings.first().and_then(|name| key_position(name)).and_then(|position| strings.get(position));
     let mut keys: Vec<Vec<u8>> = first.iter().map(|key| key.to_vec()).collect();
-    // Names that no journal has (EVAL, RESTORE of ours ...) have the first one alone.
+    if let [b"EVAL", _, count, given @ ..] = strings {
+        let count = std::str::from_utf8(count).ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+        keys.extend(given.iter().take(count).skip(1).map(|key| key.to_vec()));
+    }
+    // Names that no journal has (RESTORE of ours ...) have the first one alone.
     keys.extend(keys_of(strings).map(<[u8]>::to_vec).filter(|key| first.is_none_or(|first| key != first)));
     keys
 }
@@ -204,17 +208,20 @@ mod tests {
     #[test]
     fn what_pops_from_several_keys_lies_where_they_do() {
         let mut bytes = Vec::new();
-        let commands: [&[&[u8]]; 5] = [
+        let commands: [&[&[u8]]; 7] = [
             &[b"MULTI"],
             &[b"LMPOP", b"1", b"k", b"LEFT"],
             &[b"SET", b"m", b"t:5"],
             &[b"EXEC"],
             &[b"ZMPOP", b"2", b"{t}a", b"{t}b", b"MIN"],
+            &[b"EVAL", b"return", b"2", b"{t}a", b"{t}b", b"0", b"-1"],
+            &[b"EVAL", b"return", b"1", b"k", b"l"],
         ];
         commands.iter().for_each(|args| push_command(&mut bytes, args));
         let units = split(&bytes).unwrap();
         let shown: Vec<_> = units.iter().map(|(_, unit)| (unit.slot, unit.keys.len())).collect();
-        assert_eq!(shown, [(Some(slot(b"k")), 1), (Some(slot(b"{t}a")), 2)]);
+        let (k, t) = (Some(slot(b"k")), Some(slot(b"{t}a")));
+        assert_eq!(shown, [(k, 1), (t, 2), (t, 2), (k, 1)]);
     }
 
     #[test]

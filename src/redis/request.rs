@@ -7,6 +7,9 @@
 /// Most bytes of a key (or command name) that are copied into a [`CommandHead`].
 pub const COPIED_BYTES_MAX: usize = 64 * 1024;
 
+/// Digits of any number of strings.
+const COUNT_DIGITS_MAX: usize = 20;
+
 /// One command of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandHead {
@@ -14,6 +17,8 @@ pub struct CommandHead {
     pub name: Vec<u8>,
     /// The first key, if the command has one; cut at [`COPIED_BYTES_MAX`].
     pub first_key: Option<Vec<u8>>,
+    /// Of a script, how many keys it is given, if that is a number.
+    pub script_keys_count: Option<usize>,
     /// Number of strings, name included.
     pub args_count: usize,
     /// Where the command begins, counted over all segments.
@@ -189,6 +194,7 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Walker<'a, I> {
         let args_count = usize::try_from(args).map_err(|_| RequestError::Malformed { offset: bytes_offset })?;
         let mut name = Vec::new();
         let mut first_key = None;
+        let mut script_keys_count = None;
         let mut key_at = None;
         for position in 0..args_count {
             let len = self.number(b'$')?;
@@ -199,13 +205,18 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Walker<'a, I> {
                 let mut key = Vec::new();
                 self.bytes(len, COPIED_BYTES_MAX, &mut key)?;
                 first_key = Some(key);
+            } else if position == 2 && key_at == Some(3) {
+                let mut count = Vec::new();
+                self.bytes(len, COUNT_DIGITS_MAX, &mut count)?;
+                script_keys_count = std::str::from_utf8(&count).ok().and_then(|count| count.parse().ok());
             } else {
                 self.bytes(len, 0, &mut Vec::new())?;
             }
             self.expect(b'\r')?;
             self.expect(b'\n')?;
         }
-        Ok(CommandHead { name, first_key, args_count, bytes_offset, bytes_len: self.offset - bytes_offset })
+        let bytes_len = self.offset - bytes_offset;
+        Ok(CommandHead { name, first_key, script_keys_count, args_count, bytes_offset, bytes_len })
     }
 }
 
@@ -229,6 +240,18 @@ mod tests {
             assert_eq!(nth_command(bytes.chunks(size), 2).unwrap().first_key, None);
             assert_eq!(nth_command(bytes.chunks(size), 3), Err(RequestError::NoSuchCommand { commands: 3 }));
             assert_eq!(offset_of(bytes.chunks(size), 3), Ok(bytes.len() as u64));
+        }
+    }
+
+    #[test]
+    fn a_script_tells_how_many_keys_it_has() {
+        for (args, count) in [
+            (&[&b"EVAL"[..], b"return", b"2", b"k", b"l"][..], Some(2)),
+            (&[b"EVAL", b"return", b"x", b"k"], None),
+            (&[b"SET", b"k", b"2", b"PX", b"1"], None),
+            (&[b"XGROUP", b"CREATE", b"2", b"g", b"0"], None),
+        ] {
+            assert_eq!(nth_command([&resp::command(args)[..]], 0).unwrap().script_keys_count, count);
         }
     }
 
