@@ -227,18 +227,23 @@ fn regression_what_did_nothing_at_the_source_does_nothing() {
         "ZDIFFSTORE dk 2 a t",
         "ZRANGESTORE dm l 0 -1",
         "LMPOP 2 none t LEFT",
+        // Refused, and recorded on one shard, too.
+        "XSETID none 9-9",
+        "XSETID t 9-9",
+        "XSETID x 3-1",
         // What is there and gives nothing deletes, there as here.
         "GEORADIUS g 100 80 1 km STORE dn",
         "SORT l ALPHA LIMIT 9 1 STORE do",
     ];
-    let before = ["RPUSH l gamma beta", "HSET h f v", "GEOADD g 13 38 Palermo", "ZADD a 1 x", "SET t text"];
+    let before =
+        ["RPUSH l gamma beta", "HSET h f v", "GEOADD g 13 38 Palermo", "ZADD a 1 b", "SET t text", "XADD x 5-1 f v"];
     let stored = || ('a'..='o').filter(|letter| *letter != 'l').map(|letter| format!("d{letter}"));
     for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
         let Some((cluster, one)) = servers(kind, ServerOptions::default()) else { continue };
         // Over several slots, and in one.
         for (port, tag) in [(one.port(), ""), (cluster.port(), ""), (cluster.port(), "{k}")] {
             let named = |line: &str| -> String {
-                let is_key = |word: &str| "lhgat".contains(word) || word == "none" || stored().any(|key| key == word);
+                let is_key = |word: &str| "lhgatx".contains(word) || word == "none" || stored().any(|key| key == word);
                 let named = |word: &str| if is_key(word) { format!("{tag}{word}") } else { word.to_owned() };
                 line.split(' ').map(named).collect::<Vec<_>>().join(" ")
             };
