@@ -231,19 +231,28 @@ fn regression_what_did_nothing_at_the_source_does_nothing() {
         "XSETID none 9-9",
         "XSETID t 9-9",
         "XSETID x 3-1",
+        "ZINCRBY i -inf m",
+        "ZADD i INCR -inf m",
         // What is there and gives nothing deletes, there as here.
         "GEORADIUS g 100 80 1 km STORE dn",
         "SORT l ALPHA LIMIT 9 1 STORE do",
     ];
-    let before =
-        ["RPUSH l gamma beta", "HSET h f v", "GEOADD g 13 38 Palermo", "ZADD a 1 b", "SET t text", "XADD x 5-1 f v"];
+    let before = [
+        "RPUSH l gamma beta",
+        "HSET h f v",
+        "GEOADD g 13 38 Palermo",
+        "ZADD a 1 b",
+        "SET t text",
+        "XADD x 5-1 f v",
+        "ZADD i inf m",
+    ];
     let stored = || ('a'..='o').filter(|letter| *letter != 'l').map(|letter| format!("d{letter}"));
     for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
         let Some((cluster, one)) = servers(kind, ServerOptions::default()) else { continue };
         // Over several slots, and in one.
         for (port, tag) in [(one.port(), ""), (cluster.port(), ""), (cluster.port(), "{k}")] {
             let named = |line: &str| -> String {
-                let is_key = |word: &str| "lhgatx".contains(word) || word == "none" || stored().any(|key| key == word);
+                let is_key = |word: &str| "lhgatxi".contains(word) || word == "none" || stored().any(|key| key == word);
                 let named = |word: &str| if is_key(word) { format!("{tag}{word}") } else { word.to_owned() };
                 line.split(' ').map(named).collect::<Vec<_>>().join(" ")
             };
@@ -259,7 +268,9 @@ fn regression_what_did_nothing_at_the_source_does_nothing() {
             let left: BTreeSet<&[u8]> = left.keys().map(|(_, key)| key.as_slice()).collect();
             let gone: Vec<String> = stored().filter(|key| !left.contains(named(key).as_bytes())).collect();
             assert_eq!(gone, ["dn", "do"], "{kind:?} {tag}\n{}", run.stderr);
-            assert!(left.contains(named("t").as_bytes()));
+            for (key, is_there) in [("t", true), ("i", true)] {
+                assert_eq!(left.contains(named(key).as_bytes()), is_there, "{kind:?} {tag} {key}");
+            }
         }
     }
 }

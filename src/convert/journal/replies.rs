@@ -62,6 +62,10 @@ pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeanin
             return ErrorMeaning::KeyMissing;
         }
     }
+    // Infinities that cancel out: refused, and recorded.
+    if (is(name, "ZINCRBY") || is(name, "ZADD")) && says("not a number (NaN)") {
+        return ErrorMeaning::NothingChanged;
+    }
     // The last two: a member of a GEORADIUSBYMEMBER, before Redis 7 and since.
     let ended_early = error.starts_with(b"WRONGTYPE")
         || ["converted into double", "could not decode", "does not exist"].iter().any(|text| says(text));
@@ -135,6 +139,15 @@ mod tests {
         // No record has that option; the snapshot's does.
         let shorter = "ERR The entries_added specified in XSETID is smaller than the target stream length";
         assert_eq!(meaning("XSETID", shorter, false), ErrorMeaning::Unexpected);
+    }
+
+    #[test]
+    fn regression_a_sum_that_is_no_number_is_no_divergence() {
+        for name in ["ZINCRBY", "ZADD"] {
+            let meaning = |error| meaning(name, error, false);
+            assert_eq!(meaning("ERR resulting score is not a number (NaN)"), ErrorMeaning::NothingChanged);
+            assert_eq!(meaning("ERR value is not a valid float"), ErrorMeaning::Unexpected);
+        }
     }
 
     #[test]
