@@ -119,6 +119,14 @@ fn filters_that_were_left_out_are_missed_by_nobody() {
     world.check(&["SET k text"], "GET k", "text");
     let wrong = world.apply("CMS.INCRBY k a 1");
     assert_eq!(replies::error_meaning(b"CMS.INCRBY", &wrong.as_bytes()[1..], false), replies::ErrorMeaning::Unexpected);
+    // These did nothing at the source, and are recorded.
+    world.check(&["CMS.INITBYDIM d 10 5", "CMS.INITBYDIM wide 20 5", "CMS.INCRBY d a 3"], "CMS.QUERY d a", "3");
+    for record in ["CMS.MERGE d 1 wide", "CMS.MERGE d 1 k", "CMS.MERGE k 1 d"] {
+        let reply = world.apply(record);
+        let meaning = replies::error_meaning(b"CMS.MERGE", reply.trim_start_matches('-').as_bytes(), false);
+        assert!(reply.starts_with('-') && meaning == replies::ErrorMeaning::NothingChanged, "{record}: {reply}");
+    }
+    world.check(&[], "CMS.QUERY d a", "3");
 }
 
 fn check_strings(world: &mut World) {
