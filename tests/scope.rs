@@ -103,6 +103,21 @@ fn regression_a_string_that_became_what_is_left_out_is_gone() {
     }
 }
 
+/// Nor is one in doubt that is left out itself.
+#[test]
+fn regression_strings_that_are_left_out_are_not_asked_for() {
+    let Some(server) = server(ServerKind::Redis7) else { return };
+    let mut flow = FlowBytes::new();
+    for line in ["SETNX k 1", "GETSET m 1", "APPEND k x", "SETRANGE m 0 x", "RPUSH l e"] {
+        flow.journal(0, &line.split(' ').collect::<Vec<_>>());
+    }
+    let run = migrate(Hand::new(vec![flow]).start().port(), server.port(), &["--exclude-type", "string"]);
+    run.expect_code(0);
+    assert_eq!(names(&server), ["0/l"]);
+    let listed = &run.report["not_carried"];
+    assert!(listed["counts"]["doubtful-PerhapsDeleted/verify"].is_null(), "{listed}");
+}
+
 /// They are recorded also where there was nothing to read, and then nothing was stored.
 #[test]
 fn regression_what_may_have_stored_nothing_deletes_nothing_under_a_type_filter() {

@@ -250,7 +250,7 @@ impl Scope {
         }
     }
 
-    pub(super) fn admits_type(&self, class: TypeClass) -> bool {
+    pub fn admits_type(&self, class: TypeClass) -> bool {
         !self.types_out.get(class as usize).copied().unwrap_or(false)
     }
 

@@ -164,7 +164,7 @@ impl FlowHandler {
             Scoped::Out(reason) => {
                 *self.counts.filtered.records.entry(reason.name()).or_default() += 1;
                 self.tell_of_own(reason, db, args);
-                if reason == Reason::Type {
+                if reason == Reason::Type && self.scope().admits_type(TypeClass::String) {
                     // It is left out, and may tell of a string that was written there by a record.
                     self.note_suspects(db, args, now_ms, stable, out)?;
                 }
