@@ -233,6 +233,9 @@ fn regression_what_did_nothing_at_the_source_does_nothing() {
         "XSETID x 3-1",
         "ZINCRBY i -inf m",
         "ZADD i INCR -inf m",
+        "ZMPOP 1 t MIN",
+        // Passes over what is no sorted set.
+        "ZMPOP 3 none t p MIN",
         // What is there and gives nothing deletes, there as here.
         "GEORADIUS g 100 80 1 km STORE dn",
         "SORT l ALPHA LIMIT 9 1 STORE do",
@@ -245,6 +248,7 @@ fn regression_what_did_nothing_at_the_source_does_nothing() {
         "SET t text",
         "XADD x 5-1 f v",
         "ZADD i inf m",
+        "ZADD p 1 m",
     ];
     let stored = || ('a'..='o').filter(|letter| *letter != 'l').map(|letter| format!("d{letter}"));
     for kind in [ServerKind::Redis7, ServerKind::Valkey9] {
@@ -252,7 +256,8 @@ fn regression_what_did_nothing_at_the_source_does_nothing() {
         // Over several slots, and in one.
         for (port, tag) in [(one.port(), ""), (cluster.port(), ""), (cluster.port(), "{k}")] {
             let named = |line: &str| -> String {
-                let is_key = |word: &str| "lhgatxi".contains(word) || word == "none" || stored().any(|key| key == word);
+                let is_key =
+                    |word: &str| "lhgatxip".contains(word) || word == "none" || stored().any(|key| key == word);
                 let named = |word: &str| if is_key(word) { format!("{tag}{word}") } else { word.to_owned() };
                 line.split(' ').map(named).collect::<Vec<_>>().join(" ")
             };
@@ -268,7 +273,7 @@ fn regression_what_did_nothing_at_the_source_does_nothing() {
             let left: BTreeSet<&[u8]> = left.keys().map(|(_, key)| key.as_slice()).collect();
             let gone: Vec<String> = stored().filter(|key| !left.contains(named(key).as_bytes())).collect();
             assert_eq!(gone, ["dn", "do"], "{kind:?} {tag}\n{}", run.stderr);
-            for (key, is_there) in [("t", true), ("i", true)] {
+            for (key, is_there) in [("t", true), ("i", true), ("p", false)] {
                 assert_eq!(left.contains(named(key).as_bytes()), is_there, "{kind:?} {tag} {key}");
             }
         }

@@ -41,7 +41,7 @@ pub enum Doubt {
     /// Stored in the full sync from another key, which the snapshot may have sent only later.
     EarlyRead,
     /// MSETNX, which is recorded also where it stored nothing; SORT or GEORADIUS with STORE, where no script may look whether there was
-    /// something to read.
+    /// something to read; ZMPOP of several keys, where none may look which are sorted sets.
     PerhapsNothing,
     /// A string that was added to in the full sync, which the source may have deleted before without a record (wire 2.10).
     PerhapsDeleted,

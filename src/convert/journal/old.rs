@@ -10,7 +10,7 @@
 
 use super::error::TranslateError;
 use super::record::Record;
-use super::several::{reads_by_pattern, sorts_by_option};
+use super::several::{Several, Take, reads_by_pattern, several, sorts_by_option};
 use super::write::Request;
 use super::{Doubt, DropReason, JournalTranslator, Outcome, keys};
 use crate::convert::out::{Class, Out};
@@ -24,6 +24,10 @@ local r=redis.pcall(unpack(ARGV)) local e=type(r)=='table' and r.err \
 local function says(text) return e:find(text,1,true) end \
 if e and (says('WRONGTYPE') or says('converted into double') or says('could not decode') or says('does not exist')) \
 then return 0 end return r";
+
+/// KEYS: of the first that is there and a sorted set, elements are taken off. ARGV: their ranks.
+const POP_SCRIPT: &str = "for _,key in ipairs(KEYS) do local r=redis.pcall('ZREMRANGEBYRANK',key,ARGV[1],ARGV[2]) \
+if type(r)=='number' then if r>0 then return 1 end elseif not r.err:find('WRONGTYPE',1,true) then return r end end return 0";
 
 impl JournalTranslator {
     /// SORT without STORE is a read; `SORT k` alone in a transaction may also be what is left of a SORT STORE over two shards.
@@ -90,6 +94,15 @@ impl JournalTranslator {
         if self.is_cross_slot(record) {
             return Ok(Outcome::NotCarried { kind: super::NotCarriedKind::CrossSlot });
         }
+        if name == "ZMPOP" {
+            if self.capabilities.has_command("EVAL")
+                && let Ok(Several::Pop { keys, take }) = several(record.args)
+            {
+                return Ok(self.pop_sorted(record, &keys, take, out));
+            }
+            let unclear = popped.iter().filter(|_| popped.len() > 1);
+            self.unclear.extend(unclear.map(|key| (Box::from(*key), record.row.name, Doubt::PerhapsNothing)));
+        }
         // A nil from it is no sign of a lost key, as one from LPOP is: that nothing was there is recorded, too.
         if self.capabilities.has_command(name) {
             let args = record.from(at);
@@ -121,6 +134,19 @@ impl JournalTranslator {
         }
         request.close();
         Ok(Outcome::Written { commands: 1 })
+    }
+
+    /// ZMPOP, which passes over keys of another type at the source (1.27 to 1.31), and fails at one elsewhere.
+    fn pop_sorted<O: Out>(&mut self, record: &Record<'_>, keys: &[&[u8]], take: Take, out: &mut O) -> Outcome {
+        let first = keys.first().copied().unwrap_or_default();
+        let mut request = Request::open(out, self.meta(record, first, Class::Guarded), 5 + keys.len(), "EVAL");
+        request.word(POP_SCRIPT);
+        request.number(keys.len() as i64);
+        request.texts(keys);
+        request.number(take.first);
+        request.number(take.last);
+        request.close();
+        Outcome::Written { commands: 1 }
     }
 
     /// `ZUNIONSTORE to n key... [WEIGHTS w...] [AGGREGATE how]` and its kin.

@@ -33,10 +33,16 @@ impl Cluster {
             if !self.exists(key).await? {
                 continue;
             }
+            let is_other = self.is_other(key, take).await?;
+            // A ZMPOP passes over it (1.27 to 1.31).
+            if is_other && take.name != "LTRIM" {
+                continue;
+            }
             if done_before {
                 return Err(lost(apart, key));
             }
-            let take = (!self.fails(key, take).await?).then_some(take);
+            // A list was to be popped from, and it is none: the source failed there (see `replies::NothingChanged`).
+            let take = (!is_other).then_some(take);
             self.take(apart, key, take).await?;
             return self.note_others(apart, &slots).await;
         }
@@ -47,10 +53,14 @@ impl Cluster {
         self.note_others(apart, &slots).await
     }
 
-    /// A list was to be popped from, and it is none: the source failed there (see `replies::NothingChanged`).
-    async fn fails(&mut self, key: &[u8], take: Take) -> Result<bool, EngineError> {
-        let wrong = |answer| matches!(answer, Value::Error(text) if text.starts_with(b"WRONGTYPE"));
-        Ok(take.name == "LTRIM" && wrong(self.call(&[b"LINDEX", key, b"0"]).await?))
+    /// Whether the key is of another type than what is to be taken off it.
+    async fn is_other(&mut self, key: &[u8], take: Take) -> Result<bool, EngineError> {
+        let answer = match take.name {
+            "LTRIM" => self.call(&[b"LINDEX", key, b"0"]).await?,
+            // Nothing is between these. (ZCARD would be one more grant for the operator to give.)
+            _ => self.call(&[b"ZREMRANGEBYRANK", key, b"1", b"0"]).await?,
+        };
+        Ok(matches!(answer, Value::Error(text) if text.starts_with(b"WRONGTYPE")))
     }
 
     /// Behind what was taken off, in whichever of the slots that was.

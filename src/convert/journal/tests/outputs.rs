@@ -269,8 +269,8 @@ fn what_older_masters_record_raw() {
             ("LMPOP 2 a b LEFT COUNT 3", "G LMPOP 2 a b LEFT COUNT 3"),
             ("BLMPOP 0.5 2 a b LEFT", "G LMPOP 2 a b LEFT"),
             ("BLMPOP 0 1 k LEFT", "G LMPOP 1 k LEFT"),
-            ("ZMPOP 1 k MIN COUNT 2", "G ZMPOP 1 k MIN COUNT 2"),
-            ("ZMPOP 2 a b MAX", "G ZMPOP 2 a b MAX"),
+            ("ZMPOP 1 k MIN COUNT 2", "G EVAL <script> 1 k 0 1"),
+            ("ZMPOP 2 a b MAX", "G EVAL <script> 2 a b -1 -1"),
             ("LMPOP a b", "<Truncated>"),
             ("ZMPOP b", "<Truncated>"),
             ("ZUNIONSTORE d 2 a b WEIGHTS 1 2", "G ZUNIONSTORE d 2 a b WEIGHTS 1 2"),
@@ -305,10 +305,16 @@ fn what_older_masters_record_raw() {
     for (line, expected) in [
         ("LMPOP 1 k LEFT", "G LPOP k"),
         ("LMPOP 1 k right COUNT 03", "G RPOP k 3"),
-        ("ZMPOP 1 k MIN COUNT 2", "G ZPOPMIN k 2"),
-        ("ZMPOP 1 k max", "G ZPOPMAX k"),
+        ("ZMPOP 1 k max", "G EVAL <script> 1 k -1 -1"),
+        ("ZMPOP 2 a b MIN COUNT 2", "G EVAL <script> 2 a b 0 1"),
         ("LMPOP 2 a b LEFT", ""),
     ] {
+        assert_eq!(run(&mut old, 0, &split(line)).1.lines().join(" | "), expected, "{line}");
+    }
+    let mut old = capabilities("6.2");
+    old.commands.retain(|name| !name.contains("MPOP") && name != "EVAL");
+    let mut old = JournalTranslator::new(FlowId(0), Arc::new(old), Arc::new(skip_all()), 1 << 20);
+    for (line, expected) in [("ZMPOP 1 k MIN COUNT 2", "G ZPOPMIN k 2"), ("ZMPOP 1 k max", "G ZPOPMAX k")] {
         assert_eq!(run(&mut old, 0, &split(line)).1.lines().join(" | "), expected, "{line}");
     }
     let mut new = translator("7.0", Policy::default());
@@ -337,6 +343,12 @@ fn what_is_stored_without_a_script_is_told() {
         assert_eq!(run(&mut without, 0, &split(line)).1.lines(), [format!("G {line}")]);
         let name = line.split(' ').next().unwrap();
         assert_eq!(without.take_unclear(), [(b"d"[..].into(), name, Doubt::PerhapsNothing)]);
+    }
+    // Which of several is a sorted set nobody looks either.
+    for (line, keys) in [("ZMPOP 2 a b MIN", &["a", "b"][..]), ("ZMPOP 1 a MIN", &[])] {
+        assert_eq!(run(&mut without, 0, &split(line)).1.lines(), [format!("G {line}")]);
+        let told = keys.iter().map(|key| (key.as_bytes().into(), "ZMPOP", Doubt::PerhapsNothing));
+        assert_eq!(without.take_unclear(), told.collect::<Vec<_>>());
     }
 }
 
