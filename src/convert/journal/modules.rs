@@ -14,6 +14,10 @@ const NO_JSON: &str = "JSON documents, which need the JSON module";
 const NO_FILTERS: &str =
     "Bloom, cuckoo, count-min and top-k filters, which need a module (and whose snapshot state is Dragonfly's own)";
 
+/// JSON.SET NX of a whole document: a module that finds another value there fails.
+const CREATE_JSON_SCRIPT: &str =
+    "if redis.call('EXISTS',KEYS[1])==0 then redis.call('JSON.SET',KEYS[1],'$',ARGV[1]) end return 1";
+
 /// JSON.SET XX of a whole document.
 const REPLACE_JSON_SCRIPT: &str = "if redis.call('EXISTS',KEYS[1])==1 then redis.call('DEL',KEYS[1]) \
 redis.call('JSON.SET',KEYS[1],'$',ARGV[1]) end return 1";
@@ -24,22 +28,26 @@ impl JournalTranslator {
     pub(super) fn json_set<O: Out>(&mut self, record: &Record<'_>, out: &mut O) -> Result<Outcome, TranslateError> {
         let root = is_root(record.arg(2)?);
         let whole = root && record.args.len() == 4;
-        if record.present && root && !self.json_keeps_expiry {
+        if record.present && whole && !self.json_keeps_expiry {
+            let dels = self.del_keys(record, &[record.key()?], out);
+            self.pass(record, Class::Blind, out)?;
+            return Ok(Outcome::Written { commands: dels + 1 });
+        }
+        let script = match () {
+            () if !record.present || !root => None,
+            () if record.is(4, "XX") && !self.json_keeps_expiry => Some(REPLACE_JSON_SCRIPT),
+            () if record.is(4, "NX") && self.capabilities.has_command("EVAL") => Some(CREATE_JSON_SCRIPT),
+            () => None,
+        };
+        if let Some(script) = script {
             let key = record.key()?;
-            if whole {
-                let dels = self.del_keys(record, &[key], out);
-                self.pass(record, Class::Blind, out)?;
-                return Ok(Outcome::Written { commands: dels + 1 });
-            }
-            if record.is(4, "XX") {
-                let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 5, "EVAL");
-                request.word(REPLACE_JSON_SCRIPT);
-                request.word("1");
-                request.text(key);
-                request.text(record.arg(3)?);
-                request.close();
-                return Ok(Outcome::Written { commands: 1 });
-            }
+            let mut request = Request::open(out, self.meta(record, key, Class::Guarded), 5, "EVAL");
+            request.word(script);
+            request.word("1");
+            request.text(key);
+            request.text(record.arg(3)?);
+            request.close();
+            return Ok(Outcome::Written { commands: 1 });
         }
         if record.present {
             return self.pass(record, if whole { Class::Blind } else { Class::Guarded }, out);

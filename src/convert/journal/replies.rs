@@ -45,6 +45,7 @@ const ENDS_EARLY: [&str; 10] = [
 /// been applied before.
 pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeaning {
     let says = |text: &str| memchr::memmem::find(error, text.as_bytes()).is_some();
+    let is_no_document = says("Existing key has wrong Redis type");
     if (is(name, "RENAME") || is(name, "RENAMENX")) && says("no such key") {
         return ErrorMeaning::KeyMissing;
     }
@@ -62,9 +63,13 @@ pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeanin
     }
     if name.get(..5).is_some_and(|front| is(front, "JSON.")) {
         // The texts of RedisJSON; valkey-json's begin with a word of their own.
-        const NOTHING: [&str; 4] =
-            [" does not exist or ", "index out of ", "wrong static path", "Existing key has wrong Redis type"];
+        const NOTHING: [&str; 3] = [" does not exist or ", "index out of ", "wrong static path"];
+        // Of the key, not of what is in the document. Only these are recorded then: below the root they do nothing. (What may meet such a
+        // key elsewhere is a script: `JournalTranslator::json_set`.)
+        let deleted_nothing = (is(name, "JSON.DEL") || is(name, "JSON.FORGET"))
+            && (is_no_document || error.starts_with(b"WRONGTYPE Not a JSON document"));
         if NOTHING.iter().any(|text| says(text))
+            || deleted_nothing
             || error.starts_with(b"NONEXISTENT ")
             || error.starts_with(b"WRONGTYPE JSON element")
         {
@@ -98,7 +103,7 @@ pub fn error_meaning(name: &[u8], error: &[u8], sent_again: bool) -> ErrorMeanin
     let repeated_xadd = is(name, "XADD") && says("equal or smaller");
     let repeated_lset = is(name, "LSET") && (says("no such key") || says("out of range"));
     // Between the two passes the key may have become another type, which a later record of the same run makes it again.
-    if sent_again && (repeated_xadd || repeated_lset || error.starts_with(b"WRONGTYPE")) {
+    if sent_again && (repeated_xadd || repeated_lset || is_no_document || error.starts_with(b"WRONGTYPE")) {
         return ErrorMeaning::AppliedBefore;
     }
     ErrorMeaning::Unexpected
@@ -161,6 +166,19 @@ mod tests {
             let meaning = |error| meaning(name, error, false);
             assert_eq!(meaning("ERR resulting score is not a number (NaN)"), ErrorMeaning::NothingChanged);
             assert_eq!(meaning("ERR value is not a valid float"), ErrorMeaning::Unexpected);
+        }
+    }
+
+    #[test]
+    fn regression_what_is_no_document_is_told_from_what_is_in_one() {
+        for error in ["ERR Existing key has wrong Redis type", "WRONGTYPE Not a JSON document key"] {
+            for name in ["JSON.DEL", "JSON.FORGET"] {
+                assert_eq!(meaning(name, error, false), ErrorMeaning::NothingChanged, "{name}: {error}");
+            }
+            for name in ["JSON.SET", "JSON.MSET", "JSON.MERGE", "JSON.TOGGLE"] {
+                assert_eq!(meaning(name, error, false), ErrorMeaning::Unexpected, "{name}: {error}");
+            }
+            assert_eq!(meaning("JSON.SET", error, true), ErrorMeaning::AppliedBefore, "{error}");
         }
     }
 

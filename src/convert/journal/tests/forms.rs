@@ -86,11 +86,15 @@ fn documents_become_what_they_are_at_the_source() {
         assert!(reply.starts_with('-') && meaning == replies::ErrorMeaning::NothingChanged, "{record}: {reply}");
     }
     world.check(&["SET t text"], "GET t", "text");
-    let kept = world.apply("JSON.SET t $ 1 NX");
-    assert_eq!(
-        replies::error_meaning(b"JSON.SET", &kept.as_bytes()[1..], false),
-        replies::ErrorMeaning::NothingChanged
-    );
+    world.check(&["JSON.SET t $ 1 NX"], "GET t", "text");
+    for (record, name) in [("JSON.DEL t $.a", "JSON.DEL"), ("JSON.FORGET t $.a", "JSON.FORGET")] {
+        let wrong = world.apply(record);
+        assert_eq!(
+            replies::error_meaning(name.as_bytes(), wrong.trim_start_matches('-').as_bytes(), false),
+            replies::ErrorMeaning::NothingChanged,
+            "{record}: {wrong}"
+        );
+    }
     let missing = world.apply("JSON.TOGGLE nosuch $");
     assert_eq!(
         replies::error_meaning(b"JSON.TOGGLE", &missing.as_bytes()[1..], false),

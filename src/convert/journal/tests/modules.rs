@@ -10,7 +10,8 @@ fn modules_by_target() {
         &[
             ("JSON.SET k $ {}", "B DEL k | B JSON.SET k $ {}"),
             ("JSON.SET k $.a 1", "G JSON.SET k $.a 1"),
-            ("JSON.SET k . 1 NX", "G JSON.SET k . 1 NX"),
+            ("JSON.SET k . 1 NX", "G EVAL <script> 1 k 1"),
+            ("JSON.SET k $.a 1 NX", "G JSON.SET k $.a 1 NX"),
             ("JSON.SET k . 1 xx", "G EVAL <script> 1 k 1"),
             ("JSON.SET k $.a 1 XX", "G JSON.SET k $.a 1 XX"),
             ("JSON.MSET a $ 1 b $.x 2", "B DEL a | G JSON.MSET a $ 1 b $.x 2"),
