@@ -135,6 +135,58 @@ fn a_lost_session_ends_the_hook_before_the_fence() {
     scene.stops_equal();
 }
 
+/// Nor is the hook for a cutover that is rolled back, though that goes on to its end.
+#[test]
+fn a_hook_of_the_end_keeps_no_session_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let [before, aborted] = ["before", "aborted"].map(|name| dir.path().join(name));
+    [(&before, 0), (&aborted, 0)].iter().for_each(|(hook, code)| write_hook(hook, *code));
+    let [before, aborted] = [&before, &aborted].map(|hook| hook.to_str().unwrap());
+    let more = ["--hook-before-fence", before, "--hook-aborted", aborted, "--hook-timeout", "200s"];
+    let Some(mut scene) = InStep::with(ServerKind::Redis7, &more) else { return };
+    let cutover = scene.begin(&["cutover", "--execute", "--budget", "300s", "--verify", "none"]);
+    let is_called = |name: &str| dir.path().join(format!("{name}.called")).exists();
+    assert!(wait_for(|| is_called("before").then_some(())).is_some(), "{}", scene.tool.said());
+    scene.source_proxy.drop_all();
+    assert!(wait_for(|| is_called("aborted").then_some(())).is_some(), "{}", scene.tool.said());
+    let again = wait_for(|| (scene.live.registrations_count() == 2).then_some(()));
+    assert!(again.is_some(), "{}", scene.tool.said());
+    scene.wait(|status| status["in_step"] == true);
+    let refused = scene.ask(&["cutover", "--execute", "--budget", "300s", "--verify", "none"]);
+    assert_ne!(refused.status.code(), Some(0), "two at a time: {refused:?}");
+    std::fs::write(dir.path().join("aborted.go-on"), "").unwrap();
+    let done = cutover.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(9), "{done:?}\n{}", scene.tool.said());
+    scene.stops_equal();
+}
+
+/// Behind the switch only its own keys are left to be removed: a job that is told to stop, within its session or behind that, does not
+/// insist.
+#[test]
+fn a_stop_behind_the_switch_is_heard() {
+    for behind in [false, true] {
+        let Some(mut scene) = InStep::with(ServerKind::Redis7, &["--retry-max", "300s"]) else { return };
+        let switch = scene.hook("switch", 0);
+        let args = ["cutover", "--execute", "--hook", &switch, "--budget", "300s", "--verify", "none"];
+        let cutover = scene.begin(&args);
+        scene.wait_called("switch");
+        let mut target = scene.target();
+        target.run("CONFIG SET min-replicas-to-write 1").unwrap();
+        scene.let_go_on("switch");
+        scene.wait(|status| status["phase"] == "handing over");
+        let mut refused = || target.info("errorstat_NOREPLICAS").unwrap().is_some();
+        assert!(!behind || wait_for(|| refused().then_some(())).is_some(), "{}", scene.tool.said());
+        scene.tool.signal("INT");
+        let ended = wait_for(|| scene.tool.ended());
+        assert_eq!(ended, Some(0), "{behind}: {}", scene.tool.said());
+        let done = cutover.wait_with_output().unwrap();
+        assert_eq!(report(&done)["outcome"], "handed-over", "{done:?}");
+        assert!(report(&done)["message"].as_str().unwrap().contains("are left at the target"), "{done:?}");
+        target.run("CONFIG SET min-replicas-to-write 0").unwrap();
+        scene.assert_equal();
+    }
+}
+
 /// Told to stop, the job first rolls a cutover back, and has not forgotten it when the session is lost meanwhile. The second signal
 /// is heard there, too.
 #[test]

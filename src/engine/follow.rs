@@ -193,6 +193,7 @@ impl Job<'_> {
                         signals.interruptible(crew.check_nodes()).await?;
                         let _ = done.send(());
                     }
+                    DeskEvent::Order(Order::RolledBack) => {}
                     DeskEvent::Order(Order::GoOn) => crew.tell_all(|| WorkerCommand::GoOn),
                     DeskEvent::Order(Order::End { keys, done }) => {
                         self.begin_end(keys, done);

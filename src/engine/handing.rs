@@ -11,7 +11,7 @@ use super::error::EngineError;
 use super::handover::{self, Handover, Order, OwnKeys, facts};
 use super::hooks;
 use super::import::{self, ImportMode};
-use super::job::{Job, Signals};
+use super::job::{HURRY_MAX, Job, Signals};
 use super::messages::{Lost, WorkerCommand};
 use super::own;
 use super::phase::Phase;
@@ -22,6 +22,7 @@ use crate::convert::hold::ALL;
 use crate::ids::DbIndex;
 use crate::report::cutover::{CutoverOutcome, CutoverReport};
 use std::ops::ControlFlow;
+use std::pin::pin;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -30,6 +31,8 @@ use tokio::task::JoinHandle;
 struct Running {
     task: JoinHandle<CutoverReport>,
     orders: UnboundedReceiver<Order>,
+    /// No session is in its way any more.
+    is_rolled_back: bool,
 }
 
 /// Where cutovers are asked for, and the one that is under way.
@@ -60,6 +63,11 @@ impl Desk {
         self.running.is_some()
     }
 
+    /// Another session must not begin yet.
+    fn needs_session(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| !running.is_rolled_back)
+    }
+
     /// The next thing; may be dropped at any time.
     pub async fn next(&mut self) -> DeskEvent {
         let Some(running) = &mut self.running else {
@@ -72,7 +80,10 @@ impl Desk {
         };
         let report = tokio::select! {
             biased;
-            Some(order) = running.orders.recv() => return DeskEvent::Order(order),
+            Some(order) = running.orders.recv() => {
+                running.is_rolled_back |= matches!(order, Order::RolledBack);
+                return DeskEvent::Order(order);
+            }
             report = &mut running.task => report,
         };
         self.running = None;
@@ -130,7 +141,7 @@ impl Job<'_> {
             markers: crew.markers().to_vec(),
         };
         let task = tokio_uring::spawn(handover::run(handover, asked));
-        self.desk.running = Some(Running { task, orders });
+        self.desk.running = Some(Running { task, orders, is_rolled_back: false });
     }
 
     /// Everything is at the target and the traffic was switched: the job ends.
@@ -148,27 +159,28 @@ impl Job<'_> {
         self.settings.control.cutover_over();
     }
 
-    /// A session has ended while a cutover was under way: it is rolled back, and the error is given back, or it has ended the source
-    /// itself, and the job is over, with this.
+    /// A session has ended while a cutover was under way: it is rolled back, and the error is given back (its last hook goes on beside
+    /// what follows), or it has ended the source itself, and the job is over, with this.
     pub(super) async fn outlive_cutover(
         &mut self,
         probed: &Target,
         error: EngineError,
         signals: &mut Signals,
     ) -> ControlFlow<Result<(), EngineError>, EngineError> {
-        if !self.desk.is_running() {
+        if !self.desk.needs_session() {
             return ControlFlow::Continue(error);
         }
         // Who lost the lease does nothing more at the target.
         let may_end = !matches!(error, EngineError::LeaseLost(_));
         if self.desk.ending.is_some() && may_end {
             // The traffic is switched, at proven positions: there is no way back, and nothing more to come.
+            signals.hurries |= matches!(error, EngineError::Interrupted);
             tracing::warn!(%error, "the session ended while the job was being ended");
-            return ControlFlow::Break(self.end_outside_session(probed, error).await);
+            return ControlFlow::Break(self.end_outside_session(probed, error, signals).await);
         }
         self.desk.ending = None;
         self.settings.control.cancel_cutover(&format!("the session with the source ended: {error}"));
-        while self.desk.is_running() {
+        while self.desk.needs_session() {
             let event = tokio::select! {
                 event = self.desk.next() => event,
                 () = signals.next() => match signals.taken() {
@@ -180,7 +192,7 @@ impl Job<'_> {
             match event {
                 DeskEvent::Order(Order::End { keys, done }) if may_end => {
                     self.begin_end(keys, done);
-                    return ControlFlow::Break(self.end_outside_session(probed, error).await);
+                    return ControlFlow::Break(self.end_outside_session(probed, error, signals).await);
                 }
                 // Whoever asked hears that nobody answers any more.
                 DeskEvent::Order(_) | DeskEvent::Asked(_) | DeskEvent::Repair(_) => {}
@@ -192,19 +204,24 @@ impl Job<'_> {
 
     /// The workers are gone, and with them the names of expiries that they held back. What the session ended with, and what the nodes
     /// say of what they have acknowledged, is how the job ends: there is no source any more to bring it.
-    async fn end_outside_session(&mut self, probed: &Target, error: EngineError) -> Result<(), EngineError> {
+    async fn end_outside_session(
+        &mut self,
+        probed: &Target,
+        error: EngineError,
+        signals: &mut Signals,
+    ) -> Result<(), EngineError> {
         let lost = match error {
             // As expected, or by who wants it so: what was read is applied.
             EngineError::Source(_) | EngineError::LetGo(_) | EngineError::Interrupted => {
-                self.check_nodes_again().await.err()
+                signals.hurry(self.check_nodes_again()).await.err()
             }
             error => Some(error),
         };
-        let late = self.put_expiries_right(probed, &lost).await.err();
+        let late = signals.hurry(self.put_expiries_right(probed, &lost)).await.err();
         for error in lost.iter().chain(&late) {
             tracing::error!(%error, "behind the switch, so there is no way back: compare what the target holds");
         }
-        self.hand_over(probed, lost.or(late)).await
+        self.hand_over(probed, lost.or(late), signals).await
     }
 
     async fn check_nodes_again(&self) -> Result<(), EngineError> {
@@ -225,16 +242,24 @@ impl Job<'_> {
     }
 
     /// Removes what is this tool's at the target and waits for the end of the cutover. `lacks`: why the target may lack something.
-    pub(super) async fn hand_over(&mut self, probed: &Target, lacks: Option<EngineError>) -> Result<(), EngineError> {
+    pub(super) async fn hand_over(
+        &mut self,
+        probed: &Target,
+        lacks: Option<EngineError>,
+        signals: &mut Signals,
+    ) -> Result<(), EngineError> {
         let Some((keys, done)) = self.desk.ending.take() else { return Ok(()) };
         // There is nothing any more that the job could go on from.
         (self.resumable, self.handed_over) = (false, true);
-        let removed = self.remove_own(probed, keys).await;
+        let removed = signals.hurry(self.remove_own(probed, keys)).await;
         if let Err(error) = &removed {
             tracing::warn!(%error, "keys of this tool are left at the target");
         }
         // Before the lease is given back, and before a hook is waited for: the target has its traffic.
-        let is_ended = self.end_import_mode().await;
+        let is_ended = signals.hurry(async { Ok(self.end_import_mode().await) }).await;
+        let is_ended = is_ended.unwrap_or_else(|error| {
+            Err(format!("the target may be in import mode, and expire nothing (CONFIG SET import-mode no): {error}"))
+        });
         self.give_lease_back().await;
         // What the error says to do is for a job that may go on.
         let lacks_text = lacks.as_ref().map(|error| {
@@ -250,13 +275,28 @@ impl Job<'_> {
             true => Ok(()),
             false => Err(Undone { text: notes.join("; "), lacks: lacks.is_some() }),
         });
-        while self.desk.is_running() {
-            if let DeskEvent::Ended(report) = self.desk.next().await {
-                self.cutover_ended(report);
-            }
-        }
+        self.outlast_cutover(signals).await;
         self.enter(Phase::Done);
         lacks_text.map_or(Ok(()), |text| Err(EngineError::Target(text)))
+    }
+
+    /// What is left of a cutover that is decided, its last hook, and that whoever asked hears of it; of two signals the second ends it.
+    pub(super) async fn outlast_cutover(&mut self, signals: &mut Signals) {
+        let mut left = pin!(async {
+            while self.desk.is_running() {
+                if let DeskEvent::Ended(report) = self.desk.next().await {
+                    self.cutover_ended(report);
+                }
+            }
+        });
+        while signals.taken() < 2 {
+            tokio::select! {
+                () = &mut left => return,
+                () = signals.next() => {}
+            }
+        }
+        // A hook ends with this process.
+        let _ = tokio::time::timeout(HURRY_MAX, left).await;
     }
 
     async fn remove_own(&self, probed: &Target, mut keys: OwnKeys) -> Result<(), EngineError> {

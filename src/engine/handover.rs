@@ -40,6 +40,8 @@ pub enum Order {
     Check { done: oneshot::Sender<()> },
     /// It is rolled back: apply again.
     GoOn,
+    /// What is left of it, a hook, concerns no session.
+    RolledBack,
     /// Stop and remove what is the tool's own at the target; `keys` may be left from earlier runs.
     End { keys: OwnKeys, done: oneshot::Sender<Result<(), Undone>> },
 }
@@ -291,6 +293,10 @@ impl Run {
                 Input::Waited
             }
             Action::Hook { event, within_ns } => {
+                // A rehearsal may go on with another round.
+                if *event == HookEvent::Aborted && self.plan.rehearse == 0 {
+                    let _ = self.handover.orders.send(Order::RolledBack);
+                }
                 let hook = self.hook(cutover, *event, Duration::from_nanos(*within_ns));
                 // One that switches the traffic is not left half-way.
                 if cutover.is_committed() || *event == HookEvent::Switch || !may_be_lost(action) {

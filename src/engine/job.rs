@@ -24,6 +24,7 @@ use crate::report::counters::{CpuSample, Totals, rss_bytes_peak};
 use crate::report::document::{ExitClass, NotCarried, Outcome, RunInputs};
 use crate::report::observer::{FlowProgress, Observer, ProgressSnapshot};
 use crate::uring::{self, Ring, RingSettings, SlabLayout};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,11 +92,16 @@ pub(super) fn graver(left: Result<(), EngineError>, right: Result<(), EngineErro
 /// Names of search indexes that the report lists.
 const SEARCH_INDEXES_MAX: usize = 1000;
 
+/// What is left may take so long once it is to hurry.
+pub(super) const HURRY_MAX: Duration = Duration::from_secs(2);
+
 /// SIGINT, SIGTERM and an operator's `stop`, from the start of the run to its end: what comes between two waits is not lost.
 pub(super) struct Signals {
     heard: UnboundedReceiver<()>,
     /// Of those, how many somebody was waiting for.
     taken: u32,
+    /// What is left is not to take long.
+    pub hurries: bool,
 }
 
 impl Signals {
@@ -114,7 +120,7 @@ impl Signals {
                 let _ = tell.send(());
             }
         });
-        Ok(Self { heard, taken: 0 })
+        Ok(Self { heard, taken: 0, hurries: false })
     }
 
     /// The next one.
@@ -137,6 +143,19 @@ impl Signals {
             done = work => done,
             () = self.next() => Err(EngineError::Interrupted),
         }
+    }
+
+    /// Does what is left where there is no way back. From the first signal that comes meanwhile on nothing of it may take long, nor
+    /// where the job was told to stop at once.
+    pub async fn hurry<T>(&mut self, work: impl Future<Output = Result<T, EngineError>>) -> Result<T, EngineError> {
+        let mut work = pin!(work);
+        if !self.hurries && self.taken < 2 {
+            tokio::select! {
+                done = &mut work => return done,
+                () = self.next() => self.hurries = true,
+            }
+        }
+        tokio::time::timeout(HURRY_MAX, work).await.unwrap_or(Err(EngineError::Interrupted))
     }
 }
 

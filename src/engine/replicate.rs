@@ -80,6 +80,7 @@ impl Job<'_> {
     pub(super) async fn replicate(&mut self) -> Result<(), EngineError> {
         let mut signals = Signals::new(self.settings.control.clone())?;
         let result = self.replicate_until_stopped(&mut signals).await;
+        self.outlast_cutover(&mut signals).await;
         for lost in std::mem::take(&mut self.lost) {
             self.report.expiries.not_fetched += 1;
             self.add_not_carried(&super::rows::vanished(lost));
@@ -154,7 +155,7 @@ impl Job<'_> {
         let mut target_lost: Option<Instant> = None;
         loop {
             let error = match self.session(&mut target, &probed, begin, signals).await {
-                Ok(()) => return self.hand_over(&probed, None).await,
+                Ok(()) => return self.hand_over(&probed, None, signals).await,
                 Err(error) => error.once_begun(settings.control.has_begun()),
             };
             let error = self.check_lease().err().unwrap_or(error);
