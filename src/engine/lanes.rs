@@ -272,10 +272,13 @@ impl Worker {
             tracing::warn!(script = %row.key.escape_ascii(), reason = row.reason, "a script is not carried over");
             self.refused_scripts.push(row);
         }
-        if let (None, Some((text, wants_login))) = (&lane.hold, refusal) {
-            let hold = lane.hold.insert(Hold::new(text, now_ns));
-            hold.wants_anew = wants_login.then_some("access was refused: logging in again");
-            self.stats.holds += 1;
+        match (&mut lane.hold, refusal) {
+            (Some(hold), Some((text, of_access))) => hold.refused(text, of_access),
+            (None, Some((text, of_access))) => {
+                lane.hold = Some(Hold::new(text, of_access, now_ns));
+                self.stats.holds += 1;
+            }
+            _ => {}
         }
         // Nothing goes to one that has copied another's data, and a new connection is made only to one that has not.
         if let Some(hold) = lane.hold.as_mut().filter(|_| may_copy) {

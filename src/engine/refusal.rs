@@ -25,13 +25,19 @@ const PAUSE_FIRST_NS: u64 = 50_000_000;
 const PAUSE_LAST_NS: u64 = 2_000_000_000;
 /// A lane that holds says so this often.
 const SAY_EVERY_NS: u64 = 5_000_000_000;
+/// Why a connection is made again whose user is refused: once, and not again at each attempt.
+const LOGGING_IN: &str = "access was refused: logging in again";
 
 /// A lane that waits for its server.
 #[derive(Clone, Debug)]
 pub struct Hold {
     pub since_ns: u64,
-    /// The server's words to the first refused command, with its name and key.
+    /// The server's words to the first refused command of the last attempt, with its name and key.
     pub text: String,
+    /// They were said in the attempt that was begun last.
+    is_fresh: bool,
+    /// They refuse the user.
+    of_access: bool,
     /// Before the next attempt the connection is made again, for this reason.
     pub wants_anew: Option<&'static str>,
     said_ns: u64,
@@ -44,20 +50,34 @@ pub struct Hold {
 }
 
 impl Hold {
-    pub fn new(text: String, now_ns: u64) -> Self {
+    /// `of_access`: the user is refused.
+    pub fn new(text: String, of_access: bool, now_ns: u64) -> Self {
         tracing::warn!(%text, "the target refuses: holding, and trying again");
         let pause_ns = PAUSE_FIRST_NS;
         let next_try_ns = after(pause_ns, now_ns);
         Self {
             since_ns: now_ns,
             text,
-            wants_anew: None,
+            is_fresh: true,
+            of_access,
+            wants_anew: of_access.then_some(LOGGING_IN),
             said_ns: now_ns,
             pause_ns,
             next_try_ns,
             trying: false,
             taken: false,
         }
+    }
+
+    /// A command is refused in the middle of an attempt: the server may have another reason by now.
+    pub fn refused(&mut self, text: String, of_access: bool) {
+        if !self.trying || std::mem::replace(&mut self.is_fresh, true) {
+            return;
+        }
+        if of_access && !self.of_access {
+            self.wants_anew = Some(LOGGING_IN);
+        }
+        (self.text, self.of_access) = (text, of_access);
     }
 
     /// Refused again.
@@ -81,7 +101,9 @@ impl Hold {
                 self.text
             )));
         }
-        self.trying |= now_ns >= self.next_try_ns;
+        if !self.trying && now_ns >= self.next_try_ns {
+            (self.trying, self.is_fresh) = (true, false);
+        }
         Ok(self.trying)
     }
 
@@ -325,7 +347,7 @@ mod tests {
     /// Lanes of many workers that were refused within a millisecond try again one by one, each time.
     #[test]
     fn holds_that_begin_together_do_not_try_again_together() {
-        let begun = |at: u64| Hold::new("OOM".into(), 1_000_000_000 + 10_000 * at);
+        let begun = |at: u64| Hold::new("OOM".into(), false, 1_000_000_000 + 10_000 * at);
         let mut holds: Vec<Hold> = (0..100).map(begun).collect();
         for round in 1..=6 {
             let pauses: HashSet<u64> = holds.iter().zip(0..).map(|(hold, at)| hold.next_try_ns - 10_000 * at).collect();
@@ -401,8 +423,26 @@ mod tests {
     }
 
     #[test]
+    fn each_attempt_has_its_own_reason() {
+        let mut hold = Hold::new("OOM".into(), false, 0);
+        let mut now_ns = 0;
+        for (text, of_access, logs_in) in
+            [("MISCONF", false, false), ("NOPERM", true, true), ("NOPERM of another", true, false)]
+        {
+            // What was under way tells nothing new, nor does what stands behind the first refused command.
+            hold.refused("EXECABORT".into(), true);
+            now_ns += 10_000_000_000;
+            assert!(hold.may_try(now_ns, Duration::MAX).unwrap());
+            hold.refused(text.into(), of_access);
+            hold.refused("EXECABORT".into(), true);
+            assert_eq!((hold.text.as_str(), hold.wants_anew.take().is_some()), (text, logs_in));
+            hold.again(now_ns);
+        }
+    }
+
+    #[test]
     fn pauses_grow_and_end() {
-        let mut hold = Hold::new("x".into(), 1_000);
+        let mut hold = Hold::new("x".into(), false, 1_000);
         let mut now = 1_000;
         let mut tries = 0;
         let error = loop {
