@@ -4,6 +4,7 @@
 mod common;
 
 use common::job::status;
+use common::refusals::{REFUSALS, To};
 use common::*;
 use df2redis::lab::client::Client;
 use df2redis::lab::encode;
@@ -121,19 +122,14 @@ fn access_taken_away_and_given_back() {
     );
 }
 
-/// Every class from a scripted target: so many refusals, then the right answers; what was refused comes again, in order.
+/// In the middle of what is under way without transactions: so many refusals, then the right answers; what was refused comes again,
+/// in order. (One command alone is refused in `refusals`.)
 #[test]
 fn refusals_of_a_scripted_target_are_sent_again_in_order() {
-    for reply in [
-        "-OOM command not allowed when used memory > 'maxmemory'.",
-        "-MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
-        "-LOADING Redis is loading the dataset in memory",
-        "-BUSY Redis is busy running a script.",
-        "-READONLY You can't write against a read only replica.",
-    ] {
+    for reply in REFUSALS.iter().filter(|of| of.to != To::Login).map(|of| of.answer("SET")) {
         let mut flow = FlowBytes::new();
         (0..40).for_each(|i| _ = flow.string(format!("k{i:02}").as_bytes(), b"v"));
-        let rule = ErrorRule { command: "SET".into(), key: None, reply: reply.into(), after: 7, times: 60 };
+        let rule = ErrorRule { command: "SET".into(), key: None, reply: reply.clone(), after: 7, times: 60 };
         let target = ScriptedTarget::start(ScriptOptions { errors: vec![rule], ..Default::default() }).unwrap();
         let master = Hand::new(vec![flow]).start();
         let run = migrate(master.port(), target.port(), &["--retry-max", "30s"]);

@@ -278,8 +278,14 @@ impl Cluster {
         Ok(all)
     }
 
-    /// Copies everything into a stand-alone server of the same kind.
+    /// Copies everything into a stand-alone server of the same kind. Errors: a living node was told a command over several slots,
+    /// whoever sent it and whatever became of it.
     pub fn gather(&self, server: &Server) -> Result<u64, LabError> {
+        let crossed = self.errors_of("CROSSSLOT")?;
+        if crossed > 0 {
+            let reason = format!("CROSSSLOT was answered {crossed} times");
+            return Err(LabError::Reply { peer: "the cluster".into(), reason });
+        }
         let mut into = server.client()?;
         into.run("FLUSHALL")?;
         let mut count = 0;
@@ -409,6 +415,9 @@ mod tests {
         assert!(client.run("GET foo").unwrap_err().to_string().contains("MOVED"));
         cluster.fail_over(3).unwrap();
         assert_eq!(cluster.primaries(), [1, 2, 3]);
+        assert_eq!(cluster.keys().unwrap(), [b"foo"]);
+        assert!(client.run("DEL foo bar").unwrap_err().to_string().contains("CROSSSLOT"));
+        assert!(cluster.gather(&cluster.nodes[0]).unwrap_err().to_string().contains("CROSSSLOT"));
         assert_eq!(cluster.keys().unwrap(), [b"foo"]);
     }
 }

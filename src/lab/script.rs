@@ -16,12 +16,15 @@ use std::time::Duration;
 /// Requests kept for the test.
 const REQUESTS_KEPT_MAX: usize = 1_000_000;
 
+/// Requests that all scripted targets have received.
+static ORDINALS: AtomicU64 = AtomicU64::new(0);
+
 /// An error in place of the usual answer. The tool's lease is left alone, unless its key is named.
 #[derive(Clone, Debug)]
 pub struct ErrorRule {
     /// Upper case; empty: any command.
     pub command: String,
-    /// First argument; `None`: any.
+    /// First argument, where EXEC is named that of any command of its group. `None`: any.
     pub key: Option<Vec<u8>>,
     /// The reply's line, such as `-OOM command not allowed`.
     pub reply: String,
@@ -106,6 +109,8 @@ impl Default for ScriptOptions {
 /// A request as it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
+    /// Its place among those of all scripted targets of the process.
+    pub ordinal: u64,
     /// Number of the connection, from 0.
     pub connection: u64,
     pub request: Request,
@@ -251,7 +256,7 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
         let mut reply = Vec::new();
         let request_due = request.clone();
         let name = upper(&request[0]);
-        let error = due_error(shared, &request);
+        let error = due_error(shared, &request, &group);
         let executed = error.is_none() && (!in_group || name == "EXEC" && !aborted);
         match error {
             Some(line) => {
@@ -273,7 +278,8 @@ fn serve(shared: &Shared, stream: &TcpStream, connection: u64) -> io::Result<()>
                 group.push(received.len());
             }
             if received.len() < REQUESTS_KEPT_MAX {
-                received.push(Received { connection, request, answered: !mute, executed });
+                let ordinal = ORDINALS.fetch_add(1, Ordering::Relaxed);
+                received.push(Received { ordinal, connection, request, answered: !mute, executed });
             }
             if name == "EXEC" && executed {
                 for at in &group {
@@ -337,13 +343,20 @@ fn play(what: &Hostile, mut stream: &TcpStream, reply: &[u8]) -> io::Result<()> 
     }
 }
 
-fn due_error(shared: &Shared, request: &Request) -> Option<String> {
+/// `group`: places of the commands that an EXEC would execute.
+fn due_error(shared: &Shared, request: &Request, group: &[usize]) -> Option<String> {
     let name = upper(&request[0]);
+    let is_in_group = |key: &Vec<u8>| {
+        let received = lock(&shared.received);
+        name == "EXEC" && group.iter().filter_map(|at| received.get(*at)).any(|of| of.request.get(1) == Some(key))
+    };
     let mut rules = lock(&shared.errors);
     let rule = rules.iter_mut().find(|rule| {
         rule.times > 0
             && (rule.command.is_empty() || rule.command == name)
-            && rule.key.as_ref().map_or(!is_of_lease(request), |key| request.get(1) == Some(key))
+            && rule.key.as_ref().map_or(!is_of_lease(request), |key| {
+                request.get(1) == Some(key) || rule.command == "EXEC" && is_in_group(key)
+            })
     })?;
     if rule.after > 0 {
         rule.after -= 1;

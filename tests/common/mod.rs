@@ -8,6 +8,7 @@ pub mod clustered;
 pub mod grants;
 pub mod hostile;
 pub mod job;
+pub mod refusals;
 
 use df2redis::lab::LabError;
 use df2redis::lab::client::{Client, Reply};
