@@ -364,8 +364,14 @@ impl Job<'_> {
         };
         watch.mark_at_ns = now_ns + MARK_AGAIN_NS;
         let since_ns = *watch.mark_since_ns.get_or_insert(now_ns);
-        if u128::from(now_ns.saturating_sub(since_ns)) > self.settings.retry_max.as_nanos() {
-            return Err(error);
+        let limit = self.settings.retry_max;
+        if u128::from(now_ns.saturating_sub(since_ns)) > limit.as_nanos() {
+            let late = |why: String| format!("{why} (tried again for {limit:?}, see --retry-max)");
+            return Err(match error {
+                EngineError::Target(why) => EngineError::Target(late(why)),
+                EngineError::TargetLost(why) => EngineError::TargetLost(late(why)),
+                error => error,
+            });
         }
         tracing::warn!(%error, "the checkpoint cannot be called good yet: trying again");
         Ok(false)

@@ -327,8 +327,16 @@ impl Job<'_> {
             checkpoint::tear(target, &key).await?;
             return Ok(None);
         }
-        target::end_lanes(target, &self.settings).await?;
-        Ok(Some(Met { restarted, checkpoint: checkpoint::read(target, &key).await? }))
+        let found = async {
+            target::end_lanes(target, &self.settings).await?;
+            checkpoint::read(target, &key).await
+        };
+        match found.await {
+            Ok(checkpoint) => Ok(Some(Met { restarted, checkpoint })),
+            // A node of a cluster that was given up is asked once more, and says no more than that: what it was waited for is said.
+            Err(_) if matches!(ended, EngineError::Target(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// A source that was followed and is a replica now is told of as such, by whatever it was noticed.
