@@ -108,6 +108,23 @@ fn each_permission_to_decide_claims_is_needed() {
     }
 }
 
+/// Without it a limit of the target is not known, and met.
+#[test]
+fn a_limit_of_strings_is_only_known_with_config_get() {
+    let options = ServerOptions::default().config("proto-max-bulk-len", "1mb");
+    let Some(server) = server_with(ServerKind::Redis7, options) else { return };
+    let mut admin = server.client().unwrap();
+    let mut flow = FlowBytes::new();
+    flow.string(b"long", &common::noise(1, 2 << 20));
+    for (missing, code) in [(&[][..], 0), (&["config|get"], 5)] {
+        grant(&mut admin, &[TARGET_ACL, "ACL SETUSER df2redis +config|get"], missing);
+        let run = migrate_from(&Hand::new(vec![flow.clone()]).start(), server.port(), &["--on-unsupported", "skip"]);
+        run.expect_code(code);
+        let is_left_out = run.report["not_carried"]["counts"]["large-string/skip"] == 1;
+        assert_eq!(is_left_out, missing.is_empty(), "{}", run.message());
+    }
+}
+
 #[test]
 fn each_permission_for_documents_is_needed() {
     let Ok(module) = find_module("rejson.so") else { return };

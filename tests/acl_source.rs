@@ -10,10 +10,13 @@ use common::{Run, migrate_command, program, server, start};
 use df2redis::lab::generate::{Generator, Spec, verify::verify};
 use df2redis::lab::live::LiveOptions;
 use df2redis::lab::master::{Master, MasterOptions};
+use df2redis::lab::recordings::recording;
+use df2redis::lab::replay::Replay;
 use df2redis::lab::servers::{Server, ServerKind};
-use df2redis::lab::torture::wait_for;
+use df2redis::lab::torture::{Tool, wait_for};
 use in_step::{InStep, report};
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -93,13 +96,19 @@ fn the_listed_permissions_suffice_for_a_full_sync_and_each_is_needed() {
     assert!(run.stderr.contains("a user lacks the permission for TIME"), "{}", run.stderr);
 }
 
-/// A job in step with a source that grants these lines.
-fn in_step(lines: &[&str], live: LiveOptions, more: &[&str]) -> Option<(InStep, tempfile::TempDir)> {
-    let dir = tempfile::tempdir().unwrap();
-    let [password, config] = ["password", "least.toml"].map(|name| dir.path().join(name));
+/// Settings by which the tool is that user.
+fn settings_of_the_user(dir: &Path) -> PathBuf {
+    let [password, config] = ["password", "least.toml"].map(|name| dir.join(name));
     std::fs::write(&password, "secret").unwrap();
     let settings = format!("source-user = \"df2redis\"\nsource-password-file = \"{}\"\n", password.display());
     std::fs::write(&config, settings).unwrap();
+    config
+}
+
+/// A job in step with a source that grants these lines.
+fn in_step(lines: &[&str], live: LiveOptions, more: &[&str]) -> Option<(InStep, tempfile::TempDir)> {
+    let dir = tempfile::tempdir().unwrap();
+    let config = settings_of_the_user(dir.path());
     let args = [&["--config", config.to_str().unwrap()], more].concat();
     let scene = InStep::with_source(ServerKind::Redis7, &args, live, MasterOptions::of_user(lines))?;
     Some((scene, dir))
@@ -144,6 +153,25 @@ fn the_listed_permissions_suffice_to_follow_a_journal_and_to_fetch_and_each_is_n
             }
         }
         assert_eq!(scene.live.master().unwrap().violations(), []);
+    }
+}
+
+/// They hold every kind of record, and a flush.
+#[test]
+fn the_listed_permissions_suffice_to_follow_recordings() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = settings_of_the_user(dir.path());
+    for name in ["follow-lz4", "follow-flushall"] {
+        let Some(server) = server(ServerKind::Redis7) else { return };
+        let recording = recording(name).unwrap();
+        let wanted: Vec<_> = recording.meta.replica_offset_at_end.iter().copied().map(Some).collect();
+        let master = Replay::start(recording, MasterOptions::of_user(&[SOURCE_ACL, SOURCE_ACL_FETCH])).unwrap();
+        let args = ["--config", config.to_str().unwrap(), "--control", "off"];
+        let mut tool =
+            Tool::start(job::binary(), master.port(), server.port(), &dir.path().join("log"), &args).unwrap();
+        job::until(&mut tool, name, || master.acks() == wanted);
+        job::stop(&mut tool);
+        assert!(!tool.said().contains("NOPERM"), "{name}: {}", tool.said());
     }
 }
 
