@@ -320,12 +320,9 @@ impl Suspects {
         self.is_listed = true;
         let of_db = |(db, keys): (&DbIndex, &HashMap<Box<[u8]>, Holds>)| {
             let db = *db;
-            let suspect = move |(key, holds): (&Box<[u8]>, &Holds)| Suspect {
-                db,
-                key: key.to_vec(),
-                is_changed: *holds == Holds::Changed,
-            };
-            keys.iter().map(suspect).collect::<Vec<_>>()
+            let of_key =
+                move |key: &[u8], holds| Suspect { db, key: key.to_vec(), is_changed: holds == Holds::Changed };
+            keys.iter().map(|(key, holds)| of_key(key, *holds)).collect::<Vec<_>>()
         };
         let listed: Vec<Suspect> = self.by_db.iter().flat_map(of_db).collect();
         listed.iter().filter(|suspect| suspect.is_changed).for_each(|suspect| self.settle(suspect.db, &suspect.key));
@@ -342,9 +339,8 @@ impl Suspects {
         for (db, keys) in &mut self.by_db {
             keys.retain(|key, _| is_kept(*db, key));
         }
-        let bytes = |key: &Box<[u8]>| key.len() + KEY_OVERHEAD_BYTES;
         self.keys_count = self.by_db.values().map(HashMap::len).sum();
-        self.bytes_used = self.by_db.values().flat_map(HashMap::keys).map(bytes).sum();
+        self.bytes_used = self.by_db.values().flat_map(HashMap::keys).map(|key| key.len() + KEY_OVERHEAD_BYTES).sum();
     }
 
     /// All keys that nothing settled, and forgets them.
