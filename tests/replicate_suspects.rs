@@ -59,7 +59,7 @@ impl Slow {
 
 #[test]
 fn a_job_that_asks_for_many_keys_is_stopped_at_once() {
-    let Some(Slow { mut tool, proxy: _proxy, live: _live, .. }) = Slow::new(KEYS) else { return };
+    let Some(Slow { mut tool, proxy: _proxy, live: _live, server: _server }) = Slow::new(KEYS) else { return };
     tool.signal("INT");
     tool.signal("INT");
     assert_eq!(tool.wait(), Some(130), "{}", tool.said());
