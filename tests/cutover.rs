@@ -301,7 +301,6 @@ fn a_before_fence_hook_may_veto() {
 fn a_target_that_is_not_in_step_is_not_fenced() {
     let mut scene = Scene::begin(3000, &[]);
     scene.wait_phase("catching up");
-    wait_for(|| scene.stage.is_stable().then_some(())).unwrap();
     scene.cutover(&["--execute", "--wait", "100ms"]).not_done("in step");
     assert_eq!(scene.asked("CLIENT PAUSE"), 0);
     scene.follows_on();
