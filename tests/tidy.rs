@@ -114,7 +114,7 @@ fn clocks_are_read_in_few_places() {
         "engine/link.rs",
         "engine/migrate.rs",
         "engine/preflight.rs",
-        "engine/replicate.rs",
+        "engine/replicate",
         "engine/verify/",
         "operator/",
         "lab/",

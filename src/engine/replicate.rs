@@ -1,35 +1,32 @@
 //! `replicate`: a full sync, then the journal, until stopped; and every way back after a loss.
 //!
-//! In: a checkpoint at the target, or none. Out: the target kept in step. A session is one registration at the source; it
+//! In: a checkpoint at the target, or none. Out: the target kept in step. This is what decides what follows a session; how one
+//! begins is `beginning`, how the target is met again `meeting`. A session is one registration at the source; it
 //! begins as a partial sync from the checkpoint where both sides can, else as a full sync. Invariants: a session begins
 //! only after every data connection of an earlier one (also of a dead process) was ended at the target, so the positions
 //! that it reads are final; a lost position never empties the target unless the operator said so.
 
 use super::checkpoint::{self, Checkpoint};
-use super::crew::{Crew, CrewPlan};
 use super::draining::positions_text;
 use super::error::EngineError;
-use super::handle::Existing;
 use super::import::{self, ImportMode};
 use super::job::{Job, Signals, graver};
-use super::lease;
-use super::messages::Lost;
 use super::migrate::ATTEMPTS_MAX;
-use super::own;
 use super::patience::rest;
 use super::phase::Phase;
-use super::settings::{MigrateSettings, OnExisting, OnLostPosition};
-use super::source::Source;
+use super::settings::{OnExisting, OnLostPosition};
 use super::standing;
 use super::target::{self, Target, TargetLink};
-use crate::convert::hold::Overflow;
-use crate::dragonfly::session::{Directive, Session, SessionError};
-use crate::ids::FlowId;
-use crate::report::counters::Totals;
-use std::collections::HashSet;
+use crate::dragonfly::session::SessionError;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+mod beginning;
+mod meeting;
+
+use beginning::{Begin, Begun};
+use meeting::Met;
+pub(super) use meeting::same_target;
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LAST: Duration = Duration::from_secs(5);
@@ -47,33 +44,6 @@ pub(super) fn warn_where_nothing_is_held(probed: &Target) {
              while the target is behind may vanish"
         );
     }
-}
-
-/// What a session begins with.
-enum Begin {
-    Full {
-        owned: bool,
-    },
-    /// An earlier full sync, into a target that holds nothing else, did not reach its end, or its position is lost. The target is
-    /// emptied only when the source answers as a master that has loaded its data and holds some: until then what the target
-    /// holds may be all that is left.
-    Again,
-    Resume(Checkpoint),
-}
-
-/// The target behind the end of a session.
-struct Met {
-    /// Why it may hold another moment's data: it is another process, or in a cluster another node, than before, or was a replica.
-    restarted: Option<String>,
-    checkpoint: Option<Checkpoint>,
-}
-
-/// A session that is to follow the source, from its full sync or from the checkpoint on.
-struct Begun {
-    source: Source,
-    session: Session,
-    crew: Crew,
-    checkpoint: Checkpoint,
 }
 
 impl Job<'_> {
@@ -292,53 +262,6 @@ impl Job<'_> {
         }
     }
 
-    /// The target again behind the end of a session, and what its checkpoint says. `None`: why the session ended is worth more than
-    /// what is heard of a target that is gone, or it leaves nothing to go on from.
-    async fn meet_again(
-        &mut self,
-        target: &mut TargetLink,
-        probed: &mut Target,
-        ended: &EngineError,
-    ) -> Result<Option<Met>, EngineError> {
-        let is_torn = matches!(ended, EngineError::Torn(_));
-        let mut restarted = match ended {
-            EngineError::TargetRestarted(why) => Some(why.clone()),
-            _ => None,
-        };
-        // A fresh connection: the target may have closed one that was idle.
-        match self.control_patiently(probed, ended).await {
-            Ok(fresh) => *target = fresh,
-            Err(EngineError::TargetRestarted(why)) => {
-                restarted = Some(why);
-                (*target, *probed) = self.first_target().await?;
-                // A new process begins without it.
-                if self.import_mode != ImportMode::Off {
-                    import::begin(target, &mut self.import_mode).await?;
-                }
-                probed.capabilities.import_mode = self.import_mode != ImportMode::Off;
-            }
-            Err(_) if is_torn || matches!(ended, EngineError::Target(_) | EngineError::TargetLost(_)) => {
-                return Ok(None);
-            }
-            Err(gone) => return Err(gone),
-        }
-        let key = own::checkpoint_key(&self.settings);
-        if is_torn {
-            checkpoint::tear(target, &key).await?;
-            return Ok(None);
-        }
-        let found = async {
-            target::end_lanes(target, &self.settings).await?;
-            checkpoint::read(target, &key).await
-        };
-        match found.await {
-            Ok(checkpoint) => Ok(Some(Met { restarted, checkpoint })),
-            // A node of a cluster that was given up is asked once more, and says no more than that: what it was waited for is said.
-            Err(_) if matches!(ended, EngineError::Target(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// A source that was followed and is a replica now is told of as such, by whatever it was noticed.
     async fn or_replica(&self, error: EngineError) -> EngineError {
         let noticed =
@@ -363,112 +286,6 @@ impl Job<'_> {
             tracing::error!(%error, key = checkpoint.key, "the checkpoint could not be marked: do not start the job again but with --on-existing flush");
         }
         EngineError::Void(why)
-    }
-
-    /// The target was restarted, or copied another server's data: it has the data that its checkpoint tells of, or none.
-    fn kept_by_restart(&self, stable: Option<Checkpoint>, why: Option<&str>) -> Result<Checkpoint, EngineError> {
-        let why = why.unwrap_or(target::RESTARTED);
-        let Some(checkpoint) = stable.filter(|checkpoint| checkpoint.scope == self.settings.scope.fingerprint()) else {
-            return Err(EngineError::TargetRestarted(format!("{why}, and it holds no good checkpoint now")));
-        };
-        // Data and positions are of one transaction, so they are of one moment, even where the last second was lost.
-        let lost: u64 =
-            self.confirmed.iter().zip(&checkpoint.lsns).map(|(acked, held)| acked.saturating_sub(held.0)).sum();
-        tracing::warn!(
-            lost_records = lost,
-            "the target was restarted with its data, or was a replica and copied another server's (of a cluster: a node was restarted, or a \
-             replica took over): going on from its checkpoint"
-        );
-        Ok(checkpoint)
-    }
-
-    /// A fresh control connection to the same server process.
-    pub(super) async fn control_again(&self, probed: &Target) -> Result<TargetLink, EngineError> {
-        self.control_again_within(probed, self.settings.retry_max).await
-    }
-
-    /// The same with another patience for what the target refuses.
-    pub(super) async fn control_again_within(
-        &self,
-        probed: &Target,
-        patience: Duration,
-    ) -> Result<TargetLink, EngineError> {
-        same_target(&self.settings, probed, patience).await
-    }
-
-    /// The same, as long as `--retry-max` where the target can be waited for: not behind an error of its own.
-    pub(super) async fn control_patiently(
-        &self,
-        probed: &Target,
-        ended: &EngineError,
-    ) -> Result<TargetLink, EngineError> {
-        let is_given_up = matches!(ended, EngineError::Target(_));
-        // It has been waited for already.
-        let patience = if is_given_up { Duration::ZERO } else { self.settings.retry_max };
-        let deadline = Instant::now() + self.settings.retry_max;
-        let mut pause = RETRY_FIRST;
-        loop {
-            let begun = self.settings.control.has_begun();
-            match self.control_again_within(probed, patience).await.map_err(|error| error.once_begun(begun)) {
-                Err(EngineError::TargetLost(text)) if !is_given_up && Instant::now() + pause < deadline => {
-                    tracing::warn!(%text, ?pause, "the target cannot be reached: trying again");
-                    rest(pause).await;
-                    pause = (pause * 2).min(RETRY_LAST);
-                }
-                done => return done,
-            }
-        }
-    }
-
-    /// What the target's checkpoint, or the lack of one, means for the first session.
-    async fn first_begin(&mut self, target: &mut TargetLink, probed: &Target) -> Result<Begin, EngineError> {
-        let settings = self.settings.clone();
-        let flush = settings.on_existing == OnExisting::Flush;
-        // Whatever state it is in: it goes with everything else.
-        let found = match flush {
-            true => None,
-            false => checkpoint::read(target, &own::checkpoint_key(&settings)).await?,
-        };
-        match found {
-            Some(checkpoint) if checkpoint.stable => {
-                if checkpoint.scope != settings.scope.fingerprint() {
-                    return Err(EngineError::Refused(format!(
-                        "the target's checkpoint is of a job with other filters or names ({}); give the same ones to go on from \
-                         it, or run with --on-existing flush",
-                        if checkpoint.scope.is_empty() { "none" } else { &checkpoint.scope }
-                    )));
-                }
-                self.touched = true;
-                self.resumable = true;
-                Ok(Begin::Resume(checkpoint))
-            }
-            Some(checkpoint) if checkpoint.owned => {
-                tracing::warn!("an earlier run ended inside its full sync: the target is emptied and it begins anew");
-                Ok(Begin::Again)
-            }
-            Some(checkpoint) => Err(EngineError::Refused(format!(
-                "an earlier run into this target, which held keys of its own, ended inside its full sync: what it wrote cannot \
-                 be told from the rest; say --on-existing flush, or clean the target and delete the key {}",
-                checkpoint.key
-            ))),
-            None => {
-                self.touched = flush && !probed.keyspace.is_empty();
-                target::prepare(target, probed, &settings, self.lease.as_ref()).await?;
-                let alone = probed.keyspace.is_empty() && !settings.shared_target;
-                Ok(Begin::Full { owned: flush || alone })
-            }
-        }
-    }
-
-    async fn full_again(&mut self, target: &mut TargetLink) -> Result<Begin, EngineError> {
-        self.touched = true;
-        self.resumable = false;
-        self.check_lease()?;
-        lease::flush_all(target, self.lease.as_ref(), &[b"FLUSHALL"]).await?;
-        self.lost.clear();
-        self.totals = Totals::new();
-        self.report.not_carried = Default::default();
-        Ok(Begin::Full { owned: true })
     }
 
     /// One registration, to its end. Workers are stopped whatever happens.
@@ -497,148 +314,6 @@ impl Job<'_> {
             self.add_summary(summary);
         }
         graver(result, ended)
-    }
-
-    /// Everything up to the point at which the source is asked to send.
-    async fn begin_session(
-        &mut self,
-        target: &mut TargetLink,
-        probed: &Target,
-        mut begin: Begin,
-    ) -> Result<Begun, EngineError> {
-        let mut plan = CrewPlan {
-            settings: self.settings.clone(),
-            capabilities: probed.capabilities.clone(),
-            databases: probed.databases,
-            source: None,
-            source_ahead_ms: self.source_ahead_ms(),
-            existing: Arc::new(Existing::new()),
-            process: probed.process.clone(),
-            cluster: match &mut begin {
-                Begin::Full { .. } | Begin::Again => self.cluster_plan(probed, None).await?,
-                Begin::Resume(checkpoint) => self.cluster_plan(probed, Some(checkpoint)).await?,
-            },
-            lease: self.lease_watch(),
-        };
-        let mut source = self.connect_source().await?;
-        plan.source = source.release();
-        self.check_databases(&source, probed)?;
-        let mut session = Session::new();
-        let held = probed.capabilities.holds_expiries();
-        let begin = match begin {
-            Begin::Again => {
-                // Perhaps it lost all, and what the target holds is all that is left.
-                if !source.has_keys() && target::holds_keys(target, &self.settings).await? {
-                    return Err(EngineError::SourceEmpty(
-                        "it holds no key at all now, or may not be asked (INFO), so the target, which holds what it held, or a part of \
-                         that, is not emptied for another full sync; if the source is meant to be empty, run with --on-existing flush"
-                            .into(),
-                    ));
-                }
-                self.full_again(target).await?
-            }
-            begin => begin,
-        };
-        let (crew, checkpoint) = match begin {
-            Begin::Again => return Err(EngineError::Internal("a full sync begins anew twice".into())),
-            Begin::Full { owned } => {
-                let crew = self.open_full(&mut source, &mut session, plan).await?;
-                let (master_id, flows) =
-                    session.registration().map(|r| (r.master_id.clone(), r.flows)).unwrap_or_default();
-                let scope = self.settings.scope.fingerprint();
-                let key = own::checkpoint_key(&self.settings);
-                let checkpoint = Checkpoint {
-                    key,
-                    master_id,
-                    flows,
-                    stable: false,
-                    owned,
-                    held,
-                    lsns: Vec::new(),
-                    scope,
-                    lost: Vec::new(),
-                    homes: Vec::new(),
-                    nodes: Vec::new(),
-                    flushing: false,
-                };
-                checkpoint::begin(target, &checkpoint).await?;
-                (crew, checkpoint)
-            }
-            Begin::Resume(mut checkpoint) => {
-                checkpoint::keep_lost(target, &checkpoint).await?;
-                let known = std::mem::take(&mut checkpoint.lost);
-                let ours: HashSet<Lost> = self.lost.iter().cloned().collect();
-                self.lost.extend(known.into_iter().filter(|lost| !ours.contains(lost)));
-                let mut crew = self.open_partial(&mut source, &checkpoint, plan).await?;
-                crew.note_processes();
-                if checkpoint.held {
-                    crew.hold().add_unnamed(Overflow { keys: true, fields: probed.capabilities.field_expiry });
-                }
-                checkpoint.held |= held;
-                checkpoint::set_held(target, &checkpoint.key, checkpoint.held).await?;
-                (crew, checkpoint)
-            }
-        };
-        Ok(Begun { source, session, crew, checkpoint })
-    }
-
-    /// Registers and opens all flows from the checkpoint's positions. A position that cannot be had is `LostPosition`.
-    async fn open_partial(
-        &mut self,
-        source: &mut Source,
-        checkpoint: &Checkpoint,
-        mut plan: CrewPlan,
-    ) -> Result<Crew, EngineError> {
-        self.enter(Phase::Flows);
-        let lost = |why: String| {
-            EngineError::LostPosition(format!(
-                "{why}. The target holds everything up to its checkpoint ({}); only a full sync goes on from here \
-                 (--on-lost-position resync, which empties the target, or a new run with --on-existing flush)",
-                positions_text(&checkpoint.lsns.iter().map(|lsn| lsn.0).collect::<Vec<_>>())
-            ))
-        };
-        let registration = source.register().await?;
-        self.report.source.flows = registration.flows;
-        if registration.master_id != checkpoint.master_id {
-            return Err(lost(format!(
-                "the source is another process ({}) than the one that the checkpoint is of ({}): it was restarted, or \
-                 failed over",
-                registration.master_id, checkpoint.master_id
-            )));
-        }
-        if registration.flows != checkpoint.flows {
-            return Err(lost(format!("the source has {} flows now, {} before", registration.flows, checkpoint.flows)));
-        }
-        if source.partial_way().is_none() {
-            return Err(lost(format!(
-                "the source's release ({}) leaves records out of a partial sync, so positions cannot be counted in it",
-                source.version()
-            )));
-        }
-        let flows = source.open_flows(Some(&checkpoint.lsns)).await?;
-        let refused: Vec<FlowId> =
-            flows.iter().filter(|flow| flow.opened.directive == Directive::Full).map(|flow| flow.start.id).collect();
-        if !refused.is_empty() {
-            let offsets = source.replica_offsets().await.unwrap_or_default();
-            let behind: Vec<String> = refused
-                .iter()
-                .map(|flow| {
-                    let wanted = checkpoint.lsns.get(flow.0 as usize).copied().unwrap_or_default();
-                    let now = offsets.get(flow.0 as usize).copied().unwrap_or_default();
-                    format!("flow {flow}: LSN {wanted} wanted, the source is at {now}")
-                })
-                .collect();
-            return Err(lost(format!(
-                "the source's backlog does not reach back to the checkpoint ({})",
-                behind.join("; ")
-            )));
-        }
-        if let Some(cluster) = &mut plan.cluster {
-            cluster.sent_before = source.replica_offsets().await?.into();
-        }
-        let crew = Crew::start(plan, flows.into_iter().map(|flow| flow.start).collect()).await?;
-        self.report.ring_features = crew.features();
-        Ok(crew)
     }
 }
 
@@ -670,20 +345,6 @@ impl Losses {
         // Nothing was begun: an address that is wrong is better said at once.
         sessions > 0 && self.full_syncs < FULL_SYNCS_MAX && self.tries < AWAY_TRIES_MAX
     }
-}
-
-/// A fresh control connection to the same server process, whose refusals are waited out for so long.
-pub(super) async fn same_target(
-    settings: &Arc<MigrateSettings>,
-    probed: &Target,
-    patience: Duration,
-) -> Result<TargetLink, EngineError> {
-    let mut link = target::connect_control_within(settings, patience).await?;
-    link.must_be(&probed.process).await?;
-    if probed.capabilities.import_mode {
-        import::declare(&mut link).await?;
-    }
-    Ok(link)
 }
 
 #[cfg(test)]
