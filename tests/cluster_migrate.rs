@@ -210,7 +210,7 @@ fn a_primary_that_was_restarted_proves_nothing_of_its_heir() {
         let follows = wait_for(|| (primary.info("role").unwrap().as_deref() == Some("slave")).then_some(()));
         assert!(follows.is_some(), "it does not become a replica");
         cluster.nodes[1].kill();
-        replica.run("ACL SETUSER default +psync +sync").unwrap();
+        replica.run("ACL SETUSER default +psync").unwrap();
         cluster.nodes[1].restart().unwrap();
         until_primary(cluster, 4);
     });

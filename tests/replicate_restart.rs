@@ -228,14 +228,15 @@ fn a_network_that_fails_often_loses_nothing() {
 #[test]
 fn a_backlog_too_short_is_a_lost_position() {
     let options = MasterOptions { backlog_records: Some(10), ..MasterOptions::default() };
-    let stage = stage("follow-lz4", 3000, options);
+    // No key of it is to be asked for: a recording says from the first that it stands at its end, and the checkpoint would be good only there.
+    let stage = stage("follow-plain", 3000, options);
     let mut tool = stage.start(&[]).unwrap();
     wait_stable(&stage, &mut tool);
     tool.kill();
     let mut tool = stage.start(&[]).unwrap();
     assert_eq!(tool.wait(), Some(8), "{}", tool.said());
     let said = tool.said();
-    assert!(said.contains("backlog") && said.contains("wanted, the source is at 2358"), "{said}");
+    assert!(said.contains("backlog") && said.contains("wanted, the source is at 347;"), "{said}");
     assert!(said.contains("--on-lost-position resync"), "{said}");
     let tool = stage.start(&["--on-lost-position", "resync"]).unwrap();
     finish(&stage, tool);

@@ -137,6 +137,10 @@ impl Job<'_> {
                         self.report.suspects.removed += absent.len() as u64;
                         watch.present.add(present.into_iter().map(|(lost, _)| lost), crate::uring::clock::monotonic_ns());
                         watch.suspects(absent.into_iter().map(|(lost, _)| lost).collect());
+                        // The checkpoint waits for it.
+                        if watch.present.wants_positions() && joining.is_done() {
+                            gone = asking.ask(source);
+                        }
                     }
                     Err(_) if draining.is_some() => watch.suspects(keys),
                     Err(error) => gone = Err(error),
